@@ -1,1 +1,24 @@
-//! hydralora-kernels
+//! Tensors, reverse-mode differentiation and the fused operations of hydralora.
+//!
+//! This crate knows no model and no fine-tuning method. One file an operation under [`ops`]; each
+//! holds its formula, a forward and a hand-written backward over raw slices, and is generic over
+//! `f32` and `f64`, so that the code that trains is the code that finite differences check.
+
+#![deny(unsafe_code)]
+
+pub mod block;
+pub mod buffer;
+pub mod check;
+mod element;
+pub mod graph;
+#[allow(unsafe_code)]
+pub mod matmul;
+pub mod ops;
+mod parameter;
+pub mod simd;
+mod tensor;
+
+pub use element::{DType, Element};
+pub use graph::{Gradients, NoGrad, Var, no_grad};
+pub use parameter::Parameter;
+pub use tensor::{Tensor, TensorElement};

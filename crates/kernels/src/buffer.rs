@@ -1,0 +1,162 @@
+//! Memory for activations, kept between steps.
+//!
+//! A training step allocates and frees gigabytes of activations. Handed back to the operating
+//! system, each of those pages is zeroed and faulted in again on the next step, which costs as much
+//! as the element-wise work itself. So a dropped [`Buffer`] goes to a free list and the next request
+//! of its size class takes it from there, contents and all.
+
+use crate::element::Element;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+/// Buffers below this many elements are left to the allocator.
+const SMALLEST_KEPT: usize = 1 << 12;
+
+/// Free memory of one element type, by capacity.
+pub struct FreeList<E>(Mutex<BTreeMap<usize, Vec<Vec<E>>>>);
+
+impl<E> FreeList<E> {
+    /// An empty list.
+    #[allow(clippy::new_without_default)]
+    pub const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    fn lists(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<Vec<E>>>> {
+        // A panic elsewhere cannot leave the map half-changed.
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Element types that have a free list.
+pub trait Pooled: Element {
+    /// The list that buffers of this type come from and return to.
+    fn free_list() -> &'static FreeList<Self>;
+}
+
+macro_rules! pooled {
+    ($type:ty, $list:ident) => {
+        static $list: FreeList<$type> = FreeList::new();
+        impl Pooled for $type {
+            fn free_list() -> &'static FreeList<$type> {
+                &$list
+            }
+        }
+    };
+}
+pooled!(f32, FREE_F32);
+pooled!(f64, FREE_F64);
+
+/// A fixed-length run of numbers that returns to the free list when dropped.
+pub struct Buffer<E: Pooled> {
+    data: Vec<E>,
+    len: usize,
+}
+
+/// Rounds up so that lengths within an eighth of each other share a class.
+fn size_class(len: usize) -> usize {
+    if len < SMALLEST_KEPT {
+        return len;
+    }
+    let step = 1 << (usize::BITS - 1 - len.leading_zeros() - 3);
+    len.div_ceil(step) * step
+}
+
+impl<E: Pooled> Buffer<E> {
+    /// A buffer whose contents are unspecified: zeros, or whatever its last user left.
+    pub fn scratch(len: usize) -> Self {
+        let class = size_class(len);
+        if class >= SMALLEST_KEPT
+            && let Some(data) = E::free_list().lists().get_mut(&class).and_then(Vec::pop)
+        {
+            return Self { data, len };
+        }
+        Self { data: vec![E::ZERO; class], len }
+    }
+
+    /// A buffer of zeros.
+    pub fn zeros(len: usize) -> Self {
+        let mut buffer = Self::scratch(len);
+        buffer.fill(E::ZERO);
+        buffer
+    }
+}
+
+impl<E: Pooled> From<Vec<E>> for Buffer<E> {
+    fn from(data: Vec<E>) -> Self {
+        let len = data.len();
+        Self { data, len }
+    }
+}
+
+impl<E: Pooled> Deref for Buffer<E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        &self.data[..self.len]
+    }
+}
+
+impl<E: Pooled> DerefMut for Buffer<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.data[..self.len]
+    }
+}
+
+impl<E: Pooled> Clone for Buffer<E> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::scratch(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl<E: Pooled> Drop for Buffer<E> {
+    fn drop(&mut self) {
+        let capacity = self.data.len();
+        if capacity >= SMALLEST_KEPT && size_class(capacity) == capacity {
+            let data = std::mem::take(&mut self.data);
+            E::free_list().lists().entry(capacity).or_default().push(data);
+        }
+    }
+}
+
+/// Bytes held in the free lists.
+pub fn kept_bytes() -> usize {
+    fn of<E: Pooled>() -> usize {
+        E::free_list()
+            .lists()
+            .iter()
+            .map(|(capacity, list)| capacity * list.len() * E::DTYPE.size())
+            .sum()
+    }
+    of::<f32>() + of::<f64>()
+}
+
+/// Gives everything in the free lists back to the allocator.
+pub fn release_kept() {
+    f32::free_list().lists().clear();
+    f64::free_list().lists().clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_waste_at_most_an_eighth() {
+        for len in (SMALLEST_KEPT..200_000).step_by(37) {
+            let class = size_class(len);
+            assert!(class >= len && class <= len + len / 8 + 1, "{len} -> {class}");
+            assert_eq!(size_class(class), class, "a class is its own class");
+        }
+    }
+
+    #[test]
+    fn zeros_are_zero_after_reuse() {
+        let mut buffer = Buffer::<f64>::scratch(10_000);
+        buffer.fill(3.0);
+        drop(buffer);
+        assert!(Buffer::<f64>::zeros(10_001).iter().all(|&x| x == 0.0));
+    }
+}

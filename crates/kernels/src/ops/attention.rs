@@ -1,0 +1,429 @@
+//! Causal softmax attention over packed sequences with grouped heads:
+//! `o_i = Σ_j softmax_j(s · q_i · k_j) v_j`, `j` up to `i` (and within a window, if there is one).
+//!
+//! Queries are taken a block of rows at a time, so memory is a block times the keys and never
+//! `T × T`; the backward recomputes the probabilities from the saved log-sum-exp
+//! (FlashAttention's bookkeeping, arXiv 2205.14135).
+
+use crate::buffer::Buffer;
+use crate::dispatch;
+use crate::graph::Var;
+use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::simd::{self, vectorize};
+use crate::tensor::{Tensor, TensorElement};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Query rows per task.
+const BLOCK: usize = 64;
+
+/// Head counts and constants of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads; divides `num_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1/√head_dim`.
+    pub scale: f64,
+    /// How many keys back a query sees, itself included; all if none.
+    pub window: Option<usize>,
+}
+
+/// Rows of one sequence in the packed queries and in the packed keys.
+///
+/// When there are more keys than queries, the queries are the last positions of the sequence, as
+/// with a cache or a learned prefix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// Query rows.
+    pub queries: Range<usize>,
+    /// Key and value rows; at least as many.
+    pub keys: Range<usize>,
+}
+
+/// Spans of packed sequences without earlier keys: `offsets` has one entry more than there are
+/// sequences.
+pub fn spans(offsets: &[usize]) -> Vec<Span> {
+    offsets.windows(2).map(|w| Span { queries: w[0]..w[1], keys: w[0]..w[1] }).collect()
+}
+
+/// Attention of `q: [Tq, heads · head_dim]` over `k, v: [Tk, kv_heads · head_dim]`, giving
+/// `[Tq, heads · head_dim]`. The spans must tile the query rows in order.
+///
+/// # Panics
+/// If shapes or spans disagree.
+pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: AttentionConfig) -> Var {
+    let (queries, keys, values) = (q.value().clone(), k.value().clone(), v.value().clone());
+    let rows = queries.rows();
+    assert_eq!(queries.cols(), config.num_heads * config.head_dim, "query width");
+    assert_eq!(keys.cols(), config.num_key_value_heads * config.head_dim, "key width");
+    assert_eq!(keys.shape(), values.shape(), "keys and values differ in shape");
+    let mut next = 0;
+    for span in spans {
+        assert_eq!(span.queries.start, next, "spans tile the queries");
+        assert!(span.keys.len() >= span.queries.len() && span.keys.end <= keys.rows(), "key rows");
+        next = span.queries.end;
+    }
+    assert_eq!(next, rows, "spans tile the queries");
+
+    let mut log_sums = Tensor::zeros(queries.dtype(), [rows, config.num_heads]);
+    let value = dispatch!(queries.dtype(), E => {
+        let mut out = Buffer::<E>::scratch(queries.len());
+        let sources: Vec<Source<'_, E>> = spans
+            .iter()
+            .map(|span| Source {
+                queries: rows_of(&queries, &span.queries),
+                keys: rows_of(&keys, &span.keys),
+                values: rows_of(&values, &span.keys),
+            })
+            .collect();
+        forward(&sources, &mut out, Some(log_sums.data_mut::<E>()), config);
+        Tensor::new(out, queries.shape())
+    });
+    let output = value.clone();
+    let spans = spans.to_vec();
+    Var::computed(value, &[q, k, v], move |gradient, parents| {
+        let [dq, dk, dv] = dispatch!(gradient.dtype(), E => backward::<E>(
+            [&queries, &keys, &values, &output, &log_sums, &gradient], &spans, config,
+        ));
+        parents.add(0, dq);
+        parents.add(1, dk);
+        parents.add(2, dv);
+    })
+}
+
+/// Attention without a graph, where each sequence's keys and values lie in a buffer of their own.
+///
+/// `out` and the queries are packed in the order of `sources`.
+pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config: AttentionConfig) {
+    forward(sources, out, None, config);
+}
+
+/// One sequence's queries, keys and values, each row-major over all its heads.
+#[derive(Clone, Copy)]
+pub struct Source<'a, E> {
+    /// `[n, heads · head_dim]`.
+    pub queries: &'a [E],
+    /// `[m, kv_heads · head_dim]`, `m ≥ n`.
+    pub keys: &'a [E],
+    /// `[m, kv_heads · head_dim]`.
+    pub values: &'a [E],
+}
+
+fn rows_of<'a, E: TensorElement>(tensor: &'a Tensor, rows: &Range<usize>) -> &'a [E] {
+    &tensor.data::<E>()[rows.start * tensor.cols()..rows.end * tensor.cols()]
+}
+
+/// Keys visible to query `row` of a sequence with `past` keys before its first query.
+#[inline(always)]
+fn visible(row: usize, past: usize, window: Option<usize>) -> Range<usize> {
+    let end = past + row + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+fn forward<E: TensorElement>(
+    sources: &[Source<'_, E>],
+    out: &mut [E],
+    log_sums: Option<&mut [E]>,
+    config: AttentionConfig,
+) {
+    let width = config.num_heads * config.head_dim;
+    let mut unused;
+    let log_sums = match log_sums {
+        Some(log_sums) => log_sums,
+        None => {
+            unused = vec![E::ZERO; out.len() / config.head_dim];
+            &mut unused
+        }
+    };
+    let mut tasks = Vec::new();
+    let (mut out, mut log_sums) = (out, log_sums);
+    for source in sources {
+        let rows = source.queries.len() / width;
+        for first in (0..rows).step_by(BLOCK) {
+            let block = first..(first + BLOCK).min(rows);
+            let (out_block, rest) = std::mem::take(&mut out).split_at_mut(block.len() * width);
+            out = rest;
+            let (sums_block, rest) =
+                std::mem::take(&mut log_sums).split_at_mut(block.len() * config.num_heads);
+            log_sums = rest;
+            tasks.push((source, block, out_block, sums_block));
+        }
+    }
+    tasks.into_par_iter().for_each(|(source, block, out, log_sums)| {
+        forward_block(source, block, out, log_sums, config);
+    });
+}
+
+/// Scores `s · q kᵀ` of a block of queries against keys `0..key_count` for one head.
+fn scores<E: TensorElement>(
+    source: &Source<'_, E>,
+    block: &Range<usize>,
+    head: usize,
+    key_count: usize,
+    out: &mut [E],
+    config: AttentionConfig,
+) {
+    let (width, dim) = (config.num_heads * config.head_dim, config.head_dim);
+    let kv_width = config.num_key_value_heads * dim;
+    let kv_head = head / (config.num_heads / config.num_key_value_heads);
+    gemm(
+        MatMut::new(out, block.len(), key_count),
+        Mat::strided(&source.queries[block.start * width + head * dim..], block.len(), dim, width),
+        Mat::strided(&source.keys[kv_head * dim..], key_count, dim, kv_width).t(),
+        E::from_f64(config.scale),
+        Write::Set,
+        Threads::One,
+    );
+}
+
+fn forward_block<E: TensorElement>(
+    source: &Source<'_, E>,
+    block: Range<usize>,
+    out: &mut [E],
+    log_sums: &mut [E],
+    config: AttentionConfig,
+) {
+    let (width, dim) = (config.num_heads * config.head_dim, config.head_dim);
+    let kv_width = config.num_key_value_heads * dim;
+    let past = source.keys.len() / kv_width - source.queries.len() / width;
+    let key_count = past + block.end;
+    let mut weights = Buffer::<E>::scratch(block.len() * key_count);
+    for head in 0..config.num_heads {
+        scores(source, &block, head, key_count, &mut weights, config);
+        vectorize(|| {
+            for (i, row) in weights.chunks_exact_mut(key_count).enumerate() {
+                let seen = visible(block.start + i, past, config.window);
+                row[..seen.start].fill(E::ZERO);
+                row[seen.end..].fill(E::ZERO);
+                let row = &mut row[seen];
+                let peak = simd::max(row);
+                for s in row.iter_mut() {
+                    *s = (*s - peak).exp();
+                }
+                let sum = simd::sum_map(row, |x| x);
+                let inverse = E::ONE / sum;
+                for s in row.iter_mut() {
+                    *s *= inverse;
+                }
+                log_sums[i * config.num_heads + head] = peak + E::from_f64(sum.to_f64().ln());
+            }
+        });
+        let kv_head = head / (config.num_heads / config.num_key_value_heads);
+        gemm(
+            MatMut::strided(&mut out[head * dim..], block.len(), dim, width),
+            Mat::new(&weights, block.len(), key_count),
+            Mat::strided(&source.values[kv_head * dim..], key_count, dim, kv_width),
+            E::ONE,
+            Write::Set,
+            Threads::One,
+        );
+    }
+}
+
+/// Gradients of one head of one sequence, each `[rows, head_dim]`.
+struct HeadGradients<E: TensorElement> {
+    dq: Buffer<E>,
+    dk: Buffer<E>,
+    dv: Buffer<E>,
+}
+
+/// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ dO⊙O)`,
+/// `dQ = s dS K`, `dK = s dSᵀ Q`.
+fn backward<E: TensorElement>(
+    [q, k, v, output, log_sums, gradient]: [&Tensor; 6],
+    spans: &[Span],
+    config: AttentionConfig,
+) -> [Tensor; 3] {
+    let heads = config.num_heads;
+    let parts: Vec<HeadGradients<E>> = (0..spans.len() * heads)
+        .into_par_iter()
+        .map(|task| {
+            let (span, head) = (&spans[task / heads], task % heads);
+            let source = Source {
+                queries: rows_of(q, &span.queries),
+                keys: rows_of(k, &span.keys),
+                values: rows_of(v, &span.keys),
+            };
+            let given = [
+                rows_of(output, &span.queries),
+                rows_of(gradient, &span.queries),
+                rows_of(log_sums, &span.queries),
+            ];
+            backward_head(&source, given, head, config)
+        })
+        .collect();
+
+    let dim = config.head_dim;
+    let mut dq = Buffer::<E>::scratch(q.len());
+    let mut dk = Buffer::<E>::zeros(k.len());
+    let mut dv = Buffer::<E>::zeros(v.len());
+    let (width, kv_width) = (q.cols(), k.cols());
+    for (span, parts) in spans.iter().zip(parts.chunks_exact(heads)) {
+        for (head, part) in parts.iter().enumerate() {
+            for (row, from) in span.queries.clone().zip(part.dq.chunks_exact(dim)) {
+                dq[row * width + head * dim..][..dim].copy_from_slice(from);
+            }
+            let kv_head = head / (heads / config.num_key_value_heads);
+            for (sum, from) in [(&mut dk, &part.dk), (&mut dv, &part.dv)] {
+                for (row, from) in span.keys.clone().zip(from.chunks_exact(dim)) {
+                    simd::axpy(E::ONE, from, &mut sum[row * kv_width + kv_head * dim..][..dim]);
+                }
+            }
+        }
+    }
+    [Tensor::new(dq, q.shape()), Tensor::new(dk, k.shape()), Tensor::new(dv, v.shape())]
+}
+
+fn backward_head<E: TensorElement>(
+    source: &Source<'_, E>,
+    [output, gradient, log_sums]: [&[E]; 3],
+    head: usize,
+    config: AttentionConfig,
+) -> HeadGradients<E> {
+    let (width, dim) = (config.num_heads * config.head_dim, config.head_dim);
+    let kv_width = config.num_key_value_heads * dim;
+    let kv_head = head / (config.num_heads / config.num_key_value_heads);
+    let (rows, keys) = (source.queries.len() / width, source.keys.len() / kv_width);
+    let past = keys - rows;
+    let scale = E::from_f64(config.scale);
+    let mut part = HeadGradients {
+        dq: Buffer::scratch(rows * dim),
+        dk: Buffer::zeros(keys * dim),
+        dv: Buffer::zeros(keys * dim),
+    };
+    let mut p = Buffer::<E>::scratch(BLOCK.min(rows) * keys);
+    let mut dp = Buffer::<E>::scratch(BLOCK.min(rows) * keys);
+    for first in (0..rows).step_by(BLOCK) {
+        let block = first..(first + BLOCK).min(rows);
+        let (len, count) = (block.len(), past + block.end);
+        scores(source, &block, head, count, &mut p, config);
+        let at = block.start * width + head * dim;
+        let dy = Mat::strided(&gradient[at..], len, dim, width);
+        gemm(
+            MatMut::new(&mut dp, len, count),
+            dy,
+            Mat::strided(&source.values[kv_head * dim..], count, dim, kv_width).t(),
+            E::ONE,
+            Write::Set,
+            Threads::One,
+        );
+        vectorize(|| {
+            for i in 0..len {
+                let row = block.start + i;
+                let seen = visible(row, past, config.window);
+                let head_row = row * width + head * dim..row * width + (head + 1) * dim;
+                let along = simd::dot(&output[head_row.clone()], &gradient[head_row]);
+                let log_sum = log_sums[row * config.num_heads + head];
+                let p = &mut p[i * count..(i + 1) * count];
+                let dp = &mut dp[i * count..(i + 1) * count];
+                for outside in [0..seen.start, seen.end..count] {
+                    p[outside.clone()].fill(E::ZERO);
+                    dp[outside].fill(E::ZERO);
+                }
+                for (p, dp) in p[seen.clone()].iter_mut().zip(&mut dp[seen]) {
+                    *p = (*p - log_sum).exp();
+                    *dp = *p * (*dp - along);
+                }
+            }
+        });
+        let (p, ds) = (Mat::new(&p, len, count), Mat::new(&dp, len, count));
+        let queries = Mat::strided(&source.queries[at..], len, dim, width);
+        let keys = Mat::strided(&source.keys[kv_head * dim..], count, dim, kv_width);
+        let out = MatMut::new(&mut part.dv, count, dim);
+        gemm(out, p.t(), dy, E::ONE, Write::Add, Threads::One);
+        let out = MatMut::new(&mut part.dk, count, dim);
+        gemm(out, ds.t(), queries, scale, Write::Add, Threads::One);
+        let out = MatMut::new(&mut part.dq[block.start * dim..], len, dim);
+        gemm(out, ds, keys, scale, Write::Set, Threads::One);
+    }
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::check;
+
+    fn config(num_heads: usize, num_key_value_heads: usize, head_dim: usize) -> AttentionConfig {
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        AttentionConfig { num_heads, num_key_value_heads, head_dim, scale, window: None }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let grouped = config(4, 2, 3);
+        check::gradients(&[&[6, 12], &[6, 6], &[6, 6]], |x| {
+            causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 4, 4, 5, 6]), grouped)
+        });
+        let windowed = AttentionConfig { window: Some(2), ..grouped };
+        check::gradients(&[&[5, 12], &[5, 6], &[5, 6]], |x| {
+            causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 5]), windowed)
+        });
+    }
+
+    #[test]
+    fn gradients_reach_keys_before_the_first_query() {
+        let spans = [Span { queries: 0..2, keys: 0..5 }, Span { queries: 2..3, keys: 5..8 }];
+        check::gradients(&[&[3, 4], &[8, 2], &[8, 2]], |x| {
+            causal_attention(&x[0], &x[1], &x[2], &spans, config(2, 1, 2))
+        });
+    }
+
+    #[test]
+    fn long_sequences_cross_blocks_correctly() {
+        let config = config(2, 1, 4);
+        let n = 2 * BLOCK + 7;
+        let x = check::inputs(&[&[n, 8], &[n, 4], &[n, 4]]);
+        let y = causal_attention(&x[0], &x[1], &x[2], &spans(&[0, n]), config);
+        let [q, k, v] = [0, 1, 2].map(|i: usize| x[i].value().to_f64());
+        let y = y.value().to_f64();
+        for head in 0..2 {
+            for i in 0..n {
+                let weights: Vec<f64> = (0..=i)
+                    .map(|j| {
+                        let dot: f64 = (0..4).map(|d| q[i * 8 + head * 4 + d] * k[j * 4 + d]).sum();
+                        (dot * config.scale).exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                for d in 0..4 {
+                    let expected: f64 = (0..=i).map(|j| weights[j] / total * v[j * 4 + d]).sum();
+                    assert!((expected - y[i * 8 + head * 4 + d]).abs() < 1e-12);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f32_agrees_with_f64() {
+        let n = 150;
+        check::f32_agrees(&[&[n, 12], &[n, 6], &[n, 6]], 1e-5, |x| {
+            causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 70, n]), config(4, 2, 3))
+        });
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let n = 200;
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let x: Vec<Var> = check::inputs(&[&[n, 12], &[n, 6], &[n, 6]])
+                    .iter()
+                    .map(|x| Var::leaf(x.value().to_dtype(DType::F32)))
+                    .collect();
+                let y = causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 70, n]), config(4, 2, 3));
+                let g = y.backward_from(y.value().clone());
+                let gradients: Vec<Vec<f64>> =
+                    x.iter().map(|x| g.get(x).unwrap().to_f64()).collect();
+                (y.value().to_f64(), gradients)
+            })
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

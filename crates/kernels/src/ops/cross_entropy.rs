@@ -1,0 +1,176 @@
+//! `loss = c · Σ_t (log Σ_v exp(h_t · W_v) − h_t · W_label(t))` without ever holding all logits.
+//!
+//! Only rows that carry a label are computed, a chunk at a time; the gradient of the hidden state
+//! is formed in the same pass, while the chunk's logits are at hand.
+
+use crate::buffer::Buffer;
+use crate::dispatch;
+use crate::graph::Var;
+use crate::ops::frozen_linear::FrozenLinear;
+use crate::simd::{self, vectorize};
+use crate::tensor::{Tensor, TensorElement};
+use rayon::prelude::*;
+
+/// Rows whose logits are held at once.
+const CHUNK_ROWS: usize = 128;
+
+/// What [`linear_cross_entropy`] gives.
+pub struct CrossEntropy {
+    /// `factor` times the sum of all token losses, shape `[1]`.
+    pub loss: Var,
+    /// Rows of the hidden state that carry a label, ascending.
+    pub rows: Vec<usize>,
+    /// The loss in nats of each of those rows, not multiplied by `factor`.
+    pub token_losses: Vec<f64>,
+}
+
+/// Cross-entropy of `hidden: [T, d]` through the output layer `head: [V, d]` against `labels`
+/// (`[T]`, the token each row has to predict; `ignore` for rows that carry none).
+///
+/// # Panics
+/// If a label is not below the vocabulary size.
+pub fn linear_cross_entropy(
+    hidden: &Var,
+    head: &FrozenLinear,
+    labels: &[u32],
+    ignore: u32,
+    factor: f64,
+) -> CrossEntropy {
+    let h = hidden.value();
+    assert_eq!(h.rows(), labels.len(), "one label per row");
+    let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
+    let wanted = hidden.needs_grad();
+    let (cols, dtype, shape) = (h.cols(), h.dtype(), h.shape().to_vec());
+    let mut token_losses = Vec::with_capacity(rows.len());
+    let mut chunks = Vec::new();
+    for rows in rows.chunks(CHUNK_ROWS) {
+        let targets: Vec<u32> = rows.iter().map(|&t| labels[t]).collect();
+        let selected = select_rows(h, rows);
+        let mut logits = head.apply(&selected);
+        dispatch!(dtype, E => softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses));
+        if wanted {
+            chunks.push(head.input_gradient(&logits, None));
+        }
+    }
+    let total = factor * token_losses.iter().sum::<f64>();
+    let gradient_rows = rows.clone();
+    let loss = Var::computed(Tensor::scalar(dtype, total), &[hidden], move |seed, parents| {
+        let seed = seed.item();
+        let mut out = Tensor::zeros(dtype, shape);
+        dispatch!(dtype, E => {
+            let out = out.data_mut::<E>();
+            for (rows, chunk) in gradient_rows.chunks(CHUNK_ROWS).zip(&chunks) {
+                for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {
+                    for (to, &from) in out[row * cols..(row + 1) * cols].iter_mut().zip(from) {
+                        *to = from * seed as E;
+                    }
+                }
+            }
+        });
+        parents.add(0, out);
+    });
+    CrossEntropy { loss, rows, token_losses }
+}
+
+/// The given rows of `x: [T, d]`, in order.
+pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
+    let cols = x.cols();
+    dispatch!(x.dtype(), E => {
+        let mut out = Buffer::<E>::scratch(rows.len() * cols);
+        for (out, &row) in out.chunks_exact_mut(cols).zip(rows) {
+            out.copy_from_slice(&x.data::<E>()[row * cols..(row + 1) * cols]);
+        }
+        Tensor::new(out, [rows.len(), cols])
+    })
+}
+
+/// Appends each row's loss and turns its logits into `factor · (softmax − onehot)`.
+fn softmax_loss<E: TensorElement>(
+    logits: &mut Tensor,
+    targets: &[u32],
+    factor: f64,
+    losses: &mut Vec<f64>,
+) {
+    let vocabulary = logits.cols();
+    let factor = E::from_f64(factor);
+    let found: Vec<f64> = logits
+        .data_mut::<E>()
+        .par_chunks_exact_mut(vocabulary)
+        .zip(targets)
+        .map(|(row, &target)| {
+            let target = target as usize;
+            assert!(target < vocabulary, "label {target} is not below the vocabulary {vocabulary}");
+            vectorize(|| {
+                let peak = simd::max(row);
+                let wanted = (row[target] - peak).to_f64();
+                for x in row.iter_mut() {
+                    *x = (*x - peak).exp();
+                }
+                // Blocks of f32 partial sums, then f64: the rounding of a plain f32 sum over a
+                // large vocabulary is visible in the loss.
+                let sum: f64 =
+                    row.chunks(1024).map(|block| simd::sum_map(block, |x| x).to_f64()).sum();
+                let scale = factor * E::from_f64(1.0 / sum);
+                for x in row.iter_mut() {
+                    *x *= scale;
+                }
+                row[target] -= factor;
+                sum.ln() - wanted
+            })
+        })
+        .collect();
+    losses.extend(found);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::check;
+
+    const IGNORE: u32 = u32::MAX;
+
+    fn head(vocabulary: usize, hidden: usize) -> FrozenLinear {
+        let values: Vec<f64> =
+            (0..vocabulary * hidden).map(|i| ((i * 53 + 7) % 89) as f64 / 30.0 - 1.5).collect();
+        FrozenLinear::dense(Tensor::from_f64(DType::F64, &values, [vocabulary, hidden]))
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let head = head(11, 4);
+        let labels = [3, IGNORE, 10, 0, IGNORE];
+        check::gradients(&[&[5, 4]], |x| {
+            linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.7).loss
+        });
+    }
+
+    #[test]
+    fn losses_match_the_definition_across_chunks() {
+        let (rows, hidden, vocabulary) = (2 * CHUNK_ROWS + 3, 3, 7);
+        let head = head(vocabulary, hidden);
+        let x = check::inputs(&[&[rows, hidden]]);
+        let labels: Vec<u32> =
+            (0..rows as u32).map(|t| if t % 3 == 1 { IGNORE } else { t % 7 }).collect();
+        let out = linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.5);
+        let logits = head.apply(x[0].value()).to_f64();
+        let mut total = 0.0;
+        for (&row, &loss) in out.rows.iter().zip(&out.token_losses) {
+            let logits = &logits[row * vocabulary..(row + 1) * vocabulary];
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            let expected = sum.ln() - logits[labels[row] as usize];
+            assert!((loss - expected).abs() < 1e-12);
+            total += 0.5 * expected;
+        }
+        assert!((out.loss.value().item() - total).abs() < 1e-9);
+        assert!(out.rows.iter().all(|row| row % 3 != 1));
+    }
+
+    #[test]
+    fn no_labels_give_zero() {
+        let x = check::leaves(&[&[2, 3]]);
+        let out = linear_cross_entropy(&x[0], &head(5, 3), &[IGNORE, IGNORE], IGNORE, 1.0);
+        assert_eq!(out.loss.value().item(), 0.0);
+        assert_eq!(out.loss.backward().get(&x[0]).unwrap().to_f64(), [0.0; 6]);
+    }
+}

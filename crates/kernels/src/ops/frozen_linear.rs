@@ -1,0 +1,270 @@
+//! `y = x Wᵀ + b` for a weight that never changes: a gradient for `x` only.
+
+use crate::block::{self, BlockFormat};
+use crate::buffer::Buffer;
+use crate::dispatch;
+use crate::element::DType;
+use crate::graph::Var;
+use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::simd::{self, vectorize};
+use crate::tensor::Tensor;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// A weight `[out, in]` of the base model.
+#[derive(Clone)]
+pub enum FrozenWeight {
+    /// Numbers as the computation uses them.
+    Dense(Tensor),
+    /// Packed blocks as a GGUF file stores them, widened where they are used.
+    Blocks {
+        /// How the bytes encode numbers.
+        format: BlockFormat,
+        /// Row-major blocks; every row starts a block.
+        bytes: Arc<[u8]>,
+        /// `[out, in]`.
+        shape: [usize; 2],
+        /// Type of the widened numbers.
+        dtype: DType,
+    },
+}
+
+/// Rows of a packed weight that are widened at a time.
+const TILE_ROWS: usize = 256;
+
+/// A frozen linear layer.
+#[derive(Clone)]
+pub struct FrozenLinear {
+    weight: FrozenWeight,
+    bias: Option<Tensor>,
+}
+
+impl FrozenLinear {
+    /// A layer of `weight` and, optionally, `bias: [out]`.
+    pub fn new(weight: FrozenWeight, bias: Option<Tensor>) -> Self {
+        let layer = Self { weight, bias };
+        if let Some(bias) = &layer.bias {
+            assert_eq!(bias.len(), layer.out_features(), "bias has another width");
+        }
+        layer
+    }
+
+    /// A layer of dense `weight: [out, in]`.
+    pub fn dense(weight: Tensor) -> Self {
+        Self::new(FrozenWeight::Dense(weight), None)
+    }
+
+    fn shape(&self) -> [usize; 2] {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => [weight.rows(), weight.cols()],
+            FrozenWeight::Blocks { shape, .. } => *shape,
+        }
+    }
+
+    /// Width of the input.
+    pub fn in_features(&self) -> usize {
+        self.shape()[1]
+    }
+
+    /// Width of the output.
+    pub fn out_features(&self) -> usize {
+        self.shape()[0]
+    }
+
+    /// Type of the activations this layer computes with.
+    pub fn dtype(&self) -> DType {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => weight.dtype(),
+            FrozenWeight::Blocks { dtype, .. } => *dtype,
+        }
+    }
+
+    /// Bytes the layer occupies.
+    pub fn bytes(&self) -> usize {
+        let weight = match &self.weight {
+            FrozenWeight::Dense(weight) => weight.len() * weight.dtype().size(),
+            FrozenWeight::Blocks { bytes, .. } => bytes.len(),
+        };
+        weight + self.bias.as_ref().map_or(0, |bias| bias.len() * bias.dtype().size())
+    }
+
+    /// The frozen weight.
+    pub fn weight(&self) -> &FrozenWeight {
+        &self.weight
+    }
+
+    /// `x Wᵀ + b` for `x: [T, in]`, giving `[T, out]`.
+    pub fn forward(&self, x: &Var) -> Var {
+        let layer = self.clone();
+        Var::computed(self.apply(x.value()), &[x], move |gradient, parents| {
+            let carried = parents.take(0);
+            parents.add(0, layer.input_gradient(&gradient, carried));
+        })
+    }
+
+    /// [`forward`](Self::forward) without a graph.
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        assert_eq!(x.cols(), in_features, "input has another width than the layer");
+        let rows = x.rows();
+        dispatch!(x.dtype(), E => {
+            let mut out = Buffer::<E>::scratch(rows * out_features);
+            let input = Mat::new(x.data::<E>(), rows, in_features);
+            match &self.weight {
+                FrozenWeight::Dense(weight) => gemm(
+                    MatMut::new(&mut out, rows, out_features),
+                    input,
+                    Mat::new(weight.data::<E>(), out_features, in_features).t(),
+                    1.0,
+                    Write::Set,
+                    Threads::All,
+                ),
+                FrozenWeight::Blocks { format, bytes, .. } => {
+                    let mut tile = Buffer::<f32>::scratch(TILE_ROWS * in_features);
+                    for first in (0..out_features).step_by(TILE_ROWS) {
+                        let tile_rows = TILE_ROWS.min(out_features - first);
+                        widen(*format, bytes, first, tile_rows, in_features, &mut tile);
+                        let tile = Tensor::new(tile[..tile_rows * in_features].to_vec(), [tile_rows, in_features])
+                            .to_dtype(x.dtype());
+                        gemm(
+                            MatMut::strided(&mut out[first..], rows, tile_rows, out_features),
+                            input,
+                            Mat::new(tile.data::<E>(), tile_rows, in_features).t(),
+                            1.0,
+                            Write::Set,
+                            Threads::All,
+                        );
+                    }
+                }
+            }
+            if let Some(bias) = &self.bias {
+                let bias = bias.data::<E>();
+                vectorize(|| {
+                    for row in out.chunks_exact_mut(out_features) {
+                        simd::axpy(1.0, bias, row);
+                    }
+                });
+            }
+            Tensor::new(out, [rows, out_features])
+        })
+    }
+
+    /// `dy W`, added to `carried` if there is one.
+    pub(crate) fn input_gradient(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        let rows = gradient.rows();
+        let write = if carried.is_some() { Write::Add } else { Write::Set };
+        dispatch!(gradient.dtype(), E => {
+            let mut out = carried.unwrap_or_else(|| {
+                Tensor::new(Buffer::<E>::scratch(rows * in_features), [rows, in_features])
+            });
+            let data = out.data_mut::<E>();
+            match &self.weight {
+                FrozenWeight::Dense(weight) => gemm(
+                    MatMut::new(data, rows, in_features),
+                    Mat::new(gradient.data::<E>(), rows, out_features),
+                    Mat::new(weight.data::<E>(), out_features, in_features),
+                    1.0,
+                    write,
+                    Threads::All,
+                ),
+                FrozenWeight::Blocks { format, bytes, .. } => {
+                    let mut tile = Buffer::<f32>::scratch(TILE_ROWS * in_features);
+                    let mut write = write;
+                    for first in (0..out_features).step_by(TILE_ROWS) {
+                        let tile_rows = TILE_ROWS.min(out_features - first);
+                        widen(*format, bytes, first, tile_rows, in_features, &mut tile);
+                        let tile = Tensor::new(tile[..tile_rows * in_features].to_vec(), [tile_rows, in_features])
+                            .to_dtype(gradient.dtype());
+                        gemm(
+                            MatMut::new(data, rows, in_features),
+                            Mat::strided(&gradient.data::<E>()[first..], rows, tile_rows, out_features),
+                            Mat::new(tile.data::<E>(), tile_rows, in_features),
+                            1.0,
+                            write,
+                            Threads::All,
+                        );
+                        write = Write::Add;
+                    }
+                }
+            }
+            out
+        })
+    }
+
+    /// Rows `ids` of the weight as `[ids, in]`: an embedding look-up.
+    ///
+    /// # Panics
+    /// If an id is not below the number of rows.
+    pub fn gather(&self, ids: &[u32]) -> Tensor {
+        let [rows, cols] = self.shape();
+        dispatch!(self.dtype(), E => {
+            let mut out = Buffer::<E>::scratch(ids.len() * cols);
+            let mut wide = vec![0.0_f32; cols];
+            for (out, &id) in out.chunks_exact_mut(cols.max(1)).zip(ids) {
+                let id = id as usize;
+                assert!(id < rows, "token id {id} is not below the vocabulary size {rows}");
+                match &self.weight {
+                    FrozenWeight::Dense(weight) => {
+                        out.copy_from_slice(&weight.data::<E>()[id * cols..(id + 1) * cols]);
+                    }
+                    FrozenWeight::Blocks { format, bytes, .. } => {
+                        widen(*format, bytes, id, 1, cols, &mut wide);
+                        for (out, &value) in out.iter_mut().zip(&wide) {
+                            *out = E::from(value);
+                        }
+                    }
+                }
+            }
+            Tensor::new(out, [ids.len(), cols])
+        })
+    }
+}
+
+/// Widens `rows` rows of a packed weight, from row `first` on.
+fn widen(
+    format: BlockFormat,
+    bytes: &[u8],
+    first: usize,
+    rows: usize,
+    cols: usize,
+    out: &mut [f32],
+) {
+    let row_bytes = format.bytes_for(cols);
+    bytes[first * row_bytes..(first + rows) * row_bytes]
+        .par_chunks(row_bytes)
+        .zip(out.par_chunks_mut(cols))
+        .for_each(|(bytes, out)| block::dequantize(format, bytes, out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check;
+
+    fn weight(out_features: usize, in_features: usize) -> Tensor {
+        let values: Vec<f64> = (0..out_features * in_features)
+            .map(|i| ((i * 37 + 11) % 101) as f64 / 50.0 - 1.0)
+            .collect();
+        Tensor::from_f64(DType::F64, &values, [out_features, in_features])
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let bias = Tensor::from_f64(DType::F64, &[0.5, -1.0, 2.0, 0.0, 1.0], [5]);
+        let layer = FrozenLinear::new(FrozenWeight::Dense(weight(5, 3)), Some(bias));
+        check::gradients(&[&[4, 3]], |x| layer.forward(&x[0]));
+        check::gradients(&[&[4, 3]], |x| {
+            crate::ops::elementwise::add(&layer.forward(&x[0]), layer.forward(&x[0]))
+        });
+    }
+
+    #[test]
+    fn gather_reads_rows() {
+        let layer = FrozenLinear::dense(weight(6, 4));
+        let rows = layer.gather(&[5, 0]);
+        let FrozenWeight::Dense(all) = layer.weight() else { panic!("dense") };
+        assert_eq!(rows.to_f64()[..4], all.to_f64()[20..]);
+        assert_eq!(rows.to_f64()[4..], all.to_f64()[..4]);
+    }
+}

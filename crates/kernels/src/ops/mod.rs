@@ -1,0 +1,11 @@
+//! The differentiable operations, one file each: formula, forward, backward, tests.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod elementwise;
+pub mod frozen_linear;
+pub mod gated_low_rank;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;

@@ -1,0 +1,129 @@
+//! `y = w ⊙ x / √(mean(x²) + ε)` over the last dimension.
+
+use crate::buffer::Buffer;
+use crate::dispatch;
+use crate::element::Element;
+use crate::graph::Var;
+use crate::simd::{self, rows_per_task, vectorize};
+use crate::tensor::{Tensor, TensorElement};
+use rayon::prelude::*;
+
+/// RMS normalisation of `x: [T, d]` with `weight: [d]`. Gradients for both.
+///
+/// The result can be recomputed from `x`, so operations that need it in their backward do not keep
+/// a second copy.
+pub fn rms_norm(x: &Var, weight: &Var, epsilon: f64) -> Var {
+    assert_eq!(weight.value().len(), x.value().cols(), "RMSNorm weight has another width");
+    let (input, scale) = (x.value().clone(), weight.value().clone());
+    let value = forward(&input, &scale, epsilon);
+    let (recompute_input, recompute_scale) = (input.clone(), scale.clone());
+    Var::computed(value, &[x, weight], move |gradient, parents| {
+        if parents.needs(1) {
+            parents.add(1, weight_gradient(&input, &scale, &gradient, epsilon));
+        }
+        if parents.needs(0) {
+            let carried = parents.take(0);
+            parents.add(0, input_gradient(&input, &scale, &gradient, epsilon, carried));
+        }
+    })
+    .with_recipe(move || forward(&recompute_input, &recompute_scale, epsilon))
+}
+
+#[inline(always)]
+fn inverse_rms<E: TensorElement>(row: &[E], epsilon: E) -> E {
+    let mean = simd::sum_map(row, |x| x * x) / E::from_f64(row.len() as f64);
+    E::ONE / (mean + epsilon).sqrt()
+}
+
+fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    dispatch!(x.dtype(), E => {
+        let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
+        let mut out = Buffer::<E>::scratch(x.len());
+        let rows = rows_per_task(cols) * cols;
+        out.par_chunks_mut(rows).zip(x.data::<E>().par_chunks(rows)).for_each(|(out, x)| {
+            vectorize(|| {
+                for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+                    let inverse = inverse_rms(x, epsilon);
+                    for i in 0..cols {
+                        out[i] = x[i] * inverse * weight[i];
+                    }
+                }
+            });
+        });
+        Tensor::new(out, x.shape())
+    })
+}
+
+/// With `n = x / rms`, `g = dy ⊙ w`: `dx = (g − n · mean(g ⊙ n)) / rms`, added to `carried`.
+fn input_gradient(
+    x: &Tensor,
+    weight: &Tensor,
+    gradient: &Tensor,
+    epsilon: f64,
+    carried: Option<Tensor>,
+) -> Tensor {
+    let mut out = carried.unwrap_or_else(|| Tensor::zeros(x.dtype(), x.shape()));
+    dispatch!(x.dtype(), E => {
+        let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
+        let rows = rows_per_task(cols) * cols;
+        out.data_mut::<E>()
+            .par_chunks_mut(rows)
+            .zip(x.data::<E>().par_chunks(rows))
+            .zip(gradient.data::<E>().par_chunks(rows))
+            .for_each(|((out, x), dy)| {
+                vectorize(|| {
+                    let mut g = vec![E::ZERO; cols];
+                    for ((out, x), dy) in out
+                        .chunks_exact_mut(cols)
+                        .zip(x.chunks_exact(cols))
+                        .zip(dy.chunks_exact(cols))
+                    {
+                        let inverse = inverse_rms(x, epsilon);
+                        for i in 0..cols {
+                            g[i] = dy[i] * weight[i];
+                        }
+                        let along = simd::dot(&g, x) * inverse * inverse / E::from_f64(cols as f64);
+                        for i in 0..cols {
+                            out[i] += (g[i] - x[i] * along) * inverse;
+                        }
+                    }
+                });
+            });
+    });
+    out
+}
+
+fn weight_gradient(x: &Tensor, weight: &Tensor, gradient: &Tensor, epsilon: f64) -> Tensor {
+    dispatch!(x.dtype(), E => {
+        let (cols, epsilon) = (x.cols(), E::from_f64(epsilon));
+        let mut out = Buffer::<E>::zeros(cols);
+        let rows = x.data::<E>().chunks_exact(cols).zip(gradient.data::<E>().chunks_exact(cols));
+        vectorize(|| {
+            for (x, dy) in rows {
+                let inverse = inverse_rms(x, epsilon);
+                for i in 0..cols {
+                    out[i] += x[i] * inverse * dy[i];
+                }
+            }
+        });
+        Tensor::new(out, weight.shape())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for shape in [[1, 1], [3, 5], [2, 33]] {
+            check::gradients(&[&shape, &[shape[1]]], |x| rms_norm(&x[0], &x[1], 1e-5));
+        }
+    }
+
+    #[test]
+    fn f32_agrees_with_f64() {
+        check::f32_agrees(&[&[5, 577], &[577]], 1e-6, |x| rms_norm(&x[0], &x[1], 1e-5));
+    }
+}

@@ -1,0 +1,122 @@
+//! Running plain loops with the widest vector instructions of the machine.
+//!
+//! The kernels are ordinary Rust loops over slices. [`vectorize`] compiles such a loop once per
+//! instruction set (baseline, AVX2 + FMA, AVX-512, NEON) and picks one at run time, so one source
+//! serves every processor. Reductions keep [`LANES`] partial sums, because a compiler may not
+//! reorder floating-point additions by itself.
+
+use crate::element::Element;
+use rayon::prelude::*;
+
+/// Partial sums of a reduction.
+pub const LANES: usize = 16;
+
+/// Elements per task of an element-wise operation; fixed, so that results do not depend on the
+/// number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// Runs `body`, compiled for the best instruction set this processor has.
+///
+/// Only what is inlined into `body` benefits: mark helpers `#[inline(always)]`.
+#[inline(always)]
+pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// `Σ a_i b_i`.
+#[inline(always)]
+pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
+    let mut sums = [E::ZERO; LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for lane in 0..LANES {
+            sums[lane] = a[lane].mul_add(b[lane], sums[lane]);
+        }
+    }
+    let mut total = fold(sums);
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        total = a.mul_add(b, total);
+    }
+    total
+}
+
+/// `Σ f(a_i)`.
+#[inline(always)]
+pub fn sum_map<E: Element>(a: &[E], f: impl Fn(E) -> E) -> E {
+    let mut sums = [E::ZERO; LANES];
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            sums[lane] += f(block[lane]);
+        }
+    }
+    rest.iter().fold(fold(sums), |total, &x| total + f(x))
+}
+
+/// The largest element, -∞ for none.
+#[inline(always)]
+pub fn max<E: Element>(a: &[E]) -> E {
+    let mut best = [E::NEG_INFINITY; LANES];
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            best[lane] = block[lane].max(best[lane]);
+        }
+    }
+    best.iter().chain(rest).fold(E::NEG_INFINITY, |best, &x| x.max(best))
+}
+
+/// `y += factor * x`.
+#[inline(always)]
+pub fn axpy<E: Element>(factor: E, x: &[E], y: &mut [E]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = factor.mul_add(x, *y);
+    }
+}
+
+#[inline(always)]
+fn fold<E: Element>(mut sums: [E; LANES]) -> E {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] = sums[lane] + sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// Runs `body` over matching chunks of `out` and `input` on all threads.
+pub fn for_each_chunk<E: Element>(
+    out: &mut [E],
+    input: &[E],
+    body: impl Fn(&mut [E], &[E]) + Sync + Send,
+) {
+    assert_eq!(out.len(), input.len());
+    out.par_chunks_mut(CHUNK)
+        .zip(input.par_chunks(CHUNK))
+        .for_each(|(out, input)| vectorize(|| body(out, input)));
+}
+
+/// Rows per task for rows of `cols` elements.
+pub fn rows_per_task(cols: usize) -> usize {
+    (CHUNK / cols.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reductions_match_plain_sums_at_every_length() {
+        for len in 0..70 {
+            let a: Vec<f64> = (0..len).map(|i| f64::from(i) * 0.5 - 7.0).collect();
+            let b: Vec<f64> = (0..len).map(|i| 1.0 / (1.0 + f64::from(i))).collect();
+            let expected: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert!((dot(&a, &b) - expected).abs() < 1e-12);
+            assert!((sum_map(&a, |x| x * x) - a.iter().map(|x| x * x).sum::<f64>()).abs() < 1e-9);
+            assert_eq!(max(&a), a.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+        }
+    }
+}
