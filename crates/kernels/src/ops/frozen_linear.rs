@@ -88,6 +88,11 @@ impl FrozenLinear {
         weight + self.bias.as_ref().map_or(0, |bias| bias.len() * bias.dtype().size())
     }
 
+    /// The bias `[out]`, if there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// The frozen weight.
     pub fn weight(&self) -> &FrozenWeight {
         &self.weight

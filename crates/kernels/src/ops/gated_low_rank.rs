@@ -192,6 +192,54 @@ pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
     Output { y, gates }
 }
 
+/// `softmax(W x + b)` as a value of its own, for a router that serves several layers:
+/// `x: [T, in]`, `weight: [N, in]`, `bias: [N]`, giving `[T, N]`.
+pub fn router_gates(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
+    let gates = softmax(product(x.value(), weight.value()), bias.map(Var::value));
+    let (saved_x, saved_weight, saved_gates) = (x.save(), weight.value().clone(), gates.clone());
+    let none = Var::constant(Tensor::zeros(gates.dtype(), [0]));
+    Var::computed(gates, &[x, weight, bias.unwrap_or(&none)], move |gradient, parents| {
+        dispatch!(gradient.dtype(), E => {
+            let mut ds = gradient;
+            softmax_backward(ds.data_mut::<E>(), &saved_gates);
+            let (tokens, experts, inputs) = (ds.rows(), ds.cols(), saved_weight.cols());
+            if parents.needs(2) {
+                parents.add(2, column_sums::<E>(ds.data::<E>(), experts));
+            }
+            let ds = Mat::new(ds.data::<E>(), tokens, experts);
+            if parents.needs(1) {
+                let x = saved_x.get();
+                let x = Mat::new(x.data::<E>(), tokens, inputs);
+                add_product(parents, 1, [experts, inputs], ds.t(), x);
+            }
+            if parents.needs(0) {
+                let weight = Mat::new(saved_weight.data::<E>(), experts, inputs);
+                add_product(parents, 0, [tokens, inputs], ds, weight);
+            }
+        });
+    })
+}
+
+/// `ds = w ⊙ (dw − Σ w dw)` row by row, in place of `dw`.
+fn softmax_backward<E: TensorElement>(dw: &mut [E], gates: &Tensor) {
+    let experts = gates.cols();
+    for (d, w) in dw.chunks_exact_mut(experts).zip(gates.data::<E>().chunks_exact(experts)) {
+        let mean: E = d.iter().zip(w).map(|(&d, &w)| d * w).sum();
+        for (d, &w) in d.iter_mut().zip(w) {
+            *d = w * (*d - mean);
+        }
+    }
+}
+
+/// The sum over all rows: `[cols]`.
+fn column_sums<E: TensorElement>(rows: &[E], cols: usize) -> Tensor {
+    let mut sums = Buffer::<E>::zeros(cols);
+    for row in rows.chunks_exact(cols) {
+        simd::axpy(E::ONE, row, &mut sums);
+    }
+    Tensor::new(sums, [cols])
+}
+
 fn shape_of(x: &Var, y0: &Var, p: &LowRank<'_>) -> Shape {
     let (x, y0, a, b) = (x.value(), y0.value(), p.a.value(), p.b.value());
     let experts = p.num_experts;
@@ -470,20 +518,9 @@ impl SavedForBackward {
     ) {
         let shape = self.shape;
         let mut ds = dw;
-        for (ds, w) in
-            ds.chunks_exact_mut(shape.experts).zip(gates.data::<E>().chunks_exact(shape.experts))
-        {
-            let mean: E = ds.iter().zip(w).map(|(&d, &w)| d * w).sum();
-            for (d, &w) in ds.iter_mut().zip(w) {
-                *d = w * (*d - mean);
-            }
-        }
+        softmax_backward::<E>(&mut ds, gates);
         if parents.needs(5) {
-            let mut bias = Buffer::<E>::zeros(shape.experts);
-            for row in ds.chunks_exact(shape.experts) {
-                simd::axpy(E::ONE, row, &mut bias);
-            }
-            parents.add(5, Tensor::new(bias, [shape.experts]));
+            parents.add(5, column_sums::<E>(&ds, shape.experts));
         }
         let weight = self.gate_weight.as_ref().expect("a routed update has a router");
         let ds = Mat::new(&ds, shape.tokens, shape.experts);
@@ -667,6 +704,16 @@ mod tests {
             for (experts, own_a) in [(1, false), (3, false), (3, true)] {
                 run(experts, own_a, &masks(), kind);
             }
+        }
+    }
+
+    #[test]
+    fn router_gates_match_finite_differences_and_sum_to_one() {
+        check::gradients(&[&[4, 5], &[3, 5], &[3]], |v| router_gates(&v[0], &v[1], Some(&v[2])));
+        check::gradients(&[&[4, 5], &[3, 5]], |v| router_gates(&v[0], &v[1], None));
+        let v = check::inputs(&[&[4, 5], &[3, 5]]);
+        for row in router_gates(&v[0], &v[1], None).value().to_f64().chunks(3) {
+            assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
         }
     }
 

@@ -1,0 +1,214 @@
+//! Number formats of weight files, and their widening to `f32`.
+//!
+//! Quantised formats are GGUF's: a row is cut into blocks of 32 or 256 numbers that share a scale
+//! `d` (and an offset `m`), and each number is `d·q` or `d·q + m` for a small integer `q`.
+
+use half::{bf16, f16};
+
+/// How the bytes of a weight encode numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum BlockFormat {
+    F64,
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+/// Format, GGML type id, numbers per block, bytes per block.
+const TABLE: &[(BlockFormat, u32, usize, usize)] = &[
+    (BlockFormat::F32, 0, 1, 4),
+    (BlockFormat::F16, 1, 1, 2),
+    (BlockFormat::Q4_0, 2, 32, 18),
+    (BlockFormat::Q4_1, 3, 32, 20),
+    (BlockFormat::Q5_0, 6, 32, 22),
+    (BlockFormat::Q5_1, 7, 32, 24),
+    (BlockFormat::Q8_0, 8, 32, 34),
+    (BlockFormat::Q4_K, 12, 256, 144),
+    (BlockFormat::Q5_K, 13, 256, 176),
+    (BlockFormat::Q6_K, 14, 256, 210),
+    (BlockFormat::F64, 28, 1, 8),
+    (BlockFormat::BF16, 30, 1, 2),
+];
+
+impl BlockFormat {
+    /// The format with GGML's type number `id`.
+    pub fn from_ggml(id: u32) -> Option<Self> {
+        TABLE.iter().find(|row| row.1 == id).map(|row| row.0)
+    }
+
+    fn row(self) -> &'static (BlockFormat, u32, usize, usize) {
+        // Every variant has a row; a unit test goes through them.
+        TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
+    }
+
+    /// Numbers per block.
+    pub fn block_len(self) -> usize {
+        self.row().2
+    }
+
+    /// Bytes per block.
+    pub fn block_bytes(self) -> usize {
+        self.row().3
+    }
+
+    /// Bytes of a row of `len` numbers, a whole number of blocks.
+    pub fn bytes_for(self, len: usize) -> usize {
+        len / self.block_len() * self.block_bytes()
+    }
+}
+
+impl std::fmt::Display for BlockFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Widens `bytes` into `out`.
+///
+/// # Panics
+/// If `bytes` does not hold exactly `out.len()` numbers.
+pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(out.len() % format.block_len(), 0, "a whole number of blocks");
+    assert_eq!(bytes.len(), format.bytes_for(out.len()), "bytes and numbers disagree");
+    let blocks = bytes
+        .chunks_exact(format.block_bytes())
+        .zip(out.chunks_exact_mut(format.block_len()));
+    match format {
+        BlockFormat::F32 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        BlockFormat::F64 => blocks.for_each(|(b, y)| {
+            y[0] = f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
+        }),
+        BlockFormat::F16 => blocks.for_each(|(b, y)| y[0] = half_at(b, 0)),
+        BlockFormat::BF16 => blocks.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        BlockFormat::Q8_0 => blocks.for_each(|(b, y)| {
+            let d = half_at(b, 0);
+            for (y, &q) in y.iter_mut().zip(&b[2..]) {
+                *y = d * f32::from(q as i8);
+            }
+        }),
+        BlockFormat::Q4_0 => blocks.for_each(|(b, y)| {
+            let d = half_at(b, 0);
+            nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
+        }),
+        BlockFormat::Q4_1 => blocks.for_each(|(b, y)| {
+            let (d, m) = (half_at(b, 0), half_at(b, 2));
+            nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
+        }),
+        BlockFormat::Q5_0 => blocks.for_each(|(b, y)| {
+            let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+            nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
+        }),
+        BlockFormat::Q5_1 => blocks.for_each(|(b, y)| {
+            let (d, m) = (half_at(b, 0), half_at(b, 2));
+            let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+            nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
+        }),
+        BlockFormat::Q4_K => blocks.for_each(|(b, y)| {
+            for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                let (d, m) = sub_scale(b, part);
+                let quants = &b[16 + part / 2 * 32..][..32];
+                for (y, &q) in y.iter_mut().zip(quants) {
+                    *y = d * f32::from((q >> (part % 2 * 4)) & 15) - m;
+                }
+            }
+        }),
+        BlockFormat::Q5_K => blocks.for_each(|(b, y)| {
+            for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                let (d, m) = sub_scale(b, part);
+                let quants = &b[48 + part / 2 * 32..][..32];
+                for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
+                    let q = ((q >> (part % 2 * 4)) & 15) | (((high >> part) & 1) << 4);
+                    *y = d * f32::from(q) - m;
+                }
+            }
+        }),
+        BlockFormat::Q6_K => blocks.for_each(|(b, y)| {
+            let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
+            for (i, y) in y.iter_mut().enumerate() {
+                // Halves of 128; within one, four runs of 32 share the bytes of `high`.
+                let (half, run, l) = (i / 128, i % 128 / 32, i % 32);
+                let low = low[half * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
+                let high = high[half * 32 + l] >> (run * 2) & 3;
+                let scale = scales[half * 8 + run * 2 + l / 16] as i8;
+                *y = d * f32::from(scale) * (f32::from(low | high << 4) - 32.0);
+            }
+        }),
+    }
+}
+
+/// The low halves of 16 bytes, then their high halves, through `f(quant, index)`.
+fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
+    let (low, high) = out.split_at_mut(16);
+    for (i, &byte) in bytes.iter().enumerate() {
+        low[i] = f(byte & 15, i);
+        high[i] = f(byte >> 4, i + 16);
+    }
+}
+
+fn fifth_bit(high: u32, index: usize) -> u8 {
+    (high >> index & 1) as u8 * 16
+}
+
+/// Scale and offset of sub-block `part` of a `K` block: six bits each, packed into 12 bytes.
+fn sub_scale(block: &[u8], part: usize) -> (f32, f32) {
+    let packed = &block[4..16];
+    let (scale, offset) = if part < 4 {
+        (packed[part] & 63, packed[part + 4] & 63)
+    } else {
+        (
+            packed[part + 4] & 15 | packed[part - 4] >> 6 << 4,
+            packed[part + 4] >> 4 | packed[part] >> 6 << 4,
+        )
+    };
+    (half_at(block, 0) * f32::from(scale), half_at(block, 2) * f32::from(offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_a_row() {
+        for &(format, id, len, bytes) in TABLE {
+            assert_eq!(BlockFormat::from_ggml(id), Some(format));
+            assert_eq!((format.block_len(), format.block_bytes()), (len, bytes));
+        }
+        assert_eq!(BlockFormat::from_ggml(4), None);
+    }
+
+    /// `tests/golden/blocks.py` makes the file with the `gguf` package's own widening.
+    #[test]
+    fn widening_matches_the_reference_bit_for_bit() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/blocks.json")).unwrap();
+        let cases = golden.as_array().unwrap();
+        assert_eq!(cases.len(), TABLE.len() - 1, "all formats but F64");
+        for case in cases {
+            let id = case["type"].as_u64().unwrap() as u32;
+            let format = BlockFormat::from_ggml(id).unwrap();
+            let numbers = |key: &str| -> Vec<f64> {
+                case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+            };
+            let bytes: Vec<u8> = numbers("bytes").iter().map(|&v| v as u8).collect();
+            let expected = numbers("values");
+            let mut got = vec![0.0; expected.len()];
+            dequantize(format, &bytes, &mut got);
+            for (i, (&got, &expected)) in got.iter().zip(&expected).enumerate() {
+                assert_eq!(got, expected as f32, "{format} element {i}");
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The seam through which a fine-tuning method changes the frozen decoder.
+//!
+//! The decoder knows this trait and nothing else about fine-tuning: it hands every linear layer,
+//! with the name it has in the checkpoint, to the adapter and uses what comes back.
+
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::{Tensor, Var};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// A linear layer inside a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Projection {
+    /// Attention queries.
+    Query,
+    /// Attention keys.
+    Key,
+    /// Attention values.
+    Value,
+    /// Attention output.
+    Output,
+    /// Gate of the feed-forward block.
+    Gate,
+    /// Up-projection of the feed-forward block.
+    Up,
+    /// Down-projection of the feed-forward block.
+    Down,
+}
+
+impl Projection {
+    /// All projections, in the order a layer computes them.
+    pub const ALL: [Projection; 7] = [
+        Projection::Query,
+        Projection::Key,
+        Projection::Value,
+        Projection::Output,
+        Projection::Gate,
+        Projection::Up,
+        Projection::Down,
+    ];
+
+    /// The last part of the checkpoint name, `q_proj` … `down_proj`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Projection::Query => "q_proj",
+            Projection::Key => "k_proj",
+            Projection::Value => "v_proj",
+            Projection::Output => "o_proj",
+            Projection::Gate => "gate_proj",
+            Projection::Up => "up_proj",
+            Projection::Down => "down_proj",
+        }
+    }
+
+    /// Whether the layer belongs to the attention block rather than the feed-forward block.
+    pub fn is_attention(self) -> bool {
+        matches!(
+            self,
+            Projection::Query | Projection::Key | Projection::Value | Projection::Output
+        )
+    }
+
+    /// The block's name in the checkpoint, `self_attn` or `mlp`.
+    pub fn block(self) -> &'static str {
+        if self.is_attention() { "self_attn" } else { "mlp" }
+    }
+}
+
+/// One linear layer of the decoder, displayed as its checkpoint name
+/// (`model.layers.3.mlp.gate_proj`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// Index of the decoder layer.
+    pub layer: usize,
+    /// Which linear layer of it.
+    pub projection: Projection,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layer, projection } = self;
+        write!(f, "model.layers.{layer}.{}.{}", projection.block(), projection.name())
+    }
+}
+
+impl FromStr for Site {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let rest = name.strip_prefix("model.layers.").ok_or(())?;
+        let (layer, rest) = rest.split_once('.').ok_or(())?;
+        let layer = layer.parse().map_err(|_| ())?;
+        let projection = Projection::ALL
+            .into_iter()
+            .find(|p| rest.strip_prefix(p.block()).and_then(|r| r.strip_prefix('.')) == Some(p.name()))
+            .ok_or(())?;
+        Ok(Site { layer, projection })
+    }
+}
+
+/// A site and the widths of its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteShape {
+    /// Which layer.
+    pub site: Site,
+    /// Input width.
+    pub in_features: usize,
+    /// Output width.
+    pub out_features: usize,
+}
+
+/// What a fine-tuning method may change in the frozen decoder.
+pub trait Adapter: Send + Sync {
+    /// The layer at `site` applied to `x: [T, in]`, giving `[T, out]`.
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
+        let _ = (site, pass);
+        frozen.forward(x)
+    }
+}
+
+/// The frozen decoder as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoAdapter;
+
+impl Adapter for NoAdapter {}
+
+/// Sees the gates of routed adapters as they are computed.
+pub trait GateObserver {
+    /// `gates: [T, N]`, one row per token of the pass, each summing to 1.
+    fn observe(&self, site: Site, gates: &Tensor);
+}
+
+/// One run through the decoder: what is the same for all layers of it.
+#[derive(Default)]
+pub struct Pass<'a> {
+    dropout_seed: Option<u64>,
+    observer: Option<&'a dyn GateObserver>,
+    shared: RefCell<HashMap<(usize, &'static str), Var>>,
+}
+
+impl<'a> Pass<'a> {
+    /// Evaluation: no dropout.
+    pub fn inference() -> Self {
+        Self::default()
+    }
+
+    /// Training: dropout masks are drawn from `seed`, which differs for every micro-batch.
+    pub fn training(seed: u64) -> Self {
+        Self { dropout_seed: Some(seed), ..Self::default() }
+    }
+
+    /// Shows the gates of this pass to `observer`.
+    #[must_use]
+    pub fn observed_by(mut self, observer: &'a dyn GateObserver) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// The seed of this pass's dropout masks, if it trains.
+    pub fn dropout_seed(&self) -> Option<u64> {
+        self.dropout_seed
+    }
+
+    /// Reports the gates used at `site`.
+    pub fn report_gates(&self, site: Site, gates: &Tensor) {
+        if let Some(observer) = self.observer {
+            observer.observe(site, gates);
+        }
+    }
+
+    /// A value an adapter computed earlier in this pass for the same layer, or `compute`d now.
+    pub fn shared(&self, layer: usize, name: &'static str, compute: impl FnOnce() -> Var) -> Var {
+        if let Some(value) = self.shared.borrow().get(&(layer, name)) {
+            return value.clone();
+        }
+        let value = compute();
+        self.shared.borrow_mut().insert((layer, name), value.clone());
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for projection in Projection::ALL {
+            let site = Site { layer: 12, projection };
+            assert_eq!(site.to_string().parse(), Ok(site));
+        }
+        assert_eq!(
+            Site { layer: 3, projection: Projection::Gate }.to_string(),
+            "model.layers.3.mlp.gate_proj"
+        );
+        for wrong in ["model.layers.3.mlp.q_proj", "model.layers.x.mlp.up_proj", "lm_head"] {
+            assert_eq!(wrong.parse::<Site>(), Err(()));
+        }
+    }
+}

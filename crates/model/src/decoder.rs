@@ -1,0 +1,453 @@
+//! The frozen decoder: embedding, pre-norm layers of rotary grouped attention and a gated
+//! feed-forward block, final norm, output layer.
+//!
+//! ```text
+//! h ← h + O·attention(rope(Q n₁), rope(K n₁), V n₁)     n₁ = RMSNorm(h)
+//! h ← h + D(silu(G n₂) ⊙ U n₂)                          n₂ = RMSNorm(h)
+//! ```
+//!
+//! Sequences are packed one after the other without padding; every linear layer goes through the
+//! [`Adapter`]. Nothing here is trainable.
+
+use crate::adapter::{Adapter, NoAdapter, Pass, Projection, Site, SiteShape};
+use crate::cache::{Cache, LayerCache};
+use crate::config::{ModelConfig, RopeScaling};
+use crate::error::{Error, Result};
+use crate::family::{self, LayerPlan};
+use crate::weights::Weights;
+use hydralora_kernels::ops::attention::{
+    AttentionConfig, Source, Span, attend, causal_attention, spans,
+};
+use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy, select_rows};
+use hydralora_kernels::ops::elementwise::add;
+use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
+use hydralora_kernels::ops::rms_norm::rms_norm;
+use hydralora_kernels::ops::rope::{RopeTable, rope};
+use hydralora_kernels::ops::swiglu::swiglu;
+use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+
+/// Marks a row that has no token to predict.
+pub const IGNORE_LABEL: u32 = u32::MAX;
+
+/// Sequences packed one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    /// Token ids of all sequences.
+    pub tokens: &'a [u32],
+    /// Where each sequence starts, and the total: one entry more than there are sequences.
+    pub offsets: &'a [usize],
+}
+
+struct Layer {
+    input_norm: Var,
+    post_attention_norm: Var,
+    query: FrozenLinear,
+    key: FrozenLinear,
+    value: FrozenLinear,
+    output: FrozenLinear,
+    gate: FrozenLinear,
+    up: FrozenLinear,
+    down: FrozenLinear,
+}
+
+impl Layer {
+    fn linear(&self, projection: Projection) -> &FrozenLinear {
+        match projection {
+            Projection::Query => &self.query,
+            Projection::Key => &self.key,
+            Projection::Value => &self.value,
+            Projection::Output => &self.output,
+            Projection::Gate => &self.gate,
+            Projection::Up => &self.up,
+            Projection::Down => &self.down,
+        }
+    }
+}
+
+/// A frozen decoder language model.
+pub struct Decoder {
+    config: ModelConfig,
+    dtype: DType,
+    attention: AttentionConfig,
+    inverse_frequencies: Vec<f64>,
+    embedding: FrozenLinear,
+    layers: Vec<Layer>,
+    norm: Var,
+    head: FrozenLinear,
+}
+
+impl Decoder {
+    /// Builds the decoder of `config` from `weights`, computing in `dtype`.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, holds a number that is not finite, or is left
+    /// unused.
+    pub fn load(config: &ModelConfig, weights: &Weights, dtype: DType) -> Result<Self> {
+        let family = family::find(&config.model_type).ok_or_else(|| Error::UnknownModelType {
+            path: weights.path().to_path_buf(),
+            found: config.model_type.clone(),
+            supported: family::supported().join(", "),
+        })?;
+        let plan = family.plan(config);
+        let read = Reader { weights, dtype };
+        let hidden = config.hidden_size;
+        let embedding =
+            read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
+        let head = if config.tie_word_embeddings {
+            embedding.clone()
+        } else {
+            read.linear("lm_head", config.vocab_size, hidden, false)?
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| load_layer(&read, config, plan, index))
+            .collect::<Result<_>>()?;
+        let norm = read.vector("model.norm.weight", hidden)?;
+        let unused: Vec<String> = weights
+            .unused()
+            .into_iter()
+            .filter(|name| !(config.tie_word_embeddings && name == "lm_head.weight"))
+            .collect();
+        if !unused.is_empty() {
+            return Err(Error::UnusedTensors { path: weights.path().to_path_buf(), names: unused });
+        }
+        Ok(Self {
+            config: config.clone(),
+            dtype,
+            attention: AttentionConfig {
+                num_heads: config.num_attention_heads,
+                num_key_value_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: 1.0 / (config.head_dim as f64).sqrt(),
+                window: plan.window,
+            },
+            inverse_frequencies: inverse_frequencies(config),
+            embedding,
+            layers,
+            norm,
+            head,
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of parameters; a tied output layer counts once.
+    pub fn num_parameters(&self) -> usize {
+        let linear = |l: &FrozenLinear| l.in_features() * l.out_features() + l.bias().map_or(0, Tensor::len);
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|layer| {
+                Projection::ALL.iter().map(|&p| linear(layer.linear(p))).sum::<usize>()
+                    + layer.input_norm.value().len()
+                    + layer.post_attention_norm.value().len()
+            })
+            .sum();
+        let head = if self.config.tie_word_embeddings { 0 } else { linear(&self.head) };
+        layers + linear(&self.embedding) + head + self.norm.value().len()
+    }
+
+    /// Bytes of all weights.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|layer| Projection::ALL.iter().map(|&p| layer.linear(p).bytes()).sum::<usize>())
+            .sum();
+        let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
+        layers + self.embedding.bytes() + head
+    }
+
+    /// Every linear layer an adapter can reach, layer by layer.
+    pub fn sites(&self) -> Vec<SiteShape> {
+        self.config.sites()
+    }
+
+    /// The frozen layer at `site`.
+    pub fn frozen(&self, site: Site) -> &FrozenLinear {
+        self.layers[site.layer].linear(site.projection)
+    }
+
+    /// Final hidden states `[T, hidden_size]`, ready for [`loss`](Self::loss) or
+    /// [`logits`](Self::logits).
+    ///
+    /// # Errors
+    /// If a sequence is empty or longer than the context, or a token id is out of range.
+    pub fn hidden(&self, batch: Packed<'_>, adapter: &dyn Adapter, pass: &Pass<'_>) -> Result<Var> {
+        self.validate(batch, |_| 0)?;
+        let positions: Vec<u32> =
+            batch.offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect();
+        let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
+        let spans = spans(batch.offsets);
+        let mut h = Var::constant(self.embedding.gather(batch.tokens));
+        for (index, layer) in self.layers.iter().enumerate() {
+            let attention = |q: Var, k: Var, v: Var| self.attend_packed(&q, &k, &v, &spans);
+            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
+        }
+        Ok(rms_norm(&h, &self.norm, self.config.rms_norm_eps))
+    }
+
+    fn attend_packed(&self, q: &Var, k: &Var, v: &Var, spans: &[Span]) -> Var {
+        causal_attention(q, k, v, spans, self.attention)
+    }
+
+    /// Feeds new tokens to sequences whose earlier tokens are in `caches` (one per sequence) and
+    /// gives the final hidden states `[T, hidden_size]` of the new tokens.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden), counting the cached tokens.
+    pub fn extend(
+        &self,
+        batch: Packed<'_>,
+        caches: &mut [Cache],
+        adapter: &dyn Adapter,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        assert_eq!(caches.len() + 1, batch.offsets.len(), "one cache per sequence");
+        self.validate(batch, |sequence| caches[sequence].len())?;
+        let _guard = no_grad();
+        let positions: Vec<u32> = batch
+            .offsets
+            .windows(2)
+            .zip(caches.iter())
+            .flat_map(|(w, cache)| (0..w[1] - w[0]).map(|i| (cache.len() + i) as u32))
+            .collect();
+        let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
+        let mut h = Var::constant(self.embedding.gather(batch.tokens));
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut caches: Vec<&mut LayerCache> =
+                caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
+            let attention =
+                |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, batch.offsets, &mut caches);
+            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
+        }
+        for (cache, w) in caches.iter_mut().zip(batch.offsets.windows(2)) {
+            cache.advance(w[1] - w[0]);
+        }
+        Ok(rms_norm(&h, &self.norm, self.config.rms_norm_eps).into_value())
+    }
+
+    fn attend_cached(
+        &self,
+        q: &Var,
+        k: &Var,
+        v: &Var,
+        offsets: &[usize],
+        caches: &mut [&mut LayerCache],
+    ) -> Var {
+        let (q, k, v) = (q.value(), k.value(), v.value());
+        let (width, kv_width) = (q.cols(), k.cols());
+        dispatch!(self.dtype, E => {
+            for (cache, w) in caches.iter_mut().zip(offsets.windows(2)) {
+                let rows = w[0] * kv_width..w[1] * kv_width;
+                cache.append(&k.data::<E>()[rows.clone()], &v.data::<E>()[rows]);
+            }
+            let sources: Vec<Source<'_, E>> = caches
+                .iter()
+                .zip(offsets.windows(2))
+                .map(|(cache, w)| {
+                    let (keys, values) = cache.rows();
+                    Source { queries: &q.data::<E>()[w[0] * width..w[1] * width], keys, values }
+                })
+                .collect();
+            let mut out = Tensor::zeros(self.dtype, q.shape());
+            attend(&sources, out.data_mut::<E>(), self.attention);
+            Var::constant(out)
+        })
+    }
+
+    fn layer_forward(
+        &self,
+        index: usize,
+        layer: &Layer,
+        h: Var,
+        table: &RopeTable,
+        adapter: &dyn Adapter,
+        pass: &Pass<'_>,
+        attention: impl FnOnce(Var, Var, Var) -> Var,
+    ) -> Var {
+        let linear = |projection: Projection, x: &Var| {
+            adapter.linear(Site { layer: index, projection }, x, layer.linear(projection), pass)
+        };
+        let epsilon = self.config.rms_norm_eps;
+        let normed = rms_norm(&h, &layer.input_norm, epsilon);
+        let query = rope(linear(Projection::Query, &normed), table);
+        let key = rope(linear(Projection::Key, &normed), table);
+        let value = linear(Projection::Value, &normed);
+        let attended = attention(query, key, value);
+        let h = add(&h, linear(Projection::Output, &attended));
+        let normed = rms_norm(&h, &layer.post_attention_norm, epsilon);
+        let gate = linear(Projection::Gate, &normed);
+        let up = linear(Projection::Up, &normed);
+        let activated = swiglu(&gate, &up);
+        add(&h, linear(Projection::Down, &activated))
+    }
+
+    /// Cross-entropy of `hidden` against `labels` (the token each row predicts, [`IGNORE_LABEL`]
+    /// for none), times `factor`.
+    pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
+        linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor)
+    }
+
+    /// Logits `[rows, vocab_size]` of some rows of `hidden`.
+    pub fn logits(&self, hidden: &Tensor, rows: &[usize]) -> Tensor {
+        self.head.apply(&select_rows(hidden, rows))
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self) -> Cache {
+        let width = self.config.num_key_value_heads * self.config.head_dim;
+        Cache::new(self.layers.len(), self.dtype, width)
+    }
+
+    /// Logits after each sequence of `batch`, without an adapter: `[sequences, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn last_logits(&self, batch: Packed<'_>) -> Result<Tensor> {
+        let _guard = no_grad();
+        let hidden = self.hidden(batch, &NoAdapter, &Pass::inference())?;
+        let rows: Vec<usize> = batch.offsets[1..].iter().map(|end| end - 1).collect();
+        Ok(self.logits(hidden.value(), &rows))
+    }
+
+    fn validate(&self, batch: Packed<'_>, past: impl Fn(usize) -> usize) -> Result<()> {
+        let limit = self.config.max_position_embeddings;
+        assert_eq!(batch.offsets.last(), Some(&batch.tokens.len()), "offsets end at the tokens");
+        for (sequence, w) in batch.offsets.windows(2).enumerate() {
+            let length = w[1] - w[0];
+            if length == 0 {
+                return Err(Error::EmptySequence { sequence });
+            }
+            let length = length + past(sequence);
+            if length > limit {
+                return Err(Error::ContextExceeded { sequence, length, limit });
+            }
+        }
+        match batch.tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+            Some(&token) => {
+                Err(Error::TokenOutOfRange { token, vocab_size: self.config.vocab_size })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads named tensors in one element type.
+struct Reader<'a> {
+    weights: &'a Weights,
+    dtype: DType,
+}
+
+impl Reader<'_> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = Tensor::new(self.weights.take_f32(name, shape)?, shape);
+        if !tensor.is_finite() {
+            return Err(Error::NonFinite {
+                path: self.weights.path().to_path_buf(),
+                name: name.to_owned(),
+            });
+        }
+        Ok(tensor.to_dtype(self.dtype))
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Var> {
+        Ok(Var::constant(self.tensor(name, &[len])?))
+    }
+
+    fn linear(&self, name: &str, out: usize, inputs: usize, bias: bool) -> Result<FrozenLinear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[out, inputs])?;
+        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[out])).transpose()?;
+        Ok(FrozenLinear::new(FrozenWeight::Dense(weight), bias))
+    }
+}
+
+fn load_layer(
+    read: &Reader<'_>,
+    config: &ModelConfig,
+    plan: LayerPlan,
+    index: usize,
+) -> Result<Layer> {
+    let linear = |projection: Projection| {
+        let site = Site { layer: index, projection };
+        let shape = config.site_shape(site);
+        let bias = match projection {
+            Projection::Query | Projection::Key | Projection::Value => plan.query_key_value_bias,
+            Projection::Output => plan.output_bias,
+            Projection::Gate | Projection::Up | Projection::Down => plan.feed_forward_bias,
+        };
+        read.linear(&site.to_string(), shape.out_features, shape.in_features, bias)
+    };
+    let norm = |name: &str| {
+        read.vector(&format!("model.layers.{index}.{name}.weight"), config.hidden_size)
+    };
+    Ok(Layer {
+        input_norm: norm("input_layernorm")?,
+        post_attention_norm: norm("post_attention_layernorm")?,
+        query: linear(Projection::Query)?,
+        key: linear(Projection::Key)?,
+        value: linear(Projection::Value)?,
+        output: linear(Projection::Output)?,
+        gate: linear(Projection::Gate)?,
+        up: linear(Projection::Up)?,
+        down: linear(Projection::Down)?,
+    })
+}
+
+impl ModelConfig {
+    /// The widths of the linear layer at `site`.
+    pub fn site_shape(&self, site: Site) -> SiteShape {
+        let hidden = self.hidden_size;
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        let (out_features, in_features) = match site.projection {
+            Projection::Query => (query, hidden),
+            Projection::Key | Projection::Value => (key_value, hidden),
+            Projection::Output => (hidden, query),
+            Projection::Gate | Projection::Up => (self.intermediate_size, hidden),
+            Projection::Down => (hidden, self.intermediate_size),
+        };
+        SiteShape { site, in_features, out_features }
+    }
+
+    /// Every linear layer inside the decoder layers, layer by layer.
+    pub fn sites(&self) -> Vec<SiteShape> {
+        (0..self.num_hidden_layers)
+            .flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
+            .map(|site| self.site_shape(site))
+            .collect()
+    }
+}
+
+/// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
+fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
+    let dim = config.head_dim;
+    (0..dim / 2)
+        .map(|i| {
+            let frequency = config.rope.theta.powf(-2.0 * i as f64 / dim as f64);
+            match config.rope.scaling {
+                RopeScaling::None => frequency,
+                RopeScaling::Linear { factor } => frequency / factor,
+                RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position_embeddings,
+                } => {
+                    let turns = original_max_position_embeddings as f64 * frequency
+                        / (2.0 * std::f64::consts::PI);
+                    let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                        .clamp(0.0, 1.0);
+                    frequency * (smooth + (1.0 - smooth) / factor)
+                }
+            }
+        })
+        .collect()
+}

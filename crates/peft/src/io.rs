@@ -1,0 +1,300 @@
+//! Adapter folders: PEFT's `adapter_config.json` and `adapter_model.safetensors`, and beside them
+//! `hydralora.json` with what is needed to notice that an adapter is used with another base model,
+//! chat template or end token than it was trained with.
+
+use crate::error::{Error, Fault, Result};
+use crate::method::{MethodOptions, TensorMap, Tuned};
+use crate::methods::METHODS;
+use hydralora_kernels::{DType, Tensor, dispatch};
+use hydralora_model::adapter::{Projection, Site, SiteShape};
+use hydralora_model::durable::replace_folder;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// PEFT's configuration file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// PEFT's tensor file.
+pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// What an adapter was trained with.
+pub const METADATA_FILE: &str = "hydralora.json";
+/// The chat template, where the Hugging Face tools look for it.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The prefix PEFT puts before a base model's names.
+const PEFT_PREFIX: &str = "base_model.model.";
+
+/// What an adapter was trained with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Version of hydralora that wrote the folder.
+    pub version: String,
+    /// Name of the base model.
+    pub base_model: String,
+    /// Fingerprint of the base model's weights and configuration.
+    pub base_fingerprint: String,
+    /// The chat template's source, if records were put through one.
+    pub chat_template: Option<String>,
+    /// Text of the tokens that end an answer.
+    pub end_tokens: Vec<String>,
+}
+
+/// An adapter read from a folder.
+pub struct LoadedAdapter {
+    /// The live adapter.
+    pub tuned: Box<dyn Tuned>,
+    /// What it was trained with, if the folder says so.
+    pub metadata: Option<Metadata>,
+}
+
+/// Writes an adapter folder, whole or not at all.
+///
+/// # Errors
+/// If the file system refuses, or a tensor holds a number that is not finite.
+pub fn save(folder: &Path, tuned: &dyn Tuned, metadata: &Metadata, all: &[SiteShape]) -> Result<()> {
+    replace_folder(folder, |folder| write_into(folder, tuned, metadata, all))
+}
+
+/// The same into an existing empty folder.
+///
+/// # Errors
+/// As [`save`].
+pub fn write_into(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    metadata: &Metadata,
+    all: &[SiteShape],
+) -> Result<()> {
+    let tensors = tuned.tensors();
+    if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
+        return Err(Error::Malformed {
+            path: folder.join(TENSOR_FILE),
+            message: format!("`{name}` holds a number that is not finite; nothing was written"),
+        });
+    }
+    let mut config = tuned.options().to_peft();
+    config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
+    config.insert("target_modules".to_owned(), json!(module_names(&tuned.sites(), all)));
+    write(&folder.join(CONFIG_FILE), &pretty(&config))?;
+    write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    if let Some(template) = &metadata.chat_template {
+        write(&folder.join(TEMPLATE_FILE), template.as_bytes())?;
+    }
+    write(&folder.join(TENSOR_FILE), &encode(&tensors, PEFT_PREFIX)?)
+}
+
+/// The shortest list of names that means just these layers to PEFT.
+fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
+    let used: BTreeSet<Projection> = sites.iter().map(|site| site.projection).collect();
+    let meant = all.iter().filter(|shape| used.contains(&shape.site.projection)).count();
+    if meant == sites.len() {
+        used.into_iter().map(|projection| projection.name().to_owned()).collect()
+    } else {
+        sites.iter().map(ToString::to_string).collect()
+    }
+}
+
+fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|error| naming(path, &error))
+}
+
+fn naming(path: &Path, error: &std::io::Error) -> Error {
+    Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// Tensors as the bytes of a safetensors file, every name behind `prefix`.
+///
+/// # Errors
+/// If the format cannot hold them.
+pub fn encode(tensors: &TensorMap, prefix: &str) -> Result<Vec<u8>> {
+    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let bytes = dispatch!(tensor.dtype(), E => {
+                tensor.data::<E>().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
+            });
+            let dtype = match tensor.dtype() {
+                DType::F32 => Dtype::F32,
+                DType::F64 => Dtype::F64,
+            };
+            (format!("{prefix}{name}"), dtype, tensor.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, dtype, shape, bytes)| {
+        let view = TensorView::new(*dtype, shape.clone(), bytes);
+        view.map(|view| (name.as_str(), view))
+    });
+    let views: std::result::Result<Vec<_>, _> = views.collect();
+    let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    views
+        .and_then(|views| safetensors::serialize(views, Some(metadata)))
+        .map_err(|error| Error::Malformed { path: TENSOR_FILE.into(), message: error.to_string() })
+}
+
+/// Reads a safetensors file of floating-point tensors as `dtype`.
+///
+/// # Errors
+/// If the file cannot be read, is malformed, or holds other types or numbers that are not finite.
+pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
+    let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
+    let malformed =
+        |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
+    let mut tensors = TensorMap::new();
+    for (name, view) in file.tensors() {
+        let values: Vec<f64> = match view.dtype() {
+            Dtype::F64 => chunks(view.data()).map(f64::from_le_bytes).collect(),
+            Dtype::F32 => chunks(view.data()).map(|b| f64::from(f32::from_le_bytes(b))).collect(),
+            Dtype::F16 => {
+                chunks(view.data()).map(|b| half::f16::from_le_bytes(b).to_f64()).collect()
+            }
+            Dtype::BF16 => {
+                chunks(view.data()).map(|b| half::bf16::from_le_bytes(b).to_f64()).collect()
+            }
+            other => {
+                let expected = "expected F32, F16, BF16 or F64";
+                return Err(malformed(format!("`{name}` has type {other:?}; {expected}")));
+            }
+        };
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(malformed(format!(
+                "`{name}` holds {} at element {index}; expected finite numbers",
+                values[index]
+            )));
+        }
+        tensors.insert(plain_name(&name), Tensor::from_f64(dtype, &values, view.shape().to_vec()));
+    }
+    Ok(tensors)
+}
+
+fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// A tensor's name without what PEFT puts around it.
+fn plain_name(name: &str) -> String {
+    let name = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
+    name.replace(".default.", ".")
+}
+
+/// The layer a tensor belongs to, by its name.
+fn site_of(name: &str) -> Option<Site> {
+    let end = name.match_indices('.').nth(4).map_or(name.len(), |(at, _)| at);
+    name[..end].parse().ok()
+}
+
+/// Reads an adapter folder for a model whose layers are `sites`.
+///
+/// # Errors
+/// If a file is missing or malformed, the method or one of its options is not supported, or the
+/// tensors are not exactly those the adapter needs on this model.
+pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAdapter> {
+    let options = read_options(folder)?;
+    let path = folder.join(TENSOR_FILE);
+    let tensors = decode(&path, dtype)?;
+    let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
+    Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
+}
+
+/// The options in a folder's `adapter_config.json`.
+///
+/// # Errors
+/// If it is missing, malformed, or asks for something not supported.
+pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
+    let path = folder.join(CONFIG_FILE);
+    let config: Map<String, Value> = read_json(&path)?;
+    let method = METHODS.iter().find(|method| method.claims(&config)).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
+        let found = config.get("peft_type").map_or("missing".to_owned(), Value::to_string);
+        Error::Malformed {
+            path: path.clone(),
+            message: format!("peft_type is {found}; supported methods are {}", known.join(", ")),
+        }
+    })?;
+    method.from_peft(&config).map_err(|faults| Error::Malformed {
+        path,
+        message: faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "),
+    })
+}
+
+/// What the adapter in `folder` was trained with, if it says so.
+///
+/// # Errors
+/// If the file is there but malformed.
+pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
+    let path = folder.join(METADATA_FILE);
+    if path.exists() { read_json(&path).map(Some) } else { Ok(None) }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(|error| naming(path, &error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::Malformed { path: path.to_path_buf(), message: error.to_string() })
+}
+
+/// Builds the adapter that `tensors` describe; every one of them has to be used.
+///
+/// # Errors
+/// Listing every tensor that is missing, left over, misshapen, or for a layer the model lacks.
+pub fn attach(
+    path: &Path,
+    options: &dyn MethodOptions,
+    mut tensors: TensorMap,
+    sites: &[SiteShape],
+    dtype: DType,
+) -> Result<Box<dyn Tuned>> {
+    let named: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
+    let wanted: Vec<SiteShape> =
+        sites.iter().copied().filter(|shape| named.contains(&shape.site)).collect();
+    let mut tuned = options.build(&wanted, dtype, 0);
+    let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
+    mismatches.extend(tensors.iter().map(|(name, tensor)| match site_of(name) {
+        Some(site) if !wanted.iter().any(|shape| shape.site == site) => {
+            format!("`{name}` is for a layer the model does not have")
+        }
+        _ => format!("`{name}` {:?} is not used by this method", tensor.shape()),
+    }));
+    if named.is_empty() && mismatches.is_empty() {
+        mismatches.push("holds no tensor of a layer".to_owned());
+    }
+    if mismatches.is_empty() {
+        return Ok(tuned);
+    }
+    let more = mismatches.len().saturating_sub(8);
+    mismatches.truncate(8);
+    if more > 0 {
+        mismatches.push(format!("and {more} more"));
+    }
+    Err(Error::Tensors { path: path.to_path_buf(), mismatches })
+}
+
+/// Refuses an adapter whose recorded base model is not the one at hand.
+///
+/// # Errors
+/// If the fingerprints differ.
+pub fn check_base(
+    folder: &Path,
+    metadata: &Metadata,
+    base_model: &str,
+    fingerprint: &str,
+) -> Result<()> {
+    if metadata.base_fingerprint == fingerprint {
+        return Ok(());
+    }
+    Err(Error::AnotherBase {
+        path: folder.to_path_buf(),
+        trained_on: metadata.base_model.clone(),
+        expected: metadata.base_fingerprint.clone(),
+        given: base_model.to_owned(),
+        found: fingerprint.to_owned(),
+    })
+}

@@ -1,0 +1,180 @@
+//! HydraLoRA: one shared `A`, `N` heads `B_i`, and a softmax router over them, per token:
+//! `y = W0 x + (alpha / r) Σ_i w_i B_i A x`, `w = softmax(W_g x)`.
+//!
+//! Tian et al., arXiv 2404.19245, equations 2–4. `A` and the router start Kaiming-uniform, every
+//! `B_i` at zero; all three train together and there is no balance loss. Where the paper's text,
+//! its formula and the published code disagree, an option chooses.
+
+use crate::error::{Fault, Result};
+use crate::low_rank::{
+    DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, RouteOn, Router, RouterScope,
+};
+use crate::method::{Method, MethodOptions, Tuned, read_section};
+use crate::options::{LoraConfigKeys, check_common, scale, to_map};
+use crate::targets::Targets;
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+pub(super) struct HydraLora;
+pub(super) static METHOD: HydraLora = HydraLora;
+
+/// Options of HydraLoRA in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Rank `r` of `A` and of every head.
+    rank: usize,
+    /// Numerator of the scale.
+    alpha: f64,
+    /// Scale by `alpha / √r` instead of `alpha / r`.
+    use_rslora: bool,
+    /// Dropout probability on the input of `A`.
+    dropout: f64,
+    /// The layers to change.
+    targets: Targets,
+    /// Number `N` of B heads.
+    num_experts: usize,
+    /// What the router reads: `x` (text and code of the paper) or `a` (its formula's shape).
+    route_on: RouteOn,
+    /// One dropout mask for all heads, or one per head as in the published code.
+    dropout_mask: DropoutMask,
+    /// Whether the router has a bias.
+    router_bias: bool,
+    /// One router per layer, or one per attention or feed-forward block.
+    router_scope: RouterScope,
+}
+
+impl Default for Options {
+    /// The published script's values, except that dropout is off.
+    fn default() -> Self {
+        Self {
+            rank: 4,
+            alpha: 32.0,
+            use_rslora: false,
+            dropout: 0.0,
+            targets: Targets::One("ffn".to_owned()),
+            num_experts: 4,
+            route_on: RouteOn::X,
+            dropout_mask: DropoutMask::Shared,
+            router_bias: false,
+            router_scope: RouterScope::Linear,
+        }
+    }
+}
+
+impl Options {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = check_common(self.rank, self.alpha, self.dropout, &self.targets);
+        if self.num_experts == 0 {
+            faults.push(Fault::new("method.num_experts", "is 0; expected at least 1"));
+        }
+        if self.route_on == RouteOn::A && self.router_scope == RouterScope::Block {
+            faults.push(Fault::new(
+                "method.router_scope",
+                "`block` reads the block's input, so it cannot be combined with `route_on: a`",
+            ));
+        }
+        if self.route_on == RouteOn::A
+            && self.dropout_mask == DropoutMask::PerExpert
+            && self.dropout > 0.0
+        {
+            faults.push(Fault::new(
+                "method.dropout_mask",
+                "`per_expert` gives every head its own A x, so it cannot be combined with `route_on: a`",
+            ));
+        }
+        faults
+    }
+}
+
+impl Method for HydraLora {
+    fn name(&self) -> &'static str {
+        "hydralora"
+    }
+
+    fn summary(&self) -> &'static str {
+        "one shared A, several B heads mixed per token by a router"
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        let kind = config.get("peft_type");
+        kind == Some(&json!("HYDRALORA"))
+            || (kind == Some(&json!("LORA")) && config.contains_key("lora_nums"))
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        Options::default().to_recipe()
+    }
+
+    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: Options = read_section("method", section, &self.defaults())?;
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+
+    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let keys = LoraConfigKeys::read(config)?;
+        // The published code calls the number of heads `lora_nums`.
+        let own: Map<String, Value> = ["route_on", "dropout_mask", "router_bias", "router_scope"]
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
+            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
+            .collect();
+        let options: Options = read_section("adapter_config", &own, &self.defaults())?;
+        let options = Options {
+            rank: keys.rank,
+            alpha: keys.alpha,
+            use_rslora: keys.use_rslora,
+            dropout: keys.dropout,
+            targets: keys.targets,
+            ..options
+        };
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let mut config = LoraConfigKeys {
+            rank: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            dropout: self.dropout,
+            targets: self.targets.clone(),
+        }
+        .write("HYDRALORA");
+        config.insert("lora_nums".to_owned(), json!(self.num_experts));
+        for key in ["route_on", "dropout_mask", "router_bias", "router_scope"] {
+            config.insert(key.to_owned(), self.to_recipe()[key].clone());
+        }
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let spec = LowRankSpec {
+            rank: self.rank,
+            num_experts: self.num_experts,
+            scale: scale(self.alpha, self.rank, self.use_rslora),
+            dropout: self.dropout,
+            dropout_mask: self.dropout_mask,
+            router: Some(Router {
+                route_on: self.route_on,
+                scope: self.router_scope,
+                bias: self.router_bias,
+            }),
+            names: HeadNames::Numbered,
+        };
+        Box::new(LowRankAdapter::new(Box::new(self.clone()), spec, sites, dtype, seed))
+    }
+}

@@ -1,0 +1,135 @@
+//! Which linear layers a method changes.
+
+use crate::error::{Error, Result};
+use hydralora_model::adapter::{Projection, SiteShape};
+use serde::{Deserialize, Serialize};
+
+/// Targets as a recipe gives them: one entry or a list. An entry is a preset (`qv`, `ffn`,
+/// `attention`, `all`), the end of a layer's name (`q_proj`, `mlp.up_proj`), or a pattern with `*`
+/// over whole names (`model.layers.1?.*`: `*` stands for any text, `?` for one character).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// A single entry.
+    One(String),
+    /// Several entries; a layer is a target if any matches.
+    Many(Vec<String>),
+}
+
+/// The presets and what they stand for.
+pub const PRESETS: &[(&str, &[Projection])] = &[
+    ("qv", &[Projection::Query, Projection::Value]),
+    ("ffn", &[Projection::Gate, Projection::Up, Projection::Down]),
+    (
+        "attention",
+        &[Projection::Query, Projection::Key, Projection::Value, Projection::Output],
+    ),
+    ("all", &Projection::ALL),
+];
+
+impl Targets {
+    /// The entries.
+    pub fn entries(&self) -> &[String] {
+        match self {
+            Targets::One(entry) => std::slice::from_ref(entry),
+            Targets::Many(entries) => entries,
+        }
+    }
+
+    /// The layers of `sites` that are meant, in order.
+    ///
+    /// # Errors
+    /// If an entry matches nothing.
+    pub fn select(&self, sites: &[SiteShape]) -> Result<Vec<SiteShape>> {
+        for entry in self.entries() {
+            if !sites.iter().any(|shape| matches(entry, shape)) {
+                return Err(Error::TargetMatchesNothing {
+                    target: entry.clone(),
+                    names: Projection::ALL.map(Projection::name).join(", "),
+                });
+            }
+        }
+        let wanted = |shape: &SiteShape| self.entries().iter().any(|entry| matches(entry, shape));
+        Ok(sites.iter().copied().filter(wanted).collect())
+    }
+}
+
+fn matches(entry: &str, shape: &SiteShape) -> bool {
+    let site = shape.site;
+    if let Some((_, projections)) = PRESETS.iter().find(|(name, _)| *name == entry) {
+        return projections.contains(&site.projection);
+    }
+    let name = site.to_string();
+    if entry.contains(['*', '?']) {
+        return glob(entry.as_bytes(), name.as_bytes());
+    }
+    name.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether `text` matches `pattern`, where `*` stands for any text and `?` for one character.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    // After a mismatch the last `*` is made to swallow one character more.
+    let (mut p, mut t, mut retry) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match retry {
+                Some((after, from)) => {
+                    p = after;
+                    t = from + 1;
+                    retry = Some((after, from + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&c| c == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hydralora_model::adapter::Site;
+
+    fn sites() -> Vec<SiteShape> {
+        (0..12)
+            .flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
+            .map(|site| SiteShape { site, in_features: 4, out_features: 4 })
+            .collect()
+    }
+
+    fn count(entries: &[&str]) -> usize {
+        Targets::Many(entries.iter().map(ToString::to_string).collect())
+            .select(&sites())
+            .unwrap()
+            .len()
+    }
+
+    #[test]
+    fn presets_names_and_patterns_select_layers() {
+        assert_eq!(count(&["qv"]), 24);
+        assert_eq!(count(&["ffn"]), 36);
+        assert_eq!(count(&["attention"]), 48);
+        assert_eq!(count(&["all"]), 84);
+        assert_eq!(count(&["down_proj", "mlp.up_proj"]), 24);
+        assert_eq!(count(&["model.layers.1.*"]), 7);
+        assert_eq!(count(&["model.layers.1?.mlp.*"]), 6);
+        assert_eq!(count(&["*.q_proj", "q_proj"]), 12);
+        assert_eq!(count(&["model.layers.3.self_attn.k_proj"]), 1);
+    }
+
+    #[test]
+    fn an_entry_that_matches_nothing_is_named() {
+        for entry in ["proj", "w1", "model.layers.99.*", ""] {
+            let error = Targets::One(entry.to_owned()).select(&sites()).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{entry}`")) && error.contains("q_proj"), "{error}");
+        }
+    }
+}
