@@ -1,1 +1,70 @@
-//! hydralora-data
+//! Files → records → token ids, labels and domain → packed batches.
+//!
+//! The crate knows no tensor and no model. Text reaches token ids through [`TextEncoder`], which
+//! the caller implements over the model's own tokenizer; everything after that is numbers.
+//!
+//! | step | type | module |
+//! | --- | --- | --- |
+//! | the `data:` section of a recipe | [`DataConfig`], [`SourceConfig`] | `config` |
+//! | a file of JSON, JSON lines or text | [`Record`] | `source`, `format` |
+//! | a conversation as the model reads it | [`ChatTemplate`] | `template` |
+//! | token ids and labels | [`Example`] | `encode` |
+//! | all files, split and reported | [`Dataset`], [`DataReport`] | `dataset`, `report` |
+//! | what one step computes on | [`Batch`], [`Sampler`] | `batch` |
+//!
+//! ```
+//! use hydralora_data::{Batch, ByteEncoder, DataConfig, Dataset, Sampler, SourceConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = std::env::temp_dir().join(format!("hydralora-data-doc-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder)?;
+//! std::fs::write(
+//!     folder.join("sums.jsonl"),
+//!     "{\"instruction\": \"1 + 1\", \"output\": \"2\"}\n{\"instruction\": \"2 + 2\", \"output\": \"4\"}\n",
+//! )?;
+//! let config = DataConfig {
+//!     train: vec![SourceConfig::new("sums.jsonl")],
+//!     valid_fraction: 0.0,
+//!     template: Some("chatml".to_owned()),
+//!     ..DataConfig::default()
+//! };
+//! let encoder = ByteEncoder::new(&["<|im_start|>", "<|im_end|>"]).with_eos("<|im_end|>");
+//! let dataset = Dataset::load(&config, &folder, &encoder, None, 7)?;
+//! let sampler = Sampler::new(&dataset.train, &config.weights(), 8, None, 7, true)?;
+//! for indices in sampler.epoch(0) {
+//!     let examples: Vec<_> = indices.iter().map(|&index| &dataset.train[index]).collect();
+//!     let batch = Batch::pack(&examples);
+//!     assert_eq!(batch.sequences(), 2);
+//!     assert_eq!(batch.label_tokens, 4); // a digit and `<|im_end|>`, twice
+//! }
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod batch;
+mod byte_encoder;
+mod config;
+mod dataset;
+mod encode;
+mod error;
+mod format;
+mod record;
+mod report;
+mod source;
+mod strftime;
+mod suggest;
+mod template;
+
+pub use batch::{Batch, Sampler, valid_batches};
+pub use byte_encoder::ByteEncoder;
+pub use config::{DataConfig, Fault, Overlong, SourceConfig};
+pub use dataset::Dataset;
+pub use encode::{EncodeOptions, Encoded, Example, IGNORE_LABEL, TextEncoder, encode_record};
+pub use error::{Error, Location, Result};
+pub use format::format_names;
+pub use record::{Body, Message, Record};
+pub use report::{DataReport, DropReason, Dropped, SourceReport, Split};
+pub use source::{SourceRecords, read_source};
+pub use template::{ChatTemplate, builtin_template_names};

@@ -83,16 +83,19 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(out.len() % format.block_len(), 0, "a whole number of blocks");
     assert_eq!(bytes.len(), format.bytes_for(out.len()), "bytes and numbers disagree");
-    let blocks = bytes
-        .chunks_exact(format.block_bytes())
-        .zip(out.chunks_exact_mut(format.block_len()));
+    let blocks =
+        bytes.chunks_exact(format.block_bytes()).zip(out.chunks_exact_mut(format.block_len()));
     match format {
-        BlockFormat::F32 => blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        BlockFormat::F32 => {
+            blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        }
         BlockFormat::F64 => blocks.for_each(|(b, y)| {
             y[0] = f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
         }),
         BlockFormat::F16 => blocks.for_each(|(b, y)| y[0] = half_at(b, 0)),
-        BlockFormat::BF16 => blocks.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        BlockFormat::BF16 => {
+            blocks.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32())
+        }
         BlockFormat::Q8_0 => blocks.for_each(|(b, y)| {
             let d = half_at(b, 0);
             for (y, &q) in y.iter_mut().zip(&b[2..]) {

@@ -56,10 +56,7 @@ impl Projection {
 
     /// Whether the layer belongs to the attention block rather than the feed-forward block.
     pub fn is_attention(self) -> bool {
-        matches!(
-            self,
-            Projection::Query | Projection::Key | Projection::Value | Projection::Output
-        )
+        matches!(self, Projection::Query | Projection::Key | Projection::Value | Projection::Output)
     }
 
     /// The block's name in the checkpoint, `self_attn` or `mlp`.
@@ -94,7 +91,9 @@ impl FromStr for Site {
         let layer = layer.parse().map_err(|_| ())?;
         let projection = Projection::ALL
             .into_iter()
-            .find(|p| rest.strip_prefix(p.block()).and_then(|r| r.strip_prefix('.')) == Some(p.name()))
+            .find(|p| {
+                rest.strip_prefix(p.block()).and_then(|r| r.strip_prefix('.')) == Some(p.name())
+            })
             .ok_or(())?;
         Ok(Site { layer, projection })
     }

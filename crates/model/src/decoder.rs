@@ -91,8 +91,7 @@ impl Decoder {
         let plan = family.plan(config);
         let read = Reader { weights, dtype };
         let hidden = config.hidden_size;
-        let embedding =
-            read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
+        let embedding = read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
@@ -140,7 +139,8 @@ impl Decoder {
 
     /// Number of parameters; a tied output layer counts once.
     pub fn num_parameters(&self) -> usize {
-        let linear = |l: &FrozenLinear| l.in_features() * l.out_features() + l.bias().map_or(0, Tensor::len);
+        let linear =
+            |l: &FrozenLinear| l.in_features() * l.out_features() + l.bias().map_or(0, Tensor::len);
         let layers: usize = self
             .layers
             .iter()

@@ -1,1 +1,24 @@
-//! hydralora-model
+//! The frozen base model: files, tokenizer, decoder, cache, and the seam for adapters.
+//!
+//! Nothing in this crate trains, and it knows no fine-tuning method.
+
+#![deny(unsafe_code)]
+
+pub mod adapter;
+mod cache;
+mod config;
+mod decoder;
+pub mod durable;
+mod error;
+pub mod family;
+pub mod source;
+mod tokenizer;
+mod weights;
+
+pub use cache::Cache;
+pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use decoder::{Decoder, IGNORE_LABEL, Packed};
+pub use error::{Error, Result};
+pub use source::{ModelIdentity, ModelSource};
+pub use tokenizer::{TokenStream, Tokenizer};
+pub use weights::{GgufFile, MetaValue, Weights};

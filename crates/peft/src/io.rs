@@ -54,7 +54,12 @@ pub struct LoadedAdapter {
 ///
 /// # Errors
 /// If the file system refuses, or a tensor holds a number that is not finite.
-pub fn save(folder: &Path, tuned: &dyn Tuned, metadata: &Metadata, all: &[SiteShape]) -> Result<()> {
+pub fn save(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    metadata: &Metadata,
+    all: &[SiteShape],
+) -> Result<()> {
     replace_folder(folder, |folder| write_into(folder, tuned, metadata, all))
 }
 
@@ -146,8 +151,7 @@ pub fn encode(tensors: &TensorMap, prefix: &str) -> Result<Vec<u8>> {
 /// If the file cannot be read, is malformed, or holds other types or numbers that are not finite.
 pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
-    let malformed =
-        |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
     let mut tensors = TensorMap::new();
     for (name, view) in file.tensors() {

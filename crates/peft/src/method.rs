@@ -25,7 +25,10 @@ pub trait Method: Sync {
     ///
     /// # Errors
     /// Every wrong option.
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
+    fn from_recipe(
+        &self,
+        section: &Map<String, Value>,
+    ) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
     /// Reads the options out of an `adapter_config.json`.
     ///
     /// # Errors
@@ -159,7 +162,12 @@ pub fn read_section<T: DeserializeOwned>(
         if !found {
             let nearest = nearest(key, known.keys().map(String::as_str));
             let hint = nearest.map_or_else(
-                || format!("expected one of {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
+                || {
+                    format!(
+                        "expected one of {}",
+                        known.keys().cloned().collect::<Vec<_>>().join(", ")
+                    )
+                },
                 |nearest| format!("did you mean `{nearest}`?"),
             );
             faults.push(Fault::new(format!("{prefix}.{key}"), format!("unknown option; {hint}")));

@@ -34,7 +34,8 @@ pub(crate) fn check_common(rank: usize, alpha: f64, dropout: f64, targets: &Targ
         faults.push(Fault::new("method.alpha", format!("is {alpha}; expected a positive number")));
     }
     if !(0.0..1.0).contains(&dropout) {
-        faults.push(Fault::new("method.dropout", format!("is {dropout}; expected 0 ≤ dropout < 1")));
+        faults
+            .push(Fault::new("method.dropout", format!("is {dropout}; expected 0 ≤ dropout < 1")));
     }
     if targets.entries().is_empty() {
         faults.push(Fault::new("method.targets", "is empty; expected at least one layer"));
@@ -83,7 +84,9 @@ impl LoraConfigKeys {
     pub(crate) fn read(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
         for (key, accepted) in REFUSED_UNLESS {
-            if let Some(value) = config.get(*key).filter(|v| !accepted.contains(&v.to_string().as_str())) {
+            if let Some(value) =
+                config.get(*key).filter(|v| !accepted.contains(&v.to_string().as_str()))
+            {
                 faults.push(Fault::new(*key, format!("`{value}` is not supported here")));
             }
         }

@@ -20,10 +20,7 @@ pub enum Targets {
 pub const PRESETS: &[(&str, &[Projection])] = &[
     ("qv", &[Projection::Query, Projection::Value]),
     ("ffn", &[Projection::Gate, Projection::Up, Projection::Down]),
-    (
-        "attention",
-        &[Projection::Query, Projection::Key, Projection::Value, Projection::Output],
-    ),
+    ("attention", &[Projection::Query, Projection::Key, Projection::Value, Projection::Output]),
     ("all", &Projection::ALL),
 ];
 
