@@ -1,0 +1,3 @@
+//! Behaviour of whole base models.
+
+mod stories;
