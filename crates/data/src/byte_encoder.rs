@@ -17,10 +17,7 @@ impl ByteEncoder {
     /// An encoder that knows these special tokens. Where two match at the same place the longer
     /// one counts; empty ones never match.
     pub fn new(special: &[&str]) -> Self {
-        Self {
-            special: special.iter().map(|&token| token.to_owned()).collect(),
-            ..Self::default()
-        }
+        Self { special: special.iter().map(|&token| token.to_owned()).collect(), ..Self::default() }
     }
 
     /// Makes `token` the start of text, adding it to the special tokens if it is new.

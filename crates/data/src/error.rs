@@ -53,7 +53,9 @@ pub enum Error {
         byte: u8,
     },
     /// A record is not JSON.
-    #[error("{location}: not valid JSON at line {line}, column {column}: {message}\n  in: {excerpt}")]
+    #[error(
+        "{location}: not valid JSON at line {line}, column {column}: {message}\n  in: {excerpt}"
+    )]
     Json {
         /// The record.
         location: Location,

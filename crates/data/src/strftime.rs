@@ -68,8 +68,12 @@ pub(crate) fn strftime(format: &str, seconds: i64) -> Result<String, String> {
                     Some('Z') => out.push_str("UTC"),
                     Some('%') => out.push('%'),
                     Some('F') => write!(out, "{year}-{month:02}-{day:02}").unwrap_or_default(),
-                    Some('T') => write!(out, "{hour:02}:{minute:02}:{second:02}").unwrap_or_default(),
-                    Some(other) => return Err(format!("strftime_now: unknown directive `%{other}`")),
+                    Some('T') => {
+                        write!(out, "{hour:02}:{minute:02}:{second:02}").unwrap_or_default()
+                    }
+                    Some(other) => {
+                        return Err(format!("strftime_now: unknown directive `%{other}`"));
+                    }
                     None => return Err("strftime_now: the format ends in `%`".to_owned()),
                 }
                 continue;

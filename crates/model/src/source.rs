@@ -34,18 +34,10 @@ impl ModelSource {
     /// If there is no model, or one of its files is missing, malformed or not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let (config, weights, tokenizer) = if path.is_dir() {
-            let config = config_of_folder(path)?;
-            let tokenizer = Tokenizer::from_folder(path, &config.eos_token_ids)?;
-            (config, Weights::open_folder(path)?, tokenizer)
-        } else if path.is_file() {
-            let file = GgufFile::open(path)?;
-            let config = ModelConfig::from_gguf(&file)?;
-            let tokenizer = Tokenizer::from_gguf(&file)?;
-            let heads = (config.num_attention_heads, config.num_key_value_heads);
-            (config, Weights::from_gguf(file, heads.0, heads.1)?, tokenizer)
-        } else {
-            return Err(Error::NoModel { path: path.to_path_buf() });
+        let (config, weights, tokenizer) = open_parts(path)?;
+        let tokenizer = match tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => Tokenizer::from_folder(path, &config.eos_token_ids)?,
         };
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::Tokenizer {
@@ -60,6 +52,30 @@ impl ModelSource {
         let identity = ModelIdentity { name, fingerprint: weights.fingerprint() };
         Ok(Self { config, weights, tokenizer, identity })
     }
+}
+
+/// Dimensions and tensors of a model whose tokenizer is not needed.
+///
+/// # Errors
+/// As [`ModelSource::open`].
+pub fn open_weights(path: &Path) -> Result<(ModelConfig, Weights)> {
+    open_parts(path).map(|(config, weights, _)| (config, weights))
+}
+
+/// The tokenizer too where it is in the same file.
+fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, Option<Tokenizer>)> {
+    if path.is_dir() {
+        return Ok((config_of_folder(path)?, Weights::open_folder(path)?, None));
+    }
+    if !path.is_file() {
+        return Err(Error::NoModel { path: path.to_path_buf() });
+    }
+    let file = GgufFile::open(path)?;
+    let config = ModelConfig::from_gguf(&file)?;
+    let tokenizer = Tokenizer::from_gguf(&file)?;
+    let (heads, key_value_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    let weights = Weights::from_gguf(file, heads, key_value_heads)?;
+    Ok((config, weights, Some(tokenizer)))
 }
 
 /// The configuration of a Hugging Face folder.

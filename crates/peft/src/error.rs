@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// One wrong option in a recipe or an adapter configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

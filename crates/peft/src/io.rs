@@ -138,7 +138,7 @@ pub fn encode(tensors: &TensorMap, prefix: &str) -> Result<Vec<u8>> {
         let view = TensorView::new(*dtype, shape.clone(), bytes);
         view.map(|view| (name.as_str(), view))
     });
-    let views: std::result::Result<Vec<_>, _> = views.collect();
+    let views: Result<Vec<_>, _> = views.collect();
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
     views
         .and_then(|views| safetensors::serialize(views, Some(metadata)))

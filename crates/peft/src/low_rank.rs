@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// What the router reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RouteOn {
+pub(crate) enum RouteOn {
     /// The layer's input `x` (the paper's text and the official code).
     #[default]
     X,
@@ -25,7 +25,7 @@ pub enum RouteOn {
 /// How many dropout masks the input of `A` gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum DropoutMask {
+pub(crate) enum DropoutMask {
     /// One for all experts.
     #[default]
     Shared,
@@ -36,7 +36,7 @@ pub enum DropoutMask {
 /// What one router serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RouterScope {
+pub(crate) enum RouterScope {
     /// One linear layer.
     #[default]
     Linear,
@@ -238,19 +238,17 @@ impl Tuned for LowRankAdapter {
     }
 
     fn trainables(&self) -> Vec<&Trainable> {
-        let routers = |router: &'_ RouterTensors| {
-            let RouterTensors { weight, bias } = router;
-            std::iter::once(weight).chain(bias.as_ref())
-        };
         let mut all = Vec::new();
         for site in self.sites.values() {
             all.extend([&site.a, &site.b]);
             if let Some(router) = &site.router {
-                all.extend(routers(router));
+                all.push(&router.weight);
+                all.extend(&router.bias);
             }
         }
         for router in self.blocks.values() {
-            all.extend(routers(router));
+            all.push(&router.weight);
+            all.extend(&router.bias);
         }
         all
     }
@@ -271,18 +269,17 @@ impl Tuned for LowRankAdapter {
         all
     }
 
-    fn tensors(&self) -> TensorMap {
+    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         let mut map = TensorMap::new();
         for trainable in self.trainables() {
             if trainable.role != Role::B {
-                let parameter = &trainable.parameter;
-                map.insert(parameter.name().to_owned(), parameter.value().clone());
+                map.insert(trainable.parameter.name().to_owned(), pick(trainable));
             }
         }
         for (&site, tensors) in &self.sites {
+            let b = pick(&tensors.b);
             for head in 0..self.spec.num_experts {
-                let columns = head_columns(tensors.b.parameter.value(), head, self.spec.rank);
-                map.insert(self.head_name(site, head), columns);
+                map.insert(self.head_name(site, head), head_columns(&b, head, self.spec.rank));
             }
         }
         map

@@ -94,13 +94,18 @@ pub trait Tuned: Adapter {
     fn trainables(&self) -> Vec<&Trainable>;
     /// The same for writing, in the same order.
     fn trainables_mut(&mut self) -> Vec<&mut Trainable>;
-    /// The tensors as the adapter's file names and shapes them.
-    fn tensors(&self) -> TensorMap;
+    /// One tensor per trainable, picked by `pick`, as the adapter's file names and shapes them:
+    /// values, gradients, or an optimizer's moments.
+    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap;
+    /// The current values as the adapter's file holds them.
+    fn tensors(&self) -> TensorMap {
+        self.export(&|trainable| trainable.parameter.value().clone())
+    }
     /// Takes the tensors it needs out of `tensors`; what is left over does not belong to it.
     ///
     /// # Errors
     /// Every tensor that is missing or has another shape.
-    fn load(&mut self, tensors: &mut TensorMap) -> std::result::Result<(), Vec<String>>;
+    fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
     /// This adapter as the decoder sees it.
     fn as_adapter(&self) -> &dyn Adapter;
 }
@@ -116,7 +121,7 @@ pub fn count(tuned: &dyn Tuned) -> BTreeMap<Role, usize> {
 
 /// Uniform in `(-bound, bound)`; the stream depends on `seed` and `name` alone, so adding a target
 /// does not change the start of the others.
-pub fn uniform(
+pub(crate) fn uniform(
     seed: u64,
     name: &str,
     bound: f64,
@@ -141,7 +146,7 @@ pub fn uniform(
 
 /// The bound of Kaiming's uniform start with `a = √5`, as PyTorch's linear layers use it:
 /// `1/√fan_in`.
-pub fn kaiming_bound(fan_in: usize) -> f64 {
+pub(crate) fn kaiming_bound(fan_in: usize) -> f64 {
     1.0 / (fan_in as f64).sqrt()
 }
 
@@ -154,7 +159,7 @@ pub fn read_section<T: DeserializeOwned>(
     prefix: &str,
     section: &Map<String, Value>,
     known: &Map<String, Value>,
-) -> std::result::Result<T, Vec<Fault>> {
+) -> Result<T, Vec<Fault>> {
     let mut section = section.clone();
     let mut faults = Vec::new();
     section.retain(|key, _| {

@@ -1,1 +1,26 @@
-//! hydralora-train
+//! Training: the loop, the optimizer, checkpoints, held-out loss per domain, and where the numbers
+//! of a run go.
+
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+mod config;
+mod error;
+mod evaluate;
+mod event;
+mod fit;
+mod optimizer;
+pub mod report;
+mod routing;
+mod schedule;
+mod sinks;
+
+pub use config::TrainConfig;
+pub use error::{Error, Result};
+pub use evaluate::{DomainLoss, Evaluation, evaluate};
+pub use event::{Event, Sink, StepMetrics, peak_rss_mb};
+pub use fit::{Ending, Outcome, Run, fit};
+pub use optimizer::{AdamW, AdamWConfig};
+pub use routing::{Routing, RoutingLog, SiteRouting};
+pub use schedule::Schedule;
+pub use sinks::{METRICS_FILE, MetricsFile, TensorBoard, read_metrics};

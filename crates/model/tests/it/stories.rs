@@ -114,7 +114,10 @@ fn input_that_does_not_fit_is_refused() {
         decoder.last_logits(Packed { tokens, offsets }).unwrap_err().to_string()
     };
     assert_eq!(error(&[1, 2], &[0, 2, 2]), "sequence 1 is empty");
-    assert_eq!(error(&[1; 513], &[0, 513]), "sequence 0 has 513 tokens, the model's context holds 512");
+    assert_eq!(
+        error(&[1; 513], &[0, 513]),
+        "sequence 0 has 513 tokens, the model's context holds 512"
+    );
     assert_eq!(error(&[512], &[0, 1]), "token id 512 is not below the vocabulary size 512");
 }
 

@@ -1,0 +1,273 @@
+//! The formats of records: one file each, one line each in [`FORMATS`].
+
+mod alpaca;
+mod completion;
+mod messages;
+mod sharegpt;
+mod text;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::record::Body;
+
+/// Every format, in the order in which `auto` tries them.
+static FORMATS: &[&dyn Format] = &[
+    &messages::Messages,
+    &sharegpt::ShareGpt,
+    &alpaca::Alpaca,
+    &completion::Completion,
+    &text::Text,
+];
+
+/// The name that stands for "see what the first record looks like".
+pub(crate) const AUTO: &str = "auto";
+
+/// The field any format takes a record's own domain from, if it is mapped.
+pub(crate) const DOMAIN: &str = "domain";
+
+/// How one kind of record is read.
+pub(crate) trait Format: Sync {
+    /// The name in recipes.
+    fn name(&self) -> &'static str;
+    /// Fields a record must have; `auto` takes the first format whose required fields are there.
+    fn required(&self) -> &'static [&'static str];
+    /// Fields it may have, and names inside its lists that can be mapped.
+    fn optional(&self) -> &'static [&'static str];
+    /// Whether records are conversations, so that a template and a system prompt apply.
+    fn is_chat(&self) -> bool {
+        true
+    }
+    /// Whether files that are not JSON are read too, one record a line.
+    fn reads_lines(&self) -> bool {
+        false
+    }
+    /// Takes a record apart.
+    fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault>;
+}
+
+/// The names of all formats, as recipes write them.
+pub fn format_names() -> Vec<&'static str> {
+    FORMATS.iter().map(|format| format.name()).collect()
+}
+
+/// The format of that name; `auto` has none.
+pub(crate) fn find(name: &str) -> Option<&'static dyn Format> {
+    FORMATS.iter().copied().find(|format| format.name() == name)
+}
+
+/// The field names that `fields` may map for a format, or for any of them under `auto`.
+pub(crate) fn field_names(name: &str) -> Option<Vec<&'static str>> {
+    let formats: Vec<_> = if name == AUTO { FORMATS.to_vec() } else { vec![find(name)?] };
+    let mut names = Vec::new();
+    for format in formats {
+        for &field in format.required().iter().chain(format.optional()) {
+            if !names.contains(&field) {
+                names.push(field);
+            }
+        }
+    }
+    names.push(DOMAIN);
+    Some(names)
+}
+
+/// Whether a format's records are conversations; `None` where that is not known yet.
+pub(crate) fn is_chat(name: &str) -> Option<bool> {
+    find(name).map(Format::is_chat)
+}
+
+/// The format for files that are not JSON.
+pub(crate) fn line_format() -> &'static dyn Format {
+    &text::Text
+}
+
+/// The first format whose required fields a record has.
+///
+/// # Errors
+/// What the record has and what each format would need.
+pub(crate) fn detect(fields: &Fields<'_>) -> Result<&'static dyn Format, String> {
+    let fits = |format: &&dyn Format| {
+        format.required().iter().all(|field| fields.object.contains_key(fields.name(field)))
+    };
+    FORMATS.iter().copied().find(|format| fits(format)).ok_or_else(|| {
+        let found: Vec<&str> = fields.object.keys().map(String::as_str).collect();
+        let needs: Vec<String> = FORMATS
+            .iter()
+            .map(|format| format!("{} ({})", format.name(), format.required().join(", ")))
+            .collect();
+        format!(
+            "cannot tell the format: the first record has the fields [{}]; the formats need {}; \
+             set `format`, or map your names with `fields`, such as {{instruction: question, \
+             output: answer}}",
+            found.join(", "),
+            needs.join(", ")
+        )
+    })
+}
+
+/// What is wrong with a field of a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FieldFault {
+    pub(crate) field: String,
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
+impl FieldFault {
+    pub(crate) fn new(field: &str, expected: &str, found: impl Into<String>) -> Self {
+        Self { field: field.to_owned(), expected: expected.to_owned(), found: found.into() }
+    }
+}
+
+/// A record's fields, under the names that the file gives them.
+pub(crate) struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    names: &'a BTreeMap<String, String>,
+    /// Where the object stands inside its record: empty, or like `messages[1].`.
+    prefix: String,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn new(object: &'a Map<String, Value>, names: &'a BTreeMap<String, String>) -> Self {
+        Self { object, names, prefix: String::new() }
+    }
+
+    /// The file's name for a field.
+    pub(crate) fn name(&self, field: &'a str) -> &'a str {
+        self.names.get(field).map_or(field, String::as_str)
+    }
+
+    /// The file's name for a field, with its place inside the record.
+    pub(crate) fn full_name(&self, field: &'a str) -> String {
+        format!("{}{}", self.prefix, self.name(field))
+    }
+
+    /// A field's value; `null` counts as absent.
+    pub(crate) fn get(&self, field: &'a str) -> Option<&'a Value> {
+        self.object.get(self.name(field)).filter(|value| !value.is_null())
+    }
+
+    /// A text that must be there.
+    pub(crate) fn text(&self, field: &'a str) -> Result<&'a str, FieldFault> {
+        match self.object.get(self.name(field)) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => {
+                Err(FieldFault::new(&self.full_name(field), "a string", describe(other)))
+            }
+            None => Err(self.missing(field, "a string")),
+        }
+    }
+
+    /// A text that may be absent or `null`.
+    pub(crate) fn optional_text(&self, field: &'a str) -> Result<Option<&'a str>, FieldFault> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => {
+                Err(FieldFault::new(&self.full_name(field), "a string or null", describe(other)))
+            }
+        }
+    }
+
+    /// A list of objects that must be there and must not be empty.
+    pub(crate) fn objects(&self, field: &'a str) -> Result<Vec<Fields<'a>>, FieldFault> {
+        const EXPECTED: &str = "a list of objects";
+        let name = self.full_name(field);
+        let items = match self.object.get(self.name(field)) {
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(FieldFault::new(&name, EXPECTED, describe(other))),
+            None => return Err(self.missing(field, EXPECTED)),
+        };
+        if items.is_empty() {
+            return Err(FieldFault::new(&name, EXPECTED, "an empty list"));
+        }
+        let object = |(index, item): (usize, &'a Value)| match item {
+            Value::Object(object) => {
+                Ok(Fields { object, names: self.names, prefix: format!("{name}[{index}].") })
+            }
+            other => {
+                Err(FieldFault::new(&format!("{name}[{index}]"), "an object", describe(other)))
+            }
+        };
+        items.iter().enumerate().map(object).collect()
+    }
+
+    fn missing(&self, field: &'a str, expected: &str) -> FieldFault {
+        let found: Vec<&str> = self.object.keys().map(String::as_str).collect();
+        FieldFault::new(
+            &self.full_name(field),
+            expected,
+            format!("no such field; there are [{}]", found.join(", ")),
+        )
+    }
+}
+
+/// A JSON value in words.
+pub(crate) fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => format!("the boolean {value}"),
+        Value::Number(value) => format!("the number {value}"),
+        Value::String(value) => format!("the string \"{}\"", crate::error::excerpt(value)),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Parses one JSON object with a format, mapping fields as given.
+    pub(crate) fn parse(
+        format: &dyn Format,
+        json: &str,
+        names: &[(&str, &str)],
+    ) -> Result<Body, FieldFault> {
+        let object: Map<String, Value> = serde_json::from_str(json).unwrap();
+        let names = names.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        format.parse(&Fields::new(&object, &names))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detected(json: &str, names: &[(&str, &str)]) -> Result<&'static str, String> {
+        let object: Map<String, Value> = serde_json::from_str(json).unwrap();
+        let names = names.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        detect(&Fields::new(&object, &names)).map(Format::name)
+    }
+
+    #[test]
+    fn formats_are_told_by_their_fields() {
+        assert_eq!(detected(r#"{"messages": []}"#, &[]), Ok("messages"));
+        assert_eq!(detected(r#"{"id": 1, "conversations": []}"#, &[]), Ok("sharegpt"));
+        assert_eq!(
+            detected(r#"{"instruction": "", "output": "", "task_type": 1}"#, &[]),
+            Ok("alpaca")
+        );
+        assert_eq!(detected(r#"{"prompt": "", "completion": ""}"#, &[]), Ok("completion"));
+        assert_eq!(detected(r#"{"text": ""}"#, &[]), Ok("text"));
+        let mapped = [("instruction", "question"), ("output", "answer")];
+        assert_eq!(detected(r#"{"question": "", "answer": ""}"#, &mapped), Ok("alpaca"));
+        let message = detected(r#"{"question": "", "answer": ""}"#, &[]).unwrap_err();
+        assert!(message.contains("[question, answer]"), "{message}");
+        assert!(message.contains("alpaca (instruction, output)"), "{message}");
+    }
+
+    #[test]
+    fn names_are_unique_and_findable() {
+        let names = format_names();
+        for name in &names {
+            assert_eq!(names.iter().filter(|other| other == &name).count(), 1);
+            assert_eq!(find(name).map(Format::name), Some(*name));
+            let fields = field_names(name).unwrap();
+            assert!(fields.contains(&DOMAIN));
+        }
+        assert!(find(AUTO).is_none());
+        assert!(field_names("nonsense").is_none());
+    }
+}

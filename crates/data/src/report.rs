@@ -1,0 +1,230 @@
+//! What loading found, for people and for files.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// Whether a file is trained on or validated on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Listed under `data.train`.
+    Train,
+    /// Listed under `data.valid`.
+    Valid,
+}
+
+/// Why a record is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// There is no answer, or one of them is empty or blank.
+    EmptyAnswer,
+    /// The text is empty or blank.
+    EmptyText,
+    /// It is longer than `max_seq_len`, and `overlong` is `drop`.
+    TooLong,
+    /// Nothing to train is left: after truncation, or in a single token.
+    NoLabel,
+}
+
+/// How many records were dropped for which reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Dropped {
+    /// There is no answer, or one of them is empty or blank.
+    pub empty_answer: usize,
+    /// The text is empty or blank.
+    pub empty_text: usize,
+    /// Longer than `max_seq_len` with `overlong: drop`.
+    pub too_long: usize,
+    /// Nothing to train is left.
+    pub no_label: usize,
+}
+
+impl Dropped {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.reasons().iter().map(|(count, _)| count).sum()
+    }
+
+    pub(crate) fn count(&mut self, reason: DropReason) {
+        *match reason {
+            DropReason::EmptyAnswer => &mut self.empty_answer,
+            DropReason::EmptyText => &mut self.empty_text,
+            DropReason::TooLong => &mut self.too_long,
+            DropReason::NoLabel => &mut self.no_label,
+        } += 1;
+    }
+
+    fn reasons(&self) -> [(usize, &'static str); 4] {
+        [
+            (self.empty_answer, "with an empty answer"),
+            (self.empty_text, "with an empty text"),
+            (self.too_long, "longer than max_seq_len"),
+            (self.no_label, "with nothing to train within max_seq_len"),
+        ]
+    }
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (count, reason) in self.reasons() {
+            if count > 0 {
+                write!(f, "{separator}{count} {reason}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceReport {
+    /// The file as the recipe names it.
+    pub path: PathBuf,
+    /// The list it stands in.
+    pub split: Split,
+    /// The domain of its records, unless they bring their own.
+    pub domain: String,
+    /// The format its records were read with.
+    pub format: &'static str,
+    /// How many records it holds, up to its limit.
+    pub records: usize,
+    /// How many of them are trained on.
+    pub train_examples: usize,
+    /// How many of them are validated on.
+    pub valid_examples: usize,
+    /// Their tokens.
+    pub tokens: usize,
+    /// Those of their tokens that are predicted and trained or scored.
+    pub label_tokens: usize,
+    /// The longest example's tokens.
+    pub longest: usize,
+    /// How many records were cut to `max_seq_len`.
+    pub truncated: usize,
+    /// How many tokens that cost.
+    pub tokens_lost: usize,
+    /// Assistant turns that could not be located in the rendered conversation.
+    pub untrained_turns: usize,
+    /// Examples whose template writes nothing after the last answer.
+    pub endless: usize,
+    /// Records not used.
+    pub dropped: Dropped,
+}
+
+/// What became of all files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataReport {
+    /// One entry a file: those of `data.train`, then those of `data.valid`.
+    pub sources: Vec<SourceReport>,
+    /// Examples trained on.
+    pub train_examples: usize,
+    /// Their tokens.
+    pub train_tokens: usize,
+    /// Those of their tokens that are predicted and trained.
+    pub train_label_tokens: usize,
+    /// Examples validated on.
+    pub valid_examples: usize,
+    /// Their tokens.
+    pub valid_tokens: usize,
+    /// Those of their tokens that are predicted and scored.
+    pub valid_label_tokens: usize,
+    /// Validation examples with exactly the tokens of a training example.
+    pub duplicates: usize,
+    /// What a person should know before training.
+    pub notes: Vec<String>,
+}
+
+impl DataReport {
+    pub(crate) fn take_notes(&mut self) {
+        let mut notes = Vec::new();
+        for source in &self.sources {
+            let path = source.path.display();
+            if source.dropped.total() > 0 {
+                notes.push(format!("{path}: left out {}", source.dropped));
+            }
+            if source.truncated > 0 {
+                notes.push(format!(
+                    "{path}: {} record(s) cut to max_seq_len, {} token(s) lost",
+                    source.truncated, source.tokens_lost
+                ));
+            }
+            if source.untrained_turns > 0 {
+                notes.push(format!(
+                    "{path}: {} earlier answer(s) are not trained, because the chat template \
+                     writes them differently once later turns follow",
+                    source.untrained_turns
+                ));
+            }
+            if source.endless > 0 {
+                notes.push(format!(
+                    "{path}: the chat template writes nothing after an answer, so the model does \
+                     not learn to stop; end assistant turns with eos_token"
+                ));
+            }
+        }
+        if self.duplicates > 0 {
+            notes.push(format!(
+                "{} validation record(s) have exactly the tokens of a training record",
+                self.duplicates
+            ));
+        }
+        self.notes = notes;
+    }
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const HEAD: [&str; 10] = [
+            "file", "domain", "format", "records", "train", "valid", "tokens", "labels", "cut",
+            "dropped",
+        ];
+        let mut rows: Vec<[String; 10]> = vec![HEAD.map(str::to_owned)];
+        rows.extend(self.sources.iter().map(|source| {
+            [
+                source.path.display().to_string(),
+                source.domain.clone(),
+                source.format.to_owned(),
+                source.records.to_string(),
+                source.train_examples.to_string(),
+                source.valid_examples.to_string(),
+                source.tokens.to_string(),
+                source.label_tokens.to_string(),
+                source.truncated.to_string(),
+                source.dropped.total().to_string(),
+            ]
+        }));
+        let width = |column: usize| {
+            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+        for row in &rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let space = " ".repeat(widths[column] - cell.chars().count());
+                // The first three columns are words, the others numbers.
+                let padded =
+                    if column < 3 { format!("{cell}{space}") } else { format!("{space}{cell}") };
+                line.push_str(&padded);
+                line.push_str("  ");
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        writeln!(
+            f,
+            "train: {} examples, {} tokens, {} labels; valid: {} examples, {} tokens, {} labels",
+            self.train_examples,
+            self.train_tokens,
+            self.train_label_tokens,
+            self.valid_examples,
+            self.valid_tokens,
+            self.valid_label_tokens
+        )?;
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! All a run needs to go on bit for bit: adapter, optimizer moments, and where it stood.
+//!
+//! Order and dropout follow from the seed and the step alone, so there is no random state to save.
+
+use crate::error::{Error, Result};
+use crate::optimizer::AdamW;
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use hydralora_model::durable::replace_folder;
+use hydralora_peft::io::{self, Metadata};
+use hydralora_peft::{TensorMap, Tuned};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const STATE_FILE: &str = "state.json";
+const MOMENT_FILES: [&str; 2] = ["first_moments.safetensors", "second_moments.safetensors"];
+
+/// Where a run stood.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps taken.
+    pub step: usize,
+    /// Steps the optimizer counted.
+    pub optimizer_steps: u64,
+    /// Best held-out loss so far.
+    pub best_loss: Option<f64>,
+    /// Evaluations since the best one.
+    pub evaluations_since_best: usize,
+    /// Seconds of training so far.
+    pub elapsed_s: f64,
+    /// Hash of everything that decides how the run goes on.
+    pub run_fingerprint: String,
+}
+
+/// Writes a checkpoint folder, whole or not at all.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn save(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    optimizer: &AdamW,
+    progress: &Progress,
+    metadata: &Metadata,
+    all: &[SiteShape],
+) -> Result<()> {
+    replace_folder(folder, |folder| {
+        io::write_into(folder, tuned, metadata, all)?;
+        for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
+            fs::write(folder.join(name), io::encode(&moments, "")?)?;
+        }
+        let state = serde_json::to_vec_pretty(progress).map_err(std::io::Error::other)?;
+        fs::write(folder.join(STATE_FILE), state)?;
+        Ok(())
+    })
+}
+
+/// Loads a checkpoint into a run of the same shape.
+///
+/// # Errors
+/// If it is not whole, or belongs to a run with other settings or data.
+pub fn load(
+    folder: &Path,
+    tuned: &mut dyn Tuned,
+    optimizer: &mut AdamW,
+    run_fingerprint: &str,
+    all: &[SiteShape],
+    dtype: DType,
+) -> Result<Progress> {
+    let fault =
+        |name: &str, message: String| Error::Checkpoint { path: folder.join(name), message };
+    let text = fs::read(folder.join(STATE_FILE)).map_err(|e| fault(STATE_FILE, e.to_string()))?;
+    let progress: Progress =
+        serde_json::from_slice(&text).map_err(|e| fault(STATE_FILE, e.to_string()))?;
+    if progress.run_fingerprint != run_fingerprint {
+        let message = "the recipe, the data or the base model changed since this checkpoint was \
+                       written; resume with the same ones or start a new run"
+            .to_owned();
+        return Err(fault(STATE_FILE, message));
+    }
+    let take = |name: &str, into: &mut dyn Tuned| -> Result<()> {
+        let path = folder.join(name);
+        let mut tensors: TensorMap = io::decode(&path, dtype)?;
+        let mut mismatches = into.load(&mut tensors).err().unwrap_or_default();
+        mismatches.extend(tensors.keys().map(|name| format!("`{name}` is left over")));
+        if mismatches.is_empty() { Ok(()) } else { Err(fault(name, mismatches.join("; "))) }
+    };
+    take(io::TENSOR_FILE, tuned)?;
+    let sites = tuned.sites();
+    let shapes: Vec<SiteShape> =
+        all.iter().copied().filter(|shape| sites.contains(&shape.site)).collect();
+    let shadow = |name: &str| -> Result<Box<dyn Tuned>> {
+        let mut shadow = tuned.options().build(&shapes, dtype, 0);
+        take(name, shadow.as_mut())?;
+        Ok(shadow)
+    };
+    let shadows = [shadow(MOMENT_FILES[0])?, shadow(MOMENT_FILES[1])?];
+    optimizer.restore(progress.optimizer_steps, [shadows[0].as_ref(), shadows[1].as_ref()]);
+    Ok(progress)
+}
+
+/// The folder of a step's checkpoint.
+pub fn folder_of(run: &Path, step: usize) -> PathBuf {
+    run.join("checkpoints").join(format!("step-{step:06}"))
+}
+
+/// Checkpoints of a run, oldest first.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let folder = run.join("checkpoints");
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Deletes all but the newest `keep` checkpoints.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn prune(run: &Path, keep: usize) -> Result<()> {
+    let all = list(run)?;
+    for (_, path) in &all[..all.len().saturating_sub(keep)] {
+        fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! The `train:` section of a recipe.
+
+use crate::optimizer::AdamWConfig;
+use crate::schedule::Schedule;
+use serde::{Deserialize, Serialize};
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Stop after this many optimizer steps, whatever `epochs` says.
+    pub max_steps: Option<usize>,
+    /// Sequences per micro-batch.
+    pub batch_size: usize,
+    /// At most this many tokens per micro-batch; larger batches are split.
+    pub max_tokens_per_batch: Option<usize>,
+    /// Micro-batches per optimizer step.
+    pub grad_accumulation: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// The learning rate after warm-up.
+    pub schedule: Schedule,
+    /// Share of all steps that warm up.
+    pub warmup_ratio: f64,
+    /// Steps that warm up; takes precedence over `warmup_ratio`.
+    pub warmup_steps: Option<usize>,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub beta2: f64,
+    /// AdamW's ε.
+    pub epsilon: f64,
+    /// How many times faster B learns than the rest (LoRA+).
+    pub b_learning_rate_ratio: f64,
+    /// Largest Euclidean norm of the whole gradient; no limit if 0.
+    pub max_grad_norm: f64,
+    /// Seed of initial values, order and dropout.
+    pub seed: u64,
+    /// Optimizer steps between evaluations; only at the end if 0.
+    pub eval_every: usize,
+    /// Optimizer steps between checkpoints; only at the end if 0.
+    pub save_every: usize,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Stop after this many evaluations without improvement; never if 0.
+    pub early_stopping_patience: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        let adamw = AdamWConfig::default();
+        Self {
+            epochs: 1.0,
+            max_steps: None,
+            batch_size: 8,
+            max_tokens_per_batch: None,
+            grad_accumulation: 1,
+            learning_rate: 2e-4,
+            schedule: Schedule::Cosine,
+            warmup_ratio: 0.03,
+            warmup_steps: None,
+            weight_decay: 0.0,
+            beta1: adamw.beta1,
+            beta2: adamw.beta2,
+            epsilon: adamw.epsilon,
+            b_learning_rate_ratio: 1.0,
+            max_grad_norm: 1.0,
+            seed: 41,
+            eval_every: 50,
+            save_every: 50,
+            keep_checkpoints: 2,
+            early_stopping_patience: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// AdamW's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay: self.weight_decay,
+            b_learning_rate_ratio: self.b_learning_rate_ratio,
+        }
+    }
+
+    /// Every value that makes no sense, as `(field, what is wrong)`.
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut check = |right: bool, field: &str, found: String, expected: &str| {
+            if !right {
+                faults.push((format!("train.{field}"), format!("is {found}; expected {expected}")));
+            }
+        };
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        check(positive(self.epochs), "epochs", self.epochs.to_string(), "a positive number");
+        check(self.max_steps != Some(0), "max_steps", "0".into(), "at least 1");
+        check(self.batch_size > 0, "batch_size", "0".into(), "at least 1");
+        check(
+            self.max_tokens_per_batch != Some(0),
+            "max_tokens_per_batch",
+            "0".into(),
+            "at least 1",
+        );
+        check(self.grad_accumulation > 0, "grad_accumulation", "0".into(), "at least 1");
+        let rate = self.learning_rate;
+        check(positive(rate), "learning_rate", rate.to_string(), "a positive number");
+        let warmup = self.warmup_ratio;
+        check((0.0..=1.0).contains(&warmup), "warmup_ratio", warmup.to_string(), "0 to 1");
+        let decay = self.weight_decay;
+        check(decay.is_finite() && decay >= 0.0, "weight_decay", decay.to_string(), "0 or more");
+        check(share(self.beta1), "beta1", self.beta1.to_string(), "0 ≤ beta1 < 1");
+        check(share(self.beta2), "beta2", self.beta2.to_string(), "0 ≤ beta2 < 1");
+        check(positive(self.epsilon), "epsilon", self.epsilon.to_string(), "a positive number");
+        let ratio = self.b_learning_rate_ratio;
+        check(positive(ratio), "b_learning_rate_ratio", ratio.to_string(), "a positive number");
+        let norm = self.max_grad_norm;
+        check(norm.is_finite() && norm >= 0.0, "max_grad_norm", norm.to_string(), "0 or more");
+        check(self.keep_checkpoints > 0, "keep_checkpoints", "0".into(), "at least 1");
+        faults
+    }
+}

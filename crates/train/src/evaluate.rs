@@ -1,0 +1,97 @@
+//! Held-out loss, in total and per domain.
+
+use crate::error::Result;
+use crate::routing::{Routing, RoutingLog};
+use hydralora_data::{Batch, Example, valid_batches};
+use hydralora_kernels::no_grad;
+use hydralora_model::adapter::{Adapter, Pass};
+use hydralora_model::{Decoder, Packed};
+use serde::{Deserialize, Serialize};
+
+/// Tokens of an evaluation batch.
+const TOKENS_PER_BATCH: usize = 4096;
+
+/// Held-out loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss in nats per label token.
+    pub loss: f64,
+    /// Label tokens it is the mean over.
+    pub label_tokens: usize,
+    /// The same for every domain that has held-out records.
+    pub domains: Vec<DomainLoss>,
+    /// Mean gates, if the adapter routes.
+    #[serde(skip)]
+    pub routing: Option<Routing>,
+}
+
+/// Held-out loss of one domain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DomainLoss {
+    /// The domain.
+    pub domain: String,
+    /// Mean loss in nats per label token.
+    pub loss: f64,
+    /// Label tokens.
+    pub label_tokens: usize,
+    /// Records.
+    pub records: usize,
+}
+
+/// Evaluates `examples` with `adapter` on.
+///
+/// # Errors
+/// If a sequence does not fit the model.
+pub fn evaluate(
+    decoder: &Decoder,
+    adapter: &dyn Adapter,
+    examples: &[Example],
+    domains: &[String],
+) -> Result<Evaluation> {
+    let _guard = no_grad();
+    let log = RoutingLog::new(domains.len());
+    let mut sums = vec![(0.0, 0_usize, 0_usize); domains.len()];
+    for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)) {
+        let chosen: Vec<&Example> = indices.iter().map(|&index| &examples[index]).collect();
+        let batch = Batch::pack(&chosen);
+        let of_token = token_domains(&batch);
+        log.next_batch(of_token.clone());
+        let pass = Pass::inference().observed_by(&log);
+        let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
+        let hidden = decoder.hidden(packed, adapter, &pass)?;
+        let found = decoder.loss(&hidden, &batch.labels, 1.0);
+        for (&row, loss) in found.rows.iter().zip(&found.token_losses) {
+            let sum = &mut sums[of_token[row] as usize];
+            sum.0 += loss;
+            sum.1 += 1;
+        }
+        for &domain in &batch.domains {
+            sums[domain as usize].2 += 1;
+        }
+    }
+    let label_tokens: usize = sums.iter().map(|sum| sum.1).sum();
+    let total: f64 = sums.iter().map(|sum| sum.0).sum();
+    let per_domain = domains.iter().zip(&sums).filter(|(_, sum)| sum.1 > 0);
+    Ok(Evaluation {
+        loss: total / label_tokens.max(1) as f64,
+        label_tokens,
+        domains: per_domain
+            .map(|(domain, &(loss, label_tokens, records))| DomainLoss {
+                domain: domain.clone(),
+                loss: loss / label_tokens as f64,
+                label_tokens,
+                records,
+            })
+            .collect(),
+        routing: log.summary(domains),
+    })
+}
+
+/// The domain of every token of a batch.
+fn token_domains(batch: &Batch) -> Vec<u32> {
+    let lengths = batch.offsets.windows(2).map(|w| w[1] - w[0]);
+    lengths
+        .zip(&batch.domains)
+        .flat_map(|(len, &domain)| std::iter::repeat_n(domain, len))
+        .collect()
+}

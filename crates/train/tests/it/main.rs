@@ -1,0 +1,3 @@
+//! Training from files to checkpoints.
+
+mod parity;

@@ -1,0 +1,253 @@
+//! Losses, gradients and ten optimizer steps against PyTorch and PEFT.
+//!
+//! `tests/fixtures/parity` by default; `HYDRALORA_PARITY_DIR` and `HYDRALORA_PARITY_MODELS` name
+//! other references and their base models (a folder, or a GGUF file, by the model's name).
+
+use hydralora_kernels::{DType, Gradients};
+use hydralora_model::adapter::Pass;
+use hydralora_model::source::open_weights;
+use hydralora_model::{Decoder, IGNORE_LABEL, Packed};
+use hydralora_peft::{TensorMap, Tuned, io, methods};
+use hydralora_train::{AdamW, AdamWConfig};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parity")
+}
+
+fn root() -> PathBuf {
+    std::env::var_os("HYDRALORA_PARITY_DIR").map_or_else(fixtures, PathBuf::from)
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Every folder below `folder` that holds a reference.
+fn references(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if folder.join("result.json").exists() && folder.join("batch.json").exists() {
+        found.push(folder.to_path_buf());
+    }
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(references(&path));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Where the base model of a reference is: beside the references, or in the models' folder.
+fn find_model(name: &str) -> Option<PathBuf> {
+    let base = Path::new(name).file_name().unwrap().to_string_lossy().into_owned();
+    let models = std::env::var_os("HYDRALORA_PARITY_MODELS").map(PathBuf::from);
+    let folders = [Some(root().join("models")), models, Some(fixtures().join("models"))];
+    folders
+        .into_iter()
+        .flatten()
+        .flat_map(|folder| [folder.join(&base), folder.join(format!("{base}.gguf"))])
+        .find(|path| path.exists())
+}
+
+struct Reference {
+    name: String,
+    result: Value,
+    tokens: Vec<u32>,
+    offsets: Vec<usize>,
+    /// Shifted.
+    labels: Vec<u32>,
+    path: PathBuf,
+}
+
+impl Reference {
+    fn read(path: &Path) -> Self {
+        let batch = read_json(&path.join("batch.json"));
+        let (mut tokens, mut offsets, mut labels) = (Vec::new(), vec![0], Vec::new());
+        let rows =
+            |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(batch[key].clone()).unwrap() };
+        for ((ids, mask), targets) in
+            rows("input_ids").iter().zip(rows("attention_mask")).zip(rows("labels"))
+        {
+            let len = mask.iter().sum::<i64>() as usize;
+            tokens.extend(ids[..len].iter().map(|&id| id as u32));
+            let shifted = (1..len).map(|t| targets[t]).chain([-100]);
+            labels.extend(shifted.map(|t| if t < 0 { IGNORE_LABEL } else { t as u32 }));
+            offsets.push(tokens.len());
+        }
+        Self {
+            name: path.strip_prefix(root()).unwrap_or(path).display().to_string(),
+            result: read_json(&path.join("result.json")),
+            tokens,
+            offsets,
+            labels,
+            path: path.to_path_buf(),
+        }
+    }
+
+    fn packed(&self) -> Packed<'_> {
+        Packed { tokens: &self.tokens, offsets: &self.offsets }
+    }
+
+    /// The adapter's configuration as a file would hold it.
+    fn config(&self) -> Map<String, Value> {
+        let peft = self.path.join("peft_format").join(io::CONFIG_FILE);
+        let config = if peft.exists() {
+            read_json(&peft)
+        } else {
+            json!({
+                "peft_type": "HYDRALORA", "r": self.result["r"], "lora_alpha": self.result["alpha"],
+                "lora_nums": self.result["n"], "target_modules": ["gate_proj", "up_proj", "down_proj"],
+            })
+        };
+        config.as_object().unwrap().clone()
+    }
+
+    fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned) -> (f64, Gradients) {
+        let labels = self.labels.iter().filter(|&&label| label != IGNORE_LABEL).count();
+        let pass = Pass::training(0);
+        let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &pass).unwrap();
+        let found = decoder.loss(&hidden, &self.labels, 1.0 / labels as f64);
+        let loss = found.token_losses.iter().sum::<f64>() / labels as f64;
+        (loss, found.loss.backward())
+    }
+}
+
+fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let difference: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    let norm: f64 = expected.iter().map(|b| b * b).sum();
+    (difference / norm.max(1e-300)).sqrt()
+}
+
+/// Largest relative error over tensors of the same name.
+fn worst(got: &TensorMap, expected: &TensorMap) -> (f64, String) {
+    assert_eq!(
+        got.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "the same tensors on both sides"
+    );
+    got.iter()
+        .map(|(name, tensor)| {
+            assert_eq!(tensor.shape(), expected[name].shape(), "{name}");
+            (relative_error(&tensor.to_f64(), &expected[name].to_f64()), name.clone())
+        })
+        .fold((0.0, String::new()), |a, b| if b.0 > a.0 { b } else { a })
+}
+
+/// The double-precision logits; the file also holds integers, which adapters never do.
+fn last_logits(folder: &Path) -> Vec<f64> {
+    let bytes = fs::read(folder.join("logits_last.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor("logits_last_f64").unwrap();
+    view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+}
+
+fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
+    let config = reference.config();
+    let Some(method) = methods::METHODS.iter().find(|method| method.claims(&config)) else {
+        println!("{}: skipped, method {} is not built yet", reference.name, config["peft_type"]);
+        return;
+    };
+    let dtype = decoder.dtype();
+    let options = method.from_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let read = |name: &str| io::decode(&reference.path.join(name), dtype).unwrap();
+    let start = read("adapter.safetensors");
+    let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
+    let mut tuned = attached.unwrap();
+
+    let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+    let expected = reference.result["loss_f64"].as_f64().unwrap();
+    assert!(
+        (loss - expected).abs() <= 1e-5 * expected,
+        "{}: loss {loss}, reference {expected}",
+        reference.name
+    );
+    for trainable in tuned.trainables() {
+        assert!(
+            gradients.get(trainable.var()).is_some(),
+            "{}: {} gets no gradient",
+            reference.name,
+            trainable.parameter.name()
+        );
+    }
+    let exported = tuned.export(&|trainable| gradients.get(trainable.var()).unwrap().clone());
+    let (error, name) = worst(&exported, &read("grads_f64_rounded_to_f32.safetensors"));
+    assert!(error <= tolerance, "{}: gradient of {name} is off by {error}", reference.name);
+
+    let logits = {
+        let hidden =
+            decoder.hidden(reference.packed(), tuned.as_adapter(), &Pass::inference()).unwrap();
+        let last: Vec<usize> = reference.offsets[1..].iter().map(|end| end - 1).collect();
+        decoder.logits(hidden.value(), &last)
+    };
+    let expected = last_logits(&reference.path);
+    let logits = logits.to_f64();
+    assert_eq!(logits.len(), expected.len());
+    let off = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off < 2e-3, "{}: logits are off by {off}", reference.name);
+
+    let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
+    let curve: Vec<f64> = serde_json::from_value(reference.result["curve"].clone()).unwrap();
+    let mut steps = 0;
+    for (step, expected) in curve.iter().enumerate() {
+        let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+        assert!(
+            (loss - expected).abs() < 1e-4 * expected.abs().max(1.0),
+            "{}: loss {loss} before step {step}, reference {expected}",
+            reference.name
+        );
+        if step + 1 < curve.len() {
+            optimizer.step(tuned.as_mut(), &gradients, 2e-4);
+            steps += 1;
+        }
+    }
+    let after = reference.path.join("adapter_after10.safetensors");
+    if after.exists() {
+        let (error, name) = worst(&tuned.tensors(), &read("adapter_after10.safetensors"));
+        assert!(error < 1e-3, "{}: {name} after 10 steps is off by {error}", reference.name);
+    }
+    println!(
+        "{}: {dtype} loss off by {:.1e}, worst gradient {error:.1e}, {steps} steps follow",
+        reference.name,
+        (loss - reference.result["loss_f64"].as_f64().unwrap()).abs()
+    );
+}
+
+fn run(dtype: DType, tolerance: f64, only_small: bool) {
+    let mut by_model: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
+    for path in references(&root()) {
+        let reference = Reference::read(&path);
+        let model = reference.result["model"].as_str().unwrap().to_owned();
+        by_model.entry(model).or_default().push(reference);
+    }
+    assert!(!by_model.is_empty(), "no references in {}", root().display());
+    for (model, references) in by_model {
+        let Some(path) = find_model(&model) else {
+            println!("skipped {} reference(s): no model `{model}`", references.len());
+            continue;
+        };
+        let (config, weights) = open_weights(&path).unwrap();
+        if only_small && config.hidden_size > 128 {
+            continue;
+        }
+        let decoder = Decoder::load(&config, &weights, dtype).unwrap();
+        for reference in &references {
+            check(reference, &decoder, tolerance);
+        }
+    }
+}
+
+#[test]
+fn f32_agrees_with_the_double_precision_reference() {
+    run(DType::F32, 1e-4, false);
+}
+
+#[test]
+fn f64_agrees_to_the_reference_rounding() {
+    run(DType::F64, 2e-7, true);
+}
