@@ -126,6 +126,14 @@ struct Marked {
     append_eos: bool,
 }
 
+impl Marked {
+    /// A text without a template, trained from byte `start` on.
+    fn plain(text: String, start: usize) -> Self {
+        let spans = std::iter::once(start..text.len()).collect();
+        Self { text, spans, untrained_turns: 0, endless: false, append_eos: true }
+    }
+}
+
 /// Encodes one record.
 ///
 /// # Errors
@@ -150,21 +158,13 @@ pub fn encode_record(record: &Record, options: &EncodeOptions<'_>) -> Result<Enc
             if completion.trim().is_empty() {
                 return dropped(DropReason::EmptyAnswer);
             }
-            let text = format!("{prompt}{completion}");
-            let spans = vec![prompt.len()..text.len()];
-            Marked { text, spans, untrained_turns: 0, endless: false, append_eos: true }
+            Marked::plain(format!("{prompt}{completion}"), prompt.len())
         }
         Body::Text(text) => {
             if text.trim().is_empty() {
                 return dropped(DropReason::EmptyText);
             }
-            Marked {
-                text: text.clone(),
-                spans: vec![0..text.len()],
-                untrained_turns: 0,
-                endless: false,
-                append_eos: true,
-            }
+            Marked::plain(text.clone(), 0)
         }
     };
 

@@ -72,7 +72,7 @@ pub enum Error {
     #[error("{location}: field `{field}`: expected {expected}, found {found}\n  in: {excerpt}")]
     Field {
         /// The record.
-        location: Location,
+        location: Box<Location>,
         /// The field's name in the file, with indices where it is inside a list.
         field: String,
         /// What should be there.

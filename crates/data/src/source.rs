@@ -124,7 +124,7 @@ fn parse(
         Ok(parsed) => parsed,
         Err(fault) => {
             return Err(Error::Field {
-                location: raw.location,
+                location: Box::new(raw.location),
                 field: fault.field,
                 expected: fault.expected,
                 found: fault.found,
@@ -323,7 +323,7 @@ fn object(value: Value, location: Location, text: &str) -> Result<RawRecord<'_>>
     match value {
         Value::Object(object) => Ok(RawRecord { location, text, object }),
         other => Err(Error::Field {
-            location,
+            location: Box::new(location),
             field: "(the whole record)".to_owned(),
             expected: "an object".to_owned(),
             found: format::describe(&other),

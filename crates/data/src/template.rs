@@ -436,14 +436,14 @@ mod tests {
     #[test]
     fn faults_name_template_and_line() {
         let message = text("a\n{% if %}", &[], false).unwrap_err().to_string();
-        insta::assert_snapshot!(message, @"");
+        insta::assert_snapshot!(message, @r#"chat template test, line 2: unexpected end of block"#);
         let message =
             text("\n{{ raise_exception('no ' ~ messages[0].role) }}", &[Message::user("x")], false)
                 .unwrap_err()
                 .to_string();
-        insta::assert_snapshot!(message, @"");
+        insta::assert_snapshot!(message, @r#"chat template test, line 2: no user"#);
         let message = text("{{ messages.nothing.more }}", &[], false).unwrap_err().to_string();
-        insta::assert_snapshot!(message, @"");
+        insta::assert_snapshot!(message, @r#"chat template test, line 1: `messages.nothing` is undefined"#);
     }
 
     #[test]

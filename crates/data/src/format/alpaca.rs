@@ -79,9 +79,6 @@ mod tests {
         let fault = parse(&Alpaca, r#"{"question": "q", "answer": 4}"#, &names).unwrap_err();
         assert_eq!(fault, FieldFault::new("answer", "a string", "the number 4"));
         let fault = parse(&Alpaca, r#"{"question": "q"}"#, &names).unwrap_err();
-        assert_eq!(
-            fault,
-            FieldFault::new("answer", "a string", "no such field; there are [question]")
-        );
+        assert_eq!(fault, FieldFault::new("answer", "a string", "no such field among [question]"));
     }
 }

@@ -198,7 +198,7 @@ impl<'a> Fields<'a> {
         FieldFault::new(
             &self.full_name(field),
             expected,
-            format!("no such field; there are [{}]", found.join(", ")),
+            format!("no such field among [{}]", found.join(", ")),
         )
     }
 }
