@@ -20,8 +20,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
     /// Threads to use [default: all cores].
-    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..).map(usize::from))]
-    pub(crate) threads: Option<usize>,
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
     /// Print one JSON document on stdout; everything for people goes to stderr.
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(threads) = arguments.global.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
     let global = &arguments.global;
     match &arguments.command {

@@ -59,7 +59,8 @@ pub(crate) fn encode_chat(
     template: &ChatTemplate,
     messages: &[Message],
 ) -> anyhow::Result<Vec<u32>> {
-    let text = |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
+    let text =
+        |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
     let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
     let rendered = template.render(messages, true, &bos, &eos)?;
     let mut ids = tokenizer.encode(&rendered)?;
@@ -157,22 +158,23 @@ impl Plan {
         let mut lengths: Vec<usize> = lengths.collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest: usize = lengths.iter().take(self.recipe.train.batch_size).sum();
-        let tokens = self.recipe.train.max_tokens_per_batch.map_or(longest, |most| {
-            longest.min(most.max(lengths.first().copied().unwrap_or(0)))
-        });
+        let tokens =
+            self.recipe.train.max_tokens_per_batch.map_or(longest, |most| {
+                longest.min(most.max(lengths.first().copied().unwrap_or(0)))
+            });
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
         // Kept per token and layer: residual before and after attention, q, k, v, attention's
         // output, gate and up; the rest is computed again.
-        let kept = 2 * config.hidden_size
-            + 2 * query
-            + 2 * key_value
-            + 2 * config.intermediate_size;
+        let kept =
+            2 * config.hidden_size + 2 * query + 2 * key_value + 2 * config.intermediate_size;
         let trainable = self.parameters().trainable;
         MemoryPlan {
             weights: self.base.decoder.weight_bytes(),
             trainable: 4 * trainable * element,
-            activations: tokens * (kept * config.num_hidden_layers + 4 * config.intermediate_size) * element,
+            activations: tokens
+                * (kept * config.num_hidden_layers + 4 * config.intermediate_size)
+                * element,
             logits: 128 * config.vocab_size * element,
             largest_batch_tokens: tokens,
         }

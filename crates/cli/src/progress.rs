@@ -85,8 +85,11 @@ impl Sink for Progress {
                 }
             }
             Event::Evaluated { step, evaluation, best } => {
-                let domains: Vec<String> =
-                    evaluation.domains.iter().map(|d| format!("{} {:.4}", d.domain, d.loss)).collect();
+                let domains: Vec<String> = evaluation
+                    .domains
+                    .iter()
+                    .map(|d| format!("{} {:.4}", d.domain, d.loss))
+                    .collect();
                 let mark = if *best { "  (best)" } else { "" };
                 self.line(format!(
                     "step {step}  held-out loss {:.4}{mark}  {}",

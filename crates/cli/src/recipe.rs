@@ -92,7 +92,10 @@ impl Recipe {
         }
         let model: ModelSection = section(sections, "model", true, &mut faults).unwrap_or_default();
         if model.path.is_empty() && sections.contains_key("model") {
-            faults.push(Fault::new("model.path", "missing; expected a folder, a .gguf file or a name"));
+            faults.push(Fault::new(
+                "model.path",
+                "missing; expected a folder, a .gguf file or a name",
+            ));
         }
         let data: Option<DataConfig> = section(sections, "data", true, &mut faults);
         if let Some(data) = &data {

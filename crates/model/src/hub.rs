@@ -72,7 +72,8 @@ impl Hub {
             .or_else(|| variable("HOME").map(|dir| Path::new(&dir).join(".cache/hydralora")))
             .unwrap_or_else(|| PathBuf::from(".hydralora-cache"));
         let offline = variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0");
-        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let endpoint =
+            variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         Self {
             cache,
             endpoint: (!offline).then(|| endpoint.trim_end_matches('/').to_owned()),
@@ -226,10 +227,13 @@ impl Hub {
                 body.read_to_string(&mut text).map_err(|error| format!("{url}: {error}"))?;
                 let info: Value =
                     serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
-                let siblings = info["siblings"].as_array().ok_or(format!("{url}: lists no files"))?;
+                let siblings =
+                    info["siblings"].as_array().ok_or(format!("{url}: lists no files"))?;
                 let names = siblings.iter().filter_map(|file| file["rfilename"].as_str());
                 names
-                    .filter(|name| !name.contains('/') && WANTED.iter().any(|end| name.ends_with(end)))
+                    .filter(|name| {
+                        !name.contains('/') && WANTED.iter().any(|end| name.ends_with(end))
+                    })
                     .map(str::to_owned)
                     .collect()
             }
@@ -248,10 +252,7 @@ impl Hub {
         Ok(())
     }
 
-    fn get(
-        &self,
-        url: &str,
-    ) -> std::result::Result<ureq::http::Response<ureq::Body>, String> {
+    fn get(&self, url: &str) -> std::result::Result<ureq::http::Response<ureq::Body>, String> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
@@ -306,7 +307,8 @@ fn store(
             break;
         }
         hash.update(&buffer[..read]);
-        part.write_all(&buffer[..read]).map_err(|error| format!("{}: {error}", parent.display()))?;
+        part.write_all(&buffer[..read])
+            .map_err(|error| format!("{}: {error}", parent.display()))?;
         total += read as u64;
         if total / ANNOUNCE > announced {
             announced = total / ANNOUNCE;
@@ -379,7 +381,9 @@ mod tests {
                 let missing = (404, None, b"no".to_vec());
                 let (status, length, body) = answers.get(path.as_str()).unwrap_or(&missing);
                 let length = length.unwrap_or(body.len());
-                let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+                );
                 let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
             }
         });
@@ -393,7 +397,8 @@ mod tests {
 
     #[test]
     fn a_repository_is_fetched_once_and_then_found_offline() {
-        let info = br#"{"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"},
+        let info =
+            br#"{"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"},
             {"rfilename": "README.md"}, {"rfilename": "sub/model.safetensors"}]}"#;
         let endpoint = serve(vec![
             ("/api/models/org/tiny/revision/main", 200, None, info.to_vec()),

@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let of = |seed| {
-            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
+            let mut sampler =
+                Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
             let logits = Tensor::new(vec![0.0_f64; 100], [1, 100]);
             (0..20).map(|_| sampler.next(&logits)).collect::<Vec<_>>()
         };

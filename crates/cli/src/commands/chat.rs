@@ -50,9 +50,13 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
         let common = common.min(prompt.len() - 1);
         cache.truncate(common);
         let limit = arguments.sampling.max_new_tokens;
-        let answer = opened
-            .generator()
-            .generate(&prompt[common..], &mut cache, sampling, limit, &mut print_piece);
+        let answer = opened.generator().generate(
+            &prompt[common..],
+            &mut cache,
+            sampling,
+            limit,
+            &mut print_piece,
+        );
         let generation = match answer {
             Ok(generation) => generation,
             Err(error @ hydralora_model::Error::ContextExceeded { .. }) => {

@@ -32,7 +32,8 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let _ = writeln!(text, "{}", plan.dataset.report);
     let sample = plan.dataset.train.first().map(|example| show(&plan, example)).transpose()?;
     if let Some((prompt, answer)) = &sample {
-        let _ = writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");
+        let _ =
+            writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");
         let _ = write!(text, "{prompt}[[{answer}]]");
     }
     let json = json!({

@@ -90,7 +90,8 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
         let base = open_base(&choice.model, DType::F32)?;
-        let loaded = choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+        let loaded =
+            choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
         Ok(Self { base, loaded })
     }
 

@@ -56,7 +56,10 @@ fn model(source: &ModelSource, decoder: &Decoder) -> (Value, String) {
         ("intermediate_size", config.intermediate_size.to_string()),
         (
             "attention heads",
-            format!("{} ({} for keys and values)", config.num_attention_heads, config.num_key_value_heads),
+            format!(
+                "{} ({} for keys and values)",
+                config.num_attention_heads, config.num_key_value_heads
+            ),
         ),
         ("vocabulary", thousands(config.vocab_size)),
         ("context", thousands(config.max_position_embeddings)),
@@ -64,7 +67,8 @@ fn model(source: &ModelSource, decoder: &Decoder) -> (Value, String) {
         ("in memory (f32)", format!("{} MB", thousands(decoder.weight_bytes() >> 20))),
         ("fingerprint", source.identity.fingerprint.clone()),
     ];
-    let shown: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<18} {value}")).collect();
+    let shown: Vec<String> =
+        rows.iter().map(|(name, value)| format!("{name:<18} {value}")).collect();
     let value = json!({
         "name": source.identity.name, "fingerprint": source.identity.fingerprint,
         "model_type": config.model_type, "parameters": decoder.num_parameters(),
@@ -179,9 +183,20 @@ fn paper_table() -> anyhow::Result<(Value, String)> {
     let config = llama2_7b();
     let base = base_parameters(&config);
     let mut rows = vec![
-        ["", "paper %", "q,v: A+B", "%", "router", "% with it", "FFN: A+B", "%", "router", "% with it"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "",
+            "paper %",
+            "q,v: A+B",
+            "%",
+            "router",
+            "% with it",
+            "FFN: A+B",
+            "%",
+            "router",
+            "% with it",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     let mut values = Vec::new();
     for (name, method, options, paper) in paper_rows() {
@@ -206,7 +221,12 @@ fn paper_table() -> anyhow::Result<(Value, String)> {
                 let exact = 100.0 * count as f64 / (base + count) as f64;
                 format!("{:.3}", (exact * 1000.0).floor() / 1000.0)
             };
-            row.extend([thousands(heads), percent(heads), thousands(router), percent(heads + router)]);
+            row.extend([
+                thousands(heads),
+                percent(heads),
+                thousands(router),
+                percent(heads + router),
+            ]);
             value[targets] = json!({
                 "a_and_b": heads, "percent": percent(heads), "router": router,
                 "percent_with_router": percent(heads + router),

@@ -68,8 +68,7 @@ impl Trained {
             return Vec::new();
         };
         let rows = before.domains.iter().zip(&after.domains);
-        let mut rows: Vec<_> =
-            rows.map(|(b, a)| (b.domain.clone(), b.loss, a.loss)).collect();
+        let mut rows: Vec<_> = rows.map(|(b, a)| (b.domain.clone(), b.loss, a.loss)).collect();
         rows.push(("all".to_owned(), before.loss, after.loss));
         rows
     }
@@ -93,8 +92,11 @@ impl Trained {
                 );
             }
         };
-        let losses =
-            if rows.len() > 1 { format!("held-out loss\n{}\n", table(&rows)) } else { String::new() };
+        let losses = if rows.len() > 1 {
+            format!("held-out loss\n{}\n", table(&rows))
+        } else {
+            String::new()
+        };
         format!("{how}\n{losses}adapter  {folder}/adapter\nreport   {folder}/report.html")
     }
 
@@ -143,10 +145,7 @@ pub(crate) fn train(
         .with_context(|| format!("output: cannot create {}", folder.display()))?;
     let recipe = plan.recipe.to_yaml()?;
     write_file(&folder.join("recipe.yaml"), recipe.as_bytes())?;
-    write_file(
-        &folder.join("data.json"),
-        &serde_json::to_vec_pretty(&plan.dataset.report)?,
-    )?;
+    write_file(&folder.join("data.json"), &serde_json::to_vec_pretty(&plan.dataset.report)?)?;
     say(global, format!("model    {}", plan.metadata.base_model));
     say(global, format!("method   {}, {}", plan.recipe.method_name, plan.parameters()));
     say(global, plan.dataset.report.to_string());
