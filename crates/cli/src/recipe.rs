@@ -255,7 +255,7 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
             line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'))
         };
         let Some((at, line)) = lines().find(|(_, line)| {
-            names_key(line) && deeper_than.is_none_or(|depth| indent(line) > depth)
+            names_key(line) && deeper_than.map_or(indent(line) == 0, |depth| indent(line) > depth)
         }) else {
             // The key may stand inside a flow mapping on the line found last.
             return found;

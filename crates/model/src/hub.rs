@@ -96,14 +96,9 @@ impl Hub {
         }
         match Reference::parse(spec) {
             Some(reference) => self.repository(spec, &reference, say),
-            None => Err(Error::Unavailable {
-                spec: spec.to_owned(),
-                tried: vec![
-                    "there is no such folder or file".to_owned(),
-                    format!("it is not a known name ({})", known_names().join(", ")),
-                    "it is not a hub id (organisation/name)".to_owned(),
-                ],
-            }),
+            None => {
+                Err(Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") })
+            }
         }
     }
 

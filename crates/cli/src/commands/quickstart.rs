@@ -6,13 +6,13 @@ use crate::args::{Global, QuickstartArguments};
 use crate::plan::{Base, encode_chat, open_base};
 use crate::recipe::Recipe;
 use crate::ui::{result, say, table, thousands};
-use hydralora_data::Message;
+use hydralora_data::{ChatTemplate, Message};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_model::durable::write_file;
 use hydralora_peft::methods;
 use hydralora_run::{Generator, Sampling};
-use hydralora_train::{Ending, METRICS_FILE, report};
+use hydralora_train::{Ending, Evaluation, METRICS_FILE, report};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -27,6 +27,9 @@ const SAMPLE: &[(&str, &str)] = &[
     ("math", include_str!("../../../../data/sample/math.jsonl")),
     ("translation", include_str!("../../../../data/sample/translation.jsonl")),
 ];
+
+/// For a base model that brings no chat template.
+const FALLBACK_TEMPLATE: &str = "chatml";
 
 /// Questions shown before and after, in the form of two of the domains.
 const QUESTIONS: &[&str] =
@@ -53,18 +56,19 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
         global,
         "\n2/4  training HydraLoRA: one A, four B heads and a router per feed-forward layer",
     );
-    let run = train_one(global, base, "hydralora", &hydra, arguments)?;
+    let run = train_one(global, base, "hydralora", &hydra, arguments, None)?;
     if run.outcome.ending == Ending::Interrupted {
         return Ok(ExitCode::from(130));
     }
     let after = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
     let hydra_facts = Facts::of(&run);
+    let baseline = run.baseline.clone();
     let routing = run.outcome.evaluation.as_ref().and_then(|e| e.routing.clone());
     let recipe = run.plan.recipe.to_yaml()?;
     let base = run.plan.base;
 
     say(global, format!("\n3/4  training a LoRA of the same size (rank {rank})"));
-    let run = train_one(global, base, "lora", &lora, arguments)?;
+    let run = train_one(global, base, "lora", &lora, arguments, baseline)?;
     if run.outcome.ending == Ending::Interrupted {
         return Ok(ExitCode::from(130));
     }
@@ -162,6 +166,7 @@ fn train_one(
     name: &str,
     method: &Value,
     arguments: &QuickstartArguments,
+    baseline: Option<Evaluation>,
 ) -> anyhow::Result<Trained> {
     let output = arguments.out.join(name);
     // A quickstart always starts afresh; its own folder holds nothing else.
@@ -171,10 +176,12 @@ fn train_one(
     let train_on = SAMPLE.iter().map(|(domain, _)| {
         json!({"path": format!("data/{domain}.jsonl"), "format": "alpaca", "domain": domain})
     });
+    let template = base.template()?.is_none().then_some(FALLBACK_TEMPLATE);
     let recipe = json!({
         "model": {"path": arguments.model},
         "data": {
             "train": train_on.collect::<Vec<_>>(), "valid_fraction": 0.06, "max_seq_len": 384,
+            "template": template,
         },
         "method": method,
         "train": {
@@ -186,7 +193,7 @@ fn train_one(
     let recipe = Recipe::from_value(&recipe, &arguments.out)
         .map_err(|faults| hydralora_peft::Error::Options { faults })?;
     let plan = open(recipe, Some(base), false)?;
-    Ok(train(global, plan, false)?.0)
+    train(global, plan, false, baseline)
 }
 
 /// The rank whose LoRA on the same layers comes closest in parameters.
@@ -211,7 +218,7 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
     const LONGEST: usize = 40;
     let template = match base.template()? {
         Some(template) => template,
-        None => hydralora_data::ChatTemplate::builtin("chatml")?,
+        None => ChatTemplate::builtin(FALLBACK_TEMPLATE)?,
     };
     let generator = Generator { decoder: &base.decoder, tokenizer: base.tokenizer(), adapter };
     QUESTIONS

@@ -26,7 +26,7 @@ const BASELINE_FILE: &str = "baseline.json";
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
     let plan = open(recipe, None, arguments.resume)?;
-    let (trained, _) = train(global, plan, arguments.resume)?;
+    let trained = train(global, plan, arguments.resume, None)?;
     let text = trained.summary();
     result(global, &trained.to_json(), &text)?;
     Ok(match trained.outcome.ending {
@@ -134,12 +134,14 @@ fn stop_flag() -> Arc<AtomicBool> {
     .clone()
 }
 
-/// Trains a plan and writes its folder.
+/// Trains a plan and writes its folder. `baseline` is the base model's held-out loss where it is
+/// known already.
 pub(crate) fn train(
     global: &Global,
     mut plan: Plan,
     resume: bool,
-) -> anyhow::Result<(Trained, Vec<Value>)> {
+    baseline: Option<Evaluation>,
+) -> anyhow::Result<Trained> {
     let folder = plan.recipe.output.clone();
     fs::create_dir_all(&folder)
         .with_context(|| format!("output: cannot create {}", folder.display()))?;
@@ -151,7 +153,10 @@ pub(crate) fn train(
     say(global, plan.dataset.report.to_string());
 
     let stop = stop_flag();
-    let baseline = baseline(global, &plan, resume)?;
+    let baseline = match baseline {
+        Some(known) => Some(known),
+        None => measure_baseline(global, &plan, resume)?,
+    };
     let fingerprint = plan.fingerprint();
     let weights = plan.recipe.data.weights();
     let run = Run {
@@ -175,11 +180,15 @@ pub(crate) fn train(
     let metrics = read_metrics(&folder.join(METRICS_FILE))?;
     let trained = Trained { outcome, baseline, plan };
     write_report(&trained, &metrics, &recipe, &folder)?;
-    Ok((trained, metrics))
+    Ok(trained)
 }
 
 /// Held-out loss of the base model, kept in the folder for a resumed run.
-fn baseline(global: &Global, plan: &Plan, resume: bool) -> anyhow::Result<Option<Evaluation>> {
+fn measure_baseline(
+    global: &Global,
+    plan: &Plan,
+    resume: bool,
+) -> anyhow::Result<Option<Evaluation>> {
     if plan.dataset.valid.is_empty() {
         return Ok(None);
     }
