@@ -198,7 +198,7 @@ fn read_method(
     };
     let mut options = section.clone();
     options.remove("name");
-    match method.from_recipe(&options) {
+    match method.read_recipe(&options) {
         Ok(options) => Some((method.name(), options)),
         Err(found) => {
             faults.extend(found);

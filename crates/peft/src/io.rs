@@ -224,7 +224,7 @@ pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
             message: format!("peft_type is {found}; supported methods are {}", known.join(", ")),
         }
     })?;
-    method.from_peft(&config).map_err(|faults| Error::Malformed {
+    method.read_peft(&config).map_err(|faults| Error::Malformed {
         path,
         message: faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "),
     })

@@ -25,7 +25,7 @@ pub trait Method: Sync {
     ///
     /// # Errors
     /// Every wrong option.
-    fn from_recipe(
+    fn read_recipe(
         &self,
         section: &Map<String, Value>,
     ) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
@@ -33,7 +33,7 @@ pub trait Method: Sync {
     ///
     /// # Errors
     /// Every option that is wrong or not supported here.
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
 }
 
 /// Options of one method, checked.

@@ -6,13 +6,16 @@ use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+/// One layer and domain: the sum of each expert's gate, and the number of tokens.
+type GateSum = (Vec<f64>, f64);
+
 /// Sums gates while batches pass.
 pub struct RoutingLog {
     num_domains: usize,
     /// Domain of every token of the batch in flight.
     rows: RefCell<Vec<u32>>,
-    /// Per site and domain: the sum of each expert's gate, and the number of tokens.
-    sums: RefCell<BTreeMap<Site, Vec<(Vec<f64>, f64)>>>,
+    /// Per site, one sum per domain.
+    sums: RefCell<BTreeMap<Site, Vec<GateSum>>>,
 }
 
 impl RoutingLog {

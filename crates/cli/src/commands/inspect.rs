@@ -206,7 +206,7 @@ fn paper_table() -> anyhow::Result<(Value, String)> {
             let mut options = options.as_object().cloned().unwrap_or_default();
             options.insert("targets".to_owned(), json!(targets));
             let options = methods::find(method)?
-                .from_recipe(&options)
+                .read_recipe(&options)
                 .map_err(|faults| hydralora_peft::Error::Options { faults })?;
             // One layer is enough: all are alike.
             let layer: Vec<SiteShape> = Projection::ALL

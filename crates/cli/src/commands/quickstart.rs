@@ -202,7 +202,7 @@ fn lora_rank_of_equal_size(base: &Base, hydra: &Value) -> anyhow::Result<usize> 
         let mut options = options.as_object().cloned().unwrap_or_default();
         options.remove("name");
         let options = methods::find(name)?
-            .from_recipe(&options)
+            .read_recipe(&options)
             .map_err(|faults| hydralora_peft::Error::Options { faults })?;
         let sites = options.targets().select(&base.decoder.sites())?;
         let tuned = options.build(&sites, DType::F32, 0);

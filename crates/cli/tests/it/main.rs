@@ -1,5 +1,6 @@
 //! The command line as a user meets it, on the 260K-parameter model.
 
+mod architecture;
 mod bad_input;
 mod commands;
 mod quickstart;

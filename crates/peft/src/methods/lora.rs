@@ -61,13 +61,13 @@ impl Method for Lora {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = check_common(options.rank, options.alpha, options.dropout, &options.targets);
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config)?;
         Ok(Box::new(Options {
             rank: keys.rank,

@@ -154,7 +154,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
         return;
     };
     let dtype = decoder.dtype();
-    let options = method.from_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let options = method.read_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
     let read = |name: &str| io::decode(&reference.path.join(name), dtype).unwrap();
     let start = read("adapter.safetensors");
     let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);

@@ -1,0 +1,100 @@
+//! The shape of the house, held by what cargo and the files say.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn crates_import_only_from_those_below() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut found = BTreeMap::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let short = |name: &Value| name.as_str().unwrap().replace("hydralora-", "");
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        let mut inside: Vec<String> = dependencies
+            .filter(|dependency| dependency["path"].is_string() && dependency["kind"].is_null())
+            .map(|dependency| short(&dependency["name"]))
+            .collect();
+        inside.sort();
+        found.insert(short(&package["name"]), inside.join(" "));
+    }
+    let allowed = [
+        ("data", ""),
+        ("hydralora", "data kernels model peft run train"),
+        ("kernels", ""),
+        ("model", "kernels"),
+        ("peft", "kernels model"),
+        ("run", "kernels model"),
+        ("train", "data kernels model peft"),
+    ];
+    let allowed = allowed.map(|(name, inside)| (name.to_owned(), inside.to_owned()));
+    assert_eq!(found, allowed.into_iter().collect());
+}
+
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_base_model_names_no_method() {
+    for (path, text) in sources(&root().join("crates/model/src")) {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//!")) {
+            let code = line.to_lowercase();
+            let named =
+                ["lora_", "_lora", "ia3", "prefix-tuning"].iter().any(|name| code.contains(name));
+            assert!(!named, "{}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_method_is_one_file_and_is_documented() {
+    let folder = root().join("crates/peft/src/methods");
+    let files = sources(&folder).len() - 1;
+    assert_eq!(files, hydralora_peft::methods::METHODS.len(), "mod.rs lists every file");
+    let guide = fs::read_to_string(root().join("docs/methods.md")).unwrap();
+    for method in hydralora_peft::methods::METHODS {
+        assert!(guide.contains(&format!("## `{}`", method.name())), "{}", method.name());
+        for option in method.defaults().keys() {
+            assert!(guide.contains(&format!("`{option}`")), "{} {option}", method.name());
+        }
+    }
+}
+
+#[test]
+fn every_training_option_is_documented() {
+    let guide = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
+    let defaults = serde_json::to_value(hydralora_train::TrainConfig::default()).unwrap();
+    for option in defaults.as_object().unwrap().keys() {
+        assert!(guide.contains(&format!("`{option}`")), "{option}");
+    }
+}
+
+#[test]
+fn no_source_file_outgrows_a_reader() {
+    for (path, text) in sources(&root().join("crates")) {
+        let lines = text.lines().count();
+        assert!(lines <= 800, "{} has {lines} lines", path.display());
+    }
+}
