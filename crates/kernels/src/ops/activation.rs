@@ -1,6 +1,7 @@
 //! Pointwise functions of small learned networks: `relu(x) = max(x, 0)` and `tanh(x)`.
 
 use crate::dispatch;
+use crate::element::Element;
 use crate::graph::Var;
 use crate::tensor::Tensor;
 
@@ -18,14 +19,14 @@ pub fn tanh(x: &Var) -> Var {
 fn pointwise(x: &Var, f: fn(f64) -> f64, derivative: fn(f64) -> f64) -> Var {
     let y = x.value();
     let y = dispatch!(y.dtype(), E => {
-        let values: Vec<E> = y.data::<E>().iter().map(|&x| f(f64::from(x)) as E).collect();
+        let values: Vec<E> = y.data::<E>().iter().map(|&x| f(x.to_f64()) as E).collect();
         Tensor::new(values, y.shape())
     });
     let saved = y.clone();
     Var::computed(y, &[x], move |mut gradient, parents| {
         dispatch!(gradient.dtype(), E => {
             for (g, &y) in gradient.data_mut::<E>().iter_mut().zip(saved.data::<E>()) {
-                *g *= derivative(f64::from(y)) as E;
+                *g *= derivative(y.to_f64()) as E;
             }
         });
         parents.add(0, gradient);

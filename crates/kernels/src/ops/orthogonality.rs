@@ -1,6 +1,7 @@
 //! How far the rows or columns of a matrix are from orthonormal: `‖M Mᵀ − I‖_F` or `‖MᵀM − I‖_F`.
 
 use crate::dispatch;
+use crate::element::Element;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::tensor::{Tensor, TensorElement};
@@ -20,7 +21,7 @@ pub fn orthogonality(m: &Var, side: Side) -> Var {
     let saved = m.value().clone();
     let (value, excess) = dispatch!(saved.dtype(), E => {
         let excess = gram_excess::<E>(&saved, side);
-        let norm = excess.iter().map(|&c| f64::from(c) * f64::from(c)).sum::<f64>().sqrt();
+        let norm = excess.iter().map(|c| c.to_f64() * c.to_f64()).sum::<f64>().sqrt();
         let extent = excess.len().isqrt();
         (Tensor::scalar(saved.dtype(), norm), Tensor::new(excess, [extent, extent]))
     });
