@@ -275,7 +275,7 @@ impl Tuned for VirtualTokens {
             Start::Vocabulary => {
                 let mut random = random_stream(self.seed, TABLE_NAME);
                 let size = base.decoder.config().vocab_size as u64;
-                let mut draw = || (u64::from(random.next_u32()) * size >> 32) as u32;
+                let mut draw = || ((u64::from(random.next_u32()) * size) >> 32) as u32;
                 (0..count).map(|_| draw()).collect()
             }
             Start::Text(text) => {
