@@ -1,1 +1,53 @@
-fn main() {}
+//! The `hydralora` command: recipe → plan → one file a command.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod encoder;
+mod failure;
+mod plan;
+mod progress;
+mod recipe;
+mod ui;
+
+use args::{Arguments, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+// Large activations are kept by the kernels' own pool; this is for everything between.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let run = std::panic::catch_unwind(|| start(&arguments));
+    match run {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(failure::exit_code(&error))
+        }
+        // The panic's own message is on stderr already.
+        Err(_) => {
+            eprintln!("error: this is a fault of hydralora, please report it with the lines above");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(threads) = arguments.global.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    }
+    let global = &arguments.global;
+    match &arguments.command {
+        Command::Quickstart(command) => commands::quickstart::run(global, command),
+        Command::Model(command) => commands::model::run(global, command),
+        Command::Train(command) => commands::train::run(global, command),
+        Command::Check(command) => commands::check::run(global, command),
+        Command::Generate(command) => commands::generate::run(global, command),
+        Command::Chat(command) => commands::chat::run(global, command),
+        Command::Inspect(command) => commands::inspect::run(global, command),
+    }
+}

@@ -38,6 +38,10 @@ pub enum Error {
     ContextExceeded { sequence: usize, length: usize, limit: usize },
     #[error("token id {token} is not below the vocabulary size {vocab_size}")]
     TokenOutOfRange { token: u32, vocab_size: usize },
+    #[error(
+        "`{spec}` is no folder or file here, no known name ({known}) and not a hub id (organisation/name)"
+    )]
+    UnknownModel { spec: String, known: String },
     #[error("cannot get the model `{spec}`:\n{}", tried.iter().map(|t| format!("  - {t}")).collect::<Vec<_>>().join("\n"))]
     Unavailable { spec: String, tried: Vec<String> },
 }

@@ -11,6 +11,7 @@ mod decoder;
 pub mod durable;
 mod error;
 pub mod family;
+pub mod hub;
 pub mod source;
 mod tokenizer;
 mod weights;

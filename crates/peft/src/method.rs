@@ -347,9 +347,14 @@ pub fn read_section<T: DeserializeOwned>(
 
 /// The name closest to `word`, if one is close enough to be a slip of the pen.
 pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Someone who stopped typing early is as near as someone who slipped.
+    let begun = |name: &str| word.len() >= 3 && name.starts_with(word);
     names
         .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(word, name), name))
+        .map(|name| {
+            let slips = strsim::damerau_levenshtein(word, name);
+            (if begun(name) { slips.min(1) } else { slips }, name)
+        })
         .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
         .min()
         .map(|(_, name)| name)

@@ -208,7 +208,7 @@ pub fn fit(
                     loss: loss + aux_loss,
                     epoch,
                     batch: first_batch + index,
-                    records: name_records(examples),
+                    records: name_records(run.dataset, examples),
                     kept: kept(run.folder),
                 });
             }
@@ -303,13 +303,14 @@ pub fn fit(
     Ok(Outcome { ending, steps: progress.step, evaluation, best_loss: progress.best_loss })
 }
 
-fn name_records(examples: &[&Example]) -> String {
-    let names: Vec<String> = examples
-        .iter()
-        .take(8)
-        .map(|example| format!("source {} record {}", example.source, example.row))
-        .collect();
-    format!("records: {}", names.join(", "))
+/// File and record of each example of a batch.
+fn name_records(dataset: &Dataset, examples: &[&Example]) -> String {
+    let name = |example: &&Example| {
+        let source = dataset.report.sources.get(example.source as usize);
+        let file = source.map_or_else(String::new, |source| source.path.display().to_string());
+        format!("{file} record {}", example.row + 1)
+    };
+    examples.iter().take(8).map(name).collect::<Vec<_>>().join(", ")
 }
 
 fn kept(folder: Option<&Path>) -> String {

@@ -15,6 +15,7 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
+    resume: bool,
 }
 
 impl MetricsFile {
@@ -29,7 +30,7 @@ impl MetricsFile {
             fs::write(&path, b"")?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, resume })
     }
 
     fn cut_after(&mut self, step: usize) -> Result<()> {
@@ -60,13 +61,13 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Value>> {
 impl Sink for MetricsFile {
     fn record(&mut self, event: &Event) -> Result<()> {
         let row = match event {
-            Event::Started { step, .. } => return self.cut_after(*step),
+            Event::Started { step, .. } if self.resume => return self.cut_after(*step),
+            Event::Started { .. } | Event::Saved { .. } => return Ok(()),
             Event::Step(metrics) => serde_json::to_value(metrics).unwrap_or_default(),
             Event::Evaluated { step, evaluation, best } => json!({
                 "step": step, "valid_loss": evaluation.loss, "best": best,
                 "valid_label_tokens": evaluation.label_tokens, "domains": evaluation.domains,
             }),
-            Event::Saved { .. } => return Ok(()),
         };
         writeln!(self.file, "{row}")?;
         Ok(self.file.flush()?)

@@ -1,3 +1,4 @@
 //! Behaviour of whole base models.
 
+mod smollm2;
 mod stories;

@@ -1,0 +1,55 @@
+//! `hydralora check`: everything but the training.
+
+use crate::args::{CheckArguments, Global};
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+use crate::ui::{result, thousands};
+use hydralora_data::{Example, IGNORE_LABEL};
+use serde_json::json;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
+    let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
+    let plan = Plan::open(recipe, None)?;
+    let memory = plan.memory();
+    let megabytes = |bytes: usize| format!("{} MB", thousands(bytes.div_ceil(1 << 20)));
+    let mut text = String::new();
+    let _ = writeln!(text, "model    {}", plan.metadata.base_model);
+    let _ = writeln!(text, "method   {}, {}", plan.recipe.method_name, plan.parameters());
+    let _ = writeln!(text, "layers   {} of {}", plan.sites.len(), plan.base.decoder.sites().len());
+    let _ = writeln!(
+        text,
+        "memory   about {}: weights {}, adapter and optimizer {}, activations {} (largest batch, {} \
+         tokens), logits {}",
+        megabytes(memory.total()),
+        megabytes(memory.weights),
+        megabytes(memory.trainable),
+        megabytes(memory.activations),
+        thousands(memory.largest_batch_tokens),
+        megabytes(memory.logits),
+    );
+    let _ = writeln!(text, "{}", plan.dataset.report);
+    let sample = plan.dataset.train.first().map(|example| show(&plan, example)).transpose()?;
+    if let Some((prompt, answer)) = &sample {
+        let _ =
+            writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");
+        let _ = write!(text, "{prompt}[[{answer}]]");
+    }
+    let json = json!({
+        "parameters": plan.parameters(),
+        "memory_bytes": memory,
+        "data": plan.dataset.report,
+        "recipe": plan.recipe.resolved(),
+    });
+    result(global, &json, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A record's tokens as text: up to the first trained one, and from there on.
+fn show(plan: &Plan, example: &Example) -> anyhow::Result<(String, String)> {
+    let start = example.labels.iter().position(|&label| label != IGNORE_LABEL).unwrap_or(0);
+    let (prompt, answer) = example.tokens.split_at(start);
+    let decode = |ids: &[u32]| plan.base.tokenizer().decode(ids, false);
+    Ok((decode(prompt)?, decode(answer)?))
+}

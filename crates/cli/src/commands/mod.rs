@@ -1,0 +1,9 @@
+//! The commands, one file each.
+
+pub(crate) mod chat;
+pub(crate) mod check;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod model;
+pub(crate) mod quickstart;
+pub(crate) mod train;

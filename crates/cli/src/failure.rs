@@ -1,0 +1,57 @@
+//! Whose fault an error is: 2 for bad input, 1 for a failure.
+
+use hydralora_train::Error as TrainError;
+
+/// An error in what the user gave.
+#[derive(Debug)]
+pub(crate) struct BadInput(pub(crate) String);
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+/// An [`anyhow::Error`] that is the user's to mend.
+pub(crate) fn bad_input(message: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(BadInput(message.into()))
+}
+
+/// The process's exit status for `error`.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<BadInput>() || cause.is::<hydralora_data::Error>() {
+            return 2;
+        }
+        if let Some(error) = cause.downcast_ref::<TrainError>() {
+            return match error {
+                TrainError::Config { .. } | TrainError::Checkpoint { .. } => 2,
+                TrainError::Data(_) | TrainError::Nothing { .. } => 2,
+                TrainError::Model(error) => of_model(error),
+                TrainError::Adapter(error) => of_adapter(error),
+                _ => 1,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<hydralora_model::Error>() {
+            return of_model(error);
+        }
+        if let Some(error) = cause.downcast_ref::<hydralora_peft::Error>() {
+            return of_adapter(error);
+        }
+    }
+    1
+}
+
+fn of_model(error: &hydralora_model::Error) -> u8 {
+    if matches!(error, hydralora_model::Error::Unavailable { .. }) { 1 } else { 2 }
+}
+
+fn of_adapter(error: &hydralora_peft::Error) -> u8 {
+    match error {
+        // Reading what is not there is the user's to mend; failing to write is not.
+        hydralora_peft::Error::Io(error) if error.kind() != std::io::ErrorKind::NotFound => 1,
+        _ => 2,
+    }
+}

@@ -1,0 +1,238 @@
+//! From a recipe to everything a run needs, opened and checked.
+
+use crate::encoder::ModelEncoder;
+use crate::failure::bad_input;
+use crate::recipe::{ModelDtype, Recipe};
+use crate::ui::thousands;
+use anyhow::Context;
+use hydralora_data::{ChatTemplate, Dataset, Message};
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use hydralora_model::{Decoder, ModelSource, Tokenizer};
+use hydralora_peft::io::{self, LoadedAdapter, Metadata};
+use hydralora_peft::{Role, Tuned, count};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// An opened base model.
+pub(crate) struct Base {
+    pub(crate) source: ModelSource,
+    pub(crate) decoder: Decoder,
+}
+
+/// Finds and opens a base model.
+pub(crate) fn open_base(spec: &str, dtype: DType) -> anyhow::Result<Base> {
+    let path = hydralora_model::hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
+    let source = ModelSource::open(&path)?;
+    let decoder = Decoder::load(&source.config, &source.weights, dtype)?;
+    Ok(Base { source, decoder })
+}
+
+impl Base {
+    /// The model's own chat template.
+    pub(crate) fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
+        let template = self.source.tokenizer.chat_template();
+        let parse = |source: &str| ChatTemplate::from_source("of the model", source);
+        Ok(template.map(parse).transpose()?)
+    }
+
+    /// Reads an adapter and makes sure it belongs to this model.
+    pub(crate) fn load_adapter(&self, folder: &Path) -> anyhow::Result<LoadedAdapter> {
+        let loaded = io::load(folder, &self.decoder.sites(), self.decoder.dtype())?;
+        if let Some(metadata) = &loaded.metadata {
+            let identity = &self.source.identity;
+            io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The tokenizer.
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.source.tokenizer
+    }
+}
+
+/// Token ids of a conversation put through a template, ready to be answered.
+pub(crate) fn encode_chat(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> anyhow::Result<Vec<u32>> {
+    let text =
+        |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
+    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    let rendered = template.render(messages, true, &bos, &eos)?;
+    let mut ids = tokenizer.encode(&rendered)?;
+    if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos())
+        && ids.first() != Some(&bos)
+    {
+        ids.insert(0, bos);
+    }
+    Ok(ids)
+}
+
+/// A recipe with everything it names opened.
+pub(crate) struct Plan {
+    pub(crate) recipe: Recipe,
+    pub(crate) base: Base,
+    pub(crate) dataset: Dataset,
+    pub(crate) sites: Vec<SiteShape>,
+    pub(crate) tuned: Box<dyn Tuned>,
+    pub(crate) metadata: Metadata,
+}
+
+impl Plan {
+    /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
+    pub(crate) fn open(recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
+        let dtype = match recipe.model.dtype {
+            ModelDtype::F32 => DType::F32,
+            ModelDtype::F64 => DType::F64,
+        };
+        let base = match base {
+            Some(base) => base,
+            None => open_base(&recipe.model.path, dtype)
+                .with_context(|| format!("model.path: {}", recipe.model.path))?,
+        };
+        let limit = base.source.config.max_position_embeddings;
+        if recipe.data.max_seq_len > limit {
+            let asked = recipe.data.max_seq_len;
+            return Err(bad_input(format!(
+                "data.max_seq_len: is {asked}; the model's context holds {limit}"
+            )));
+        }
+        let sites = recipe.method.targets().select(&base.decoder.sites())?;
+        let tuned = recipe.method.build(&sites, dtype, recipe.train.seed);
+        let template = base.template()?;
+        let encoder = ModelEncoder(base.tokenizer());
+        let dataset = Dataset::load(
+            &recipe.data,
+            &recipe.base,
+            &encoder,
+            template.as_ref(),
+            recipe.train.seed,
+        )?;
+        let end_ids = base.tokenizer().end_ids().iter();
+        let metadata = Metadata {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            base_model: base.source.identity.name.clone(),
+            base_fingerprint: base.source.identity.fingerprint.clone(),
+            chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
+            end_tokens: end_ids.filter_map(|&id| base.tokenizer().id_to_token(id)).collect(),
+        };
+        Ok(Self { recipe, base, dataset, sites, tuned, metadata })
+    }
+
+    /// Hash of everything that decides how a run goes: settings, base model, token ids.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut resolved = self.recipe.resolved();
+        // Where the result goes and how often it is saved change nothing in it.
+        resolved["output"] = serde_json::Value::Null;
+        resolved["model"]["path"] = serde_json::Value::Null;
+        for key in ["save_every", "keep_checkpoints"] {
+            resolved["train"][key] = serde_json::Value::Null;
+        }
+        let mut hash = Sha256::new();
+        hash.update(resolved.to_string());
+        hash.update(&self.metadata.base_fingerprint);
+        for example in self.dataset.train.iter().chain(&self.dataset.valid) {
+            for (token, label) in example.tokens.iter().zip(&example.labels) {
+                hash.update(token.to_le_bytes());
+                hash.update(label.to_le_bytes());
+            }
+            hash.update(example.domain.to_le_bytes());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Parameters of the run.
+    pub(crate) fn parameters(&self) -> Parameters {
+        Parameters::of(self.base.decoder.num_parameters(), self.tuned.as_ref())
+    }
+
+    /// Bytes a training step is expected to need.
+    pub(crate) fn memory(&self) -> MemoryPlan {
+        let config = &self.base.source.config;
+        let element = self.base.decoder.dtype().size();
+        let lengths = self.dataset.train.iter().map(|example| example.tokens.len());
+        let mut lengths: Vec<usize> = lengths.collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let longest: usize = lengths.iter().take(self.recipe.train.batch_size).sum();
+        let tokens =
+            self.recipe.train.max_tokens_per_batch.map_or(longest, |most| {
+                longest.min(most.max(lengths.first().copied().unwrap_or(0)))
+            });
+        let query = config.num_attention_heads * config.head_dim;
+        let key_value = config.num_key_value_heads * config.head_dim;
+        // Kept per token and layer: residual before and after attention, q, k, v, attention's
+        // output, gate and up; the rest is computed again.
+        let kept =
+            2 * config.hidden_size + 2 * query + 2 * key_value + 2 * config.intermediate_size;
+        let trainable = self.parameters().trainable;
+        MemoryPlan {
+            weights: self.base.decoder.weight_bytes(),
+            trainable: 4 * trainable * element,
+            activations: tokens
+                * (kept * config.num_hidden_layers + 4 * config.intermediate_size)
+                * element,
+            logits: 128 * config.vocab_size * element,
+            largest_batch_tokens: tokens,
+        }
+    }
+}
+
+/// Bytes by purpose.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct MemoryPlan {
+    pub(crate) weights: usize,
+    /// Values, gradients and both moments.
+    pub(crate) trainable: usize,
+    pub(crate) activations: usize,
+    pub(crate) logits: usize,
+    pub(crate) largest_batch_tokens: usize,
+}
+
+impl MemoryPlan {
+    pub(crate) fn total(&self) -> usize {
+        self.weights + self.trainable + self.activations + self.logits
+    }
+}
+
+/// Trainable parameters by role, apart as the paper does not count the router.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Parameters {
+    pub(crate) base: usize,
+    pub(crate) a: usize,
+    pub(crate) b: usize,
+    pub(crate) router: usize,
+    pub(crate) trainable: usize,
+    pub(crate) percent: f64,
+}
+
+impl Parameters {
+    pub(crate) fn of(base: usize, tuned: &dyn Tuned) -> Self {
+        let counts = count(tuned);
+        let of = |role| counts.get(&role).copied().unwrap_or(0);
+        let trainable: usize = counts.values().sum();
+        Self {
+            base,
+            a: of(Role::A),
+            b: of(Role::B),
+            router: of(Role::Router),
+            trainable,
+            percent: 100.0 * trainable as f64 / (base + trainable) as f64,
+        }
+    }
+}
+
+impl std::fmt::Display for Parameters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, router, trainable, base] =
+            [self.a, self.b, self.router, self.trainable, self.base].map(thousands);
+        write!(
+            f,
+            "{trainable} trainable ({:.3} % of all): A {a}, B {b}, router {router}; base {base} frozen",
+            self.percent
+        )
+    }
+}

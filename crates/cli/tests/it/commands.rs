@@ -1,0 +1,164 @@
+//! Each command once, from a recipe to text.
+
+use crate::support::{Place, model};
+use serde_json::Value;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_recipe_becomes_an_adapter_a_report_and_better_answers() {
+    let place = Place::new();
+    let ran = place.succeed(&["train", "recipe.yaml", "--json"]);
+    let result = json(&ran.stdout);
+    assert_eq!(result["ending"], "finished");
+    let domains = |side: &str| result[side]["domains"].as_array().unwrap().clone();
+    for (before, after) in domains("baseline").iter().zip(domains("evaluation")) {
+        let (before, after) = (before["loss"].as_f64().unwrap(), after["loss"].as_f64().unwrap());
+        assert!(after < before, "held-out loss {before} -> {after}");
+    }
+    let files = [
+        "recipe.yaml",
+        "metrics.jsonl",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/hydralora.json",
+        "best/adapter_model.safetensors",
+        "checkpoints/step-000020/state.json",
+        "report.html",
+        "routing.json",
+        "data.json",
+    ];
+    for file in files {
+        assert!(place.path("run").join(file).exists(), "{file} is missing");
+    }
+    let rows: Vec<Value> = place.read("run/metrics.jsonl").lines().map(json).collect();
+    assert_eq!(rows.iter().filter(|row| row.get("loss").is_some()).count(), 20);
+    assert_eq!(rows.iter().filter(|row| row.get("valid_loss").is_some()).count(), 2);
+    let checkpoints = std::fs::read_dir(place.path("run/checkpoints")).unwrap().count();
+    assert_eq!(checkpoints, 2, "the last two are kept");
+    let events = std::fs::read_dir(place.path("run/tensorboard")).unwrap().count();
+    assert_eq!(events, 1);
+    assert!(place.read("run/report.html").contains("Routing"));
+
+    // The resolved recipe is a recipe.
+    place.succeed(&[
+        "check",
+        "run/recipe.yaml",
+        "--set",
+        "data.train.0.path=../animals.jsonl",
+        "--set",
+        "data.train.1.path=../colours.jsonl",
+    ]);
+
+    let model = model().display().to_string();
+    let generate = |adapter: &[&str]| {
+        let mut arguments = vec!["generate", "--model", &model, "--prompt", "Sky 3?", "--json"];
+        arguments.extend(["--max-new-tokens", "12"]);
+        arguments.extend(adapter);
+        json(&place.succeed(&arguments).stdout)["text"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(generate(&["--adapter", "run/adapter"]), generate(&["--raw"]));
+
+    let inspected =
+        place.succeed(&["inspect", "--model", &model, "--adapter", "run/adapter", "--json"]);
+    let inspected = json(&inspected.stdout);
+    let parameters = &inspected["adapter"]["parameters"];
+    // 5 layers of gate and up (64 → 172) and down (172 → 64), rank 2, 3 experts.
+    assert_eq!(parameters["a"], 5 * 2 * (64 + 64 + 172));
+    assert_eq!(parameters["b"], 5 * 6 * (172 + 172 + 64));
+    assert_eq!(parameters["router"], 5 * 3 * (64 + 64 + 172));
+    assert_eq!(inspected["model"]["parameters"], 260_032);
+}
+
+#[test]
+fn check_shows_the_plan_and_marks_what_is_trained() {
+    let place = Place::new();
+    let ran = place.succeed(&["check", "recipe.yaml"]);
+    for part in ["trainable", "memory", "animals", "[[", "layers   15 of 35"] {
+        assert!(ran.stdout.contains(part), "{part} is missing in\n{}", ran.stdout);
+    }
+    assert!(!place.path("run").exists(), "check writes nothing");
+    let ran = place.succeed(&["check", "recipe.yaml", "--json", "--set", "method.rank=7"]);
+    assert_eq!(json(&ran.stdout)["recipe"]["method"]["rank"], 7);
+}
+
+#[test]
+fn chat_remembers_and_starts_over() {
+    let place = Place::new();
+    place.succeed(&["train", "recipe.yaml", "--quiet"]);
+    let model = model().display().to_string();
+    let arguments = [
+        "chat",
+        "--model",
+        &model,
+        "--adapter",
+        "run/adapter",
+        "--max-new-tokens",
+        "10",
+        "--quiet",
+    ];
+    let ran = place.run_with_input(&arguments, "Sky 3?\n/new\nSky 3?\n/quit\nnever read\n");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let answers: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(answers.len(), 2, "{}", ran.stdout);
+    assert_eq!(answers[0], answers[1], "the same question afresh");
+}
+
+#[test]
+fn the_seed_decides_a_sampled_text() {
+    let place = Place::new();
+    let model = model().display().to_string();
+    let text = |seed: &str| {
+        let arguments = [
+            "generate",
+            "--model",
+            &model,
+            "--raw",
+            "--prompt",
+            "Once",
+            "--seed",
+            seed,
+            "--temperature",
+            "1.5",
+            "--max-new-tokens",
+            "20",
+        ];
+        place.succeed(&arguments).stdout
+    };
+    assert_eq!(text("1"), text("1"));
+    assert_ne!(text("1"), text("2"));
+}
+
+#[test]
+fn the_paper_table_has_the_paper_percentages() {
+    let place = Place::new();
+    let result = json(&place.succeed(&["inspect", "--table", "--json"]).stdout);
+    let rows = result["table"].as_array().unwrap();
+    let percents: Vec<&str> =
+        rows.iter().map(|row| row["qv"]["percent"].as_str().unwrap()).collect();
+    assert_eq!(percents, ["0.062", "0.124", "0.248", "0.124", "0.341"]);
+    for row in rows {
+        let paper = row["paper_percent"].as_str().unwrap();
+        assert_eq!(format!("0{paper}"), row["qv"]["percent"].as_str().unwrap());
+    }
+    let hydra = &rows[3];
+    assert_eq!(hydra["qv"]["a_and_b"], 8_388_608);
+    assert_eq!(hydra["qv"]["router"], 786_432);
+    assert_eq!(hydra["ffn"]["a_and_b"], 24_969_216);
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let place = Place::new();
+    for (threads, output) in [("1", "one"), ("3", "three")] {
+        let output = format!("output={output}");
+        let arguments = ["train", "recipe.yaml", "--quiet", "--threads", threads, "--set", &output];
+        place.succeed(&arguments);
+    }
+    let adapter = |run: &str| {
+        std::fs::read(place.path(run).join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    assert!(adapter("one") == adapter("three"));
+}

@@ -1,0 +1,7 @@
+//! The command line as a user meets it, on the 260K-parameter model.
+
+mod bad_input;
+mod commands;
+mod quickstart;
+mod resume;
+mod support;

