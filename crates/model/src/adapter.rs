@@ -6,7 +6,7 @@
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -110,12 +110,36 @@ pub struct SiteShape {
     pub out_features: usize,
 }
 
+/// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
+/// are, without rotation.
+#[derive(Clone)]
+pub struct KeyValue {
+    /// The keys.
+    pub keys: Var,
+    /// The values, of the same shape.
+    pub values: Var,
+}
+
 /// What a fine-tuning method may change in the frozen decoder.
 pub trait Adapter: Send + Sync {
     /// The layer at `site` applied to `x: [T, in]`, giving `[T, out]`.
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let _ = (site, pass);
         frozen.forward(x)
+    }
+
+    /// Embeddings `[p, hidden_size]` put before every sequence as if they were tokens; their rows
+    /// are taken out of the final hidden states again.
+    fn prompt(&self, pass: &Pass<'_>) -> Option<Var> {
+        let _ = pass;
+        None
+    }
+
+    /// Keys and values put before those of every sequence in layer `layer`, the same number in
+    /// every layer; tokens then start at position `p`.
+    fn prefix(&self, layer: usize, pass: &Pass<'_>) -> Option<KeyValue> {
+        let _ = (layer, pass);
+        None
     }
 }
 
@@ -131,12 +155,23 @@ pub trait GateObserver {
     fn observe(&self, site: Site, gates: &Tensor);
 }
 
+/// Where the sequences of a pass lie and what they are about.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// Where each sequence starts, and the total: one entry more than there are sequences.
+    pub offsets: &'a [usize],
+    /// The domain of each sequence.
+    pub domains: &'a [u32],
+}
+
 /// One run through the decoder: what is the same for all layers of it.
 #[derive(Default)]
 pub struct Pass<'a> {
     dropout_seed: Option<u64>,
     observer: Option<&'a dyn GateObserver>,
+    sequences: Option<Sequences<'a>>,
     shared: RefCell<HashMap<(usize, &'static str), Var>>,
+    set_aside: RefCell<BTreeMap<Site, Var>>,
 }
 
 impl<'a> Pass<'a> {
@@ -155,6 +190,28 @@ impl<'a> Pass<'a> {
     pub fn observed_by(mut self, observer: &'a dyn GateObserver) -> Self {
         self.observer = Some(observer);
         self
+    }
+
+    /// Says where the sequences of this pass lie and which domain each belongs to.
+    #[must_use]
+    pub fn of_sequences(mut self, offsets: &'a [usize], domains: &'a [u32]) -> Self {
+        self.sequences = Some(Sequences { offsets, domains });
+        self
+    }
+
+    /// The sequences of this pass, if they were described.
+    pub fn sequences(&self) -> Option<Sequences<'a>> {
+        self.sequences
+    }
+
+    /// Keeps a value an adapter computed at `site` for a loss term of its own.
+    pub fn set_aside(&self, site: Site, value: Var) {
+        self.set_aside.borrow_mut().insert(site, value);
+    }
+
+    /// Takes out all values that were set aside, by site.
+    pub fn take_set_aside(&self) -> BTreeMap<Site, Var> {
+        self.set_aside.take()
     }
 
     /// The seed of this pass's dropout masks, if it trains.

@@ -10,6 +10,8 @@ const SMALLEST_GROWTH: usize = 64;
 pub struct Cache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// Rows before the first token that an adapter put there.
+    lead: usize,
 }
 
 /// Keys and values of one layer, `[capacity, kv_heads · head_dim]` with the first rows in use.
@@ -27,7 +29,7 @@ impl Cache {
             values: Tensor::zeros(dtype, [0, width]),
             len: 0,
         };
-        Self { layers: (0..num_layers).map(|_| empty()).collect(), len: 0 }
+        Self { layers: (0..num_layers).map(|_| empty()).collect(), len: 0, lead: 0 }
     }
 
     /// Number of tokens held.
@@ -43,9 +45,23 @@ impl Cache {
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        for layer in &mut self.layers {
-            layer.len = layer.len.min(len);
+        if self.len == 0 {
+            self.lead = 0;
         }
+        let rows = self.rows();
+        for layer in &mut self.layers {
+            layer.len = layer.len.min(rows);
+        }
+    }
+
+    /// Positions held: tokens, and what an adapter put before them.
+    pub(crate) fn rows(&self) -> usize {
+        self.lead + self.len
+    }
+
+    /// Notes that `rows` rows now stand before the first token.
+    pub(crate) fn set_lead(&mut self, rows: usize) {
+        self.lead = rows;
     }
 
     pub(crate) fn layer_mut(&mut self, index: usize) -> &mut LayerCache {

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Sequences are packed one after the other without padding; every linear layer goes through the
-//! [`Adapter`]. Nothing here is trainable.
+//! [`Adapter`], which may also put learned positions before every sequence. Nothing here is
+//! trainable.
 
-use crate::adapter::{Adapter, NoAdapter, Pass, Projection, Site, SiteShape};
+use crate::adapter::{Adapter, KeyValue, NoAdapter, Pass, Projection, Site, SiteShape};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
+use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 
@@ -181,21 +183,47 @@ impl Decoder {
     /// # Errors
     /// If a sequence is empty or longer than the context, or a token id is out of range.
     pub fn hidden(&self, batch: Packed<'_>, adapter: &dyn Adapter, pass: &Pass<'_>) -> Result<Var> {
-        self.validate(batch, |_| 0)?;
-        let positions: Vec<u32> =
-            batch.offsets.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect();
+        let lead = Lead::of(adapter, self.layers.len(), pass);
+        self.validate(batch, |_| lead.rows())?;
+        let starts = vec![true; batch.offsets.len() - 1];
+        let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
+        let first = lead.prefix_rows;
+        let positions: Vec<u32> = offsets
+            .windows(2)
+            .flat_map(|w| (first..first + w[1] - w[0]).map(|p| p as u32))
+            .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
-        let spans = spans(batch.offsets);
-        let mut h = Var::constant(self.embedding.gather(batch.tokens));
+        let keys = lead_offsets(&offsets, first, &starts);
+        let spans: Vec<Span> = (spans(&offsets).into_iter().zip(keys.windows(2)))
+            .map(|(span, w)| Span { keys: w[0]..w[1], ..span })
+            .collect();
+        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
         for (index, layer) in self.layers.iter().enumerate() {
-            let attention = |q: Var, k: Var, v: Var| self.attend_packed(&q, &k, &v, &spans);
+            let attention = |q: Var, k: Var, v: Var| match &lead.prefix[index] {
+                Some(KeyValue { keys, values }) => {
+                    let k = prepend_rows(keys, &k, &offsets, &starts);
+                    let v = prepend_rows(values, &v, &offsets, &starts);
+                    causal_attention(&q, &k, &v, &spans, self.attention)
+                }
+                None => causal_attention(&q, &k, &v, &spans, self.attention),
+            };
             h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
         }
-        Ok(rms_norm(&h, &self.norm, self.config.rms_norm_eps))
+        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        Ok(if lead.prompt_rows > 0 {
+            drop_rows(&h, lead.prompt_rows, batch.offsets, &starts)
+        } else {
+            h
+        })
     }
 
-    fn attend_packed(&self, q: &Var, k: &Var, v: &Var, spans: &[Span]) -> Var {
-        causal_attention(q, k, v, spans, self.attention)
+    /// Embeddings `[T, hidden_size]` of `tokens`.
+    ///
+    /// # Errors
+    /// If a token id is out of range.
+    pub fn embeddings(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.validate_tokens(tokens)?;
+        Ok(self.embedding.gather(tokens))
     }
 
     /// Feeds new tokens to sequences whose earlier tokens are in `caches` (one per sequence) and
@@ -211,27 +239,46 @@ impl Decoder {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         assert_eq!(caches.len() + 1, batch.offsets.len(), "one cache per sequence");
-        self.validate(batch, |sequence| caches[sequence].len())?;
         let _guard = no_grad();
-        let positions: Vec<u32> = batch
-            .offsets
-            .windows(2)
-            .zip(caches.iter())
-            .flat_map(|(w, cache)| (0..w[1] - w[0]).map(|i| (cache.len() + i) as u32))
+        let starts: Vec<bool> = caches.iter().map(|cache| cache.rows() == 0).collect();
+        let lead = if starts.contains(&true) {
+            Lead::of(adapter, self.layers.len(), pass)
+        } else {
+            Lead::none(self.layers.len())
+        };
+        let past = |s: usize| if starts[s] { lead.rows() } else { caches[s].rows() };
+        self.validate(batch, past)?;
+        let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
+        let positions: Vec<u32> = (0..caches.len())
+            .flat_map(|s| {
+                let first = if starts[s] { lead.prefix_rows } else { caches[s].rows() };
+                first..first + offsets[s + 1] - offsets[s]
+            })
+            .map(|position| position as u32)
             .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
-        let mut h = Var::constant(self.embedding.gather(batch.tokens));
+        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut caches: Vec<&mut LayerCache> =
+            let mut layers: Vec<&mut LayerCache> =
                 caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
+            if let Some(prefix) = &lead.prefix[index] {
+                let (keys, values) = (prefix.keys.value(), prefix.values.value());
+                for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
+                    dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+                }
+            }
             let attention =
-                |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, batch.offsets, &mut caches);
+                |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
             h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
         }
-        for (cache, w) in caches.iter_mut().zip(batch.offsets.windows(2)) {
-            cache.advance(w[1] - w[0]);
+        for (s, cache) in caches.iter_mut().enumerate() {
+            if starts[s] {
+                cache.set_lead(lead.rows());
+            }
+            cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
         }
-        Ok(rms_norm(&h, &self.norm, self.config.rms_norm_eps).into_value())
+        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
     }
 
     fn attend_cached(
@@ -331,11 +378,58 @@ impl Decoder {
                 return Err(Error::ContextExceeded { sequence, length, limit });
             }
         }
-        match batch.tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
+        self.validate_tokens(batch.tokens)
+    }
+
+    fn validate_tokens(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|&&token| token as usize >= self.config.vocab_size) {
             Some(&token) => {
                 Err(Error::TokenOutOfRange { token, vocab_size: self.config.vocab_size })
             }
             None => Ok(()),
+        }
+    }
+}
+
+/// What an adapter puts before every sequence.
+struct Lead {
+    prompt: Option<Var>,
+    prompt_rows: usize,
+    /// One entry per layer.
+    prefix: Vec<Option<KeyValue>>,
+    prefix_rows: usize,
+}
+
+impl Lead {
+    fn none(layers: usize) -> Self {
+        Self { prompt: None, prompt_rows: 0, prefix: vec![None; layers], prefix_rows: 0 }
+    }
+
+    fn of(adapter: &dyn Adapter, layers: usize, pass: &Pass<'_>) -> Self {
+        let prompt = adapter.prompt(pass);
+        let prefix: Vec<Option<KeyValue>> =
+            (0..layers).map(|layer| adapter.prefix(layer, pass)).collect();
+        let rows = |part: &Option<KeyValue>| part.as_ref().map_or(0, |p| p.keys.value().rows());
+        let prefix_rows = prefix.first().map_or(0, rows);
+        assert!(
+            prefix.iter().all(|part| rows(part) == prefix_rows),
+            "every layer has as many leading keys"
+        );
+        let prompt_rows = prompt.as_ref().map_or(0, |prompt| prompt.value().rows());
+        Self { prompt, prompt_rows, prefix, prefix_rows }
+    }
+
+    /// Positions before a sequence's first token.
+    fn rows(&self) -> usize {
+        self.prompt_rows + self.prefix_rows
+    }
+
+    /// The embeddings of packed tokens, behind the prompt where a sequence starts.
+    fn before(&self, embeddings: Tensor, offsets: &[usize], starts: &[bool]) -> Var {
+        let embeddings = Var::constant(embeddings);
+        match &self.prompt {
+            Some(prompt) => prepend_rows(prompt, &embeddings, offsets, starts),
+            None => embeddings,
         }
     }
 }

@@ -34,6 +34,9 @@ pub enum Error {
     /// A file could not be read or written; the message names it.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The base model refused what a method asked of it.
+    #[error(transparent)]
+    Model(#[from] hydralora_model::Error),
     /// A file is not what it should be.
     #[error("{path}: {message}", path = path.display())]
     Malformed {

@@ -73,26 +73,33 @@ pub fn write_into(
     metadata: &Metadata,
     all: &[SiteShape],
 ) -> Result<()> {
-    let tensors = tuned.tensors();
+    let tensors = tuned.file_tensors();
     if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
         return Err(Error::Malformed {
             path: folder.join(TENSOR_FILE),
             message: format!("`{name}` holds a number that is not finite; nothing was written"),
         });
     }
-    let mut config = tuned.options().to_peft();
+    let mut config = tuned.peft_config(all);
     config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
-    config.insert("target_modules".to_owned(), json!(module_names(&tuned.sites(), all)));
     write(&folder.join(CONFIG_FILE), &pretty(&config))?;
     write(&folder.join(METADATA_FILE), &pretty(metadata))?;
     if let Some(template) = &metadata.chat_template {
         write(&folder.join(TEMPLATE_FILE), template.as_bytes())?;
     }
-    write(&folder.join(TENSOR_FILE), &encode(&tensors, PEFT_PREFIX)?)
+    // PEFT puts its prefix before the base model's names, and stores virtual tokens without one.
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let of_layer = name.starts_with("model.");
+            (if of_layer { format!("{PEFT_PREFIX}{name}") } else { name }, tensor)
+        })
+        .collect();
+    write(&folder.join(TENSOR_FILE), &encode(&tensors)?)
 }
 
 /// The shortest list of names that means just these layers to PEFT.
-fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
+pub(crate) fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
     let used: BTreeSet<Projection> = sites.iter().map(|site| site.projection).collect();
     let meant = all.iter().filter(|shape| used.contains(&shape.site.projection)).count();
     if meant == sites.len() {
@@ -116,11 +123,11 @@ fn naming(path: &Path, error: &std::io::Error) -> Error {
     Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// Tensors as the bytes of a safetensors file, every name behind `prefix`.
+/// Tensors as the bytes of a safetensors file.
 ///
 /// # Errors
 /// If the format cannot hold them.
-pub fn encode(tensors: &TensorMap, prefix: &str) -> Result<Vec<u8>> {
+pub fn encode(tensors: &TensorMap) -> Result<Vec<u8>> {
     let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -131,7 +138,7 @@ pub fn encode(tensors: &TensorMap, prefix: &str) -> Result<Vec<u8>> {
                 DType::F32 => Dtype::F32,
                 DType::F64 => Dtype::F64,
             };
-            (format!("{prefix}{name}"), dtype, tensor.shape().to_vec(), bytes)
+            (name.clone(), dtype, tensor.shape().to_vec(), bytes)
         })
         .collect();
     let views = bytes.iter().map(|(name, dtype, shape, bytes)| {
@@ -185,13 +192,14 @@ fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
 }
 
 /// A tensor's name without what PEFT puts around it.
-fn plain_name(name: &str) -> String {
+pub(crate) fn plain_name(name: &str) -> String {
     let name = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
+    let name = name.strip_suffix(".default").unwrap_or(name);
     name.replace(".default.", ".")
 }
 
 /// The layer a tensor belongs to, by its name.
-fn site_of(name: &str) -> Option<Site> {
+pub(crate) fn site_of(name: &str) -> Option<Site> {
     let end = name.match_indices('.').nth(4).map_or(name.len(), |(at, _)| at);
     name[..end].parse().ok()
 }
@@ -257,8 +265,9 @@ pub fn attach(
     dtype: DType,
 ) -> Result<Box<dyn Tuned>> {
     let named: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
+    let whole = options.whole_model();
     let wanted: Vec<SiteShape> =
-        sites.iter().copied().filter(|shape| named.contains(&shape.site)).collect();
+        sites.iter().copied().filter(|shape| whole || named.contains(&shape.site)).collect();
     let mut tuned = options.build(&wanted, dtype, 0);
     let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
     mismatches.extend(tensors.iter().map(|(name, tensor)| match site_of(name) {
@@ -267,7 +276,7 @@ pub fn attach(
         }
         _ => format!("`{name}` {:?} is not used by this method", tensor.shape()),
     }));
-    if named.is_empty() && mismatches.is_empty() {
+    if named.is_empty() && !whole && mismatches.is_empty() {
         mismatches.push("holds no tensor of a layer".to_owned());
     }
     if mismatches.is_empty() {

@@ -1,8 +1,8 @@
 //! The fine-tuning methods of hydralora and their file formats.
 //!
 //! A method is one file under `methods/` and one word in its list. It says how its options are read
-//! from a recipe and from PEFT's files, and builds a [`Tuned`] adapter: the trainable tensors, and
-//! what they do to each linear layer of the frozen decoder.
+//! from a recipe and from PEFT's files, and builds a [`Tuned`] adapter: the trainable tensors, what
+//! they do to the frozen decoder, and what training has to do for them beyond following gradients.
 
 #![forbid(unsafe_code)]
 
@@ -13,9 +13,11 @@ mod method;
 pub mod methods;
 mod options;
 mod targets;
+mod virtual_tokens;
 
 pub use error::{Error, Fault, Result};
 pub use method::{
-    Method, MethodOptions, Role, TensorMap, Trainable, Tuned, count, nearest, read_section,
+    Base, Method, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, count, nearest,
+    read_section,
 };
 pub use targets::{PRESETS, Targets};

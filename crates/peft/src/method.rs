@@ -1,14 +1,16 @@
 //! What a fine-tuning method is: an entry of the registry, its options, and the live adapter.
 
 use crate::error::{Fault, Result};
+use crate::io::module_names;
 use crate::targets::Targets;
-use hydralora_kernels::{DType, Parameter, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Site, SiteShape};
+use hydralora_kernels::{DType, Gradients, Parameter, Tensor, Var};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_model::{Decoder, Tokenizer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// An entry of the registry.
@@ -44,6 +46,11 @@ pub trait MethodOptions: Send + Sync {
     fn to_peft(&self) -> Map<String, Value>;
     /// Which layers the method changes.
     fn targets(&self) -> &Targets;
+    /// Whether [`build`](Self::build) needs the shapes of all layers of the model, because the
+    /// method's tensors belong to no single layer.
+    fn whole_model(&self) -> bool {
+        false
+    }
     /// A fresh adapter on `sites`, its tensors drawn from `seed`.
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned>;
 }
@@ -58,6 +65,10 @@ pub enum Role {
     B,
     /// Routers.
     Router,
+    /// Learned factors: of activations, or the singular values of an update.
+    Scale,
+    /// Virtual tokens, and the network that makes them.
+    Prompt,
 }
 
 /// A trainable tensor and its role.
@@ -84,6 +95,24 @@ impl Trainable {
 /// Tensors of an adapter file by name.
 pub type TensorMap = BTreeMap<String, Tensor>;
 
+/// The base model an adapter is about to be trained on.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// The frozen decoder.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// What a training run is going to be.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingPlan<'a> {
+    /// Optimizer steps in all.
+    pub total_steps: usize,
+    /// Names of the domains that the sequences of a [`Pass`] refer to.
+    pub domains: &'a [String],
+}
+
 /// A live adapter that can be trained and saved.
 pub trait Tuned: Adapter {
     /// The options it was built from.
@@ -106,6 +135,55 @@ pub trait Tuned: Adapter {
     /// # Errors
     /// Every tensor that is missing or has another shape.
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
+    /// The tensors of the adapter's folder. Unlike [`tensors`](Self::tensors) these may leave out
+    /// what only training needs.
+    fn file_tensors(&self) -> TensorMap {
+        self.tensors()
+    }
+    /// The `adapter_config.json` of the adapter's folder, for a model whose layers are `all`.
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        let mut config = self.options().to_peft();
+        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        config
+    }
+    /// Takes the start values that depend on the base model's weights; called once for a fresh
+    /// adapter, before training.
+    ///
+    /// # Errors
+    /// If the base model has no such values.
+    fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
+        let _ = base;
+        Ok(())
+    }
+    /// Called once before a run's first step, also of a resumed run.
+    ///
+    /// # Errors
+    /// If the run cannot be what the options need.
+    fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
+        let _ = plan;
+        Ok(())
+    }
+    /// A term of shape `[1]` to add to the loss of the micro-batch that `pass` just ran.
+    fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
+        let _ = pass;
+        None
+    }
+    /// Called after the optimizer's step number `step` (from 1) with the gradients it followed.
+    fn after_step(&mut self, step: usize, gradients: &Gradients) {
+        let _ = (step, gradients);
+    }
+    /// What a checkpoint must hold beside the tensors so that training goes on bit for bit.
+    fn state(&self) -> TensorMap {
+        TensorMap::new()
+    }
+    /// Takes what [`state`](Self::state) gave out of `tensors`.
+    ///
+    /// # Errors
+    /// Every tensor that is missing or has another shape.
+    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        let _ = tensors;
+        Ok(())
+    }
     /// This adapter as the decoder sees it.
     fn as_adapter(&self) -> &dyn Adapter;
 }
@@ -119,8 +197,19 @@ pub fn count(tuned: &dyn Tuned) -> BTreeMap<Role, usize> {
     counts
 }
 
-/// Uniform in `(-bound, bound)`; the stream depends on `seed` and `name` alone, so adding a target
-/// does not change the start of the others.
+/// Random numbers whose stream depends on `seed` and `name` alone, so adding a target does not
+/// change the start of the others.
+pub(crate) fn random_stream(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    // FNV-1a, fixed for all time: the standard library's hasher may change between releases.
+    let stream = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    random.set_stream(stream);
+    random
+}
+
+/// Uniform in `(-bound, bound)`.
 pub(crate) fn uniform(
     seed: u64,
     name: &str,
@@ -129,12 +218,7 @@ pub(crate) fn uniform(
     shape: impl Into<Vec<usize>>,
 ) -> Tensor {
     let shape = shape.into();
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    // FNV-1a, fixed for all time: the standard library's hasher may change between releases.
-    let stream = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-    random.set_stream(stream);
+    let mut random = random_stream(seed, name);
     let values: Vec<f64> = (0..shape.iter().product())
         .map(|_| {
             let unit = f64::from(random.next_u32()) / f64::from(u32::MAX);
@@ -142,6 +226,70 @@ pub(crate) fn uniform(
         })
         .collect();
     Tensor::from_f64(dtype, &values, shape)
+}
+
+/// Normal with mean 0 and standard deviation `deviation` (Box and Muller's transform).
+pub(crate) fn normal(
+    seed: u64,
+    name: &str,
+    deviation: f64,
+    dtype: DType,
+    shape: impl Into<Vec<usize>>,
+) -> Tensor {
+    let shape = shape.into();
+    let mut random = random_stream(seed, name);
+    let mut unit = || (f64::from(random.next_u32()) + 0.5) / 4_294_967_296.0;
+    let values: Vec<f64> = (0..shape.iter().product())
+        .map(|_| {
+            let radius = (-2.0 * unit().ln()).sqrt();
+            deviation * radius * (std::f64::consts::TAU * unit()).cos()
+        })
+        .collect();
+    Tensor::from_f64(dtype, &values, shape)
+}
+
+/// Takes tensor `name` out of `tensors`, noting in `faults` if it is missing or misshapen.
+pub(crate) fn take_tensor(
+    tensors: &mut TensorMap,
+    name: &str,
+    shape: &[usize],
+    faults: &mut Vec<String>,
+) -> Option<Tensor> {
+    match tensors.remove(name) {
+        Some(tensor) if tensor.shape() == shape => Some(tensor),
+        Some(tensor) => {
+            faults.push(format!("`{name}` has shape {:?}, expected {shape:?}", tensor.shape()));
+            None
+        }
+        None => {
+            faults.push(format!("`{name}` {shape:?} is missing"));
+            None
+        }
+    }
+}
+
+/// Loads every trainable from the tensor of its name.
+pub(crate) fn load_by_name<'a>(
+    trainables: impl IntoIterator<Item = &'a mut Trainable>,
+    tensors: &mut TensorMap,
+) -> Result<(), Vec<String>> {
+    let mut faults = Vec::new();
+    for trainable in trainables {
+        let parameter = &mut trainable.parameter;
+        let name = parameter.name().to_owned();
+        if let Some(tensor) = take_tensor(tensors, &name, parameter.value().shape(), &mut faults) {
+            parameter.set(tensor.to_dtype(parameter.value().dtype()));
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// One tensor per trainable under its own name.
+pub(crate) fn export_by_name(
+    trainables: Vec<&Trainable>,
+    pick: &dyn Fn(&Trainable) -> Tensor,
+) -> TensorMap {
+    trainables.into_iter().map(|t| (t.parameter.name().to_owned(), pick(t))).collect()
 }
 
 /// The bound of Kaiming's uniform start with `a = √5`, as PyTorch's linear layers use it:

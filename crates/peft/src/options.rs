@@ -43,6 +43,32 @@ pub(crate) fn check_common(rank: usize, alpha: f64, dropout: f64, targets: &Targ
     faults
 }
 
+/// A fault if there is no expert.
+pub(crate) fn check_experts(num_experts: usize) -> Option<Fault> {
+    (num_experts == 0).then(|| Fault::new("method.num_experts", "is 0; expected at least 1"))
+}
+
+/// The options among `keys` that a file names as a recipe does, and the number of experts, which the
+/// published code calls `lora_nums`.
+pub(crate) fn own_keys(config: &Map<String, Value>, keys: &[&str]) -> Map<String, Value> {
+    keys.iter()
+        .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
+        .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
+        .collect()
+}
+
+/// A fault for every key that asks for something not supported: present and unlike the values
+/// listed with it, written as JSON.
+pub(crate) fn refuse_unless(config: &Map<String, Value>, keys: &[(&str, &[&str])]) -> Vec<Fault> {
+    keys.iter()
+        .filter_map(|(key, accepted)| {
+            let value = config.get(*key)?;
+            let refused = !accepted.contains(&value.to_string().as_str());
+            refused.then(|| Fault::new(*key, format!("`{value}` is not supported here")))
+        })
+        .collect()
+}
+
 /// The keys of PEFT's `LoraConfig` that mean something here.
 pub(crate) struct LoraConfigKeys {
     pub(crate) rank: usize,
@@ -82,14 +108,7 @@ impl LoraConfigKeys {
     /// # Errors
     /// Every key that is missing, malformed, or asks for something not supported.
     pub(crate) fn read(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let mut faults = Vec::new();
-        for (key, accepted) in REFUSED_UNLESS {
-            if let Some(value) =
-                config.get(*key).filter(|v| !accepted.contains(&v.to_string().as_str()))
-            {
-                faults.push(Fault::new(*key, format!("`{value}` is not supported here")));
-            }
-        }
+        let mut faults = refuse_unless(config, REFUSED_UNLESS);
         let mut number = |key: &str, default: Option<f64>| match config.get(key) {
             Some(Value::Null) | None if default.is_some() => default.unwrap_or_default(),
             Some(value) if value.is_number() => value.as_f64().unwrap_or_default(),

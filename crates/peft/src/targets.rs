@@ -16,6 +16,13 @@ pub enum Targets {
     Many(Vec<String>),
 }
 
+impl Default for Targets {
+    /// No layer.
+    fn default() -> Self {
+        Targets::Many(Vec::new())
+    }
+}
+
 /// The presets and what they stand for.
 pub const PRESETS: &[(&str, &[Projection])] = &[
     ("qv", &[Projection::Query, Projection::Value]),
@@ -46,8 +53,12 @@ impl Targets {
                 });
             }
         }
-        let wanted = |shape: &SiteShape| self.entries().iter().any(|entry| matches(entry, shape));
-        Ok(sites.iter().copied().filter(wanted).collect())
+        Ok(sites.iter().copied().filter(|shape| self.contain(shape)).collect())
+    }
+
+    /// Whether any entry means this layer.
+    pub(crate) fn contain(&self, shape: &SiteShape) -> bool {
+        self.entries().iter().any(|entry| matches(entry, shape))
     }
 }
 

@@ -14,6 +14,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const STATE_FILE: &str = "state.json";
+/// The trained tensors, where the adapter's own file holds others.
+const TRAINABLES_FILE: &str = "trainables.safetensors";
+/// What the method keeps beside its tensors.
+const METHOD_FILE: &str = "method.safetensors";
 const MOMENT_FILES: [&str; 2] = ["first_moments.safetensors", "second_moments.safetensors"];
 
 /// Where a run stood.
@@ -48,7 +52,15 @@ pub fn save(
     replace_folder(folder, |folder| {
         io::write_into(folder, tuned, metadata, all)?;
         for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
-            fs::write(folder.join(name), io::encode(&moments, "")?)?;
+            fs::write(folder.join(name), io::encode(&moments)?)?;
+        }
+        let tensors = tuned.tensors();
+        if !tensors.keys().eq(tuned.file_tensors().keys()) {
+            fs::write(folder.join(TRAINABLES_FILE), io::encode(&tensors)?)?;
+        }
+        let kept = tuned.state();
+        if !kept.is_empty() {
+            fs::write(folder.join(METHOD_FILE), io::encode(&kept)?)?;
         }
         let state = serde_json::to_vec_pretty(progress).map_err(std::io::Error::other)?;
         fs::write(folder.join(STATE_FILE), state)?;
@@ -86,10 +98,20 @@ pub fn load(
         mismatches.extend(tensors.keys().map(|name| format!("`{name}` is left over")));
         if mismatches.is_empty() { Ok(()) } else { Err(fault(name, mismatches.join("; "))) }
     };
-    take(io::TENSOR_FILE, tuned)?;
-    let sites = tuned.sites();
+    let apart = folder.join(TRAINABLES_FILE).exists();
+    take(if apart { TRAINABLES_FILE } else { io::TENSOR_FILE }, tuned)?;
+    let mut kept = match folder.join(METHOD_FILE) {
+        path if path.exists() => io::decode(&path, dtype)?,
+        _ => TensorMap::new(),
+    };
+    let mut mismatches = tuned.load_state(&mut kept).err().unwrap_or_default();
+    mismatches.extend(kept.keys().map(|name| format!("`{name}` is left over")));
+    if !mismatches.is_empty() {
+        return Err(fault(METHOD_FILE, mismatches.join("; ")));
+    }
+    let (sites, whole) = (tuned.sites(), tuned.options().whole_model());
     let shapes: Vec<SiteShape> =
-        all.iter().copied().filter(|shape| sites.contains(&shape.site)).collect();
+        all.iter().copied().filter(|shape| whole || sites.contains(&shape.site)).collect();
     let shadow = |name: &str| -> Result<Box<dyn Tuned>> {
         let mut shadow = tuned.options().build(&shapes, dtype, 0);
         take(name, shadow.as_mut())?;

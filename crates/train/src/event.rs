@@ -42,8 +42,10 @@ pub struct StepMetrics {
     pub step: usize,
     /// Passes over the data so far.
     pub epoch: f64,
-    /// Mean loss over the step's label tokens.
+    /// Mean cross-entropy over the step's label tokens.
     pub loss: f64,
+    /// What the method added to it, a balance or a regulariser; 0 for most.
+    pub aux_loss: f64,
     /// The learning rate used.
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.

@@ -9,10 +9,11 @@ use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::ops::dropout::mix;
+use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
-use hydralora_peft::Tuned;
 use hydralora_peft::io::{self, Metadata};
+use hydralora_peft::{TrainingPlan, Tuned};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -157,6 +158,7 @@ pub fn fit(
                 checkpoint::load(&path, tuned, &mut optimizer, run.fingerprint, &sites, dtype)?;
         }
     }
+    tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
     let before = progress.elapsed_s;
     let started = Instant::now();
     let warmup =
@@ -181,26 +183,36 @@ pub fn fit(
         let label_tokens: usize = batches.iter().map(|(_, batch)| batch.label_tokens).sum();
         let tokens: usize = batches.iter().map(|(_, batch)| batch.tokens.len()).sum();
         let mut gradients = Gradients::default();
-        let mut loss = 0.0;
+        let (mut loss, mut aux_loss) = (0.0, 0.0);
         for (index, (examples, batch)) in batches.iter().enumerate() {
             let seed = mix(mix(config.seed) ^ mix(progress.step as u64)) ^ index as u64;
-            let pass = Pass::training(mix(seed));
+            let pass = Pass::training(mix(seed)).of_sequences(&batch.offsets, &batch.domains);
             let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
             let hidden = run.decoder.hidden(packed, tuned.as_adapter(), &pass)?;
             let found = run.decoder.loss(&hidden, &batch.labels, 1.0 / label_tokens.max(1) as f64);
             drop(hidden);
             loss += found.loss.value().item();
-            if !loss.is_finite() {
+            // The cross-entropy is a sum over the step's micro-batches, the added term their mean.
+            let total = match tuned.aux_loss(&pass) {
+                Some(term) => {
+                    let term = scale(&term, 1.0 / batches.len() as f64);
+                    aux_loss += term.value().item();
+                    add(&found.loss, term)
+                }
+                None => found.loss,
+            };
+            drop(pass);
+            if !(loss + aux_loss).is_finite() {
                 return Err(Error::NonFiniteLoss {
                     step: progress.step + 1,
-                    loss,
+                    loss: loss + aux_loss,
                     epoch,
                     batch: first_batch + index,
                     records: name_records(run.dataset, examples),
                     kept: kept(run.folder),
                 });
             }
-            gradients.accumulate(found.loss.backward());
+            gradients.accumulate(total.backward());
         }
         let norm = gradients.norm();
         if !norm.is_finite() {
@@ -221,12 +233,14 @@ pub fn fit(
         let learning_rate = config.learning_rate * factor;
         optimizer.step(tuned, &gradients, learning_rate);
         progress.step += 1;
+        tuned.after_step(progress.step, &gradients);
         progress.optimizer_steps = optimizer.steps();
         progress.elapsed_s = before + started.elapsed().as_secs_f64();
         sink.record(&Event::Step(StepMetrics {
             step: progress.step,
             epoch: plan.epochs_done(progress.step),
             loss,
+            aux_loss,
             learning_rate,
             grad_norm: norm,
             tokens,

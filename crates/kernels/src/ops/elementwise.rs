@@ -1,7 +1,11 @@
-//! `a + b` and `factor · a`.
+//! `a + b`, `factor · a`, and products with a learned vector along rows or columns.
 
+use crate::buffer::Buffer;
+use crate::dispatch;
 use crate::graph::Var;
-use crate::tensor::Tensor;
+use crate::simd::{rows_per_task, vectorize};
+use crate::tensor::{Tensor, TensorElement};
+use rayon::prelude::*;
 
 /// `a + b` for equal shapes. Works in the storage of `b` when nobody else holds it, so pass the
 /// freshly computed operand second.
@@ -28,6 +32,96 @@ pub fn scale(a: &Var, factor: f64) -> Var {
     })
 }
 
+/// `y_tj = x_tj · l_j` for `x: [T, n]` and `l` of `n` elements under any shape.
+///
+/// # Panics
+/// If the widths differ.
+pub fn scale_columns(x: &Var, l: &Var) -> Var {
+    assert_eq!(x.value().cols(), l.value().len(), "one factor per column");
+    let (saved_x, factors) = (x.save(), l.value().clone());
+    let y = times_columns(x.value().clone(), &factors);
+    Var::computed(y, &[x, l], move |gradient, parents| {
+        if parents.needs(1) {
+            let x = saved_x.get();
+            let sums = dispatch!(gradient.dtype(), E => {
+                let mut sums = Buffer::<E>::zeros(factors.len());
+                add_column_products(gradient.data::<E>(), x.data::<E>(), &mut sums);
+                Tensor::new(sums, factors.shape())
+            });
+            parents.add(1, sums);
+        }
+        if parents.needs(0) {
+            parents.add(0, times_columns(gradient, &factors));
+        }
+    })
+}
+
+/// `y_ij = e_i · m_ij` for `m: [r, n]` and `e` of `r` elements under any shape.
+///
+/// # Panics
+/// If the heights differ.
+pub fn scale_rows(m: &Var, e: &Var) -> Var {
+    assert_eq!(m.value().rows(), e.value().len(), "one factor per row");
+    let (saved, factors) = (m.value().clone(), e.value().clone());
+    let y = times_rows(saved.clone(), &factors);
+    Var::computed(y, &[m, e], move |gradient, parents| {
+        if parents.needs(1) {
+            let width = saved.cols().max(1);
+            let sums = dispatch!(gradient.dtype(), E => {
+                let pairs = gradient.data::<E>().chunks(width).zip(saved.data::<E>().chunks(width));
+                let sums: Vec<E> = pairs.map(|(g, m)| crate::simd::dot(g, m)).collect();
+                Tensor::new(sums, factors.shape())
+            });
+            parents.add(1, sums);
+        }
+        if parents.needs(0) {
+            parents.add(0, times_rows(gradient, &factors));
+        }
+    })
+}
+
+fn times_columns(mut x: Tensor, factors: &Tensor) -> Tensor {
+    let width = factors.len().max(1);
+    dispatch!(x.dtype(), E => {
+        let factors = factors.data::<E>();
+        x.data_mut::<E>().par_chunks_mut(rows_per_task(width) * width).for_each(|rows| {
+            vectorize(|| {
+                for row in rows.chunks_exact_mut(width) {
+                    for (x, &l) in row.iter_mut().zip(factors) {
+                        *x *= l;
+                    }
+                }
+            });
+        });
+    });
+    x
+}
+
+fn times_rows(mut m: Tensor, factors: &Tensor) -> Tensor {
+    let width = m.cols().max(1);
+    dispatch!(m.dtype(), E => {
+        let factors = factors.data::<E>();
+        for (row, &e) in m.data_mut::<E>().chunks_mut(width).zip(factors) {
+            for m in row {
+                *m *= e;
+            }
+        }
+    });
+    m
+}
+
+/// `sums_j += Σ_t a_tj b_tj`.
+fn add_column_products<E: TensorElement>(a: &[E], b: &[E], sums: &mut [E]) {
+    let width = sums.len().max(1);
+    vectorize(|| {
+        for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
+            for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+                *sum += a * b;
+            }
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +131,16 @@ mod tests {
     fn gradients_match_finite_differences() {
         check::gradients(&[&[2, 3], &[2, 3]], |x| add(&scale(&x[0], -1.5), x[1].clone()));
         check::gradients(&[&[4]], |x| add(&x[0], x[0].clone()));
+    }
+
+    #[test]
+    fn learned_factors_match_finite_differences() {
+        check::gradients(&[&[4, 3], &[3, 1]], |x| scale_columns(&x[0], &x[1]));
+        check::gradients(&[&[4, 3], &[1, 3]], |x| {
+            scale_columns(&scale_columns(&x[0], &x[1]), &x[1])
+        });
+        check::gradients(&[&[4, 3], &[4, 1]], |x| scale_rows(&x[0], &x[1]));
+        check::gradients(&[&[0, 3], &[3]], |x| scale_columns(&x[0], &x[1]));
+        check::f32_agrees(&[&[300, 70], &[70]], 1e-5, |x| scale_columns(&x[0], &x[1]));
     }
 }

@@ -232,7 +232,7 @@ fn softmax_backward<E: TensorElement>(dw: &mut [E], gates: &Tensor) {
 }
 
 /// The sum over all rows: `[cols]`.
-fn column_sums<E: TensorElement>(rows: &[E], cols: usize) -> Tensor {
+pub(crate) fn column_sums<E: TensorElement>(rows: &[E], cols: usize) -> Tensor {
     let mut sums = Buffer::<E>::zeros(cols);
     for row in rows.chunks_exact(cols) {
         simd::axpy(E::ONE, row, &mut sums);
@@ -260,9 +260,9 @@ fn shape_of(x: &Var, y0: &Var, p: &LowRank<'_>) -> Shape {
 }
 
 /// `x Mᵀ`.
-fn product(x: &Tensor, m: &Tensor) -> Tensor {
+pub(crate) fn product(x: &Tensor, m: &Tensor) -> Tensor {
     let (rows, inner, cols) = (x.rows(), x.cols(), m.rows());
-    assert_eq!(m.cols(), inner, "router has another input width");
+    assert_eq!(m.cols(), inner, "the weight has another input width");
     dispatch!(x.dtype(), E => {
         let mut out = Buffer::<E>::scratch(rows * cols);
         gemm(
@@ -628,7 +628,7 @@ impl SavedForBackward {
 }
 
 /// Adds `lhs · rhs` to the gradient of parent `index`, in place if it has one already.
-fn add_product<E: TensorElement>(
+pub(crate) fn add_product<E: TensorElement>(
     parents: &mut crate::graph::ParentGradients<'_>,
     index: usize,
     extent: [usize; 2],

@@ -7,10 +7,10 @@
 
 use crate::error::{Fault, Result};
 use crate::low_rank::{
-    DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, RouteOn, Router, RouterScope,
+    DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, Mixing, RouteOn, Router, RouterScope,
 };
 use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{LoraConfigKeys, check_common, scale, to_map};
+use crate::options::{LoraConfigKeys, check_common, check_experts, own_keys, scale, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -19,6 +19,19 @@ use serde_json::{Map, Value, json};
 
 pub(super) struct HydraLora;
 pub(super) static METHOD: HydraLora = HydraLora;
+
+/// How the heads are weighed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum GateKind {
+    /// By the router, per token.
+    #[default]
+    Softmax,
+    /// `1/N` each, without a router (the paper's ablation "w/o gate").
+    Uniform,
+    /// All in full, without a router: the plain sum of the heads.
+    None,
+}
 
 /// Options of HydraLoRA in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +49,8 @@ struct Options {
     targets: Targets,
     /// Number `N` of B heads.
     num_experts: usize,
+    /// How the heads are weighed: `softmax` (the router), `uniform` (`1/N`) or `none` (their sum).
+    gate: GateKind,
     /// What the router reads: `x` (text and code of the paper) or `a` (its formula's shape).
     route_on: RouteOn,
     /// One dropout mask for all heads, or one per head as in the published code.
@@ -56,6 +71,7 @@ impl Default for Options {
             dropout: 0.0,
             targets: Targets::One("ffn".to_owned()),
             num_experts: 4,
+            gate: GateKind::Softmax,
             route_on: RouteOn::X,
             dropout_mask: DropoutMask::Shared,
             router_bias: false,
@@ -67,9 +83,7 @@ impl Default for Options {
 impl Options {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = check_common(self.rank, self.alpha, self.dropout, &self.targets);
-        if self.num_experts == 0 {
-            faults.push(Fault::new("method.num_experts", "is 0; expected at least 1"));
-        }
+        faults.extend(check_experts(self.num_experts));
         if self.route_on == RouteOn::A && self.router_scope == RouterScope::Block {
             faults.push(Fault::new(
                 "method.router_scope",
@@ -85,9 +99,25 @@ impl Options {
                 "`per_expert` gives every head its own A x, so it cannot be combined with `route_on: a`",
             ));
         }
+        let default = Self::default();
+        for (option, differs) in [
+            ("route_on", self.route_on != default.route_on),
+            ("router_bias", self.router_bias != default.router_bias),
+            ("router_scope", self.router_scope != default.router_scope),
+        ] {
+            if differs && self.gate != GateKind::Softmax {
+                faults.push(Fault::new(
+                    format!("method.{option}"),
+                    "is about the router, which only `gate: softmax` has",
+                ));
+            }
+        }
         faults
     }
 }
+
+/// Options that a file names as a recipe does.
+const OWN_KEYS: [&str; 5] = ["gate", "route_on", "dropout_mask", "router_bias", "router_scope"];
 
 impl Method for HydraLora {
     fn name(&self) -> &'static str {
@@ -116,12 +146,7 @@ impl Method for HydraLora {
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config)?;
-        // The published code calls the number of heads `lora_nums`.
-        let own: Map<String, Value> = ["route_on", "dropout_mask", "router_bias", "router_scope"]
-            .into_iter()
-            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
-            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
-            .collect();
+        let own = own_keys(config, &OWN_KEYS);
         let options: Options = read_section("adapter_config", &own, &self.defaults())?;
         let options = Options {
             rank: keys.rank,
@@ -151,7 +176,7 @@ impl MethodOptions for Options {
         }
         .write("HYDRALORA");
         config.insert("lora_nums".to_owned(), json!(self.num_experts));
-        for key in ["route_on", "dropout_mask", "router_bias", "router_scope"] {
+        for key in OWN_KEYS {
             config.insert(key.to_owned(), self.to_recipe()[key].clone());
         }
         config
@@ -165,14 +190,19 @@ impl MethodOptions for Options {
         let spec = LowRankSpec {
             rank: self.rank,
             num_experts: self.num_experts,
+            own_a: false,
             scale: scale(self.alpha, self.rank, self.use_rslora),
             dropout: self.dropout,
             dropout_mask: self.dropout_mask,
-            router: Some(Router {
-                route_on: self.route_on,
-                scope: self.router_scope,
-                bias: self.router_bias,
-            }),
+            mixing: match self.gate {
+                GateKind::Softmax => Mixing::Routed(Router {
+                    route_on: self.route_on,
+                    scope: self.router_scope,
+                    bias: self.router_bias,
+                }),
+                GateKind::Uniform => Mixing::Mean,
+                GateKind::None => Mixing::Sum,
+            },
             names: HeadNames::Numbered,
         };
         Box::new(LowRankAdapter::new(Box::new(self.clone()), spec, sites, dtype, seed))

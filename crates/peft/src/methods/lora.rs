@@ -4,7 +4,7 @@
 //! `A` starts Kaiming-uniform, `B` at zero, so that training starts from the base model.
 
 use crate::error::{Fault, Result};
-use crate::low_rank::{DropoutMask, HeadNames, LowRankAdapter, LowRankSpec};
+use crate::low_rank::{DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, Mixing};
 use crate::method::{Method, MethodOptions, Tuned, read_section};
 use crate::options::{LoraConfigKeys, check_common, scale};
 use crate::targets::Targets;
@@ -103,10 +103,11 @@ impl MethodOptions for Options {
         let spec = LowRankSpec {
             rank: self.rank,
             num_experts: 1,
+            own_a: false,
             scale: scale(self.alpha, self.rank, self.use_rslora),
             dropout: self.dropout,
             dropout_mask: DropoutMask::Shared,
-            router: None,
+            mixing: Mixing::Sum,
             names: HeadNames::Single,
         };
         Box::new(LowRankAdapter::new(Box::new(self.clone()), spec, sites, dtype, seed))

@@ -11,7 +11,9 @@ macro_rules! methods {
     };
 }
 
-methods! { lora, hydralora }
+methods! {
+    lora, lora_split, hydralora, loramoe, adalora, ia3, prompt_tuning, p_tuning, prefix_tuning,
+}
 
 /// The method of that name.
 ///

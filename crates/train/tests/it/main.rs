@@ -1,3 +1,4 @@
 //! Training from files to checkpoints.
 
+mod matrix;
 mod parity;

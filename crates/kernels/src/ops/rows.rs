@@ -1,0 +1,174 @@
+//! Moving rows and columns about: learned rows put before packed sequences and taken out again,
+//! ranges of columns, columns side by side.
+
+use crate::dispatch;
+use crate::graph::Var;
+use crate::simd;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// Offsets of packed sequences after `lead` rows were put before each that `starts` marks.
+pub fn lead_offsets(offsets: &[usize], lead: usize, starts: &[bool]) -> Vec<usize> {
+    assert_eq!(offsets.len(), starts.len() + 1, "one mark per sequence");
+    let added = starts.iter().scan(0, |added, &start| {
+        *added += if start { lead } else { 0 };
+        Some(*added)
+    });
+    std::iter::once(0).chain(added).zip(offsets).map(|(added, offset)| offset + added).collect()
+}
+
+/// Puts the rows of `lead: [p, d]` before every sequence of `x: [T, d]` that `starts` marks.
+///
+/// # Panics
+/// If the extents disagree.
+pub fn prepend_rows(lead: &Var, x: &Var, offsets: &[usize], starts: &[bool]) -> Var {
+    let (count, width) = (lead.value().rows(), x.value().cols());
+    assert_eq!(lead.value().cols(), width, "the leading rows have another width");
+    assert_eq!(offsets.last(), Some(&x.value().rows()), "offsets end at the rows");
+    let all = lead_offsets(offsets, count, starts);
+    let rows = all.last().copied().unwrap_or(0);
+    let value = dispatch!(x.value().dtype(), E => {
+        let mut out = Vec::<E>::with_capacity(rows * width);
+        for (w, &start) in offsets.windows(2).zip(starts) {
+            if start {
+                out.extend_from_slice(lead.value().data::<E>());
+            }
+            out.extend_from_slice(&x.value().data::<E>()[w[0] * width..w[1] * width]);
+        }
+        Tensor::new(out, [rows, width])
+    });
+    let (offsets, starts) = (offsets.to_vec(), starts.to_vec());
+    Var::computed(value, &[lead, x], move |gradient, parents| {
+        if parents.needs(0) {
+            let mut sum = Tensor::zeros(gradient.dtype(), [count, width]);
+            dispatch!(gradient.dtype(), E => {
+                let sum = sum.data_mut::<E>();
+                for (first, _) in all.iter().zip(&starts).filter(|(_, start)| **start) {
+                    simd::axpy(1.0, &gradient.data::<E>()[first * width..][..sum.len()], sum);
+                }
+            });
+            parents.add(0, sum);
+        }
+        if parents.needs(1) {
+            parents.add(1, without_lead(&gradient, count, &offsets, &starts));
+        }
+    })
+}
+
+/// Takes the first `lead` rows out of every packed sequence of `x` that `starts` marks; `offsets`
+/// are those of the rows that stay.
+///
+/// # Panics
+/// If the extents disagree.
+pub fn drop_rows(x: &Var, lead: usize, offsets: &[usize], starts: &[bool]) -> Var {
+    let value = without_lead(x.value(), lead, offsets, starts);
+    let (offsets, starts) = (offsets.to_vec(), starts.to_vec());
+    let shape = x.value().shape().to_vec();
+    Var::computed(value, &[x], move |gradient, parents| {
+        let width = gradient.cols();
+        let all = lead_offsets(&offsets, lead, &starts);
+        let mut out = Tensor::zeros(gradient.dtype(), shape);
+        dispatch!(gradient.dtype(), E => {
+            let out = out.data_mut::<E>();
+            for (w, end) in offsets.windows(2).zip(&all[1..]) {
+                let len = w[1] - w[0];
+                out[(end - len) * width..end * width]
+                    .copy_from_slice(&gradient.data::<E>()[w[0] * width..w[1] * width]);
+            }
+        });
+        parents.add(0, out);
+    })
+}
+
+fn without_lead(x: &Tensor, lead: usize, offsets: &[usize], starts: &[bool]) -> Tensor {
+    let all = lead_offsets(offsets, lead, starts);
+    assert_eq!(all.last(), Some(&x.rows()), "offsets end at the rows");
+    let (rows, width) = (offsets.last().copied().unwrap_or(0), x.cols());
+    dispatch!(x.dtype(), E => {
+        let mut out = Vec::<E>::with_capacity(rows * width);
+        for (w, end) in offsets.windows(2).zip(&all[1..]) {
+            let len = w[1] - w[0];
+            out.extend_from_slice(&x.data::<E>()[(end - len) * width..end * width]);
+        }
+        Tensor::new(out, [rows, width])
+    })
+}
+
+/// Columns `range` of `x: [T, n]`.
+///
+/// # Panics
+/// If the range reaches past the columns.
+pub fn columns(x: &Var, range: Range<usize>) -> Var {
+    let (rows, width, taken) = (x.value().rows(), x.value().cols(), range.len());
+    assert!(range.end <= width, "columns out of range");
+    let value = dispatch!(x.value().dtype(), E => {
+        let rows_of = x.value().data::<E>().chunks_exact(width.max(1));
+        let data: Vec<E> = rows_of.flat_map(|row| row[range.clone()].iter().copied()).collect();
+        Tensor::new(data, [rows, taken])
+    });
+    Var::computed(value, &[x], move |gradient, parents| {
+        // Many ranges of one table add up in one tensor.
+        let mut sum =
+            parents.take(0).unwrap_or_else(|| Tensor::zeros(gradient.dtype(), [rows, width]));
+        dispatch!(gradient.dtype(), E => {
+            let sums = sum.data_mut::<E>().chunks_exact_mut(width.max(1));
+            for (sum, from) in sums.zip(gradient.data::<E>().chunks_exact(taken.max(1))) {
+                simd::axpy(1.0, from, &mut sum[range.clone()]);
+            }
+        });
+        parents.add(0, sum);
+    })
+}
+
+/// `[a | b]` for `a: [T, m]` and `b: [T, n]`.
+///
+/// # Panics
+/// If the heights differ.
+pub fn join_columns(a: &Var, b: &Var) -> Var {
+    let (rows, left, right) = (a.value().rows(), a.value().cols(), b.value().cols());
+    assert_eq!(rows, b.value().rows(), "columns of different heights");
+    let value = dispatch!(a.value().dtype(), E => {
+        let mut out = Vec::<E>::with_capacity(rows * (left + right));
+        for row in 0..rows {
+            out.extend_from_slice(&a.value().data::<E>()[row * left..(row + 1) * left]);
+            out.extend_from_slice(&b.value().data::<E>()[row * right..(row + 1) * right]);
+        }
+        Tensor::new(out, [rows, left + right])
+    });
+    Var::computed(value, &[a, b], move |gradient, parents| {
+        for (index, range) in [(0, 0..left), (1, left..left + right)] {
+            let part = columns(&Var::constant(gradient.clone()), range);
+            parents.add(index, part.into_value());
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let (offsets, starts) = ([0, 2, 2, 5], [true, false, true]);
+        check::gradients(&[&[2, 3], &[5, 3]], |v| prepend_rows(&v[0], &v[1], &offsets, &starts));
+        check::gradients(&[&[9, 3]], |v| drop_rows(&v[0], 2, &offsets, &starts));
+        check::gradients(&[&[4, 5]], |v| columns(&v[0], 1..3));
+        check::gradients(&[&[4, 5]], |v| {
+            join_columns(&columns(&v[0], 2..5), &columns(&v[0], 0..3))
+        });
+    }
+
+    #[test]
+    fn what_was_put_before_can_be_taken_out() {
+        let v = check::inputs(&[&[2, 3], &[5, 3]]);
+        let (offsets, starts) = ([0, 2, 5], [true, true]);
+        let both = prepend_rows(&v[0], &v[1], &offsets, &starts);
+        assert_eq!(lead_offsets(&offsets, 2, &starts), [0, 4, 9]);
+        let rows = both.value().to_f64();
+        assert_eq!(rows[..6], v[0].value().to_f64());
+        assert_eq!(rows[12..18], v[0].value().to_f64());
+        let back = drop_rows(&both, 2, &offsets, &starts);
+        assert_eq!(back.value().to_f64(), v[1].value().to_f64());
+    }
+}

@@ -1,0 +1,203 @@
+//! (IA)³: learned factors on activations, `y = l ⊙ (W0 x)`, or `y = W0 (l ⊙ x)` in feed-forward
+//! layers.
+//!
+//! Liu et al., arXiv 2205.05638. All factors start at one, so training starts from the base model.
+
+use crate::error::{Fault, Result};
+use crate::io::module_names;
+use crate::method::{
+    Method, MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
+    read_section,
+};
+use crate::options::{refuse_unless, to_map};
+use crate::targets::Targets;
+use hydralora_kernels::ops::elementwise::scale_columns;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::{DType, Tensor, Var};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+pub(super) struct Ia3;
+pub(super) static METHOD: Ia3 = Ia3;
+
+/// Options of (IA)³ in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// The layers to change.
+    targets: Targets,
+    /// Which of them have their input scaled instead of their output.
+    feedforward: Targets,
+}
+
+impl Default for Options {
+    /// PEFT's for Llama.
+    fn default() -> Self {
+        let names = ["k_proj", "v_proj", "down_proj"].map(str::to_owned);
+        Self {
+            targets: Targets::Many(names.to_vec()),
+            feedforward: Targets::Many(vec!["down_proj".to_owned()]),
+        }
+    }
+}
+
+impl Method for Ia3 {
+    fn name(&self) -> &'static str {
+        "ia3"
+    }
+
+    fn summary(&self) -> &'static str {
+        "learned factors on keys, values and feed-forward activations"
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!("IA3"))
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        Options::default().to_recipe()
+    }
+
+    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: Options = read_section("method", section, &self.defaults())?;
+        if options.targets.entries().is_empty() {
+            let message = "is empty; expected at least one layer";
+            return Err(vec![Fault::new("method.targets", message)]);
+        }
+        Ok(Box::new(options))
+    }
+
+    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let mut faults = refuse_unless(
+            config,
+            &[("fan_in_fan_out", &["false", "null"]), ("modules_to_save", &["null", "[]"])],
+        );
+        let mut names = |key: &str, missing: Option<Targets>| match config.get(key) {
+            None | Some(Value::Null) if missing.is_some() => missing.unwrap_or_default(),
+            found => found.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_else(|| {
+                faults.push(Fault::new(key, "expected a name or a list of names"));
+                Targets::default()
+            }),
+        };
+        let targets = names("target_modules", None);
+        let feedforward = names("feedforward_modules", Some(Targets::default()));
+        if faults.is_empty() { Ok(Box::new(Options { targets, feedforward })) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let config = json!({
+            "peft_type": "IA3",
+            "task_type": "CAUSAL_LM",
+            "inference_mode": true,
+            "target_modules": self.targets.entries(),
+            "feedforward_modules": self.feedforward.entries(),
+            "fan_in_fan_out": false,
+            "init_ia3_weights": true,
+            "modules_to_save": null,
+        });
+        to_map(&config)
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, _seed: u64) -> Box<dyn Tuned> {
+        let factors = |shape: &SiteShape| {
+            // PEFT's shapes: a column of outputs, a row of inputs.
+            let feedforward = self.feedforward.contain(shape);
+            let extent =
+                if feedforward { [1, shape.in_features] } else { [shape.out_features, 1] };
+            let ones = Tensor::from_f64(dtype, &vec![1.0; extent[0] * extent[1]], extent);
+            let name = format!("{}.ia3_l", shape.site);
+            (shape.site, Factors { feedforward, l: Trainable::new(name, Role::Scale, ones) })
+        };
+        Box::new(Ia3Adapter {
+            options: self.clone(),
+            sites: sites.iter().map(factors).collect(),
+        })
+    }
+}
+
+struct Factors {
+    feedforward: bool,
+    l: Trainable,
+}
+
+/// A live (IA)³ adapter.
+struct Ia3Adapter {
+    options: Options,
+    sites: BTreeMap<Site, Factors>,
+}
+
+impl Adapter for Ia3Adapter {
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _pass: &Pass<'_>) -> Var {
+        match self.sites.get(&site) {
+            None => frozen.forward(x),
+            Some(factors) if factors.feedforward => {
+                frozen.forward(&scale_columns(x, factors.l.var()))
+            }
+            Some(factors) => scale_columns(&frozen.forward(x), factors.l.var()),
+        }
+    }
+}
+
+impl Tuned for Ia3Adapter {
+    fn options(&self) -> &dyn MethodOptions {
+        &self.options
+    }
+
+    fn sites(&self) -> Vec<Site> {
+        self.sites.keys().copied().collect()
+    }
+
+    fn trainables(&self) -> Vec<&Trainable> {
+        self.sites.values().map(|factors| &factors.l).collect()
+    }
+
+    fn trainables_mut(&mut self) -> Vec<&mut Trainable> {
+        self.sites.values_mut().map(|factors| &mut factors.l).collect()
+    }
+
+    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
+        export_by_name(self.trainables(), pick)
+    }
+
+    fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        load_by_name(self.trainables_mut(), tensors)
+    }
+
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        // PEFT wants the feed-forward names to be some of the target names.
+        let mut names = module_names(&self.sites(), all);
+        let scaled_inputs = |name: &str| {
+            let meant = Targets::One(name.to_owned());
+            let kinds = all
+                .iter()
+                .filter(|shape| meant.contain(shape))
+                .filter_map(|shape| self.sites.get(&shape.site).map(|f| f.feedforward));
+            kinds.fold((false, false), |(yes, no), f| (yes || f, no || !f))
+        };
+        if names.iter().any(|name| scaled_inputs(name) == (true, true)) {
+            names = self.sites.keys().map(Site::to_string).collect();
+        }
+        let feedforward: Vec<&String> =
+            names.iter().filter(|name| scaled_inputs(name).0).collect();
+        let mut config = self.options.to_peft();
+        config.insert("feedforward_modules".to_owned(), json!(feedforward));
+        config.insert("target_modules".to_owned(), json!(names));
+        config
+    }
+
+    fn as_adapter(&self) -> &dyn Adapter {
+        self
+    }
+}

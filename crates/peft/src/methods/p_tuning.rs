@@ -1,0 +1,170 @@
+//! P-tuning: embeddings before every sequence, made by a small network that is trained with its
+//! input table: an MLP, or a bidirectional LSTM and an MLP.
+//!
+//! Liu et al., arXiv 2103.10385; the networks are PEFT's. After training only what the network made
+//! is kept.
+
+use crate::error::{Fault, Result};
+use crate::method::{Method, MethodOptions, Tuned, read_section};
+use crate::options::{refuse_unless, to_map};
+use crate::targets::Targets;
+use crate::virtual_tokens::{
+    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    common_config,
+};
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+pub(super) struct PTuning;
+pub(super) static METHOD: PTuning = PTuning;
+
+/// The network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum EncoderKind {
+    /// Three linear layers with ReLU between them.
+    #[default]
+    Mlp,
+    /// A bidirectional LSTM and two linear layers with ReLU between them.
+    Lstm,
+    /// None: what it once made is trained on directly.
+    None,
+}
+
+/// Options of P-tuning in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Number `p` of embeddings.
+    num_virtual_tokens: usize,
+    /// The network: `mlp`, `lstm` or `none`.
+    encoder: EncoderKind,
+    /// Its width; the model's if not given.
+    encoder_hidden_size: Option<usize>,
+    /// Layers of the LSTM.
+    encoder_num_layers: usize,
+    #[serde(skip, default = "every_layer")]
+    targets: Targets,
+}
+
+fn every_layer() -> Targets {
+    Targets::One("all".to_owned())
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            encoder: EncoderKind::Mlp,
+            encoder_hidden_size: None,
+            encoder_num_layers: 2,
+            targets: every_layer(),
+        }
+    }
+}
+
+impl Options {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
+        if self.encoder_hidden_size == Some(0) {
+            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
+        }
+        if self.encoder == EncoderKind::Lstm && self.encoder_num_layers == 0 {
+            faults.push(Fault::new("method.encoder_num_layers", "is 0; expected at least 1"));
+        }
+        faults
+    }
+}
+
+impl Method for PTuning {
+    fn name(&self) -> &'static str {
+        "p-tuning"
+    }
+
+    fn summary(&self) -> &'static str {
+        "embeddings before every sequence, made by a small trained network"
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!("P_TUNING"))
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        Options::default().to_recipe()
+    }
+
+    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: Options = read_section("method", section, &self.defaults())?;
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+
+    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let mut faults = refuse_unless(config, REFUSED_UNLESS);
+        // The encoder's dropout matters only while the encoder is trained, and a file has none.
+        let mut own = Map::new();
+        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
+        own.insert("num_virtual_tokens".to_owned(), count);
+        for key in ["encoder_hidden_size", "encoder_num_layers"] {
+            if let Some(value) = config.get(key) {
+                own.insert(key.to_owned(), value.clone());
+            }
+        }
+        if let Some(Value::String(kind)) = config.get("encoder_reparameterization_type") {
+            own.insert("encoder".to_owned(), json!(kind.to_lowercase()));
+        }
+        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
+        let options = read.unwrap_or_else(|found| {
+            faults.extend(found);
+            Options::default()
+        });
+        faults.extend(options.faults());
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let mut config = common_config("P_TUNING", self.num_virtual_tokens);
+        let kind = if self.encoder == EncoderKind::Lstm { "LSTM" } else { "MLP" };
+        config.insert("encoder_reparameterization_type".to_owned(), json!(kind));
+        config.insert("encoder_hidden_size".to_owned(), json!(self.encoder_hidden_size));
+        config.insert("encoder_num_layers".to_owned(), json!(self.encoder_num_layers));
+        config.insert("encoder_dropout".to_owned(), json!(0.0));
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn whole_model(&self) -> bool {
+        true
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let width = Widths::of(sites).hidden;
+        let hidden = self.encoder_hidden_size.unwrap_or(width);
+        let spec = VirtualSpec {
+            num_virtual_tokens: self.num_virtual_tokens,
+            place: Place::Prompt,
+            encoder: match self.encoder {
+                EncoderKind::Mlp => Encoder::Mlp { hidden },
+                EncoderKind::Lstm => Encoder::Lstm { hidden, num_layers: self.encoder_num_layers },
+                EncoderKind::None => Encoder::Table,
+            },
+            table_width: width,
+            width,
+            start: Start::Normal,
+        };
+        let plain = Options { encoder: EncoderKind::None, ..self.clone() };
+        let (options, plain) = (Box::new(self.clone()), Box::new(plain));
+        Box::new(VirtualTokens::new(options, Some(plain), spec, dtype, seed))
+    }
+}

@@ -1,0 +1,157 @@
+//! Prefix tuning: `p` learned keys and values before those of every sequence, in every layer.
+//!
+//! Li & Liang, arXiv 2101.00190. With `projection` they are made by a small network,
+//! `W₂ tanh(W₁ E + b₁) + b₂`, of which only the result is kept after training. Keys are learned as
+//! they are used, without rotation, and tokens keep positions `p`, `p + 1`, …, as in PEFT.
+
+use crate::error::{Fault, Result};
+use crate::method::{Method, MethodOptions, Tuned, read_section};
+use crate::options::{refuse_unless, to_map};
+use crate::targets::Targets;
+use crate::virtual_tokens::{
+    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    common_config,
+};
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+pub(super) struct PrefixTuning;
+pub(super) static METHOD: PrefixTuning = PrefixTuning;
+
+/// What the keys and values start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Init {
+    /// Normally distributed numbers.
+    #[default]
+    Random,
+    /// Zeros.
+    Zero,
+}
+
+/// Options of prefix tuning in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Number `p` of learned positions.
+    num_virtual_tokens: usize,
+    /// Whether a small network makes them.
+    projection: bool,
+    /// The network's width; that of the keys if not given.
+    encoder_hidden_size: Option<usize>,
+    /// What the learned table starts from: `random` or `zero`.
+    init: Init,
+    #[serde(skip, default = "every_layer")]
+    targets: Targets,
+}
+
+fn every_layer() -> Targets {
+    Targets::One("all".to_owned())
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            projection: false,
+            encoder_hidden_size: None,
+            init: Init::Random,
+            targets: every_layer(),
+        }
+    }
+}
+
+impl Options {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
+        if self.encoder_hidden_size == Some(0) {
+            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
+        }
+        faults
+    }
+}
+
+impl Method for PrefixTuning {
+    fn name(&self) -> &'static str {
+        "prefix-tuning"
+    }
+
+    fn summary(&self) -> &'static str {
+        "learned keys and values before every sequence in every layer"
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!("PREFIX_TUNING"))
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        Options::default().to_recipe()
+    }
+
+    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: Options = read_section("method", section, &self.defaults())?;
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+
+    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let mut faults = refuse_unless(config, REFUSED_UNLESS);
+        let mut own = Map::new();
+        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
+        own.insert("num_virtual_tokens".to_owned(), count);
+        for (key, option) in
+            [("encoder_hidden_size", "encoder_hidden_size"), ("prefix_projection", "projection")]
+        {
+            if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
+                own.insert(option.to_owned(), value.clone());
+            }
+        }
+        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
+        let options = read.unwrap_or_else(|found| {
+            faults.extend(found);
+            Options::default()
+        });
+        faults.extend(options.faults());
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let mut config = common_config("PREFIX_TUNING", self.num_virtual_tokens);
+        config.insert("prefix_projection".to_owned(), json!(self.projection));
+        config.insert("encoder_hidden_size".to_owned(), json!(self.encoder_hidden_size));
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn whole_model(&self) -> bool {
+        true
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let Widths { key_value, layers, .. } = Widths::of(sites);
+        let width = 2 * layers * key_value;
+        let hidden = self.encoder_hidden_size.unwrap_or(key_value);
+        let spec = VirtualSpec {
+            num_virtual_tokens: self.num_virtual_tokens,
+            place: Place::Prefix(key_value),
+            encoder: if self.projection { Encoder::Projection { hidden } } else { Encoder::Table },
+            table_width: if self.projection { key_value } else { width },
+            width,
+            start: if self.init == Init::Zero { Start::Zero } else { Start::Normal },
+        };
+        let plain = Options { projection: false, ..self.clone() };
+        let (options, plain) = (Box::new(self.clone()), Box::new(plain));
+        Box::new(VirtualTokens::new(options, Some(plain), spec, dtype, seed))
+    }
+}

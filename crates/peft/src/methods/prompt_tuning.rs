@@ -1,0 +1,153 @@
+//! Prompt tuning: `p` learned embeddings before every sequence.
+//!
+//! Lester et al., arXiv 2104.08691. They start from normally distributed numbers, as in PEFT, from
+//! the embeddings of random tokens, or from those of a text.
+
+use crate::error::{Fault, Result};
+use crate::method::{Method, MethodOptions, Tuned, read_section};
+use crate::options::{refuse_unless, to_map};
+use crate::targets::Targets;
+use crate::virtual_tokens::{
+    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    common_config,
+};
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+pub(super) struct PromptTuning;
+pub(super) static METHOD: PromptTuning = PromptTuning;
+
+/// What the embeddings start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Init {
+    /// Normally distributed numbers.
+    #[default]
+    Random,
+    /// Embeddings of random tokens.
+    Vocab,
+    /// Embeddings of `init_text`.
+    Text,
+}
+
+/// Options of prompt tuning in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Number `p` of learned embeddings.
+    num_virtual_tokens: usize,
+    /// What they start from: `random`, `vocab` or `text`.
+    init: Init,
+    /// The text of `init: text`.
+    init_text: Option<String>,
+    #[serde(skip, default = "every_layer")]
+    targets: Targets,
+}
+
+fn every_layer() -> Targets {
+    Targets::One("all".to_owned())
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            init: Init::Random,
+            init_text: None,
+            targets: every_layer(),
+        }
+    }
+}
+
+impl Options {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
+        let text = self.init_text.as_deref().is_some_and(|text| !text.trim().is_empty());
+        if self.init == Init::Text && !text {
+            faults.push(Fault::new("method.init_text", "is missing; `init: text` needs it"));
+        }
+        if self.init != Init::Text && self.init_text.is_some() {
+            faults.push(Fault::new("method.init_text", "is used only with `init: text`"));
+        }
+        faults
+    }
+}
+
+impl Method for PromptTuning {
+    fn name(&self) -> &'static str {
+        "prompt-tuning"
+    }
+
+    fn summary(&self) -> &'static str {
+        "learned embeddings before every sequence"
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!("PROMPT_TUNING"))
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        Options::default().to_recipe()
+    }
+
+    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: Options = read_section("method", section, &self.defaults())?;
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+
+    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let mut faults = refuse_unless(config, REFUSED_UNLESS);
+        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
+        let own = [("num_virtual_tokens".to_owned(), count)].into_iter().collect();
+        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
+        let options = read.unwrap_or_else(|found| {
+            faults.extend(found);
+            Options::default()
+        });
+        // A file's tokens are learned; what they once started from no longer matters.
+        faults.extend(options.faults());
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let mut config = common_config("PROMPT_TUNING", self.num_virtual_tokens);
+        config.insert("prompt_tuning_init".to_owned(), json!("RANDOM"));
+        config.insert("prompt_tuning_init_text".to_owned(), Value::Null);
+        config.insert("tokenizer_name_or_path".to_owned(), Value::Null);
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn whole_model(&self) -> bool {
+        true
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let hidden = Widths::of(sites).hidden;
+        let spec = VirtualSpec {
+            num_virtual_tokens: self.num_virtual_tokens,
+            place: Place::Prompt,
+            encoder: Encoder::Table,
+            table_width: hidden,
+            width: hidden,
+            start: match (self.init, &self.init_text) {
+                (Init::Vocab, _) => Start::Vocabulary,
+                (Init::Text, Some(text)) => Start::Text(text.clone()),
+                _ => Start::Normal,
+            },
+        };
+        Box::new(VirtualTokens::new(Box::new(self.clone()), None, spec, dtype, seed))
+    }
+}

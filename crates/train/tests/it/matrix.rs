@@ -1,0 +1,563 @@
+//! What every method has to do, on a trained model of 260,032 parameters.
+
+use hydralora_data::{DataReport, Dataset, Example};
+use hydralora_kernels::ops::dropout::mix;
+use hydralora_kernels::ops::elementwise::add;
+use hydralora_kernels::{DType, Tensor, Var, no_grad};
+use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
+use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
+use hydralora_peft::io::{self, Metadata};
+use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
+use hydralora_train::{Ending, Event, Result, Run, Sink, TrainConfig, fit};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const STEPS: usize = 20;
+
+struct Case {
+    method: &'static str,
+    options: Value,
+    /// Whether a fresh adapter leaves the base model as it is.
+    identity: bool,
+    learning_rate: f64,
+}
+
+/// Every method, and every option that changes what is computed.
+fn cases() -> Vec<Case> {
+    let low_rank = |method, options| Case { method, options, identity: true, learning_rate: 5e-3 };
+    let prompt = |method, options| Case { method, options, identity: false, learning_rate: 2e-2 };
+    vec![
+        low_rank("lora", json!({})),
+        low_rank("lora", json!({"dropout": 0.1, "targets": "qv", "use_rslora": true})),
+        low_rank("lora-split", json!({"rank": 2})),
+        low_rank("lora-split", json!({"combine": "sum", "dropout": 0.1})),
+        low_rank("hydralora", json!({})),
+        low_rank("hydralora", json!({"gate": "uniform"})),
+        low_rank("hydralora", json!({"gate": "none"})),
+        low_rank("hydralora", json!({"route_on": "a", "router_bias": true})),
+        low_rank("hydralora", json!({"router_scope": "block", "targets": "all"})),
+        low_rank("hydralora", json!({"dropout": 0.1, "dropout_mask": "per_expert"})),
+        low_rank("loramoe", json!({"num_experts": 4})),
+        low_rank(
+            "loramoe",
+            json!({"num_experts": 4, "balance_weight": 0.1, "knowledge_domains": ["facts"]}),
+        ),
+        low_rank("adalora", json!({"init_r": 6, "target_r": 3, "tinit": 3, "tfinal": 5})),
+        low_rank("adalora", json!({"dropout": 0.1, "delta_t": 4, "targets": "ffn"})),
+        Case { method: "ia3", options: json!({}), identity: true, learning_rate: 2e-2 },
+        Case {
+            method: "ia3",
+            options: json!({"targets": "all", "feedforward": "ffn"}),
+            identity: true,
+            learning_rate: 2e-2,
+        },
+        prompt("prompt-tuning", json!({"num_virtual_tokens": 5})),
+        prompt("prompt-tuning", json!({"num_virtual_tokens": 7, "init": "vocab"})),
+        prompt(
+            "prompt-tuning",
+            json!({"num_virtual_tokens": 9, "init": "text", "init_text": "Once upon a time"}),
+        ),
+        prompt("p-tuning", json!({"num_virtual_tokens": 5})),
+        prompt(
+            "p-tuning",
+            json!({"num_virtual_tokens": 5, "encoder": "lstm", "encoder_hidden_size": 24}),
+        ),
+        prompt("prefix-tuning", json!({"num_virtual_tokens": 5})),
+        prompt("prefix-tuning", json!({"num_virtual_tokens": 5, "init": "zero"})),
+        prompt("prefix-tuning", json!({"num_virtual_tokens": 5, "projection": true})),
+    ]
+}
+
+struct Model {
+    source: ModelSource,
+    decoder: Decoder,
+    dataset: Dataset,
+}
+
+fn model(dtype: DType) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/stories260K");
+    let source = ModelSource::open(&folder).unwrap();
+    let decoder = Decoder::load(&source.config, &source.weights, dtype).unwrap();
+    let texts = [
+        ("facts", "The sun is a star and the moon is not."),
+        ("facts", "Seven and five are twelve."),
+        ("stories", "Ann has a red car. It goes very fast in the rain!"),
+        ("stories", "Zed the robot eats only green bolts on Monday."),
+    ];
+    let domains = vec!["facts".to_owned(), "stories".to_owned()];
+    let train = texts
+        .iter()
+        .enumerate()
+        .map(|(row, (domain, text))| {
+            let mut tokens = vec![1];
+            tokens.extend(source.tokenizer.encode(text).unwrap());
+            let domain = domains.iter().position(|name| name == domain).unwrap() as u32;
+            Example { labels: tokens.clone(), tokens, domain, source: 0, row: row as u32 }
+        })
+        .collect();
+    let report = DataReport {
+        sources: Vec::new(),
+        train_examples: texts.len(),
+        train_tokens: 0,
+        train_label_tokens: 0,
+        valid_examples: 0,
+        valid_tokens: 0,
+        valid_label_tokens: 0,
+        duplicates: 0,
+        notes: Vec::new(),
+    };
+    let dataset = Dataset { domains, train, valid: Vec::new(), template: None, report };
+    Model { source, decoder, dataset }
+}
+
+impl Model {
+    /// All records packed: tokens, offsets, shifted labels, domains.
+    fn packed(&self) -> (Vec<u32>, Vec<usize>, Vec<u32>, Vec<u32>) {
+        let (mut tokens, mut offsets, mut labels) = (Vec::new(), vec![0], Vec::new());
+        for example in &self.dataset.train {
+            tokens.extend(&example.tokens);
+            labels.extend(example.tokens[1..].iter().chain([&IGNORE_LABEL]));
+            offsets.push(tokens.len());
+        }
+        let domains = self.dataset.train.iter().map(|example| example.domain).collect();
+        (tokens, offsets, labels, domains)
+    }
+
+    fn logits(&self, adapter: &dyn Adapter) -> Vec<f64> {
+        let (tokens, offsets, ..) = self.packed();
+        let batch = Packed { tokens: &tokens, offsets: &offsets };
+        let _guard = no_grad();
+        let hidden = self.decoder.hidden(batch, adapter, &Pass::inference()).unwrap();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        self.decoder.logits(hidden.value(), &rows).to_f64()
+    }
+
+    fn build(&self, options: &dyn MethodOptions) -> Box<dyn Tuned> {
+        let sites = options.targets().select(&self.decoder.sites()).unwrap();
+        let mut tuned = options.build(&sites, self.decoder.dtype(), 7);
+        let base = Base { decoder: &self.decoder, tokenizer: &self.source.tokenizer };
+        tuned.start_from(&base).unwrap();
+        tuned
+    }
+
+    /// The loss of all records with what the method adds.
+    fn loss(&self, tuned: &dyn Tuned) -> Var {
+        let (tokens, offsets, labels, domains) = self.packed();
+        let batch = Packed { tokens: &tokens, offsets: &offsets };
+        let pass = Pass::training(3).of_sequences(&offsets, &domains);
+        let hidden = self.decoder.hidden(batch, tuned.as_adapter(), &pass).unwrap();
+        let loss = self.decoder.loss(&hidden, &labels, 1.0 / tokens.len() as f64).loss;
+        match tuned.aux_loss(&pass) {
+            Some(term) => add(&loss, term),
+            None => loss,
+        }
+    }
+}
+
+impl Case {
+    fn options(&self) -> Box<dyn MethodOptions> {
+        let section = self.options.as_object().unwrap();
+        methods::find(self.method).unwrap().from_recipe(section).unwrap_or_else(|f| panic!("{f:?}"))
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.method, self.options)
+    }
+}
+
+/// Keeps the losses, and stops a run after some step.
+struct Watch<'a> {
+    losses: Vec<f64>,
+    stop_after: usize,
+    stop: &'a AtomicBool,
+}
+
+impl Sink for Watch<'_> {
+    fn record(&mut self, event: &Event) -> Result<()> {
+        if let Event::Step(step) = event {
+            self.losses.push(step.loss);
+            self.stop.store(step.step == self.stop_after, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Trains for [`STEPS`] steps, or on from a checkpoint, or up to `stop_after`.
+fn train(
+    model: &Model,
+    case: &Case,
+    tuned: &mut dyn Tuned,
+    folder: &Path,
+    resume: bool,
+    stop_after: usize,
+) -> (Ending, Vec<f64>) {
+    let config = TrainConfig {
+        epochs: STEPS as f64,
+        batch_size: 2,
+        grad_accumulation: 2,
+        learning_rate: case.learning_rate,
+        warmup_ratio: 0.0,
+        eval_every: 0,
+        save_every: 0,
+        ..TrainConfig::default()
+    };
+    let (stop, metadata) = (AtomicBool::new(false), Metadata::default());
+    let run = Run {
+        decoder: &model.decoder,
+        dataset: &model.dataset,
+        weights: &[1.0],
+        shuffle: true,
+        config: &config,
+        metadata: &metadata,
+        fingerprint: "the same",
+        folder: Some(folder),
+        stop: &stop,
+    };
+    let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
+    let outcome = fit(&run, tuned, resume, &mut watch).unwrap();
+    (outcome.ending, watch.losses)
+}
+
+#[test]
+fn every_method_has_a_case() {
+    let cases: BTreeSet<&str> = cases().iter().map(|case| case.method).collect();
+    let all: BTreeSet<&str> = methods::METHODS.iter().map(|method| method.name()).collect();
+    assert_eq!(cases, all);
+}
+
+#[test]
+fn a_fresh_adapter_keeps_the_promise_of_its_method() {
+    let model = model(DType::F32);
+    let base = model.logits(&NoAdapter);
+    for case in cases() {
+        let tuned = model.build(case.options().as_ref());
+        let same = model.logits(tuned.as_adapter()) == base;
+        assert_eq!(same, case.identity, "{}", case.name());
+    }
+}
+
+#[test]
+fn options_survive_a_recipe_and_a_file() {
+    let model = model(DType::F32);
+    let shapes = |options: &dyn MethodOptions| -> Vec<(String, Vec<usize>)> {
+        let tuned = model.build(options);
+        tuned.tensors().into_iter().map(|(name, t)| (name, t.shape().to_vec())).collect()
+    };
+    for case in cases() {
+        let options = case.options();
+        let method = methods::find(case.method).unwrap();
+        let again = method.from_recipe(&options.to_recipe()).unwrap();
+        assert_eq!(again.to_recipe(), options.to_recipe(), "{}", case.name());
+        let config = options.to_peft();
+        let claims: Vec<&str> =
+            methods::METHODS.iter().filter(|m| m.claims(&config)).map(|m| m.name()).collect();
+        assert_eq!(claims, [case.method], "one method reads {}", case.name());
+        let read = method.from_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert_eq!(shapes(read.as_ref()), shapes(options.as_ref()), "{}", case.name());
+    }
+}
+
+#[test]
+fn gradients_of_the_whole_loss_match_finite_differences() {
+    let model = model(DType::F64);
+    let step = 1e-5;
+    for case in cases() {
+        let mut tuned = model.build(case.options().as_ref());
+        let plan = TrainingPlan { total_steps: STEPS, domains: &model.dataset.domains };
+        tuned.begin(&plan).unwrap();
+        // Away from the start, where many tensors are zero and shield others.
+        for (index, trainable) in tuned.trainables_mut().into_iter().enumerate() {
+            for (at, value) in
+                trainable.parameter.value_mut().data_mut::<f64>().iter_mut().enumerate()
+            {
+                let random = mix(mix(index as u64) ^ at as u64);
+                *value += 0.1 * ((random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0);
+            }
+        }
+        let gradients = model.loss(tuned.as_ref()).backward();
+        let count = tuned.trainables().len();
+        for index in 0..count {
+            let trainable = tuned.trainables()[index];
+            let name = format!("{}: {}", case.name(), trainable.parameter.name());
+            let gradient = gradients.get(trainable.var());
+            let gradient = gradient.unwrap_or_else(|| panic!("{name} gets no gradient")).to_f64();
+            // A few tensors, at the element that matters most.
+            if index % (1 + count / 8) != 0 {
+                continue;
+            }
+            let largest = (0..gradient.len())
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+                .unwrap();
+            let mut at = |by: f64| {
+                let mut trainables = tuned.trainables_mut();
+                trainables[index].parameter.value_mut().data_mut::<f64>()[largest] += by;
+                let _guard = no_grad();
+                model.loss(tuned.as_ref()).value().item()
+            };
+            let (up, down) = (at(step), at(-2.0 * step));
+            at(step);
+            let expected = (up - down) / (2.0 * step);
+            let found = gradient[largest];
+            assert!(
+                (found - expected).abs() <= 1e-6 * (1e-2 + expected.abs()),
+                "{name}: backward gives {found}, differences {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_resumes_bit_for_bit_and_leaves_the_base_alone() {
+    let model = model(DType::F32);
+    let base = model.logits(&NoAdapter);
+    for case in cases() {
+        let name = case.name();
+        let folder = tempfile::tempdir().unwrap();
+        let options = case.options();
+        let mut whole = model.build(options.as_ref());
+        let (ending, losses) =
+            train(&model, &case, whole.as_mut(), &folder.path().join("whole"), false, 0);
+        assert_eq!((ending, losses.len()), (Ending::Finished, STEPS), "{name}");
+        assert!(losses[STEPS - 1] < losses[0] - 0.05, "{name}: {losses:?}");
+        assert_eq!(model.logits(&NoAdapter), base, "{name} changed the base model");
+
+        let parts = folder.path().join("parts");
+        let mut first = model.build(options.as_ref());
+        let (ending, before) = train(&model, &case, first.as_mut(), &parts, false, STEPS / 2);
+        assert_eq!((ending, before.len()), (Ending::Interrupted, STEPS / 2), "{name}");
+        let mut second = model.build(options.as_ref());
+        let (ending, after) = train(&model, &case, second.as_mut(), &parts, true, 0);
+        assert_eq!(ending, Ending::Finished, "{name}");
+        assert_eq!([before, after].concat(), losses, "{name} goes on differently");
+        let values = |tuned: &dyn Tuned| -> Vec<Vec<f64>> {
+            tuned.tensors().values().map(Tensor::to_f64).collect()
+        };
+        assert_eq!(values(second.as_ref()), values(whole.as_ref()), "{name}");
+
+        // What was saved is what was trained.
+        let saved = folder.path().join("whole/adapter");
+        let loaded = io::load(&saved, &model.decoder.sites(), DType::F32).unwrap().tuned;
+        let trained = model.logits(whole.as_adapter());
+        assert_eq!(model.logits(loaded.as_adapter()), trained, "{name}");
+        // And it can be saved again without a change.
+        let again = folder.path().join("again");
+        io::save(&again, loaded.as_ref(), &Metadata::default(), &model.decoder.sites()).unwrap();
+        let bytes = |folder: &Path| std::fs::read(folder.join(io::TENSOR_FILE)).unwrap();
+        assert_eq!(bytes(&again), bytes(&saved), "{name}");
+    }
+}
+
+#[test]
+fn a_cache_gives_what_the_whole_sequence_gives() {
+    let model = model(DType::F32);
+    for case in cases() {
+        let mut tuned = model.build(case.options().as_ref());
+        for trainable in tuned.trainables_mut() {
+            for value in trainable.parameter.value_mut().data_mut::<f32>() {
+                *value += 0.02;
+            }
+        }
+        let adapter = tuned.as_adapter();
+        let [first, second] = [0, 2].map(|at| model.dataset.train[at].tokens.clone());
+        let whole = |tokens: &[u32]| {
+            let batch = Packed { tokens, offsets: &[0, tokens.len()] };
+            let hidden = model.decoder.hidden(batch, adapter, &Pass::inference()).unwrap();
+            hidden.value().to_f64()
+        };
+        let mut caches = [model.decoder.new_cache(), model.decoder.new_cache()];
+        let width = model.decoder.config().hidden_size;
+        let mut found = [Vec::new(), Vec::new()];
+        let mut feed = |caches: &mut [hydralora_model::Cache], parts: [&[u32]; 2]| {
+            let used: Vec<usize> = (0..2).filter(|&s| !parts[s].is_empty()).collect();
+            let tokens: Vec<u32> = used.iter().flat_map(|&s| parts[s]).copied().collect();
+            let mut offsets = vec![0];
+            for &s in &used {
+                offsets.push(offsets[offsets.len() - 1] + parts[s].len());
+            }
+            let batch = Packed { tokens: &tokens, offsets: &offsets };
+            let caches = if used.len() == 2 { caches } else { &mut caches[used[0]..=used[0]] };
+            let rows = model.decoder.extend(batch, caches, adapter, &Pass::inference()).unwrap();
+            let rows = rows.to_f64();
+            for (at, &s) in used.iter().enumerate() {
+                found[s].extend_from_slice(&rows[offsets[at] * width..offsets[at + 1] * width]);
+            }
+        };
+        // The second sequence starts while the first goes on.
+        feed(&mut caches, [&first[..4], &[]]);
+        feed(&mut caches, [&first[4..7], &second[..5]]);
+        feed(&mut caches, [&first[7..], &second[5..]]);
+        assert_eq!([caches[0].len(), caches[1].len()], [first.len(), second.len()]);
+        for (sequence, found) in [&first, &second].into_iter().zip(&found) {
+            let expected = whole(sequence);
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let size = expected.iter().map(|v| v.abs()).fold(0.0, f64::max);
+            assert!(off < 1e-4 * size, "{}: off by {off} of {size}", case.name());
+        }
+        // Cut back to nothing, a cache starts over.
+        caches[0].truncate(0);
+        let batch = Packed { tokens: &first, offsets: &[0, first.len()] };
+        let rows =
+            model.decoder.extend(batch, &mut caches[..1], adapter, &Pass::inference()).unwrap();
+        let expected = whole(&first);
+        let rows = rows.to_f64();
+        let off = rows.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(off < 1e-3, "{}", case.name());
+    }
+}
+
+#[test]
+fn virtual_tokens_count_against_the_context() {
+    let model = model(DType::F32);
+    let section = json!({"num_virtual_tokens": 20});
+    let limit = model.decoder.config().max_position_embeddings;
+    for name in ["prompt-tuning", "prefix-tuning"] {
+        let options = methods::find(name).unwrap().from_recipe(section.as_object().unwrap());
+        let tuned = model.build(options.unwrap().as_ref());
+        let tokens = vec![5; limit - 19];
+        let batch = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
+        let error = model.decoder.hidden(batch, tuned.as_adapter(), &Pass::inference());
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains(&format!("{} tokens", limit + 1)), "{error}");
+    }
+}
+
+#[test]
+fn wrong_options_are_named() {
+    let faults = |method: &str, section: Value| -> String {
+        let section = section.as_object().unwrap().clone();
+        let faults = methods::find(method).unwrap().from_recipe(&section).err().unwrap();
+        faults.iter().map(|fault| fault.to_string() + "\n").collect()
+    };
+    let says = |found: String, parts: &[&str]| {
+        for part in parts {
+            assert!(found.contains(part), "{found} does not say {part}");
+        }
+    };
+    says(faults("lora-split", json!({"combin": "sum"})), &["method.combin", "`combine`"]);
+    says(faults("lora-split", json!({"num_experts": 0})), &["method.num_experts", "at least 1"]);
+    says(
+        faults("loramoe", json!({"balance_delta": 1.5, "balance_weight": -1.0})),
+        &["method.balance_delta", "method.balance_weight"],
+    );
+    says(
+        faults("adalora", json!({"init_r": 4, "target_r": 6, "delta_t": 0, "beta1": 1.0})),
+        &["method.target_r", "method.delta_t", "method.beta1"],
+    );
+    says(
+        faults("adalora", json!({"tinit": 5, "tfinal": 5, "total_step": 10})),
+        &["method.tinit", "no step of 10"],
+    );
+    says(faults("ia3", json!({"targets": []})), &["method.targets"]);
+    says(
+        faults("prompt-tuning", json!({"init": "text", "num_virtual_tokens": 0})),
+        &["method.init_text", "method.num_virtual_tokens"],
+    );
+    says(faults("p-tuning", json!({"encoder": "gru"})), &["method.encoder", "lstm"]);
+    says(faults("prefix-tuning", json!({"encoder_hidden_size": 0})), &["encoder_hidden_size"]);
+    says(
+        faults("hydralora", json!({"gate": "none", "router_bias": true})),
+        &["method.router_bias", "gate: softmax"],
+    );
+}
+
+#[test]
+fn unsupported_options_of_a_file_are_named() {
+    let refused = |config: Value, key: &str| {
+        let config: Map<String, Value> = config.as_object().unwrap().clone();
+        let method = methods::METHODS.iter().find(|method| method.claims(&config)).unwrap();
+        let faults = method.from_peft(&config).err().unwrap();
+        assert!(faults.iter().any(|fault| fault.field.contains(key)), "{faults:?}");
+    };
+    let targets = json!(["k_proj"]);
+    refused(json!({"peft_type": "IA3"}), "target_modules");
+    refused(
+        json!({"peft_type": "IA3", "target_modules": targets, "fan_in_fan_out": true}),
+        "fan_in_fan_out",
+    );
+    refused(json!({"peft_type": "PROMPT_TUNING"}), "num_virtual_tokens");
+    refused(
+        json!({"peft_type": "P_TUNING", "num_virtual_tokens": 4, "num_transformer_submodules": 2}),
+        "num_transformer_submodules",
+    );
+    refused(
+        json!({
+            "peft_type": "ADALORA", "target_modules": targets, "init_r": 4, "target_r": 2,
+            "lora_alpha": 8, "rank_pattern": {"model.layers.0.self_attn.k_proj.lora_E": [true]},
+        }),
+        "rank_pattern",
+    );
+    refused(
+        json!({
+            "peft_type": "ADALORA", "target_modules": targets, "init_r": 4, "target_r": 2,
+            "lora_alpha": 8, "use_dora": true,
+        }),
+        "use_dora",
+    );
+}
+
+#[test]
+fn a_run_that_cannot_be_what_the_options_need_is_refused() {
+    let model = model(DType::F32);
+    let refusal = |method: &str, options: Value| {
+        let options = methods::find(method).unwrap().from_recipe(options.as_object().unwrap());
+        let options = options.unwrap();
+        let sites = options.targets().select(&model.decoder.sites()).unwrap();
+        let mut tuned = options.build(&sites, DType::F32, 1);
+        let plan = TrainingPlan { total_steps: 10, domains: &model.dataset.domains };
+        tuned.begin(&plan).unwrap_err().to_string()
+    };
+    let error = refusal("adalora", json!({"tinit": 6, "tfinal": 6}));
+    assert!(error.contains("no step of 10"), "{error}");
+    let error = refusal("loramoe", json!({"knowledge_domains": ["fact"]}));
+    assert!(error.contains("`fact`") && error.contains("facts, stories"), "{error}");
+    let error = refusal("prompt-tuning", json!({"init": "text", "init_text": "Hello"}));
+    assert!(error.contains("method.init"), "{error}");
+}
+
+/// PEFT may store only the rows of the singular values that were kept.
+#[test]
+fn adalora_reads_files_that_hold_only_the_kept_rows() {
+    let model = model(DType::F32);
+    let config = json!({
+        "peft_type": "ADALORA", "target_modules": ["k_proj"], "init_r": 3, "target_r": 1,
+        "lora_alpha": 6, "total_step": 10,
+        "rank_pattern": {"model.layers.1.self_attn.k_proj.lora_E": [true, false, true]},
+    });
+    let config = config.as_object().unwrap();
+    let options = methods::find("adalora").unwrap().from_peft(config).unwrap();
+    let site = "model.layers.1.self_attn.k_proj";
+    let shape = model.decoder.sites().into_iter().find(|s| s.site.to_string() == site).unwrap();
+    let (inputs, outputs) = (shape.in_features, shape.out_features);
+    let numbers = |rows: usize, cols: usize, seed: u64| {
+        let values: Vec<f64> =
+            (0..rows * cols).map(|i| (mix(seed ^ i as u64) >> 40) as f64 / 1e8).collect();
+        Tensor::from_f64(DType::F32, &values, [rows, cols])
+    };
+    let (a, e, b) = (numbers(2, inputs, 1), numbers(2, 1, 2), numbers(outputs, 2, 3));
+    let read = |a: &Tensor, e: &Tensor, b: &Tensor| {
+        let parts = [("lora_A", a), ("lora_E", e), ("lora_B", b)];
+        let tensors =
+            parts.into_iter().map(|(name, t)| (format!("{site}.{name}"), t.clone())).collect();
+        let path = Path::new("adapter");
+        io::attach(path, options.as_ref(), tensors, &model.decoder.sites(), DType::F32).unwrap()
+    };
+    let pruned = model.logits(read(&a, &e, &b).as_adapter());
+    // The same with the row between them at a singular value of zero.
+    let mut wide = [numbers(3, inputs, 9), numbers(3, 1, 9), numbers(outputs, 3, 9)];
+    let [wide_a, wide_e, wide_b] = &mut wide;
+    wide_e.data_mut::<f32>()[1] = 0.0;
+    for (k, row) in [(0, 0), (1, 2)] {
+        wide_a.data_mut::<f32>()[row * inputs..(row + 1) * inputs]
+            .copy_from_slice(&a.data::<f32>()[k * inputs..(k + 1) * inputs]);
+        wide_e.data_mut::<f32>()[row] = e.data::<f32>()[k];
+        for out in 0..outputs {
+            wide_b.data_mut::<f32>()[out * 3 + row] = b.data::<f32>()[out * 2 + k];
+        }
+    }
+    let full = model.logits(read(wide_a, wide_e, wide_b).as_adapter());
+    let off = full.iter().zip(&pruned).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off < 1e-4, "{off}");
+    assert_ne!(full, model.logits(&NoAdapter));
+}
