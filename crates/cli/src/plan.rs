@@ -101,8 +101,14 @@ impl Plan {
                 "data.max_seq_len: is {asked}; the model's context holds {limit}"
             )));
         }
-        let sites = recipe.method.targets().select(&base.decoder.sites())?;
-        let tuned = recipe.method.build(&sites, dtype, recipe.train.seed);
+        let all = base.decoder.sites();
+        let sites =
+            if recipe.method.whole_model() { all } else { recipe.method.targets().select(&all)? };
+        let mut tuned = recipe.method.build(&sites, dtype, recipe.train.seed);
+        tuned.start_from(&hydralora_peft::Base {
+            decoder: &base.decoder,
+            tokenizer: base.tokenizer(),
+        })?;
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
         let dataset = Dataset::load(
@@ -205,6 +211,8 @@ pub(crate) struct Parameters {
     pub(crate) a: usize,
     pub(crate) b: usize,
     pub(crate) router: usize,
+    pub(crate) scale: usize,
+    pub(crate) prompt: usize,
     pub(crate) trainable: usize,
     pub(crate) percent: f64,
 }
@@ -219,6 +227,8 @@ impl Parameters {
             a: of(Role::A),
             b: of(Role::B),
             router: of(Role::Router),
+            scale: of(Role::Scale),
+            prompt: of(Role::Prompt),
             trainable,
             percent: 100.0 * trainable as f64 / (base + trainable) as f64,
         }
@@ -227,12 +237,25 @@ impl Parameters {
 
 impl std::fmt::Display for Parameters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, router, trainable, base] =
-            [self.a, self.b, self.router, self.trainable, self.base].map(thousands);
+        let roles = [
+            ("A", self.a),
+            ("B", self.b),
+            ("router", self.router),
+            ("factors", self.scale),
+            ("prompt", self.prompt),
+        ];
+        let parts: Vec<String> = roles
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name} {}", thousands(*count)))
+            .collect();
         write!(
             f,
-            "{trainable} trainable ({:.3} % of all): A {a}, B {b}, router {router}; base {base} frozen",
-            self.percent
+            "{} trainable ({:.3} % of all): {}; base {} frozen",
+            thousands(self.trainable),
+            self.percent,
+            parts.join(", "),
+            thousands(self.base)
         )
     }
 }

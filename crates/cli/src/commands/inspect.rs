@@ -167,69 +167,78 @@ fn llama2_7b() -> ModelConfig {
     }
 }
 
-/// The paper's rows: name, method, options, what it prints in percent.
-fn paper_rows() -> Vec<(&'static str, &'static str, Value, &'static str)> {
+/// A row of the paper's table: name, method, options, what the paper prints in percent, and whether
+/// the method's layers are its own affair instead of q and v or the FFN.
+type PaperRow = (&'static str, &'static str, Value, &'static str, bool);
+
+fn paper_rows() -> Vec<PaperRow> {
+    let virtual_tokens = || json!({"num_virtual_tokens": 20});
     vec![
-        ("LoRA r=8", "lora", json!({"rank": 8}), ".062"),
-        ("LoRA r=16", "lora", json!({"rank": 16}), ".124"),
-        ("LoRA r=32", "lora", json!({"rank": 32}), ".248"),
-        ("HydraLoRA r=8 N=3", "hydralora", json!({"rank": 8, "num_experts": 3}), ".124"),
-        ("HydraLoRA r=8 N=10", "hydralora", json!({"rank": 8, "num_experts": 10}), ".341"),
+        ("Prompt tuning v=20", "prompt-tuning", virtual_tokens(), ".001", true),
+        ("Prefix tuning v=20", "prefix-tuning", virtual_tokens(), ".077", true),
+        ("(IA)3", "ia3", json!({}), ".009", true),
+        ("AdaLoRA r0=12", "adalora", json!({"init_r": 12}), ".093", false),
+        ("LoRA r=8", "lora", json!({"rank": 8}), ".062", false),
+        ("LoRA r=16", "lora", json!({"rank": 16}), ".124", false),
+        ("LoRA r=32", "lora", json!({"rank": 32}), ".248", false),
+        ("LoRA-Split 4x8", "lora-split", json!({"rank": 8, "num_experts": 4}), ".248", false),
+        ("HydraLoRA r=8 N=3", "hydralora", json!({"rank": 8, "num_experts": 3}), ".124", false),
+        ("HydraLoRA r=8 N=10", "hydralora", json!({"rank": 8, "num_experts": 10}), ".341", false),
     ]
+}
+
+/// Parameters of a method on `config`, without and of the router.
+fn parameters_on(
+    config: &ModelConfig,
+    method: &str,
+    options: &Map<String, Value>,
+) -> anyhow::Result<(usize, usize)> {
+    let options = methods::find(method)?
+        .read_recipe(options)
+        .map_err(|faults| hydralora_peft::Error::Options { faults })?;
+    let (sites, times) = if options.whole_model() {
+        (config.sites(), 1)
+    } else {
+        // One layer is enough: all are alike.
+        let layer = Projection::ALL.map(|projection| Site { layer: 0, projection });
+        let layer: Vec<SiteShape> = layer.map(|site| config.site_shape(site)).to_vec();
+        (options.targets().select(&layer)?, config.num_hidden_layers)
+    };
+    let tuned = options.build(&sites, DType::F32, 0);
+    let counted = Parameters::of(0, tuned.as_ref());
+    Ok(((counted.trainable - counted.router) * times, counted.router * times))
 }
 
 /// Counts on LLaMA2-7B, for the targets the paper's percentages fit and those its code uses.
 fn paper_table() -> anyhow::Result<(Value, String)> {
     let config = llama2_7b();
     let base = base_parameters(&config);
+    // The paper cuts digits off rather than rounding.
+    let percent = |count: usize| {
+        let exact = 100.0 * count as f64 / (base + count) as f64;
+        format!("{:.3}", (exact * 1000.0).floor() / 1000.0)
+    };
     let mut rows = vec![
-        [
-            "",
-            "paper %",
-            "q,v: A+B",
-            "%",
-            "router",
-            "% with it",
-            "FFN: A+B",
-            "%",
-            "router",
-            "% with it",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+        ["", "paper %", "q,v", "%", "router", "% with it", "FFN", "%", "router", "% with it"]
+            .map(str::to_owned)
+            .to_vec(),
     ];
     let mut values = Vec::new();
-    for (name, method, options, paper) in paper_rows() {
+    for (name, method, options, paper, own_layers) in paper_rows() {
         let mut row = vec![name.to_owned(), paper.to_owned()];
         let mut value = json!({"name": name, "paper_percent": paper});
-        for targets in ["qv", "ffn"] {
+        let targets: &[&str] = if own_layers { &["own"] } else { &["qv", "ffn"] };
+        for &targets in targets {
             let mut options = options.as_object().cloned().unwrap_or_default();
-            options.insert("targets".to_owned(), json!(targets));
-            let options = methods::find(method)?
-                .read_recipe(&options)
-                .map_err(|faults| hydralora_peft::Error::Options { faults })?;
-            // One layer is enough: all are alike.
-            let layer: Vec<SiteShape> = Projection::ALL
-                .map(|projection| config.site_shape(Site { layer: 0, projection }))
-                .to_vec();
-            let tuned = options.build(&options.targets().select(&layer)?, DType::F32, 0);
-            let one = Parameters::of(0, tuned.as_ref());
-            let layers = config.num_hidden_layers;
-            let (heads, router) = ((one.a + one.b) * layers, one.router * layers);
-            // The paper cuts digits off rather than rounding.
-            let percent = |count: usize| {
-                let exact = 100.0 * count as f64 / (base + count) as f64;
-                format!("{:.3}", (exact * 1000.0).floor() / 1000.0)
-            };
-            row.extend([
-                thousands(heads),
-                percent(heads),
-                thousands(router),
-                percent(heads + router),
-            ]);
+            if !own_layers {
+                options.insert("targets".to_owned(), json!(targets));
+            }
+            let (counted, router) = parameters_on(&config, method, &options)?;
+            row.extend([thousands(counted), percent(counted)]);
+            row.extend([thousands(router), percent(counted + router)]);
             value[targets] = json!({
-                "a_and_b": heads, "percent": percent(heads), "router": router,
-                "percent_with_router": percent(heads + router),
+                "parameters": counted, "percent": percent(counted), "router": router,
+                "percent_with_router": percent(counted + router),
             });
         }
         rows.push(row);
@@ -237,7 +246,8 @@ fn paper_table() -> anyhow::Result<(Value, String)> {
     }
     let note = format!(
         "LLaMA2-7B, {} parameters. Percent of trainable in all parameters, cut off after three digits. \
-         The paper's figures count q and v without the router; its code adapts the FFN.",
+         The paper's figures count q and v without the router; its code adapts the FFN. The first three \
+         methods have layers of their own.",
         thousands(base)
     );
     Ok((Value::Array(values), format!("{}\n{note}", table(&rows))))

@@ -156,13 +156,13 @@ impl Method for AdaLora {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let mut own: Map<String, Value> = OWN_KEYS
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))

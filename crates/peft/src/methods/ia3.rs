@@ -60,7 +60,7 @@ impl Method for Ia3 {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         if options.targets.entries().is_empty() {
             let message = "is empty; expected at least one layer";
@@ -69,7 +69,7 @@ impl Method for Ia3 {
         Ok(Box::new(options))
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let mut faults = refuse_unless(
             config,
             &[("fan_in_fan_out", &["false", "null"]), ("modules_to_save", &["null", "[]"])],

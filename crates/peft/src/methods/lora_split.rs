@@ -90,13 +90,13 @@ impl Method for LoraSplit {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config)?;
         let own = own_keys(config, &["combine"]);
         let options: Options = read_section("adapter_config", &own, &self.defaults())?;

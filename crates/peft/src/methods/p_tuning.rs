@@ -95,13 +95,13 @@ impl Method for PTuning {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let mut faults = refuse_unless(config, REFUSED_UNLESS);
         // The encoder's dropout matters only while the encoder is trained, and a file has none.
         let mut own = Map::new();

@@ -92,13 +92,13 @@ impl Method for PromptTuning {
         Options::default().to_recipe()
     }
 
-    fn from_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 
-    fn from_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let mut faults = refuse_unless(config, REFUSED_UNLESS);
         let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
         let own = [("num_virtual_tokens".to_owned(), count)].into_iter().collect();

@@ -159,7 +159,7 @@ impl Model {
 impl Case {
     fn options(&self) -> Box<dyn MethodOptions> {
         let section = self.options.as_object().unwrap();
-        methods::find(self.method).unwrap().from_recipe(section).unwrap_or_else(|f| panic!("{f:?}"))
+        methods::find(self.method).unwrap().read_recipe(section).unwrap_or_else(|f| panic!("{f:?}"))
     }
 
     fn name(&self) -> String {
@@ -248,13 +248,13 @@ fn options_survive_a_recipe_and_a_file() {
     for case in cases() {
         let options = case.options();
         let method = methods::find(case.method).unwrap();
-        let again = method.from_recipe(&options.to_recipe()).unwrap();
+        let again = method.read_recipe(&options.to_recipe()).unwrap();
         assert_eq!(again.to_recipe(), options.to_recipe(), "{}", case.name());
         let config = options.to_peft();
         let claims: Vec<&str> =
             methods::METHODS.iter().filter(|m| m.claims(&config)).map(|m| m.name()).collect();
         assert_eq!(claims, [case.method], "one method reads {}", case.name());
-        let read = method.from_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let read = method.read_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
         assert_eq!(shapes(read.as_ref()), shapes(options.as_ref()), "{}", case.name());
     }
 }
@@ -413,7 +413,7 @@ fn virtual_tokens_count_against_the_context() {
     let section = json!({"num_virtual_tokens": 20});
     let limit = model.decoder.config().max_position_embeddings;
     for name in ["prompt-tuning", "prefix-tuning"] {
-        let options = methods::find(name).unwrap().from_recipe(section.as_object().unwrap());
+        let options = methods::find(name).unwrap().read_recipe(section.as_object().unwrap());
         let tuned = model.build(options.unwrap().as_ref());
         let tokens = vec![5; limit - 19];
         let batch = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
@@ -427,7 +427,7 @@ fn virtual_tokens_count_against_the_context() {
 fn wrong_options_are_named() {
     let faults = |method: &str, section: Value| -> String {
         let section = section.as_object().unwrap().clone();
-        let faults = methods::find(method).unwrap().from_recipe(&section).err().unwrap();
+        let faults = methods::find(method).unwrap().read_recipe(&section).err().unwrap();
         faults.iter().map(|fault| fault.to_string() + "\n").collect()
     };
     let says = |found: String, parts: &[&str]| {
@@ -467,7 +467,7 @@ fn unsupported_options_of_a_file_are_named() {
     let refused = |config: Value, key: &str| {
         let config: Map<String, Value> = config.as_object().unwrap().clone();
         let method = methods::METHODS.iter().find(|method| method.claims(&config)).unwrap();
-        let faults = method.from_peft(&config).err().unwrap();
+        let faults = method.read_peft(&config).err().unwrap();
         assert!(faults.iter().any(|fault| fault.field.contains(key)), "{faults:?}");
     };
     let targets = json!(["k_proj"]);
@@ -501,7 +501,7 @@ fn unsupported_options_of_a_file_are_named() {
 fn a_run_that_cannot_be_what_the_options_need_is_refused() {
     let model = model(DType::F32);
     let refusal = |method: &str, options: Value| {
-        let options = methods::find(method).unwrap().from_recipe(options.as_object().unwrap());
+        let options = methods::find(method).unwrap().read_recipe(options.as_object().unwrap());
         let options = options.unwrap();
         let sites = options.targets().select(&model.decoder.sites()).unwrap();
         let mut tuned = options.build(&sites, DType::F32, 1);
@@ -526,7 +526,7 @@ fn adalora_reads_files_that_hold_only_the_kept_rows() {
         "rank_pattern": {"model.layers.1.self_attn.k_proj.lora_E": [true, false, true]},
     });
     let config = config.as_object().unwrap();
-    let options = methods::find("adalora").unwrap().from_peft(config).unwrap();
+    let options = methods::find("adalora").unwrap().read_peft(config).unwrap();
     let site = "model.layers.1.self_attn.k_proj";
     let shape = model.decoder.sites().into_iter().find(|s| s.site.to_string() == site).unwrap();
     let (inputs, outputs) = (shape.in_features, shape.out_features);
