@@ -54,6 +54,17 @@ pub struct Buffer<E: Pooled> {
     len: usize,
 }
 
+/// Takes a kept buffer of that capacity.
+fn take<E>(lists: &mut BTreeMap<usize, Vec<Vec<E>>>, capacity: Option<usize>) -> Option<Vec<E>> {
+    let capacity = capacity?;
+    let list = lists.get_mut(&capacity)?;
+    let data = list.pop();
+    if list.is_empty() {
+        lists.remove(&capacity);
+    }
+    data
+}
+
 /// Rounds up so that lengths within an eighth of each other share a class.
 fn size_class(len: usize) -> usize {
     if len < SMALLEST_KEPT {
@@ -65,13 +76,32 @@ fn size_class(len: usize) -> usize {
 
 impl<E: Pooled> Buffer<E> {
     /// A buffer whose contents are unspecified: zeros, or whatever its last user left.
+    ///
+    /// The smallest kept buffer of up to twice the length serves. If none does, as much of what is
+    /// kept is given back as is about to be taken, so that batches of changing size do not pile up
+    /// buffers of every size.
     pub fn scratch(len: usize) -> Self {
         let class = size_class(len);
-        if class >= SMALLEST_KEPT
-            && let Some(data) = E::free_list().lists().get_mut(&class).and_then(Vec::pop)
-        {
-            return Self { data, len };
+        if class < SMALLEST_KEPT {
+            return Self { data: vec![E::ZERO; class], len };
         }
+        let mut surplus = Vec::new();
+        {
+            let mut lists = E::free_list().lists();
+            let fitting = lists.range(class..=2 * class).next().map(|(&capacity, _)| capacity);
+            if let Some(data) = take(&mut lists, fitting) {
+                return Self { data, len };
+            }
+            let mut given_back = 0;
+            while given_back < class {
+                // The next smaller ones most likely served the same purpose in a smaller batch.
+                let smaller = lists.range(..class).next_back().map(|(&capacity, _)| capacity);
+                let Some(data) = take(&mut lists, smaller) else { break };
+                given_back += data.len();
+                surplus.push(data);
+            }
+        }
+        drop(surplus);
         Self { data: vec![E::ZERO; class], len }
     }
 
@@ -150,6 +180,19 @@ mod tests {
             assert!(class >= len && class <= len + len / 8 + 1, "{len} -> {class}");
             assert_eq!(size_class(class), class, "a class is its own class");
         }
+    }
+
+    #[test]
+    fn kept_memory_does_not_pile_up() {
+        // f64 buffers of this size are this test's own.
+        let held = || {
+            let lists = f64::free_list().lists();
+            lists.range(1 << 20..).map(|(capacity, list)| capacity * list.len()).sum::<usize>()
+        };
+        for step in 0..40 {
+            drop(Buffer::<f64>::scratch((1 << 20) + step * (1 << 17)));
+        }
+        assert!(held() <= 8 << 20, "{} numbers are kept for one at a time", held());
     }
 
     #[test]

@@ -17,7 +17,7 @@ const CHUNK: usize = 1 << 14;
 
 /// Runs `body`, compiled for the best instruction set this processor has.
 ///
-/// Only what is inlined into `body` benefits: mark helpers `#[inline(always)]`.
+/// Only what is inlined into `body` benefits: mark the closure and its helpers `#[inline(always)]`.
 #[inline(always)]
 pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
@@ -94,9 +94,12 @@ pub fn for_each_chunk<E: Element>(
     body: impl Fn(&mut [E], &[E]) + Sync + Send,
 ) {
     assert_eq!(out.len(), input.len());
-    out.par_chunks_mut(CHUNK)
-        .zip(input.par_chunks(CHUNK))
-        .for_each(|(out, input)| vectorize(|| body(out, input)));
+    out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK)).for_each(|(out, input)| {
+        vectorize(
+            #[inline(always)]
+            || body(out, input),
+        )
+    });
 }
 
 /// Rows per task for rows of `cols` elements.

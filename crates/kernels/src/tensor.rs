@@ -199,7 +199,7 @@ impl Tensor {
     pub fn is_finite(&self) -> bool {
         dispatch!(self.dtype(), E => {
             let data = self.data::<E>();
-            crate::simd::vectorize(|| data.iter().fold(true, |all, &x| all & x.is_finite()))
+            crate::simd::vectorize(#[inline(always)] || data.iter().fold(true, |all, &x| all & x.is_finite()))
         })
     }
 

@@ -132,12 +132,15 @@ fn update<E: TensorElement>(
     let decay = E::from_f64(1.0 - learning_rate * config.weight_decay);
     let step = E::from_f64(learning_rate / corrections[0]);
     let root = E::from_f64(corrections[1].sqrt());
-    vectorize(|| {
-        let state = value.iter_mut().zip(gradient).zip(first.iter_mut().zip(second.iter_mut()));
-        for ((value, &g), (m, v)) in state {
-            *m = beta1 * *m + rest1 * g;
-            *v = beta2 * *v + rest2 * g * g;
-            *value = *value * decay - step * *m / (Element::sqrt(*v) / root + epsilon);
-        }
-    });
+    vectorize(
+        #[inline(always)]
+        || {
+            let state = value.iter_mut().zip(gradient).zip(first.iter_mut().zip(second.iter_mut()));
+            for ((value, &g), (m, v)) in state {
+                *m = beta1 * *m + rest1 * g;
+                *v = beta2 * *v + rest2 * g * g;
+                *value = *value * decay - step * *m / (Element::sqrt(*v) / root + epsilon);
+            }
+        },
+    );
 }

@@ -194,24 +194,27 @@ fn forward_block<E: TensorElement>(
     let mut weights = Buffer::<E>::scratch(block.len() * key_count);
     for head in 0..config.num_heads {
         scores(source, &block, head, key_count, &mut weights, config);
-        vectorize(|| {
-            for (i, row) in weights.chunks_exact_mut(key_count).enumerate() {
-                let seen = visible(block.start + i, past, config.window);
-                row[..seen.start].fill(E::ZERO);
-                row[seen.end..].fill(E::ZERO);
-                let row = &mut row[seen];
-                let peak = simd::max(row);
-                for s in row.iter_mut() {
-                    *s = (*s - peak).exp();
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, row) in weights.chunks_exact_mut(key_count).enumerate() {
+                    let seen = visible(block.start + i, past, config.window);
+                    row[..seen.start].fill(E::ZERO);
+                    row[seen.end..].fill(E::ZERO);
+                    let row = &mut row[seen];
+                    let peak = simd::max(row);
+                    for s in row.iter_mut() {
+                        *s = (*s - peak).exp();
+                    }
+                    let sum = simd::sum_map(row, |x| x);
+                    let inverse = E::ONE / sum;
+                    for s in row.iter_mut() {
+                        *s *= inverse;
+                    }
+                    log_sums[i * config.num_heads + head] = peak + E::from_f64(sum.to_f64().ln());
                 }
-                let sum = simd::sum_map(row, |x| x);
-                let inverse = E::ONE / sum;
-                for s in row.iter_mut() {
-                    *s *= inverse;
-                }
-                log_sums[i * config.num_heads + head] = peak + E::from_f64(sum.to_f64().ln());
-            }
-        });
+            },
+        );
         let kv_head = head / (config.num_heads / config.num_key_value_heads);
         gemm(
             MatMut::strided(&mut out[head * dim..], block.len(), dim, width),
@@ -311,25 +314,28 @@ fn backward_head<E: TensorElement>(
             Write::Set,
             Threads::One,
         );
-        vectorize(|| {
-            for i in 0..len {
-                let row = block.start + i;
-                let seen = visible(row, past, config.window);
-                let head_row = row * width + head * dim..row * width + (head + 1) * dim;
-                let along = simd::dot(&output[head_row.clone()], &gradient[head_row]);
-                let log_sum = log_sums[row * config.num_heads + head];
-                let p = &mut p[i * count..(i + 1) * count];
-                let dp = &mut dp[i * count..(i + 1) * count];
-                for outside in [0..seen.start, seen.end..count] {
-                    p[outside.clone()].fill(E::ZERO);
-                    dp[outside].fill(E::ZERO);
+        vectorize(
+            #[inline(always)]
+            || {
+                for i in 0..len {
+                    let row = block.start + i;
+                    let seen = visible(row, past, config.window);
+                    let head_row = row * width + head * dim..row * width + (head + 1) * dim;
+                    let along = simd::dot(&output[head_row.clone()], &gradient[head_row]);
+                    let log_sum = log_sums[row * config.num_heads + head];
+                    let p = &mut p[i * count..(i + 1) * count];
+                    let dp = &mut dp[i * count..(i + 1) * count];
+                    for outside in [0..seen.start, seen.end..count] {
+                        p[outside.clone()].fill(E::ZERO);
+                        dp[outside].fill(E::ZERO);
+                    }
+                    for (p, dp) in p[seen.clone()].iter_mut().zip(&mut dp[seen]) {
+                        *p = (*p - log_sum).exp();
+                        *dp = *p * (*dp - along);
+                    }
                 }
-                for (p, dp) in p[seen.clone()].iter_mut().zip(&mut dp[seen]) {
-                    *p = (*p - log_sum).exp();
-                    *dp = *p * (*dp - along);
-                }
-            }
-        });
+            },
+        );
         let (p, ds) = (Mat::new(&p, len, count), Mat::new(&dp, len, count));
         let queries = Mat::strided(&source.queries[at..], len, dim, width);
         let keys = Mat::strided(&source.keys[kv_head * dim..], count, dim, kv_width);

@@ -100,23 +100,26 @@ fn softmax_loss<E: TensorElement>(
         .map(|(row, &target)| {
             let target = target as usize;
             assert!(target < vocabulary, "label {target} is not below the vocabulary {vocabulary}");
-            vectorize(|| {
-                let peak = simd::max(row);
-                let wanted = (row[target] - peak).to_f64();
-                for x in row.iter_mut() {
-                    *x = (*x - peak).exp();
-                }
-                // Blocks of f32 partial sums, then f64: the rounding of a plain f32 sum over a
-                // large vocabulary is visible in the loss.
-                let sum: f64 =
-                    row.chunks(1024).map(|block| simd::sum_map(block, |x| x).to_f64()).sum();
-                let scale = factor * E::from_f64(1.0 / sum);
-                for x in row.iter_mut() {
-                    *x *= scale;
-                }
-                row[target] -= factor;
-                sum.ln() - wanted
-            })
+            vectorize(
+                #[inline(always)]
+                || {
+                    let peak = simd::max(row);
+                    let wanted = (row[target] - peak).to_f64();
+                    for x in row.iter_mut() {
+                        *x = (*x - peak).exp();
+                    }
+                    // Blocks of f32 partial sums, then f64: the rounding of a plain f32 sum over a
+                    // large vocabulary is visible in the loss.
+                    let sum: f64 =
+                        row.chunks(1024).map(|block| simd::sum_map(block, |x| x).to_f64()).sum();
+                    let scale = factor * E::from_f64(1.0 / sum);
+                    for x in row.iter_mut() {
+                        *x *= scale;
+                    }
+                    row[target] -= factor;
+                    sum.ln() - wanted
+                },
+            )
         })
         .collect();
     losses.extend(found);

@@ -38,7 +38,7 @@ impl Dropout {
             let keep = (1.0 / (1.0 - self.probability)) as E;
             x.data_mut::<E>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, x)| {
                 let start = (chunk * CHUNK) as u64;
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     for (i, x) in x.iter_mut().enumerate() {
                         let random = (mix(self.seed ^ (start + i as u64)) >> 32) as u32;
                         *x *= if random < threshold { 0.0 } else { keep };

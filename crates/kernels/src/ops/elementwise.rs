@@ -85,7 +85,7 @@ fn times_columns(mut x: Tensor, factors: &Tensor) -> Tensor {
     dispatch!(x.dtype(), E => {
         let factors = factors.data::<E>();
         x.data_mut::<E>().par_chunks_mut(rows_per_task(width) * width).for_each(|rows| {
-            vectorize(|| {
+            vectorize(#[inline(always)] || {
                 for row in rows.chunks_exact_mut(width) {
                     for (x, &l) in row.iter_mut().zip(factors) {
                         *x *= l;
@@ -113,13 +113,16 @@ fn times_rows(mut m: Tensor, factors: &Tensor) -> Tensor {
 /// `sums_j += Σ_t a_tj b_tj`.
 fn add_column_products<E: TensorElement>(a: &[E], b: &[E], sums: &mut [E]) {
     let width = sums.len().max(1);
-    vectorize(|| {
-        for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
-            for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-                *sum += a * b;
+    vectorize(
+        #[inline(always)]
+        || {
+            for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
+                for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+                    *sum += a * b;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl FrozenLinear {
             }
             if let Some(bias) = &self.bias {
                 let bias = bias.data::<E>();
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     for row in out.chunks_exact_mut(out_features) {
                         simd::axpy(1.0, bias, row);
                     }

@@ -385,19 +385,23 @@ fn mixed<E: TensorElement>(
     let gates = gates.map(|gates| gates.data::<E>());
     let task = rows_per_task(shape.h_cols());
     h.par_chunks_mut(task * shape.h_cols()).enumerate().for_each(|(index, h)| {
-        vectorize(|| {
-            for (row, h) in h.chunks_exact_mut(shape.h_cols()).enumerate() {
-                let token = index * task + row;
-                let z = &z.data::<E>()[token * shape.z_cols..(token + 1) * shape.z_cols];
-                for (expert, h) in h.chunks_exact_mut(shape.rank).enumerate() {
-                    let w = gates.map_or(constant, |gates| gates[token * shape.experts + expert]);
-                    let start = shape.z_start(expert);
-                    for (h, &z) in h.iter_mut().zip(&z[start..start + shape.rank]) {
-                        *h = w * z;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, h) in h.chunks_exact_mut(shape.h_cols()).enumerate() {
+                    let token = index * task + row;
+                    let z = &z.data::<E>()[token * shape.z_cols..(token + 1) * shape.z_cols];
+                    for (expert, h) in h.chunks_exact_mut(shape.rank).enumerate() {
+                        let w =
+                            gates.map_or(constant, |gates| gates[token * shape.experts + expert]);
+                        let start = shape.z_start(expert);
+                        for (h, &z) in h.iter_mut().zip(&z[start..start + shape.rank]) {
+                            *h = w * z;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
     h
 }

@@ -41,7 +41,7 @@ fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
         let mut out = Buffer::<E>::scratch(x.len());
         let rows = rows_per_task(cols) * cols;
         out.par_chunks_mut(rows).zip(x.data::<E>().par_chunks(rows)).for_each(|(out, x)| {
-            vectorize(|| {
+            vectorize(#[inline(always)] || {
                 for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
                     let inverse = inverse_rms(x, epsilon);
                     for i in 0..cols {
@@ -71,7 +71,7 @@ fn input_gradient(
             .zip(x.data::<E>().par_chunks(rows))
             .zip(gradient.data::<E>().par_chunks(rows))
             .for_each(|((out, x), dy)| {
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     let mut g = vec![E::ZERO; cols];
                     for ((out, x), dy) in out
                         .chunks_exact_mut(cols)
@@ -98,7 +98,7 @@ fn weight_gradient(x: &Tensor, weight: &Tensor, gradient: &Tensor, epsilon: f64)
         let (cols, epsilon) = (x.cols(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::zeros(cols);
         let rows = x.data::<E>().chunks_exact(cols).zip(gradient.data::<E>().chunks_exact(cols));
-        vectorize(|| {
+        vectorize(#[inline(always)] || {
             for (x, dy) in rows {
                 let inverse = inverse_rms(x, epsilon);
                 for i in 0..cols {

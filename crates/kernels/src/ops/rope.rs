@@ -60,7 +60,7 @@ fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
             .par_chunks_mut(task * cols)
             .zip(table.table.data::<E>().par_chunks(task * head_dim))
             .for_each(|(x, table)| {
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     for (x, table) in x.chunks_exact_mut(cols).zip(table.chunks_exact(head_dim)) {
                         let (cos, sin) = table.split_at(half);
                         for head in x.chunks_exact_mut(head_dim) {

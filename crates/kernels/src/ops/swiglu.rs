@@ -36,7 +36,7 @@ fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
             .zip(gate.data::<E>().par_chunks(CHUNK))
             .zip(up.data::<E>().par_chunks(CHUNK))
             .for_each(|((out, g), u)| {
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
                         *out = g * sigmoid(g) * u;
                     }
@@ -56,7 +56,7 @@ fn backward(gate: Tensor, up: Tensor, gradient: Tensor) -> (Tensor, Tensor) {
             .zip(du.data_mut::<E>().par_chunks_mut(CHUNK))
             .zip(gate.data::<E>().par_chunks(CHUNK))
             .for_each(|((dg, du), g)| {
-                vectorize(|| {
+                vectorize(#[inline(always)] || {
                     for ((dg, du), &g) in dg.iter_mut().zip(du).zip(g) {
                         let (dy, u, s) = (*dg, *du, sigmoid(g));
                         *dg = dy * u * s * (E::ONE + g * (E::ONE - s));
