@@ -1,4 +1,5 @@
 //! Behaviour of whole base models.
 
+mod files;
 mod smollm2;
 mod stories;
