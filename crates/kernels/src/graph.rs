@@ -1,6 +1,6 @@
 //! Reverse-mode differentiation over [`Tensor`] values.
 //!
-//! A [`Var`] is a value plus, when something it was computed from is trainable, the [`Node`] that
+//! A [`Var`] is a value plus, when something it was computed from is trainable, the node that
 //! knows how to send a gradient back. Nodes are numbered as they are made, so walking them from the
 //! highest number down visits every user of a value before the value itself; each node's closure,
 //! and with it the activations it saved, is freed as soon as it has run.
