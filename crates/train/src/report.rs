@@ -51,11 +51,13 @@ pub fn render(input: &ReportInput<'_>) -> String {
     }
     page.push_str("</table>");
     page.push_str("<h2>Loss</h2>");
+    let losses = points(input.metrics, "loss");
     page.push_str(&line_chart(&[
+        Series { name: "each step", color: "var(--line)", points: losses.clone(), dots: false },
         Series {
             name: "training",
             color: "var(--a)",
-            points: points(input.metrics, "loss"),
+            points: moving_average(&losses, 10),
             dots: false,
         },
         Series {
@@ -104,6 +106,17 @@ fn escape(text: &str) -> String {
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {
     let point = |row: &Value| Some((row["step"].as_f64()?, row[key].as_f64()?));
     metrics.iter().filter_map(point).filter(|point| point.1.is_finite()).collect()
+}
+
+/// Each point with the mean of the last `window` values up to it.
+fn moving_average(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+    (0..points.len())
+        .map(|last| {
+            let recent = &points[(last + 1).saturating_sub(window)..=last];
+            let mean = recent.iter().map(|point| point.1).sum::<f64>() / recent.len() as f64;
+            (points[last].0, mean)
+        })
+        .collect()
 }
 
 struct Series {
@@ -323,6 +336,12 @@ mod tests {
         }
         assert!(!page.contains("<b>"));
         assert!((routing.specialisation() - 0.3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn averages_look_back() {
+        let points = [(1.0, 4.0), (2.0, 2.0), (3.0, 0.0)];
+        assert_eq!(moving_average(&points, 2), [(1.0, 4.0), (2.0, 3.0), (3.0, 1.0)]);
     }
 
     #[test]

@@ -149,6 +149,29 @@ fn the_paper_table_has_the_paper_percentages() {
 }
 
 #[test]
+fn accumulated_micro_batches_are_one_batch() {
+    let place = Place::new();
+    let plain =
+        ["--set", "method.dropout=0", "--set", "data.shuffle=false", "--set", "train.max_steps=4"];
+    let losses = |output: &str, more: &[&str]| -> Vec<f64> {
+        let output_option = format!("output={output}");
+        let mut arguments = vec!["train", "recipe.yaml", "--quiet", "--set", &output_option];
+        arguments.extend(plain);
+        arguments.extend(more);
+        place.succeed(&arguments);
+        let metrics = place.read(&format!("{output}/metrics.jsonl"));
+        metrics.lines().filter_map(|line| json(line)["loss"].as_f64()).collect()
+    };
+    let whole = losses("whole", &["--set", "train.batch_size=8"]);
+    let parts =
+        losses("parts", &["--set", "train.batch_size=2", "--set", "train.grad_accumulation=4"]);
+    assert_eq!(whole.len(), 4);
+    for (whole, parts) in whole.iter().zip(&parts) {
+        assert!((whole - parts).abs() < 1e-4 * whole, "{whole} and {parts}");
+    }
+}
+
+#[test]
 fn the_number_of_threads_changes_nothing() {
     let place = Place::new();
     for (threads, output) in [("1", "one"), ("3", "three")] {
