@@ -45,6 +45,11 @@ impl BlockFormat {
         TABLE.iter().find(|row| row.1 == id).map(|row| row.0)
     }
 
+    /// GGML's type number of the format.
+    pub fn ggml_id(self) -> u32 {
+        self.row().1
+    }
+
     fn row(self) -> &'static (BlockFormat, u32, usize, usize) {
         // Every variant has a row; a unit test goes through them.
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
@@ -179,6 +184,69 @@ fn sub_scale(block: &[u8], part: usize) -> (f32, f32) {
     (half_at(block, 0) * f32::from(scale), half_at(block, 2) * f32::from(offset))
 }
 
+/// Narrows `values` to `format` and appends the bytes to `out`. The quantised formats are rounded as
+/// GGML's reference does: the number of largest magnitude (or the range) sets the scale.
+///
+/// # Panics
+/// If `values` is no whole number of blocks, or the format can only be read (`Q5_0`, `Q5_1` and the
+/// `K` formats).
+pub fn quantize(format: BlockFormat, values: &[f32], out: &mut Vec<u8>) {
+    assert_eq!(values.len() % format.block_len(), 0, "a whole number of blocks");
+    out.reserve(format.bytes_for(values.len()));
+    match format {
+        BlockFormat::F64 => {
+            values.iter().for_each(|&v| out.extend_from_slice(&f64::from(v).to_le_bytes()));
+        }
+        BlockFormat::F32 => values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+        BlockFormat::F16 => {
+            values.iter().for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes()));
+        }
+        BlockFormat::BF16 => {
+            values.iter().for_each(|&v| out.extend_from_slice(&bf16::from_f32(v).to_le_bytes()));
+        }
+        BlockFormat::Q8_0 => values.chunks_exact(32).for_each(|block| {
+            let largest = block.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+            let d = largest / 127.0;
+            let inverse = inverse(d);
+            out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+            out.extend(block.iter().map(|&v| (v * inverse).round() as i8 as u8));
+        }),
+        BlockFormat::Q4_0 => values.chunks_exact(32).for_each(|block| {
+            // The sign is kept: -8 exists and +8 does not.
+            let extreme = block.iter().fold(0.0f32, |a, &v| if v.abs() > a.abs() { v } else { a });
+            let d = extreme / -8.0;
+            let inverse = inverse(d);
+            out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+            push_nibbles(block, out, |v| v * inverse + 8.5);
+        }),
+        BlockFormat::Q4_1 => values.chunks_exact(32).for_each(|block| {
+            let low = block.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let d = (high - low) / 15.0;
+            let inverse = inverse(d);
+            out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+            out.extend_from_slice(&f16::from_f32(low).to_le_bytes());
+            push_nibbles(block, out, |v| (v - low) * inverse + 0.5);
+        }),
+        BlockFormat::Q5_0
+        | BlockFormat::Q5_1
+        | BlockFormat::Q4_K
+        | BlockFormat::Q5_K
+        | BlockFormat::Q6_K => panic!("{format} can be read, not written"),
+    }
+}
+
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// 32 numbers as 16 bytes, the first half in the low four bits; `f` gives a quant to be cut off.
+fn push_nibbles(block: &[f32], out: &mut Vec<u8>, f: impl Fn(f32) -> f32) {
+    let quant = |v: f32| (f(v) as u8).min(15);
+    let (low, high) = block.split_at(16);
+    out.extend(low.iter().zip(high).map(|(&low, &high)| quant(low) | quant(high) << 4));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,5 +281,75 @@ mod tests {
                 assert_eq!(got, expected as f32, "{format} element {i}");
             }
         }
+    }
+
+    #[test]
+    fn narrowing_matches_the_reference_byte_for_byte() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/quantize.json")).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+        };
+        let values: Vec<f32> = numbers(&golden["values"]).iter().map(|&v| v as f32).collect();
+        let cases = golden["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 6);
+        for case in cases {
+            let format = BlockFormat::from_ggml(case["type"].as_u64().unwrap() as u32).unwrap();
+            let mut bytes = Vec::new();
+            quantize(format, &values, &mut bytes);
+            let expected: Vec<u8> = numbers(&case["bytes"]).iter().map(|&v| v as u8).collect();
+            assert_eq!(bytes, expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn narrowed_numbers_come_back_within_a_rounding_step() {
+        let values: Vec<f32> = (0..256).map(|i| ((i * 73 % 256) as f32 - 100.0) / 37.0).collect();
+        let step = |format| match format {
+            BlockFormat::F32 | BlockFormat::F64 => 0.0,
+            BlockFormat::F16 => 5e-4,
+            BlockFormat::BF16 => 4e-3,
+            // Half a step of the widest block, and the scale's own rounding to 16 bits.
+            BlockFormat::Q8_0 => 4.25 / 127.0 * 0.51 + 4.25 * 5e-4,
+            BlockFormat::Q4_1 => 6.92 / 15.0 * 0.51 + 6.92 * 5e-4,
+            _ => 4.25 / 8.0 * 1.01 + 4.25 * 5e-4,
+        };
+        for format in [
+            BlockFormat::F64,
+            BlockFormat::F32,
+            BlockFormat::F16,
+            BlockFormat::BF16,
+            BlockFormat::Q8_0,
+            BlockFormat::Q4_0,
+            BlockFormat::Q4_1,
+        ] {
+            let mut bytes = Vec::new();
+            quantize(format, &values, &mut bytes);
+            assert_eq!(bytes.len(), format.bytes_for(values.len()));
+            let mut back = vec![0.0; values.len()];
+            dequantize(format, &bytes, &mut back);
+            for (&found, &expected) in back.iter().zip(&values) {
+                let scale = if matches!(format, BlockFormat::F16 | BlockFormat::BF16) {
+                    expected.abs()
+                } else {
+                    1.0
+                };
+                assert!(
+                    (found - expected).abs() <= step(format) * scale,
+                    "{format}: {expected} {found}"
+                );
+            }
+            let mut zeros = Vec::new();
+            quantize(format, &[0.0; 32], &mut zeros);
+            let mut back = vec![1.0; 32];
+            dequantize(format, &zeros, &mut back);
+            assert_eq!(back, [0.0; 32], "{format}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "can be read, not written")]
+    fn formats_that_are_only_read_say_so() {
+        quantize(BlockFormat::Q6_K, &[0.0; 256], &mut Vec::new());
     }
 }

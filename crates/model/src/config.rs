@@ -1,197 +1,274 @@
-//! A decoder's dimensions and constants, from `config.json` or a GGUF file's metadata.
+//! What a base model's files say about its shape.
+//!
+//! Read from Hugging Face's `config.json`, in the older layout (`rope_theta`, `rope_scaling`) and
+//! the newer one (`rope_parameters`), or from the metadata of a GGUF file.
 
 use crate::error::{Error, Result};
 use crate::family;
-use crate::weights::{GgufFile, MetaValue};
-use serde_json::Value;
-use std::fs;
+use crate::gguf::GgufFile;
+use serde_json::{Map, Value};
 use std::path::Path;
 
-/// How rotary frequencies are rescaled for longer contexts.
+/// The shape of a decoder and the constants of its arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Family, as `llama`: `model_type` in `config.json`, `general.architecture` in a GGUF file.
+    pub model_type: String,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads, a divisor of `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+    /// The constant added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
+    /// Whether the output layer is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the attention projections have biases.
+    pub attention_bias: bool,
+    /// Whether the feed-forward projections have biases.
+    pub mlp_bias: bool,
+    /// How many positions back attention reaches; all if none.
+    pub sliding_window: Option<usize>,
+    /// Token that starts a text.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies `θ^(−2i/head_dim)`.
+    pub theta: f64,
+    /// How the frequencies are stretched for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched for contexts longer than those of the first training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
-    /// Divided by `factor`.
+    /// All frequencies divided by `factor`.
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1's: low frequencies divided, high ones kept, a ramp between.
+    /// Llama 3's: low frequencies divided by `factor`, high ones kept, those between blended.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Fewer turns than this over the original context count as low.
+        /// Below this many turns in the original context a frequency counts as low.
         low_freq_factor: f64,
-        /// More turns than this count as high.
+        /// Above this many turns in the original context a frequency counts as high.
         high_freq_factor: f64,
-        /// The original context.
+        /// Length of the original context.
         original_max_position_embeddings: usize,
     },
 }
 
-/// Rotary embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Rescaling.
-    pub scaling: RopeScaling,
-}
-
-/// Dimensions and constants of a decoder, under the names of `config.json`.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct ModelConfig {
-    pub model_type: String,
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_hidden_layers: usize,
-    pub num_attention_heads: usize,
-    pub num_key_value_heads: usize,
-    pub head_dim: usize,
-    pub max_position_embeddings: usize,
-    pub rms_norm_eps: f64,
-    pub rope: RopeConfig,
-    pub tie_word_embeddings: bool,
-    pub attention_bias: bool,
-    pub mlp_bias: bool,
-    pub sliding_window: Option<usize>,
-    pub bos_token_id: Option<u32>,
-    pub eos_token_ids: Vec<u32>,
-}
-
 impl ModelConfig {
-    /// Reads `config.json`.
+    /// Reads `config.json` at `path`.
     ///
     /// # Errors
-    /// If it is missing or malformed, the family is not supported, or a value makes no sense.
+    /// If the file is missing or no JSON, a field is missing or malformed, the model type, its
+    /// activation, rotary embedding or quantisation is not supported, or sizes contradict
+    /// each other.
     pub fn from_json_file(path: &Path) -> Result<Self> {
-        let text = fs::read(path).map_err(Error::io(path))?;
-        let json: Value = serde_json::from_slice(&text)
-            .map_err(|error| Error::malformed(path, error.to_string()))?;
-        let read = JsonReader { path, json: &json };
-        let model_type = read.text("model_type")?;
-        require_family(path, &model_type)?;
-        let activation = json["hidden_act"].as_str().unwrap_or("silu");
-        if activation != "silu" {
-            return Err(
-                read.fault("hidden_act", format!("`{activation}` is not supported; expected silu"))
+        let text = fs_err::read_to_string(path)?;
+        let root: Value = serde_json::from_str(&text)
+            .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        Self::from_json(&root, path)
+    }
+
+    /// Reads the content `root` of a `config.json` that came from `path`.
+    ///
+    /// # Errors
+    /// As [`from_json_file`](Self::from_json_file).
+    pub fn from_json(root: &Value, path: &Path) -> Result<Self> {
+        let Value::Object(object) = root else {
+            return Err(Error::malformed(
+                path,
+                format!("expected an object, found {}", kind(root)),
+            ));
+        };
+        let fields = Fields { object, path, prefix: String::new() };
+        let model_type = fields.required("model_type", "a string", |v| v.as_str())?.to_owned();
+        check_model_type(&model_type, path)?;
+        if let Some(quantization) = fields.value("quantization_config") {
+            let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
+            let message = format!(
+                "the weights are quantised with {method}, which is not supported; use the \
+                 unquantised model or a GGUF file"
             );
+            return Err(fields.error("quantization_config", message));
         }
-        let heads = read.size("num_attention_heads")?;
-        let hidden_size = read.size("hidden_size")?;
+        let hidden_size = fields.size("hidden_size")?;
+        let num_attention_heads = fields.size("num_attention_heads")?;
+        let head_dim = match fields.optional_size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if num_attention_heads == 0 => 0,
+            None if hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
+            }
+            None => {
+                let message = format!(
+                    "hidden_size {hidden_size} is not divisible by num_attention_heads \
+                     {num_attention_heads}, and head_dim is not given"
+                );
+                return Err(fields.error("hidden_size", message));
+            }
+        };
+        if let Some(name) = fields.optional("hidden_act", "a string", |v| v.as_str())?
+            && !matches!(name, "silu" | "swish")
+        {
+            let message = format!("the activation `{name}` is not supported; expected `silu`");
+            return Err(fields.error("hidden_act", message));
+        }
+        let windowed = fields.flag("use_sliding_window")?.unwrap_or(true);
         let config = Self {
-            vocab_size: read.size("vocab_size")?,
-            hidden_size,
-            intermediate_size: read.size("intermediate_size")?,
-            num_hidden_layers: read.size("num_hidden_layers")?,
-            num_attention_heads: heads,
-            num_key_value_heads: read.size_or("num_key_value_heads", heads)?,
-            head_dim: read.size_or("head_dim", hidden_size / heads.max(1))?,
-            max_position_embeddings: read.size_or("max_position_embeddings", 2048)?,
-            rms_norm_eps: read.number_or("rms_norm_eps", 1e-6)?,
-            rope: read.rope()?,
-            tie_word_embeddings: read.flag("tie_word_embeddings"),
-            attention_bias: read.flag("attention_bias"),
-            mlp_bias: read.flag("mlp_bias"),
-            sliding_window: json["sliding_window"].as_u64().map(|window| window as usize),
-            bos_token_id: json["bos_token_id"].as_u64().map(|id| id as u32),
-            eos_token_ids: token_ids(&json["eos_token_id"]),
             model_type,
+            vocab_size: fields.size("vocab_size")?,
+            hidden_size,
+            intermediate_size: fields.size("intermediate_size")?,
+            num_hidden_layers: fields.size("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads: fields
+                .optional_size("num_key_value_heads")?
+                .unwrap_or(num_attention_heads),
+            head_dim,
+            max_position_embeddings: fields.size("max_position_embeddings")?,
+            rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rope: rope_from_json(&fields)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
+            mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
+            sliding_window: fields.optional_size("sliding_window")?.filter(|_| windowed),
+            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
+            eos_token_ids: fields.token_ids("eos_token_id")?,
         };
         config.validate(path)?;
         Ok(config)
     }
 
-    /// Reads a GGUF file's metadata.
+    /// Reads the metadata of a GGUF file.
+    ///
+    /// The stretching of rotary frequencies that such a file holds as a tensor is not part of the
+    /// metadata: see [`RopeScaling::from_factors`].
     ///
     /// # Errors
     /// As [`from_json_file`](Self::from_json_file).
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let path = file.path();
-        let architecture =
-            file.get("general.architecture").and_then(MetaValue::as_str).unwrap_or("missing");
-        require_family(path, architecture)?;
+        let architecture = file.str("general.architecture")?;
+        let architecture = architecture.ok_or_else(|| {
+            Error::config(path, "general.architecture", "missing; expected a model type")
+        })?;
+        check_model_type(architecture, path)?;
         let key = |name: &str| format!("{architecture}.{name}");
-        let size = |name: &str| {
-            let value = file.get(&key(name)).and_then(MetaValue::as_u64);
-            value.map(|value| value as usize)
+        let optional = |name: &str| -> Result<Option<usize>> {
+            let Some(value) = file.u64(&key(name))? else { return Ok(None) };
+            let value = usize::try_from(value)
+                .map_err(|_| Error::config(path, key(name), format!("{value} is too large")))?;
+            Ok(Some(value))
         };
-        let required = |name: &str| {
-            size(name).ok_or_else(|| Error::Config {
-                path: path.to_path_buf(),
-                field: key(name),
-                message: "missing; expected a whole number".to_owned(),
+        let required = |name: &str| -> Result<usize> {
+            optional(name)?.ok_or_else(|| {
+                Error::config(path, key(name), "missing; expected a positive integer")
             })
         };
-        let number = |name: &str| file.get(&key(name)).and_then(MetaValue::as_f64);
-        let heads = required("attention.head_count")?;
+        let token = |name: &str| -> Result<Option<u32>> {
+            let name = format!("tokenizer.ggml.{name}");
+            let Some(value) = file.u64(&name)? else { return Ok(None) };
+            let id = u32::try_from(value)
+                .map_err(|_| Error::config(path, name, format!("{value} is no token id")))?;
+            Ok(Some(id))
+        };
         let hidden_size = required("embedding_length")?;
-        let tokens = file.get("tokenizer.ggml.tokens").and_then(MetaValue::as_list);
-        let vocab_size = match size("vocab_size").or(tokens.map(<[MetaValue]>::len)) {
-            Some(size) => size,
-            None => required("vocab_size")?,
-        };
-        let scaling = match file.get(&key("rope.scaling.type")).and_then(MetaValue::as_str) {
-            None | Some("none") => RopeScaling::None,
-            Some("linear") => {
-                RopeScaling::Linear { factor: number("rope.scaling.factor").unwrap_or(1.0) }
+        let num_attention_heads = required("attention.head_count")?;
+        let head_dim = match optional("attention.key_length")? {
+            Some(head_dim) => head_dim,
+            None if num_attention_heads > 0 && hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
             }
-            Some(other) => {
-                return Err(Error::Config {
-                    path: path.to_path_buf(),
-                    field: key("rope.scaling.type"),
-                    message: format!("`{other}` is not supported; expected none or linear"),
-                });
+            None => {
+                let message = format!(
+                    "{hidden_size} is not divisible by {} {num_attention_heads}",
+                    key("attention.head_count")
+                );
+                return Err(Error::config(path, key("embedding_length"), message));
             }
         };
-        if file.has_tensor("rope_freqs.weight") {
-            return Err(Error::Config {
-                path: path.to_path_buf(),
-                field: "rope_freqs.weight".to_owned(),
-                message: "frequency factors are not supported in GGUF files; use the model's \
-                          Hugging Face folder"
-                    .to_owned(),
-            });
+        for (name, what) in [
+            ("attention.value_length", "values as wide as keys"),
+            ("rope.dimension_count", "rotation of the whole head"),
+        ] {
+            if let Some(found) = optional(name)?.filter(|&found| found != head_dim) {
+                let message = format!("expected {head_dim} ({what}), found {found}");
+                return Err(Error::config(path, key(name), message));
+            }
         }
-        let token = |name: &str| {
-            file.get(&format!("tokenizer.ggml.{name}"))
-                .and_then(MetaValue::as_u64)
-                .map(|id| id as u32)
+        let vocab_size = match (optional("vocab_size")?, file.tensor("token_embd.weight")) {
+            (Some(size), _) => size,
+            (None, Some(embedding)) => embedding.shape.first().copied().unwrap_or(0),
+            (None, None) => {
+                return Err(Error::config(
+                    path,
+                    key("vocab_size"),
+                    "missing; expected a positive integer",
+                ));
+            }
         };
+        let mut eos_token_ids: Vec<u32> = Vec::new();
+        for name in ["eos_token_id", "eot_token_id"] {
+            eos_token_ids.extend(token(name)?.filter(|id| !eos_token_ids.contains(id)));
+        }
+        let epsilon = key("attention.layer_norm_rms_epsilon");
         let config = Self {
             model_type: architecture.to_owned(),
             vocab_size,
             hidden_size,
             intermediate_size: required("feed_forward_length")?,
             num_hidden_layers: required("block_count")?,
-            num_attention_heads: heads,
-            num_key_value_heads: size("attention.head_count_kv").unwrap_or(heads),
-            head_dim: size("attention.key_length").unwrap_or(hidden_size / heads.max(1)),
+            num_attention_heads,
+            num_key_value_heads: optional("attention.head_count_kv")?
+                .unwrap_or(num_attention_heads),
+            head_dim,
             max_position_embeddings: required("context_length")?,
-            rms_norm_eps: number("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
-            rope: RopeConfig { theta: number("rope.freq_base").unwrap_or(10_000.0), scaling },
-            tie_word_embeddings: !file.has_tensor("output.weight"),
-            attention_bias: file.has_tensor("blk.0.attn_q.bias"),
-            mlp_bias: file.has_tensor("blk.0.ffn_gate.bias"),
-            sliding_window: size("attention.sliding_window"),
-            bos_token_id: token("bos_token_id"),
-            eos_token_ids: ["eos_token_id", "eot_token_id"]
-                .iter()
-                .filter_map(|n| token(n))
-                .collect(),
+            rms_norm_eps: file
+                .f64(&epsilon)?
+                .ok_or_else(|| Error::config(path, epsilon, "missing; expected a number"))?,
+            rope: rope_from_gguf(file, architecture)?,
+            tie_word_embeddings: file.tensor("output.weight").is_none(),
+            attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
+            mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
+            sliding_window: optional("attention.sliding_window")?.filter(|&window| window > 0),
+            bos_token_id: token("bos_token_id")?,
+            eos_token_ids,
         };
         config.validate(path)?;
         Ok(config)
     }
 
-    fn validate(&self, path: &Path) -> Result<()> {
-        let fault = |field: &str, message: String| {
-            Err(Error::Config { path: path.to_path_buf(), field: field.to_owned(), message })
-        };
-        let sizes = [
+    /// Checks that all sizes are positive and agree with each other.
+    ///
+    /// # Errors
+    /// Naming the first field that does not, as one of the file at `path`.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        for (field, size) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -200,122 +277,263 @@ impl ModelConfig {
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        for (field, size) in sizes {
-            if size == 0 {
-                return fault(field, "is 0; expected at least 1".to_owned());
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
+        ] {
+            // Products of two such sizes still fit, so that no shape overflows later.
+            if size == 0 || size > 1 << 31 {
+                let message = format!("expected a size from 1 to 2147483648, found {size}");
+                return Err(Error::config(path, field, message));
             }
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let heads = self.num_attention_heads;
-            return fault(
-                "num_key_value_heads",
-                format!("{} does not divide {heads} heads", self.num_key_value_heads),
+            let message = format!(
+                "expected a divisor of num_attention_heads {}, found {}",
+                self.num_attention_heads, self.num_key_value_heads
             );
+            return Err(Error::config(path, "num_key_value_heads", message));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return fault(
-                "head_dim",
-                format!("{} is odd; rotary embedding needs pairs", self.head_dim),
-            );
+            let message = format!("expected an even number, found {}", self.head_dim);
+            return Err(Error::config(path, "head_dim", message));
         }
-        if !(self.rms_norm_eps > 0.0 && self.rope.theta > 0.0) {
-            return fault("rms_norm_eps or rope_theta", "expected a positive number".to_owned());
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            let message = format!("expected a number between 0 and 1, found {}", self.rms_norm_eps);
+            return Err(Error::config(path, "rms_norm_eps", message));
+        }
+        if !(self.rope.theta > 1.0 && self.rope.theta.is_finite()) {
+            let message = format!("expected a number above 1, found {}", self.rope.theta);
+            return Err(Error::config(path, "rope_theta", message));
+        }
+        for (field, ids) in
+            [("bos_token_id", self.bos_token_id.as_slice()), ("eos_token_id", &self.eos_token_ids)]
+        {
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+                let message = format!("{id} is outside the vocabulary of {}", self.vocab_size);
+                return Err(Error::config(path, field, message));
+            }
         }
         Ok(())
     }
 }
 
-fn require_family(path: &Path, model_type: &str) -> Result<()> {
-    if family::find(model_type).is_some() {
+impl RopeScaling {
+    /// The scaling whose frequencies a GGUF file divides by `factors`, one per pair of a head,
+    /// when `theta` is the base; the published Llama 3 models are the ones that hold such factors.
+    ///
+    /// Returns `None` if no scaling this crate knows has these factors.
+    pub fn from_factors(factors: &[f32], theta: f64) -> Option<Self> {
+        if factors.iter().all(|&factor| factor == 1.0) {
+            return Some(Self::None);
+        }
+        let factor = factors.iter().copied().fold(1.0f32, f32::max);
+        if factors.iter().all(|&found| found == factor) {
+            return Some(Self::Linear { factor: factor.into() });
+        }
+        let (low, high, original) = (1.0, 4.0, 8192);
+        let scaling = Self::Llama3 {
+            factor: factor.into(),
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: original,
+        };
+        let pairs = factors.len() as f64;
+        let matches = factors.iter().enumerate().all(|(i, &found)| {
+            let frequency = theta.powf(-(i as f64) / pairs);
+            let turns = original as f64 * frequency / (2.0 * std::f64::consts::PI);
+            let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            let expected = 1.0 / (smooth + (1.0 - smooth) / f64::from(factor));
+            (f64::from(found) - expected).abs() <= 1e-3 * expected
+        });
+        matches.then_some(scaling)
+    }
+}
+
+fn check_model_type(found: &str, path: &Path) -> Result<()> {
+    if family::find(found).is_some() {
         return Ok(());
     }
     Err(Error::UnknownModelType {
         path: path.to_path_buf(),
-        found: model_type.to_owned(),
+        found: found.to_owned(),
         supported: family::supported().join(", "),
     })
 }
 
-/// One id or a list of ids.
-pub(crate) fn token_ids(value: &Value) -> Vec<u32> {
-    match value {
-        Value::Array(list) => list.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
-        value => value.as_u64().map(|id| id as u32).into_iter().collect(),
+fn rope_from_json(fields: &Fields<'_>) -> Result<RopeConfig> {
+    const DEFAULT_THETA: f64 = 10_000.0;
+    let top_theta = fields.number("rope_theta")?;
+    let nested = match fields.nested("rope_parameters")? {
+        Some(nested) => Some(nested),
+        None => fields.nested("rope_scaling")?,
+    };
+    let partial = match &nested {
+        Some(nested) => nested.number("partial_rotary_factor")?,
+        None => None,
+    };
+    let partial = partial.or(fields.number("partial_rotary_factor")?).unwrap_or(1.0);
+    if partial != 1.0 {
+        let message =
+            format!("only rotation of the whole head (1.0) is supported, found {partial}");
+        return Err(fields.error("partial_rotary_factor", message));
     }
+    let Some(nested) = nested else {
+        return Ok(RopeConfig {
+            theta: top_theta.unwrap_or(DEFAULT_THETA),
+            scaling: RopeScaling::None,
+        });
+    };
+    let theta = nested.number("rope_theta")?.or(top_theta).unwrap_or(DEFAULT_THETA);
+    let required = |name: &str| -> Result<f64> {
+        nested.number(name)?.ok_or_else(|| nested.error(name, "missing; expected a number"))
+    };
+    let positive = |name: &str| -> Result<f64> {
+        let value = required(name)?;
+        if value > 0.0 && value.is_finite() {
+            return Ok(value);
+        }
+        Err(nested.error(name, format!("expected a positive number, found {value}")))
+    };
+    let string = |name: &str| nested.optional(name, "a string", |v| v.as_str());
+    let rope_type = string("rope_type")?.or(string("type")?).unwrap_or("default");
+    let scaling = match rope_type {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: positive("factor")? },
+        "llama3" => {
+            let low_freq_factor = positive("low_freq_factor")?;
+            let high_freq_factor = positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                let message = format!(
+                    "expected more than low_freq_factor {low_freq_factor}, found {high_freq_factor}"
+                );
+                return Err(nested.error("high_freq_factor", message));
+            }
+            RopeScaling::Llama3 {
+                factor: positive("factor")?,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: nested
+                    .size("original_max_position_embeddings")?,
+            }
+        }
+        other => {
+            let message = format!(
+                "the rotary embedding `{other}` is not supported; expected `default`, `linear` or \
+                 `llama3`"
+            );
+            return Err(nested.error("rope_type", message));
+        }
+    };
+    Ok(RopeConfig { theta, scaling })
 }
 
-struct JsonReader<'a> {
+fn rope_from_gguf(file: &GgufFile, architecture: &str) -> Result<RopeConfig> {
+    let key = |name: &str| format!("{architecture}.rope.{name}");
+    let theta = file.f64(&key("freq_base"))?.unwrap_or(10_000.0);
+    let factor = file.f64(&key("scaling.factor"))?.or(file.f64(&key("scale_linear"))?);
+    let scaling = match (file.str(&key("scaling.type"))?, factor) {
+        (None | Some("none"), None) | (Some("none"), _) => RopeScaling::None,
+        (None | Some("linear"), Some(factor)) if factor > 0.0 && factor.is_finite() => {
+            RopeScaling::Linear { factor }
+        }
+        (None | Some("linear"), found) => {
+            let message = format!("expected a positive number, found {found:?}");
+            return Err(Error::config(file.path(), key("scaling.factor"), message));
+        }
+        (Some(other), _) => {
+            let message = format!(
+                "the rotary embedding `{other}` is not supported; expected `none` or `linear`"
+            );
+            return Err(Error::config(file.path(), key("scaling.type"), message));
+        }
+    };
+    Ok(RopeConfig { theta, scaling })
+}
+
+/// Typed access to the fields of a JSON object, with errors that name file and field.
+struct Fields<'a> {
+    object: &'a Map<String, Value>,
     path: &'a Path,
-    json: &'a Value,
+    prefix: String,
 }
 
-impl JsonReader<'_> {
-    fn fault(&self, field: &str, message: impl Into<String>) -> Error {
-        let (path, field) = (self.path.to_path_buf(), field.to_owned());
-        Error::Config { path, field, message: message.into() }
+impl<'a> Fields<'a> {
+    /// The field, if it is there and not null.
+    fn value(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field).filter(|value| !value.is_null())
     }
 
-    fn text(&self, field: &str) -> Result<String> {
-        let text = self.json[field].as_str();
-        text.map(str::to_owned).ok_or_else(|| self.fault(field, "missing; expected a text"))
+    fn error(&self, field: &str, message: impl Into<String>) -> Error {
+        Error::config(self.path, format!("{}{field}", self.prefix), message)
+    }
+
+    fn optional<T>(
+        &self,
+        field: &str,
+        expected: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        convert(value)
+            .map(Some)
+            .ok_or_else(|| self.error(field, format!("expected {expected}, found {}", kind(value))))
+    }
+
+    fn required<T>(
+        &self,
+        field: &str,
+        expected: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<T> {
+        self.optional(field, expected, convert)?
+            .ok_or_else(|| self.error(field, format!("missing; expected {expected}")))
     }
 
     fn size(&self, field: &str) -> Result<usize> {
-        match &self.json[field] {
-            Value::Null => Err(self.fault(field, "missing; expected a whole number")),
-            value => value
-                .as_u64()
-                .map(|size| size as usize)
-                .ok_or_else(|| self.fault(field, format!("`{value}`; expected a whole number"))),
-        }
+        self.optional_size(field)?
+            .ok_or_else(|| self.error(field, "missing; expected a positive integer"))
     }
 
-    fn size_or(&self, field: &str, default: usize) -> Result<usize> {
-        if self.json[field].is_null() { Ok(default) } else { self.size(field) }
+    fn optional_size(&self, field: &str) -> Result<Option<usize>> {
+        self.optional(field, "a positive integer", |value| usize::try_from(value.as_u64()?).ok())
     }
 
-    fn number_or(&self, field: &str, default: f64) -> Result<f64> {
-        match &self.json[field] {
-            Value::Null => Ok(default),
-            value => value
-                .as_f64()
-                .ok_or_else(|| self.fault(field, format!("`{value}`; expected a number"))),
-        }
+    fn number(&self, field: &str) -> Result<Option<f64>> {
+        self.optional(field, "a number", Value::as_f64)
     }
 
-    fn flag(&self, field: &str) -> bool {
-        self.json[field].as_bool().unwrap_or(false)
+    fn flag(&self, field: &str) -> Result<Option<bool>> {
+        self.optional(field, "true or false", Value::as_bool)
     }
 
-    /// Both layouts: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`.
-    fn rope(&self) -> Result<RopeConfig> {
-        let parameters = &self.json["rope_parameters"];
-        let scaling = if parameters.is_object() { parameters } else { &self.json["rope_scaling"] };
-        let theta = parameters["rope_theta"].as_f64().or(self.json["rope_theta"].as_f64());
-        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
-        let number = |field: &str| {
-            scaling[field].as_f64().ok_or_else(|| {
-                self.fault(&format!("rope_scaling.{field}"), "missing; expected a number")
-            })
-        };
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: number("factor")? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: number("low_freq_factor")?,
-                high_freq_factor: number("high_freq_factor")?,
-                original_max_position_embeddings: number("original_max_position_embeddings")?
-                    as usize,
-            },
-            other => {
-                return Err(self.fault(
-                    "rope_scaling.rope_type",
-                    format!("`{other}` is not supported; expected default, linear or llama3"),
-                ));
-            }
-        };
-        Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling })
+    fn nested(&self, field: &str) -> Result<Option<Fields<'a>>> {
+        let object = self.optional(field, "an object", Value::as_object)?;
+        let prefix = format!("{}{field}.", self.prefix);
+        Ok(object.map(|object| Fields { object, path: self.path, prefix }))
+    }
+
+    fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
+        let ids = self.optional(field, "a token id or a list of them", token_ids)?;
+        Ok(ids.unwrap_or_default())
+    }
+}
+
+/// One id or a list of them; files write -1 for "none".
+pub(crate) fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    match value {
+        Value::Array(items) => items.iter().map(|id| id.as_u64()?.try_into().ok()).collect(),
+        _ if value.as_i64() == Some(-1) => Some(Vec::new()),
+        _ => Some(vec![value.as_u64()?.try_into().ok()?]),
+    }
+}
+
+/// What kind of JSON value this is, with the value where it is short.
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) if text.len() <= 40 => format!("{text:?}"),
+        Value::String(_) => "a long string".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
     }
 }

@@ -1,201 +1,247 @@
-//! The tokenizer in a GGUF file, rebuilt as the `tokenizers` crate describes one.
+//! The tokenizer in a GGUF file, rebuilt for the `tokenizers` crate.
 //!
 //! Byte-level BPE (`gpt2`) is a vocabulary, merges and the name of the rule that cuts a text into
 //! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow.
 
-use super::{Tokenizer, parse};
+use super::{Extras, Special, Tokenizer, missing, words};
 use crate::error::{Error, Result};
-use crate::weights::{GgufFile, MetaValue};
-use serde_json::{Map, Value, json};
+use crate::gguf::{Array, GgufFile, Value};
 use std::collections::HashMap;
-
-const CONTRACTIONS_AND_DIGIT_RUNS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const CONTRACTIONS_AND_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as DecoderSequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::models::bpe::{BPE, BpeBuilder};
+use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
+use tokenizers::{AddedToken, PreTokenizerWrapper};
 
 /// GGUF's kinds of token.
+const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
+
+/// What SentencePiece writes for a space.
+const SPACE: &str = "\u{2581}";
+
+/// The metadata of a tokenizer.
+struct Source<'a> {
+    file: &'a GgufFile,
+    tokens: &'a [String],
+    kinds: Vec<u64>,
+}
 
 pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
-    let fault = |message: String| Error::Tokenizer { path: file.path().to_path_buf(), message };
-    let text = |key: &str| file.get(key).and_then(MetaValue::as_str);
-    let list = |key: &str| {
-        file.get(key)
-            .and_then(MetaValue::as_list)
-            .ok_or_else(|| fault(format!("`{key}` is missing")))
+    let key = "tokenizer.ggml.tokens";
+    let tokens = file.strings(key)?.ok_or_else(|| Error::MissingTokenizer {
+        folder: file.path().to_path_buf(),
+        message: format!("expected the metadata `{key}`"),
+    })?;
+    let kinds = match file.get("tokenizer.ggml.token_type") {
+        None => vec![NORMAL; tokens.len()],
+        Some(value) => numbers(value)
+            .ok_or_else(|| {
+                let message = "expected an array of integers";
+                Error::config(file.path(), "tokenizer.ggml.token_type", message)
+            })?
+            .into_iter()
+            .map(|kind| kind as u64)
+            .collect(),
     };
-    let tokens: Vec<&str> = list("tokenizer.ggml.tokens")?
-        .iter()
-        .map(|token| token.as_str().ok_or_else(|| fault("a token is not a text".to_owned())))
-        .collect::<Result<_>>()?;
-    let kinds: Vec<u64> = match file.get("tokenizer.ggml.token_type").and_then(MetaValue::as_list) {
-        Some(kinds) => kinds.iter().map(|kind| kind.as_u64().unwrap_or(1)).collect(),
-        None => vec![1; tokens.len()],
-    };
-    if kinds.len() != tokens.len() {
-        return Err(fault(format!("{} token types for {} tokens", kinds.len(), tokens.len())));
-    }
-    let flag =
-        |key: &str, default: bool| file.get(key).and_then(MetaValue::as_bool).unwrap_or(default);
-
-    let model = text("tokenizer.ggml.model").unwrap_or("missing");
-    let mut description = match model {
-        "gpt2" => {
-            let merges: Vec<&str> = list("tokenizer.ggml.merges")?
-                .iter()
-                .map(|merge| {
-                    merge.as_str().ok_or_else(|| fault("a merge is not a text".to_owned()))
-                })
-                .collect::<Result<_>>()?;
-            let rule = text("tokenizer.ggml.pre").unwrap_or("default");
-            let (words, ignore_merges) = word_rule(rule)
-                .ok_or_else(|| fault(format!("the word rule `{rule}` is not supported")))?;
-            byte_level(&tokens, &merges, words, ignore_merges)
-        }
-        "llama" => {
-            let scores: Vec<f64> = list("tokenizer.ggml.scores")?
-                .iter()
-                .map(|score| score.as_f64().unwrap_or(0.0))
-                .collect();
-            if scores.len() != tokens.len() {
-                return Err(fault(format!("{} scores for {} tokens", scores.len(), tokens.len())));
-            }
-            let unknown = kinds.iter().position(|&kind| kind == UNKNOWN).map(|id| tokens[id]);
-            let prefix = flag("tokenizer.ggml.add_space_prefix", true);
-            sentence_piece(&tokens, &scores, unknown, prefix)
-        }
+    let source = Source { file, tokens, kinds };
+    source.same_length("token_type", source.kinds.len())?;
+    let kind = file.str("tokenizer.ggml.model")?.unwrap_or("missing");
+    let (mut inner, default_add_bos) = match kind {
+        "gpt2" => source.byte_level()?,
+        "llama" => (source.sentence_piece()?, true),
         other => {
-            return Err(fault(format!(
-                "the kind `{other}` is not supported; expected gpt2 or llama"
-            )));
+            let message = format!("the kind `{other}` is not supported; expected gpt2 or llama");
+            return Err(source.fault(message));
         }
     };
-    description["added_tokens"] = tokens
-        .iter()
-        .zip(&kinds)
-        .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, CONTROL | USER_DEFINED))
-        .map(|(id, (content, kind))| {
-            json!({
-                "id": id, "content": content, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": *kind == CONTROL,
-            })
+    let added: Vec<AddedToken> = source
+        .of_kind(&[CONTROL, UNKNOWN, USER_DEFINED])
+        .filter(|(id, text)| !text.is_empty() && (kind == "llama" || source.kinds[*id] != UNKNOWN))
+        .map(|(id, text)| {
+            AddedToken::from(text, source.kinds[id] != USER_DEFINED).normalized(false)
         })
         .collect();
-    let inner = parse(file.path(), description.to_string().as_bytes())?;
-
-    let token = |name: &str| -> Result<Option<(u32, String)>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(id) = file.get(&key).and_then(MetaValue::as_u64) else { return Ok(None) };
-        match tokens.get(id as usize) {
-            Some(text) => Ok(Some((id as u32, (*text).to_owned()))),
-            None => Err(fault(format!("`{key}` is {id}, which is not in the vocabulary"))),
-        }
-    };
-    let end_ids = ["eos", "eot"].iter().map(|name| token(name));
-    let end_ids = end_ids.collect::<Result<Vec<_>>>()?.into_iter().flatten().map(|(id, _)| id);
-    Ok(Tokenizer {
-        path: file.path().to_path_buf(),
-        bos: token("bos")?,
-        eos: token("eos")?,
-        end_ids: end_ids.collect(),
-        add_bos: flag("tokenizer.ggml.add_bos_token", model == "llama"),
-        chat_template: text("tokenizer.chat_template").map(str::to_owned),
-        inner,
-    })
-}
-
-/// How a text is cut into words under the rule of that name, and whether whole words in the
-/// vocabulary skip the merges.
-fn word_rule(name: &str) -> Option<(Value, bool)> {
-    let byte_level = |use_regex: bool| {
-        json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
-            "use_regex": use_regex,
-        })
-    };
-    let after_split = |pattern: &str| {
-        json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-            byte_level(false),
-        ]})
-    };
-    Some(match name {
-        "gpt-2" | "gpt2" | "default" => (byte_level(true), false),
-        "smollm" => (
-            json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Digits", "individual_digits": true}, byte_level(true),
-            ]}),
-            false,
-        ),
-        "llama-bpe" | "llama3" | "llama-v3" => (after_split(CONTRACTIONS_AND_DIGIT_RUNS), true),
-        "qwen2" => (after_split(CONTRACTIONS_AND_DIGITS), false),
-        _ => return None,
-    })
-}
-
-fn vocabulary(tokens: &[&str]) -> Value {
-    let entries = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id)));
-    Value::Object(entries.collect::<Map<_, _>>())
-}
-
-fn byte_level(tokens: &[&str], merges: &[&str], words: Value, ignore_merges: bool) -> Value {
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-        "pre_tokenizer": words,
-        "post_processor": null,
-        "decoder": {
-            "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
-        },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": ignore_merges, "vocab": vocabulary(tokens), "merges": merges,
-        },
-    })
-}
-
-fn sentence_piece(tokens: &[&str], scores: &[f64], unknown: Option<&str>, prefix: bool) -> Value {
-    let mut normalizers = Vec::new();
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        normalizers.push(json!({"type": "Prepend", "prepend": "\u{2581}"}));
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    inner
+        .add_special_tokens(added)
+        .map_err(|error| source.fault(format!("its special tokens: {error}")))?;
+    // Tokens that the vocabulary lists twice would shift the ids of added ones.
+    if inner.get_vocab_size(true) != tokens.len() {
+        let message =
+            format!("{} tokens of which {} are distinct", tokens.len(), inner.get_vocab_size(true));
+        return Err(source.fault(message));
     }
-    normalizers.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}));
-    json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": null, "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": unknown,
-            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
-            "byte_fallback": true, "ignore_merges": false,
-            "vocab": vocabulary(tokens), "merges": merges_by_score(tokens, scores),
-        },
-    })
+    let mut end_ids: Vec<u32> = Vec::new();
+    for role in ["eos", "eot"] {
+        end_ids.extend(source.special(role)?.map(|(id, _)| id));
+    }
+    let extras = Extras {
+        bos: source.special("bos")?,
+        eos: source.special("eos")?,
+        pad: source.special("padding")?,
+        end_ids,
+        add_bos: Some(file.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(default_add_bos)),
+        chat_template: file.str("tokenizer.chat_template")?.map(str::to_owned),
+    };
+    Tokenizer::assemble(file.path(), inner, extras)
 }
 
-/// SentencePiece always joins the neighbours whose union has the best score. So every way to cut a
-/// piece into two known pieces is a merge, and the piece's score is the merge's rank.
-fn merges_by_score(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
-    let ids: HashMap<&str, usize> =
-        tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
-    let mut merges = Vec::new();
-    for (piece, &score) in tokens.iter().zip(scores) {
-        for (at, _) in piece.char_indices().skip(1) {
-            let (left, right) = piece.split_at(at);
-            if let (Some(&left_id), Some(&right_id)) = (ids.get(left), ids.get(right)) {
-                merges.push((score, left_id, right_id, [left.to_owned(), right.to_owned()]));
+impl Source<'_> {
+    fn fault(&self, message: impl Into<String>) -> Error {
+        Error::tokenizer(self.file.path(), message)
+    }
+
+    fn same_length(&self, name: &str, found: usize) -> Result<()> {
+        if found == self.tokens.len() {
+            return Ok(());
+        }
+        let message =
+            format!("expected one for each of {} tokens, found {found}", self.tokens.len());
+        Err(Error::config(self.file.path(), format!("tokenizer.ggml.{name}"), message))
+    }
+
+    fn of_kind(&self, kinds: &[u64]) -> impl Iterator<Item = (usize, &str)> {
+        let tokens = self.tokens.iter().zip(&self.kinds).enumerate();
+        tokens
+            .filter(|(_, (_, kind))| kinds.contains(kind))
+            .map(|(id, (text, _))| (id, text.as_str()))
+    }
+
+    /// The special token that `tokenizer.ggml.{role}_token_id` names.
+    fn special(&self, role: &str) -> Result<Option<Special>> {
+        let key = format!("tokenizer.ggml.{role}_token_id");
+        let Some(id) = self.file.u64(&key)? else { return Ok(None) };
+        let text = usize::try_from(id).ok().and_then(|id| self.tokens.get(id));
+        match (u32::try_from(id), text) {
+            (Ok(id), Some(text)) => Ok(Some((id, text.clone()))),
+            _ => Err(missing(self.file.path(), &key, &id.to_string(), self.tokens.len())),
+        }
+    }
+
+    /// Tokens and their ids. Where a text occurs twice the first id holds.
+    fn vocabulary(&self) -> HashMap<&str, u32> {
+        let mut ids = HashMap::with_capacity(self.tokens.len());
+        for (id, token) in self.tokens.iter().enumerate() {
+            ids.entry(token.as_str()).or_insert(id as u32);
+        }
+        ids
+    }
+
+    fn model(&self, merges: Vec<(String, String)>) -> BpeBuilder {
+        let vocabulary = self.vocabulary().into_iter().map(|(text, id)| (text.to_owned(), id));
+        BPE::builder().vocab_and_merges(vocabulary.collect::<HashMap<_, _, _>>(), merges)
+    }
+
+    fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
+        let name = self.file.str("tokenizer.ggml.pre")?.unwrap_or("default");
+        let rule = words::find(name).ok_or_else(|| {
+            let known = words::known();
+            let message = format!("`{name}` is not supported; supported are {known}");
+            Error::config(self.file.path(), "tokenizer.ggml.pre", message)
+        })?;
+        let key = "tokenizer.ggml.merges";
+        let merges = self.file.strings(key)?.ok_or_else(|| self.fault(format!("no `{key}`")))?;
+        let merges = merges
+            .iter()
+            .map(|merge| {
+                // The first character may itself be a space in odd vocabularies.
+                let cut = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
+                let pair = cut.map(|at| (merge[..at].to_owned(), merge[at + 1..].to_owned()));
+                pair.ok_or_else(|| {
+                    let message =
+                        format!("expected two tokens with a space between, found {merge:?}");
+                    Error::config(self.file.path(), key, message)
+                })
+            })
+            .collect::<Result<_>>()?;
+        let mut inner = tokenizers::Tokenizer::new(
+            self.model(merges)
+                .ignore_merges(rule.ignore_merges)
+                .build()
+                .map_err(|error| self.fault(error.to_string()))?,
+        );
+        let words = rule.pre_tokenizer().map_err(|error| self.fault(error.to_string()))?;
+        inner.with_pre_tokenizer(Some(words)).with_decoder(Some(ByteLevel::default()));
+        Ok((inner, rule.add_bos))
+    }
+
+    fn sentence_piece(&self) -> Result<tokenizers::Tokenizer> {
+        let fault = |error: tokenizers::Error| self.fault(error.to_string());
+        if self.file.bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
+            let message = "collapsing runs of spaces is not supported";
+            let field = "tokenizer.ggml.remove_extra_whitespaces";
+            return Err(Error::config(self.file.path(), field, message));
+        }
+        let key = "tokenizer.ggml.scores";
+        let scores =
+            self.file.get(key).and_then(numbers).ok_or_else(|| {
+                Error::config(self.file.path(), key, "expected an array of numbers")
+            })?;
+        self.same_length("scores", scores.len())?;
+        let mut model = self.model(self.merges(&scores)).byte_fallback(true).fuse_unk(true);
+        if let Some((_, unknown)) = self.of_kind(&[UNKNOWN]).next() {
+            model = model.unk_token(unknown.to_owned());
+        }
+        let mut inner = tokenizers::Tokenizer::new(model.build().map_err(fault)?);
+        let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+        let mut decoders: Vec<DecoderWrapper> = vec![
+            Replace::new(SPACE, " ").map_err(fault)?.into(),
+            ByteFallback::default().into(),
+            Fuse::default().into(),
+        ];
+        if self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true) {
+            normalizers.push(Prepend::new(SPACE.to_owned()).into());
+            decoders.push(Strip::new(' ', 1, 0).into());
+        }
+        normalizers.push(Replace::new(" ", SPACE).map_err(fault)?.into());
+        inner.with_normalizer(Some(Sequence::new(normalizers))).map_err(fault)?;
+        inner
+            .with_pre_tokenizer(None::<PreTokenizerWrapper>)
+            .with_decoder(Some(DecoderSequence::new(decoders)));
+        Ok(inner)
+    }
+
+    /// SentencePiece always joins the neighbours whose union has the best score. So every way to
+    /// cut a piece into two known pieces is a merge, and the piece's score is the merge's rank.
+    fn merges(&self, scores: &[f64]) -> Vec<(String, String)> {
+        let ids = self.vocabulary();
+        let joinable = |id: usize| !matches!(self.kinds[id], UNKNOWN | CONTROL | BYTE);
+        let part = |text: &str| ids.get(text).map(|&id| id as usize).filter(|&id| joinable(id));
+        let mut merges = Vec::new();
+        for (id, piece) in self.tokens.iter().enumerate().filter(|(id, _)| joinable(*id)) {
+            for (at, _) in piece.char_indices().skip(1) {
+                let (left, right) = piece.split_at(at);
+                if part(left).is_some() && part(right).is_some() {
+                    merges.push((scores[id], id, left, right));
+                }
             }
         }
+        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        merges.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())).collect()
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    merges.into_iter().map(|merge| merge.3).collect()
+}
+
+/// An array of numbers of any width.
+fn numbers(value: &Value) -> Option<Vec<f64>> {
+    let Value::Array(array) = value else { return None };
+    Some(match array {
+        Array::U8(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::I8(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::U16(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::I16(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::U32(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::I32(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::U64(v) => v.iter().map(|&v| v as f64).collect(),
+        Array::I64(v) => v.iter().map(|&v| v as f64).collect(),
+        Array::F32(v) => v.iter().map(|&v| v.into()).collect(),
+        Array::F64(v) => v.clone(),
+        Array::Bool(_) | Array::String(_) | Array::Array(_) => return None,
+    })
 }

@@ -1,105 +1,120 @@
 //! Text to token ids and back, as the model's own tokenizer does it.
 
+mod from_folder;
 mod from_gguf;
 mod stream;
+mod words;
 
 pub use stream::TokenStream;
 
-use crate::config::token_ids;
+use crate::durable;
 use crate::error::{Error, Result};
-use crate::weights::GgufFile;
-use serde_json::Value;
-use std::fs;
+use crate::gguf::GgufFile;
+use serde_json::{Map, Value, json};
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use tokenizers::PostProcessorWrapper;
 
+/// The tokenizer's description in a model folder.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Its special tokens and chat template.
+const CONFIG_FILE: &str = "tokenizer_config.json";
 /// Tokens that end a turn in the chat templates of the supported families.
 const END_OF_TURN: &[&str] =
     &["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
+/// A special token: its id and its text.
+type Special = (u32, String);
+
 /// A tokenizer with the special tokens and the chat template that belong to it.
+#[derive(Clone)]
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
-    bos: Option<(u32, String)>,
-    eos: Option<(u32, String)>,
+    /// Taken out of `inner`: it would trim the spaces off the byte ranges.
+    post_processor: Option<PostProcessorWrapper>,
+    vocab_size: usize,
+    bos: Option<Special>,
+    eos: Option<Special>,
+    pad: Option<Special>,
     end_ids: Vec<u32>,
     add_bos: bool,
     chat_template: Option<String>,
 }
 
+/// What a file says beside the vocabulary itself.
+#[derive(Default)]
+struct Extras {
+    bos: Option<Special>,
+    eos: Option<Special>,
+    pad: Option<Special>,
+    end_ids: Vec<u32>,
+    add_bos: Option<bool>,
+    chat_template: Option<String>,
+}
+
 impl Tokenizer {
-    /// Reads `tokenizer.json` and the files beside it.
+    /// Reads `tokenizer.json` and the files beside it; `config_end_ids` are the tokens at which
+    /// the model's configuration says a text ends.
     ///
     /// # Errors
-    /// If it is missing or malformed, or names a special token it does not have.
+    /// If `tokenizer.json` is missing, a file is malformed, or one names a special token that the
+    /// vocabulary lacks.
     pub fn from_folder(folder: &Path, config_end_ids: &[u32]) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(Error::io(&path))?;
-        let inner = parse(&path, &bytes)?;
-        let config = optional_json(&folder.join("tokenizer_config.json"))?;
-        let generation = optional_json(&folder.join("generation_config.json"))?;
-        let special = |key: &str| match &config[key] {
-            Value::String(text) => Some(text.clone()),
-            Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
-            _ => None,
-        };
-        let find = |key: &str| match special(key) {
-            None => Ok(None),
-            Some(text) => match inner.token_to_id(&text) {
-                Some(id) => Ok(Some((id, text))),
-                None => Err(Error::Tokenizer {
-                    path: path.clone(),
-                    message: format!("{key} is `{text}`, which is not in the vocabulary"),
-                }),
-            },
-        };
-        let (bos, mut eos) = (find("bos_token")?, find("eos_token")?);
-        let mut end_ids = config_end_ids.to_vec();
-        end_ids.extend(token_ids(&generation["eos_token_id"]));
-        if eos.is_none()
-            && let Some(&id) = end_ids.first()
-        {
-            eos = inner.id_to_token(id).map(|text| (id, text));
-        }
-        let template_file = folder.join("chat_template.jinja");
-        let chat_template = if template_file.exists() {
-            Some(fs::read_to_string(&template_file).map_err(Error::io(&template_file))?)
-        } else {
-            default_template(&config["chat_template"])
-        };
-        let add_bos = config["add_bos_token"].as_bool().unwrap_or_else(|| {
-            // Newer files say it only through the post-processor.
-            let first = inner.encode("a", true).ok().and_then(|e| e.get_ids().first().copied());
-            bos.as_ref().is_some_and(|(id, _)| first == Some(*id))
-        });
-        Self { path, inner, bos, eos, end_ids, add_bos, chat_template }.finish()
+        from_folder::read(folder, config_end_ids)
     }
 
     /// Builds the tokenizer a GGUF file describes.
     ///
     /// # Errors
-    /// If its kind is not supported or it lacks what that kind needs.
+    /// If its kind or its rule for cutting words is not supported, it lacks what that kind needs,
+    /// or it names a special token that the vocabulary lacks.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        from_gguf::build(file)?.finish()
+        from_gguf::build(file)
     }
 
-    fn finish(mut self) -> Result<Self> {
-        for &id in &self.end_ids {
-            if self.inner.id_to_token(id).is_none() {
-                return Err(Error::Tokenizer {
-                    path: self.path,
-                    message: format!("the end token {id} is not in the vocabulary"),
-                });
+    fn assemble(path: &Path, mut inner: tokenizers::Tokenizer, extras: Extras) -> Result<Self> {
+        let vocab_size = inner.get_vocab_size(true);
+        for &id in &extras.end_ids {
+            if inner.id_to_token(id).is_none() {
+                return Err(missing(path, "an end token", &id.to_string(), vocab_size));
             }
         }
-        self.end_ids.extend(self.eos.as_ref().map(|(id, _)| *id));
-        let template = self.chat_template.as_deref().unwrap_or_default();
+        let mut end_ids = extras.end_ids;
+        let eos = match (extras.eos, end_ids.first()) {
+            (None, Some(&id)) => inner.id_to_token(id).map(|text| (id, text)),
+            (eos, _) => eos,
+        };
+        end_ids.extend(eos.as_ref().map(|(id, _)| *id));
+        let template = extras.chat_template.as_deref().unwrap_or_default();
         let in_template = END_OF_TURN.iter().filter(|token| template.contains(**token));
-        self.end_ids.extend(in_template.filter_map(|token| self.inner.token_to_id(token)));
-        self.end_ids.sort_unstable();
-        self.end_ids.dedup();
-        Ok(self)
+        end_ids.extend(in_template.filter_map(|token| inner.token_to_id(token)));
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        let add_bos = extras.add_bos.unwrap_or_else(|| {
+            // Newer files say it only through the post-processor.
+            let encoded = inner.encode_fast("a", true).ok();
+            let first = encoded.and_then(|encoded| encoded.get_ids().first().copied());
+            extras.bos.as_ref().is_some_and(|(id, _)| first == Some(*id))
+        });
+        // A file may ask for truncation or padding; whole texts are needed here.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        Ok(Self {
+            path: path.to_path_buf(),
+            inner,
+            post_processor,
+            vocab_size,
+            bos: extras.bos,
+            eos,
+            pad: extras.pad,
+            end_ids,
+            add_bos,
+            chat_template: extras.chat_template,
+        })
     }
 
     /// Token ids of `text`. Special tokens written in the text are recognised; none is added.
@@ -107,33 +122,28 @@ impl Tokenizer {
     /// # Errors
     /// If the text cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.encoding(text)?.get_ids().to_vec())
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| self.fault(&error))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids with the bytes of `text` each stands for.
+    /// Token ids with the bytes of `text` each stands for. Tokens that share a character all
+    /// have that character's bytes.
     ///
     /// # Errors
     /// If the text cannot be encoded.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.encoding(text)?;
+        let encoding = self.inner.encode(text, false).map_err(|error| self.fault(&error))?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(pairs.map(|(&id, &(start, end))| (id, start..end)).collect())
     }
 
-    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
-        self.inner.encode(text, false).map_err(|error| self.fault(error.to_string()))
-    }
-
-    /// Text of `ids`; special tokens are left out on request.
+    /// Text of `ids`; special tokens are left out on request. Ids without a token, as padded
+    /// vocabularies have them, stand for nothing.
     ///
     /// # Errors
     /// If the ids cannot be decoded.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| self.fault(error.to_string()))
-    }
-
-    fn fault(&self, message: String) -> Error {
-        Error::Tokenizer { path: self.path.clone(), message }
+        self.inner.decode(ids, skip_special).map_err(|error| self.fault(&error))
     }
 
     /// The id of a token by its text.
@@ -141,14 +151,14 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// A token's text by its id.
+    /// The text of a token, as the vocabulary writes it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Number of tokens, added ones included.
+    /// Number of tokens, special ones included.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.vocab_size
     }
 
     /// The token every text begins with, if the model has one.
@@ -161,7 +171,13 @@ impl Tokenizer {
         self.eos.as_ref().map(|(id, text)| (*id, text.as_str()))
     }
 
-    /// All tokens at which generation stops.
+    /// The token that fills a batch.
+    pub fn pad(&self) -> Option<(u32, &str)> {
+        self.pad.as_ref().map(|(id, text)| (*id, text.as_str()))
+    }
+
+    /// All tokens at which generation stops, in ascending order: those the configuration names and
+    /// those with which the chat template ends a turn.
     pub fn end_ids(&self) -> &[u32] {
         &self.end_ids
     }
@@ -175,35 +191,58 @@ impl Tokenizer {
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
-}
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Tokenizer {
-        path: path.to_path_buf(),
-        message: error.to_string(),
-    })?;
-    // A file may ask for truncation or padding; whole texts are needed here.
-    inner.with_padding(None);
-    let _ = inner.with_truncation(None);
-    Ok(inner)
-}
-
-fn optional_json(path: &Path) -> Result<Value> {
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::malformed(path, error.to_string()))
-}
-
-/// A template, or the one called `default` in a list of named ones.
-fn default_template(value: &Value) -> Option<String> {
-    match value {
-        Value::String(template) => Some(template.clone()),
-        Value::Array(named) => {
-            let template = named.iter().find(|entry| entry["name"] == "default")?;
-            template["template"].as_str().map(str::to_owned)
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into the existing folder `folder`, as
+    /// Hugging Face's libraries read them.
+    ///
+    /// # Errors
+    /// If the file system refuses; each file is written whole or not at all.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let mut whole = self.inner.clone();
+        whole.with_post_processor(self.post_processor.clone());
+        let text = whole.to_string(true).map_err(|error| self.fault(&error))?;
+        durable::write_file(&folder.join(TOKENIZER_FILE), text.as_bytes())?;
+        let mut config = Map::new();
+        let token = |special: &Option<Special>| special.as_ref().map(|(_, text)| json!(text));
+        for (key, value) in [
+            ("tokenizer_class", Some(json!("PreTrainedTokenizerFast"))),
+            ("bos_token", token(&self.bos)),
+            ("eos_token", token(&self.eos)),
+            ("pad_token", token(&self.pad)),
+            ("add_bos_token", Some(json!(self.add_bos))),
+            ("clean_up_tokenization_spaces", Some(json!(false))),
+            ("chat_template", self.chat_template.as_ref().map(|template| json!(template))),
+        ] {
+            config.extend(value.map(|value| (key.to_owned(), value)));
         }
-        _ => None,
+        let text = format!("{:#}\n", Value::Object(config));
+        durable::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?;
+        Ok(())
+    }
+
+    fn fault(&self, error: &tokenizers::Error) -> Error {
+        Error::tokenizer(&self.path, error.to_string())
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("path", &self.path)
+            .field("vocab_size", &self.vocab_size)
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .field("end_ids", &self.end_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The error of a special token that `path` names and the vocabulary lacks.
+fn missing(path: &Path, role: &str, token: &str, vocab_size: usize) -> Error {
+    Error::MissingSpecialToken {
+        path: path.to_path_buf(),
+        role: role.to_owned(),
+        token: token.to_owned(),
+        vocab_size,
     }
 }

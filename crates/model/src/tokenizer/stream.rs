@@ -6,17 +6,22 @@ use crate::error::Result;
 /// Decodes tokens one at a time. A character spread over several tokens comes out with the last.
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    /// Tokens the decoder sees: some already handed out, for context, and those still pending.
     ids: Vec<u32>,
-    /// Tokens before this one are only context for the decoder.
-    context: usize,
-    /// Tokens before this one have been handed out.
+    /// How many of them have been handed out.
     done: usize,
 }
 
 impl<'a> TokenStream<'a> {
-    /// A stream at the start of a text.
+    /// A stream at the start of a text, which leaves special tokens out.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), context: 0, done: 0 }
+        Self { tokenizer, skip_special: true, ids: Vec::new(), done: 0 }
+    }
+
+    /// A stream at the start of a text, which writes special tokens out.
+    pub fn with_special(tokenizer: &'a Tokenizer) -> Self {
+        Self { skip_special: false, ..Self::new(tokenizer) }
     }
 
     /// Adds a token; gives the text that is now certain, possibly none.
@@ -26,10 +31,12 @@ impl<'a> TokenStream<'a> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.pending()?;
-        if text.ends_with('\u{FFFD}') {
+        // The replacement character stands for bytes that more tokens may complete. Context moves
+        // on only past text: a decoder that trims the start of a text must not see one here.
+        if text.is_empty() || text.ends_with('\u{FFFD}') {
             return Ok(String::new());
         }
-        self.context = self.done;
+        self.ids.drain(..self.done);
         self.done = self.ids.len();
         Ok(text)
     }
@@ -43,8 +50,8 @@ impl<'a> TokenStream<'a> {
     }
 
     fn pending(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.context..self.done], true)?;
-        let all = self.tokenizer.decode(&self.ids[self.context..], true)?;
+        let before = self.tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
+        let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(all.strip_prefix(before.as_str()).unwrap_or(&all).to_owned())
     }
 }

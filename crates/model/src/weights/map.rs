@@ -1,28 +1,44 @@
-//! Read-only memory maps of weight files.
+//! Memory-mapped files: the only unsafe code of the crate.
 
-use crate::error::{Error, Result};
-use std::fs::File;
-use std::ops::Deref;
-use std::path::Path;
+use crate::error::Result;
+use memmap2::Mmap;
+use std::path::{Path, PathBuf};
 
-/// The bytes of a file.
-pub(super) struct Mapping(memmap2::Mmap);
+/// A read-only file mapped into memory.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    map: Option<Mmap>,
+}
 
-impl Mapping {
-    #[allow(unsafe_code)]
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is read-only and private. A program that truncates a weight file while it
-        // is in use can still end the process with a bus error; that is the price of not copying it,
-        // which every loader of these formats pays.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
-        Ok(Self(map))
+impl MappedFile {
+    /// Maps the file at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = fs_err::File::open(path)?;
+        // The system refuses to map nothing.
+        let map = (file.metadata()?.len() > 0).then(|| map(file.file())).transpose().map_err(
+            |error| {
+                std::io::Error::new(error.kind(), format!("cannot map {}: {error}", path.display()))
+            },
+        )?;
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    /// The file's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
-impl Deref for Mapping {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
+#[allow(unsafe_code)]
+fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is private and read-only, and every byte pattern is a valid `u8`. A process
+    // that rewrites a weight file in place while it is loaded would change the bytes under the
+    // slice; weight files are replaced by rename, which leaves the mapped one untouched.
+    unsafe { Mmap::map(file) }
 }

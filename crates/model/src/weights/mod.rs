@@ -1,144 +1,376 @@
-//! Tensors by their Hugging Face names, whatever file they come from.
+//! A base model's tensors, wherever they are stored.
+//!
+//! Opened from a folder (`model.safetensors`, or shards listed in
+//! `model.safetensors.index.json`), a `.safetensors` file or a GGUF file; all are memory-mapped.
+//! Names, shapes `[out, in]` and the order of rows are Hugging Face's, whatever the file has.
 
-mod gguf;
-mod map;
+pub(crate) mod map;
+mod names;
 mod safetensors;
 
-pub use gguf::{GgufFile, MetaValue};
-
 use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
-use map::Mapping;
+use map::MappedFile;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Where one tensor's bytes lie.
-#[derive(Clone, Debug)]
-struct Entry {
-    file: usize,
-    bytes: Range<usize>,
-    format: BlockFormat,
-    shape: Vec<usize>,
-    /// Rows are interleaved for llama.cpp's rope, in heads of this many rows.
-    interleaved_heads: Option<usize>,
-}
+/// Single weight file of a model folder.
+const SINGLE: &str = "model.safetensors";
+/// List of the weight files of a model folder.
+const INDEX: &str = "model.safetensors.index.json";
+/// Numbers one thread widens at a time.
+const CHUNK: usize = 1 << 16;
+/// How many similar names a missing tensor's error lists.
+const NEAREST: usize = 3;
 
-/// The tensors of a model, mapped from disk.
+/// The tensors of a base model, read when asked for.
+#[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    files: Vec<Mapping>,
+    files: Vec<MappedFile>,
     entries: BTreeMap<String, Entry>,
-    used: Mutex<BTreeSet<String>>,
+    gguf: Option<GgufFile>,
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    format: BlockFormat,
+    shape: Vec<usize>,
+    range: Range<usize>,
+    interleaved_heads: Option<usize>,
+    used: AtomicBool,
+}
+
+/// A tensor as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorView<'a> {
+    /// Hugging Face name.
+    pub name: String,
+    /// Number format of `bytes`.
+    pub format: BlockFormat,
+    /// Extents, outermost first: `[out, in]`.
+    pub shape: Vec<usize>,
+    /// The encoded numbers, row by row; copied only where the file has rows in another order.
+    pub bytes: Cow<'a, [u8]>,
 }
 
 impl Weights {
-    /// Opens a folder with `model.safetensors` or `model.safetensors.index.json`.
+    /// Opens the weights at `path`: a model folder, a `.safetensors` file or a `.gguf` file.
     ///
     /// # Errors
-    /// If the files are missing, truncated or malformed.
+    /// If there are none, a file is truncated or malformed, a listed file or tensor is missing, two
+    /// tensors have the same name, or one has a number format that cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Self::open_folder(path);
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Self::open_files(path, &[path.to_path_buf()]),
+            // A file in a content-addressed cache has no extension.
+            _ if path.is_file() => Self::open_gguf(path),
+            _ => Err(Error::NoWeights {
+                path: path.to_path_buf(),
+                message: "there is no such file or folder".to_owned(),
+            }),
+        }
+    }
+
+    /// Opens the safetensors files of a model folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
     pub fn open_folder(folder: &Path) -> Result<Self> {
-        safetensors::open_folder(folder)
+        let single = folder.join(SINGLE);
+        if single.exists() {
+            return Self::open_files(folder, &[single]);
+        }
+        let index = folder.join(INDEX);
+        if index.exists() {
+            return Self::open_sharded(folder, &index);
+        }
+        let mut message = format!("expected {SINGLE} or {INDEX}");
+        let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+        if pickled.iter().any(|name| folder.join(name).exists()) {
+            message.push_str("; pickled weights (pytorch_model.bin) are not read");
+        }
+        Err(Error::NoWeights { path: folder.to_path_buf(), message })
     }
 
-    /// Takes the tensors of an opened GGUF file, of a model with these head counts.
-    ///
-    /// # Errors
-    /// If a tensor's name or type is not known.
-    pub fn from_gguf(file: GgufFile, num_heads: usize, num_key_value_heads: usize) -> Result<Self> {
-        file.into_weights(num_heads, num_key_value_heads)
+    fn open_files(path: &Path, files: &[PathBuf]) -> Result<Self> {
+        let mut weights = Self {
+            path: path.to_path_buf(),
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+            gguf: None,
+        };
+        for path in files {
+            let file = MappedFile::open(path)?;
+            let tensors = safetensors::read(file.bytes(), path)?;
+            weights.files.push(file);
+            for tensor in tensors {
+                weights.insert(
+                    tensor.name,
+                    Entry {
+                        file: weights.files.len() - 1,
+                        format: tensor.format,
+                        shape: tensor.shape,
+                        range: tensor.range,
+                        interleaved_heads: None,
+                        used: AtomicBool::new(false),
+                    },
+                )?;
+            }
+        }
+        Ok(weights)
     }
 
-    /// The folder or file the tensors come from.
+    fn open_sharded(folder: &Path, index: &Path) -> Result<Self> {
+        let map = safetensors::read_index(index)?;
+        let mut shards: Vec<&str> = map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut paths = Vec::new();
+        for shard in &shards {
+            let path = folder.join(shard);
+            if !path.is_file() {
+                return Err(Error::MissingShard {
+                    index: index.to_path_buf(),
+                    shard: (*shard).to_owned(),
+                });
+            }
+            paths.push(path);
+        }
+        let weights = Self::open_files(folder, &paths)?;
+        for (name, shard) in &map {
+            let entry = weights.entries.get(name);
+            if entry.is_none_or(|entry| shards[entry.file] != shard) {
+                return Err(Error::MissingFromShard {
+                    index: index.to_path_buf(),
+                    shard: shard.clone(),
+                    name: name.clone(),
+                });
+            }
+        }
+        Ok(weights)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let gguf = GgufFile::parse(file.bytes(), path)?;
+        let mut weights = Self {
+            path: path.to_path_buf(),
+            files: vec![file],
+            entries: BTreeMap::new(),
+            gguf: None,
+        };
+        for tensor in gguf.tensors() {
+            let heads = names::interleaved_heads(&gguf, &tensor.name);
+            let rows = tensor.shape.first().copied().unwrap_or(0);
+            if let Some(heads) = heads.filter(|&h| h == 0 || !rows.is_multiple_of(2 * h)) {
+                let message = format!(
+                    "tensor `{}` has {rows} rows, which {heads} heads of even width cannot share",
+                    tensor.name
+                );
+                return Err(Error::malformed(path, message));
+            }
+            weights.insert(
+                names::from_gguf(&tensor.name),
+                Entry {
+                    file: 0,
+                    format: tensor.format,
+                    shape: tensor.shape.clone(),
+                    range: tensor.range.clone(),
+                    interleaved_heads: heads,
+                    used: AtomicBool::new(false),
+                },
+            )?;
+        }
+        weights.gguf = Some(gguf);
+        Ok(weights)
+    }
+
+    fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
+        let second = self.files[entry.file].path().to_path_buf();
+        match self.entries.entry(name) {
+            std::collections::btree_map::Entry::Vacant(slot) => {
+                slot.insert(entry);
+                Ok(())
+            }
+            std::collections::btree_map::Entry::Occupied(slot) => Err(Error::DuplicateTensor {
+                name: slot.key().clone(),
+                first: self.files[slot.get().file].path().to_path_buf(),
+                second,
+            }),
+        }
+    }
+
+    /// Where the weights were opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All names.
+    /// The description of the GGUF file, if that is where the weights are.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        self.gguf.as_ref()
+    }
+
+    /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of that name.
-    pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
-    }
-
-    /// Shape and format of a tensor.
+    /// Shape and number format of a tensor.
     pub fn describe(&self, name: &str) -> Option<(&[usize], BlockFormat)> {
         self.entries.get(name).map(|entry| (entry.shape.as_slice(), entry.format))
     }
 
     /// Bytes of all tensors as stored.
     pub fn stored_bytes(&self) -> usize {
-        self.entries.values().map(|entry| entry.bytes.len()).sum()
+        self.entries.values().map(|entry| entry.range.len()).sum()
     }
 
-    /// The tensor `name` widened to `f32`, row-major; it then counts as used.
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The tensor `name` as stored. This does not count as using it.
     ///
     /// # Errors
-    /// If there is no such tensor or it has another shape.
-    pub fn take_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let entry = self.entries.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        })?;
-        if entry.shape != shape {
-            return Err(Error::WrongShape {
-                path: self.path.clone(),
-                name: name.to_owned(),
-                found: entry.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
-        self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.to_owned());
-        let bytes = &self.files[entry.file][entry.bytes.clone()];
-        let cols = *shape.last().unwrap_or(&1);
-        let row_bytes = entry.format.bytes_for(cols);
-        let mut out = vec![0.0; shape.iter().product()];
-        if cols == 0 {
+    /// If there is no such tensor.
+    pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
+        let entry = self.entry(name)?;
+        let format = entry.format;
+        let stored = self.stored(entry);
+        let bytes = match (entry.interleaved_heads, entry.shape.first()) {
+            (Some(heads), Some(&rows)) if !stored.is_empty() => {
+                let width = stored.len() / rows;
+                let mut ordered = Vec::with_capacity(stored.len());
+                for row in 0..rows {
+                    let from = names::interleaved_row(row, rows, heads);
+                    ordered.extend_from_slice(&stored[from * width..(from + 1) * width]);
+                }
+                Cow::Owned(ordered)
+            }
+            _ => Cow::Borrowed(stored),
+        };
+        Ok(TensorView { name: name.to_owned(), format, shape: entry.shape.clone(), bytes })
+    }
+
+    /// The tensor `name` as stored, which must have the shape `expected`; it then counts as used.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and if the shape is another.
+    pub fn take(&self, name: &str, expected: &[usize]) -> Result<TensorView<'_>> {
+        self.entry_of_shape(name, expected)?;
+        let view = self.get(name)?;
+        self.mark_used(name);
+        Ok(view)
+    }
+
+    /// The tensor `name` widened to `f32`, row by row; it must have the shape `expected`, and then
+    /// counts as used.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        let entry = self.entry_of_shape(name, expected)?;
+        let format = entry.format;
+        let stored = self.stored(entry);
+        let len: usize = entry.shape.iter().product();
+        let mut out = vec![0.0; len];
+        if len == 0 {
+            self.mark_used(name);
             return Ok(out);
         }
-        out.par_chunks_mut(cols).enumerate().for_each(|(row, out)| {
-            let source = entry.source_row(row);
-            let bytes = &bytes[source * row_bytes..(source + 1) * row_bytes];
-            block::dequantize(entry.format, bytes, out);
-        });
+        match (entry.interleaved_heads, entry.shape.first()) {
+            (Some(heads), Some(&rows)) => {
+                let (width, row_bytes) = (len / rows, stored.len() / rows);
+                out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+                    let from = names::interleaved_row(row, rows, heads) * row_bytes;
+                    block::dequantize(format, &stored[from..from + row_bytes], out);
+                });
+            }
+            _ => {
+                // Every block length divides the chunk.
+                out.par_chunks_mut(CHUNK)
+                    .zip(stored.par_chunks(format.bytes_for(CHUNK)))
+                    .for_each(|(out, bytes)| block::dequantize(format, bytes, out));
+            }
+        }
+        self.mark_used(name);
         Ok(out)
     }
 
-    /// Names nothing has asked for.
+    /// Names of the tensors that were not taken, except those that only repeat the configuration.
     pub fn unused(&self) -> Vec<String> {
-        let used = self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.entries.keys().filter(|name| !used.contains(*name)).cloned().collect()
+        self.entries
+            .iter()
+            .filter(|(name, entry)| !entry.used.load(Ordering::Relaxed) && !is_derived(name))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
-    /// A hash of every tensor's name, shape, format and a sample of its bytes: equal for equal
-    /// weights in the same file format, computed without reading the whole file.
-    pub fn fingerprint(&self) -> String {
-        const SAMPLE: usize = 4096;
-        let mut hash = Sha256::new();
-        for (name, entry) in &self.entries {
-            hash.update(format!("{name} {:?} {}\n", entry.shape, entry.format));
-            let bytes = &self.files[entry.file][entry.bytes.clone()];
-            hash.update(&bytes[..SAMPLE.min(bytes.len())]);
-            hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+    /// Every tensor's name, format, shape and bytes as they are in the file, sorted by name.
+    pub(crate) fn stored_tensors(
+        &self,
+    ) -> impl Iterator<Item = (&str, BlockFormat, &[usize], &[u8])> {
+        self.entries.iter().map(|(name, entry)| {
+            (name.as_str(), entry.format, entry.shape.as_slice(), self.stored(entry))
+        })
+    }
+
+    fn stored(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file].bytes()[entry.range.clone()]
+    }
+
+    fn mark_used(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            entry.used.store(true, Ordering::Relaxed);
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            nearest: self.nearest(name),
+        })
+    }
+
+    fn entry_of_shape(&self, name: &str, expected: &[usize]) -> Result<&Entry> {
+        let entry = self.entry(name)?;
+        if entry.shape != expected {
+            return Err(Error::Shape {
+                path: self.path.clone(),
+                name: name.to_owned(),
+                expected: expected.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        Ok(entry)
+    }
+
+    fn nearest(&self, name: &str) -> Vec<String> {
+        let mut scored: Vec<(f64, &String)> = self
+            .entries
+            .keys()
+            .map(|other| (strsim::normalized_levenshtein(name, other), other))
+            .filter(|(score, _)| *score > 0.6)
+            .collect();
+        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+        scored.into_iter().take(NEAREST).map(|(_, name)| name.clone()).collect()
     }
 }
 
-impl Entry {
-    /// The stored row that holds row `row` of the Hugging Face layout. llama.cpp stores each head's
-    /// rows as pairs `(i, i + d/2)` side by side.
-    fn source_row(&self, row: usize) -> usize {
-        let Some(heads) = self.interleaved_heads else { return row };
-        let head_rows = self.shape[0] / heads;
-        let (head, within) = (row / head_rows, row % head_rows);
-        let half = head_rows / 2;
-        head * head_rows + within % half * 2 + within / half
-    }
+/// Whether a tensor only repeats what the configuration says.
+fn is_derived(name: &str) -> bool {
+    name == "rope_freqs.weight" || name.ends_with("rotary_emb.inv_freq")
 }

@@ -1,0 +1,31 @@
+//! GGUF files: typed metadata, a list of tensors, then the tensors' bytes.
+//!
+//! ```text
+//! "GGUF"  version u32  tensor count u64  metadata count u64
+//! metadata: key string, type u32, value            string: length u64, bytes
+//! tensors:  name string, rank u32, extents u64…, format u32, offset u64
+//! padding to `general.alignment`, then the tensors at their offsets
+//! ```
+//!
+//! All numbers are little endian. Extents come innermost first; here shapes are outermost first,
+//! `[out, in]`, as elsewhere in this crate.
+
+mod reader;
+mod value;
+mod writer;
+
+pub use reader::{GgufFile, GgufTensor};
+pub use value::{Array, Value};
+pub use writer::GgufWriter;
+
+/// First bytes of a file.
+const MAGIC: &[u8; 4] = b"GGUF";
+/// Key of the alignment of tensor offsets.
+const ALIGNMENT_KEY: &str = "general.alignment";
+/// Alignment where the file does not say.
+const DEFAULT_ALIGNMENT: u64 = 32;
+/// Most dimensions a tensor may have.
+const MAX_RANK: usize = 4;
+/// Formats that can be read, for messages.
+pub(crate) const SUPPORTED_FORMATS: &str =
+    "F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
