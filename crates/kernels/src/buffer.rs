@@ -151,24 +151,6 @@ impl<E: Pooled> Drop for Buffer<E> {
     }
 }
 
-/// Bytes held in the free lists.
-pub fn kept_bytes() -> usize {
-    fn of<E: Pooled>() -> usize {
-        E::free_list()
-            .lists()
-            .iter()
-            .map(|(capacity, list)| capacity * list.len() * E::DTYPE.size())
-            .sum()
-    }
-    of::<f32>() + of::<f64>()
-}
-
-/// Gives everything in the free lists back to the allocator.
-pub fn release_kept() {
-    f32::free_list().lists().clear();
-    f64::free_list().lists().clear();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Options that LoRA-like methods share, and their names in PEFT's `adapter_config.json`.
 
 use crate::error::Fault;
+use crate::method::MethodOptions;
 use crate::targets::Targets;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -17,6 +18,14 @@ pub(crate) fn to_map<T: Serialize>(options: &T) -> Map<String, Value> {
 pub(crate) fn scale(alpha: f64, rank: usize, rank_stabilised: bool) -> f64 {
     let rank = rank as f64;
     alpha / if rank_stabilised { rank.sqrt() } else { rank }
+}
+
+/// Options that no fault was found in.
+pub(crate) fn if_sound<T: MethodOptions + 'static>(
+    options: T,
+    faults: Vec<Fault>,
+) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
 }
 
 /// PEFT writes whole numbers without a fraction.

@@ -19,7 +19,7 @@ use crate::method::{
     Method, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
     read_section, take_tensor,
 };
-use crate::options::{LoraConfigKeys, check_common, to_map};
+use crate::options::{if_sound, LoraConfigKeys, check_common, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
@@ -159,7 +159,7 @@ impl Method for AdaLora {
     fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
@@ -193,7 +193,7 @@ impl Method for AdaLora {
         // The layers are taken from the tensors, so what a file calls its targets is not checked.
         let any = Options { targets: Targets::One("all".to_owned()), ..options.clone() };
         faults.extend(any.faults());
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 }
 

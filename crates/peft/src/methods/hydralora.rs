@@ -10,7 +10,7 @@ use crate::low_rank::{
     DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, Mixing, RouteOn, Router, RouterScope,
 };
 use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{LoraConfigKeys, check_common, check_experts, own_keys, scale, to_map};
+use crate::options::{if_sound, LoraConfigKeys, check_common, check_experts, own_keys, scale, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -141,7 +141,7 @@ impl Method for HydraLora {
     fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
@@ -157,7 +157,7 @@ impl Method for HydraLora {
             ..options
         };
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 }
 

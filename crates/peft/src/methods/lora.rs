@@ -6,7 +6,7 @@
 use crate::error::{Fault, Result};
 use crate::low_rank::{DropoutMask, HeadNames, LowRankAdapter, LowRankSpec, Mixing};
 use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{LoraConfigKeys, check_common, scale};
+use crate::options::{if_sound, LoraConfigKeys, check_common, scale};
 use crate::targets::Targets;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -64,7 +64,7 @@ impl Method for Lora {
     fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = check_common(options.rank, options.alpha, options.dropout, &options.targets);
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {

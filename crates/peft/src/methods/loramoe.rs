@@ -17,7 +17,7 @@ use crate::low_rank::{
     RouterScope,
 };
 use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{LoraConfigKeys, check_common, check_experts, own_keys, scale, to_map};
+use crate::options::{if_sound, LoraConfigKeys, check_common, check_experts, own_keys, scale, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -107,7 +107,7 @@ impl Method for LoraMoe {
     fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
@@ -123,7 +123,7 @@ impl Method for LoraMoe {
             ..options
         };
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 }
 

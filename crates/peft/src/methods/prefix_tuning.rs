@@ -6,7 +6,7 @@
 
 use crate::error::{Fault, Result};
 use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{refuse_unless, to_map};
+use crate::options::{if_sound, refuse_unless, to_map};
 use crate::targets::Targets;
 use crate::virtual_tokens::{
     Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
@@ -93,7 +93,7 @@ impl Method for PrefixTuning {
     fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let options: Options = read_section("method", section, &self.defaults())?;
         let faults = options.faults();
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
@@ -114,7 +114,7 @@ impl Method for PrefixTuning {
             Options::default()
         });
         faults.extend(options.faults());
-        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+        if_sound(options, faults)
     }
 }
 
