@@ -117,7 +117,7 @@ struct Reading<'a> {
 impl Reading<'_> {
     fn file(&mut self, path: &Path) -> Result<()> {
         let input = Input::open(path)?;
-        let read = match self.documents().filter(|_| is_document(&input)) {
+        let read = match self.document_format(&input) {
             Some(format) => self.document(input, format),
             None => {
                 let (format, fields) = (self.format, self.fields.clone());
@@ -130,15 +130,27 @@ impl Reading<'_> {
         read
     }
 
-    /// The format for files that are one JSON object, where there is one.
-    fn documents(&self) -> Option<&'static dyn Format> {
+    /// The format that takes a file for one JSON object with many records, where one does.
+    fn document_format(&self, input: &Input) -> Option<&'static dyn Format> {
+        if !is_object(input) {
+            return None;
+        }
         let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
         let named = shapes.filter_map(|shape| format::find(shape.format));
-        self.format.into_iter().chain(named).find(|format| format.reads_documents())
+        let head = String::from_utf8_lossy(&input.head);
+        self.format.into_iter().chain(named).find(|format| format.is_document(&head))
     }
 
     /// Reads a file that is one JSON object with many records.
     fn document(&mut self, mut input: Input, format: &'static dyn Format) -> Result<()> {
+        if self.format.is_none() {
+            self.format = Some(format);
+            let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
+            let shape = shapes.into_iter().find(|shape| shape.format == format.name());
+            if let Some(shape) = shape.filter(|_| self.fields.is_empty()) {
+                self.fields = shape.fields();
+            }
+        }
         let path = input.path.clone();
         let mut bytes = Vec::new();
         let read = input.reader.by_ref().take(DOCUMENT_BYTES + 1).read_to_end(&mut bytes);
@@ -245,8 +257,8 @@ impl Reading<'_> {
     }
 }
 
-/// Whether a file is one JSON object rather than one a line.
-fn is_document(input: &Input) -> bool {
+/// Whether a file may be one JSON object rather than one a line.
+fn is_object(input: &Input) -> bool {
     input.ending == "json" && input.first_char() == Some('{')
 }
 
@@ -306,7 +318,7 @@ fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// When the file cannot be read.
 pub(crate) fn read_texts(path: &Path, handle: &mut dyn FnMut(&Location, &str)) -> Result<()> {
     let input = Input::open(path)?;
-    if is_document(&input) && !serde_json_lines(&input) {
+    if is_object(&input) && !serde_json_lines(&input) {
         return document_texts(input, handle);
     }
     let fields = BTreeMap::new();

@@ -218,7 +218,7 @@ impl Part {
         let footer_at = size - 24 - footer_bytes;
         file.seek(SeekFrom::Start(footer_at)).ok()?;
         let mut footer = Vec::new();
-        file.by_ref().take(footer_bytes).read_to_end(&mut footer).ok()?;
+        Read::by_ref(&mut file).take(footer_bytes).read_to_end(&mut footer).ok()?;
         let footer: Footer = serde_json::from_slice(&footer).ok()?;
         let index = footer.tokens.checked_mul(4)?.checked_add(magic)?;
         let index_bytes = footer.examples.checked_mul(ENTRY_BYTES as u64)?;

@@ -54,8 +54,8 @@ pub(crate) trait Format: Sync {
     fn automatic(&self) -> bool {
         true
     }
-    /// Whether a `.json` file that holds one object holds many records.
-    fn reads_documents(&self) -> bool {
+    /// Whether a `.json` file that begins so is one object that holds many records.
+    fn is_document(&self, _head: &str) -> bool {
         false
     }
     /// The records of such an object.

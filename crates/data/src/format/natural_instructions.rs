@@ -29,8 +29,9 @@ impl Format for NaturalInstructions {
         &["task"]
     }
 
-    fn reads_documents(&self) -> bool {
-        true
+    fn is_document(&self, head: &str) -> bool {
+        // Records of a line each would name the same things in lower case.
+        ["\"Definition\"", "\"Contributors\"", "\"Instances\""].iter().any(|key| head.contains(key))
     }
 
     fn rows(
