@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Chat(ChatArguments),
     /// Show a model's or an adapter's parameters
     Inspect(InspectArguments),
+    /// Measure speed against this machine's matrix-product rate
+    Bench(BenchArguments),
 }
 
 #[derive(Debug, Args)]
@@ -179,4 +181,92 @@ pub(crate) struct InspectArguments {
     /// The paper's parameter counts on LLaMA2-7B.
     #[arg(long)]
     pub(crate) table: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    pub(crate) what: BenchWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchWhat {
+    /// Training steps of several methods in turn on the same batches
+    Train(BenchTrainArguments),
+    /// Prefill and decoding
+    Decode(BenchDecodeArguments),
+    /// Single operations at a model's shapes
+    Kernels(BenchKernelsArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrainArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Type or packing the weights are held in.
+    #[arg(long, default_value = "f32")]
+    pub(crate) dtype: crate::recipe::ModelDtype,
+    /// Methods by their recipe names; `base` is the frozen model's own forward and backward.
+    #[arg(long, value_delimiter = ',', default_value = "base,lora,hydralora")]
+    pub(crate) method: Vec<String>,
+    /// Rank of each of HydraLoRA's heads; `lora` gets rank times experts.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) rank: usize,
+    /// HydraLoRA's heads.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) num_experts: usize,
+    /// Padded batches of token ids to train on (JSON); made-up ones without.
+    #[arg(long)]
+    pub(crate) tokens: Option<PathBuf>,
+    /// Made-up batches.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) batches: usize,
+    /// Sequences of a made-up batch.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch_size: usize,
+    /// Tokens of a made-up sequence.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) seq_len: usize,
+    /// Steps on each batch, of which the fastest counts.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) repeat: usize,
+    /// Keep only the layers' inputs for the way back.
+    #[arg(long)]
+    pub(crate) gradient_checkpointing: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Types or packings the weights are held in, one run each.
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4_0")]
+    pub(crate) dtype: Vec<crate::recipe::ModelDtype>,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub(crate) prompt: usize,
+    /// Tokens decoded one by one after a prompt of 64.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) new_tokens: usize,
+    /// Leave the HydraLoRA adapter (r = 4, N = 4 on the feed-forward layers) out.
+    #[arg(long)]
+    pub(crate) no_adapter: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArguments {
+    /// Tokens of the batch.
+    #[arg(long, default_value_t = 1600)]
+    pub(crate) tokens: usize,
+    /// Width of the hidden state.
+    #[arg(long, default_value_t = 576)]
+    pub(crate) hidden_size: usize,
+    /// Width of the feed-forward block.
+    #[arg(long, default_value_t = 1536)]
+    pub(crate) intermediate_size: usize,
+    /// Length of the sequences in attention.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) seq_len: usize,
 }

@@ -45,7 +45,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn of_model(error: &hydralora_model::Error) -> u8 {
-    if matches!(error, hydralora_model::Error::Unavailable { .. }) { 1 } else { 2 }
+    use hydralora_model::Error::{NonFiniteActivations, Unavailable};
+    if matches!(error, Unavailable { .. } | NonFiniteActivations) { 1 } else { 2 }
 }
 
 fn of_adapter(error: &hydralora_peft::Error) -> u8 {

@@ -49,5 +49,6 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Generate(command) => commands::generate::run(global, command),
         Command::Chat(command) => commands::chat::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
+        Command::Bench(command) => commands::bench::run(global, command),
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct ModelSection {
 }
 
 /// Types the weights can be held in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ModelDtype {
     #[default]
@@ -171,7 +171,8 @@ fn section<T: serde::de::DeserializeOwned + Default + Serialize>(
     }
 }
 
-fn read_method(
+/// Reads a `method:` section, noting what is wrong with it.
+pub(crate) fn read_method(
     value: Option<&Value>,
     faults: &mut Vec<Fault>,
 ) -> Option<(&'static str, Box<dyn MethodOptions>)> {

@@ -172,26 +172,7 @@ impl Var {
     /// # Panics
     /// If the shapes of `seed` and the value differ, or if the graph was already consumed.
     pub fn backward_from(&self, seed: Tensor) -> Gradients {
-        assert_eq!(self.value.shape(), seed.shape(), "the seed gradient has another shape");
-        let mut pending: BTreeMap<u64, (Arc<Node>, Tensor)> = BTreeMap::new();
-        let mut leaves = BTreeMap::new();
-        if let Some(node) = &self.node {
-            pending.insert(node.id, (node.clone(), seed));
-        }
-        while let Some((id, (node, gradient))) = pending.pop_last() {
-            if node.parents.is_empty() {
-                leaves.insert(id, gradient);
-                continue;
-            }
-            let backward =
-                node.backward.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            let backward = backward.expect("a graph can be walked back only once");
-            backward(
-                gradient,
-                &mut ParentGradients { parents: &node.parents, pending: &mut pending },
-            );
-        }
-        Gradients(leaves)
+        backward_from([(self.clone(), seed)])
     }
 
     /// [`backward_from`](Self::backward_from) a one-element value with seed 1.
@@ -201,6 +182,36 @@ impl Var {
         crate::dispatch!(seed.dtype(), E => seed.data_mut::<E>()[0] = 1.0);
         self.backward_from(seed)
     }
+}
+
+/// Gradients of every leaf that `outputs` depend on, each starting from its own seed.
+///
+/// # Panics
+/// If the shapes of a seed and its value differ, or if the graph was already consumed.
+pub fn backward_from(outputs: impl IntoIterator<Item = (Var, Tensor)>) -> Gradients {
+    let mut pending: BTreeMap<u64, (Arc<Node>, Tensor)> = BTreeMap::new();
+    let mut leaves = BTreeMap::new();
+    for (output, seed) in outputs {
+        assert_eq!(output.value.shape(), seed.shape(), "the seed gradient has another shape");
+        let Some(node) = output.node else { continue };
+        match pending.get_mut(&node.id) {
+            Some((_, sum)) => sum.add_assign(&seed),
+            None => {
+                pending.insert(node.id, (node, seed));
+            }
+        }
+    }
+    while let Some((id, (node, gradient))) = pending.pop_last() {
+        if node.parents.is_empty() {
+            leaves.insert(id, gradient);
+            continue;
+        }
+        let backward =
+            node.backward.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let backward = backward.expect("a graph can be walked back only once");
+        backward(gradient, &mut ParentGradients { parents: &node.parents, pending: &mut pending });
+    }
+    Gradients(leaves)
 }
 
 /// Where an operation's backward puts the gradients of its inputs.
@@ -242,6 +253,11 @@ impl Gradients {
     /// The gradient of `leaf`, if any path led to it.
     pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
         self.0.get(&leaf.node.as_ref()?.id)
+    }
+
+    /// Takes out the gradient of `leaf`, if any path led to it.
+    pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
+        self.0.remove(&leaf.node.as_ref()?.id)
     }
 
     /// Adds another pass's gradients, as accumulation over micro-batches does.

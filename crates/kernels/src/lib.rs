@@ -15,10 +15,11 @@ pub mod graph;
 pub mod matmul;
 pub mod ops;
 mod parameter;
+pub mod profile;
 pub mod simd;
 mod tensor;
 
 pub use element::{DType, Element};
-pub use graph::{Gradients, NoGrad, Var, no_grad};
+pub use graph::{Gradients, NoGrad, Var, backward_from, no_grad};
 pub use parameter::Parameter;
 pub use tensor::{Tensor, TensorElement};

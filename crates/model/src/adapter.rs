@@ -128,6 +128,12 @@ pub trait Adapter: Send + Sync {
         frozen.forward(x)
     }
 
+    /// Whether what [`linear`](Self::linear) does to a row depends on that row alone, so that it may
+    /// be given some rows of the batch instead of all.
+    fn rows_stand_alone(&self) -> bool {
+        false
+    }
+
     /// Embeddings `[p, hidden_size]` put before every sequence as if they were tokens; their rows
     /// are taken out of the final hidden states again.
     fn prompt(&self, pass: &Pass<'_>) -> Option<Var> {
@@ -147,7 +153,11 @@ pub trait Adapter: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoAdapter;
 
-impl Adapter for NoAdapter {}
+impl Adapter for NoAdapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+}
 
 /// Sees the gates of routed adapters as they are computed.
 pub trait GateObserver {
@@ -170,6 +180,7 @@ pub struct Pass<'a> {
     dropout_seed: Option<u64>,
     observer: Option<&'a dyn GateObserver>,
     sequences: Option<Sequences<'a>>,
+    checkpointing: bool,
     shared: RefCell<HashMap<(usize, &'static str), Var>>,
     set_aside: RefCell<BTreeMap<Site, Var>>,
 }
@@ -199,6 +210,18 @@ impl<'a> Pass<'a> {
         self
     }
 
+    /// Says whether layers keep only their inputs for the way back and compute the rest again.
+    #[must_use]
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self
+    }
+
+    /// Whether layers keep only their inputs for the way back.
+    pub fn keeps_layer_inputs_only(&self) -> bool {
+        self.checkpointing
+    }
+
     /// The sequences of this pass, if they were described.
     pub fn sequences(&self) -> Option<Sequences<'a>> {
         self.sequences
@@ -224,6 +247,11 @@ impl<'a> Pass<'a> {
         if let Some(observer) = self.observer {
             observer.observe(site, gates);
         }
+    }
+
+    /// Drops the values adapters share within a layer, which is about to be computed again.
+    pub(crate) fn forget_shared(&self) {
+        self.shared.borrow_mut().clear();
     }
 
     /// A value an adapter computed earlier in this pass for the same layer, or `compute`d now.

@@ -19,14 +19,18 @@ use crate::weights::Weights;
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
-use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy, select_rows};
+use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy};
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
-use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows};
+use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows, select_rows, take_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+
+mod training;
+
+pub use training::{Added, Trained};
 
 /// Marks a row that has no token to predict.
 pub const IGNORE_LABEL: u32 = u32::MAX;
@@ -185,8 +189,26 @@ impl Decoder {
     pub fn hidden(&self, batch: Packed<'_>, adapter: &dyn Adapter, pass: &Pass<'_>) -> Result<Var> {
         let lead = Lead::of(adapter, self.layers.len(), pass);
         self.validate(batch, |_| lead.rows())?;
-        let starts = vec![true; batch.offsets.len() - 1];
-        let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
+        let placed = self.place(batch.offsets, &lead);
+        let starts = &placed.starts;
+        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, starts);
+        for (index, prefix) in lead.prefix.iter().enumerate() {
+            let attention = |q, k, v| self.attend_placed(q, k, v, prefix, &placed);
+            h = self.layer_forward(index, h, &placed.table, adapter, pass, attention, None);
+        }
+        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        check_finite(h.value())?;
+        Ok(if lead.prompt_rows > 0 {
+            drop_rows(&h, lead.prompt_rows, batch.offsets, starts)
+        } else {
+            h
+        })
+    }
+
+    /// Where the rows of fresh sequences stand behind `lead`.
+    fn place(&self, offsets: &[usize], lead: &Lead) -> Placed {
+        let starts = vec![true; offsets.len() - 1];
+        let offsets = lead_offsets(offsets, lead.prompt_rows, &starts);
         let first = lead.prefix_rows;
         let positions: Vec<u32> = offsets
             .windows(2)
@@ -197,24 +219,23 @@ impl Decoder {
         let spans: Vec<Span> = (spans(&offsets).into_iter().zip(keys.windows(2)))
             .map(|(span, w)| Span { keys: w[0]..w[1], ..span })
             .collect();
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attention = |q: Var, k: Var, v: Var| match &lead.prefix[index] {
-                Some(KeyValue { keys, values }) => {
-                    let k = prepend_rows(keys, &k, &offsets, &starts);
-                    let v = prepend_rows(values, &v, &offsets, &starts);
-                    causal_attention(&q, &k, &v, &spans, self.attention)
-                }
-                None => causal_attention(&q, &k, &v, &spans, self.attention),
-            };
-            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
-        }
-        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
-        Ok(if lead.prompt_rows > 0 {
-            drop_rows(&h, lead.prompt_rows, batch.offsets, &starts)
-        } else {
-            h
-        })
+        Placed { starts, offsets, table, spans }
+    }
+
+    fn attend_placed(
+        &self,
+        q: Var,
+        k: Var,
+        v: Var,
+        prefix: &Option<KeyValue>,
+        placed: &Placed,
+    ) -> Var {
+        let Some(KeyValue { keys, values }) = prefix else {
+            return causal_attention(&q, &k, &v, &placed.spans, self.attention);
+        };
+        let k = prepend_rows(keys, &k, &placed.offsets, &placed.starts);
+        let v = prepend_rows(values, &v, &placed.offsets, &placed.starts);
+        causal_attention(&q, &k, &v, &placed.spans, self.attention)
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens`.
@@ -258,7 +279,7 @@ impl Decoder {
             .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
         let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
-        for (index, layer) in self.layers.iter().enumerate() {
+        for index in 0..self.layers.len() {
             let mut layers: Vec<&mut LayerCache> =
                 caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
             if let Some(prefix) = &lead.prefix[index] {
@@ -269,7 +290,7 @@ impl Decoder {
             }
             let attention =
                 |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
-            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
+            h = self.layer_forward(index, h, &table, adapter, pass, attention, None);
         }
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
@@ -278,6 +299,7 @@ impl Decoder {
             cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
         }
         let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
     }
 
@@ -310,16 +332,19 @@ impl Decoder {
         })
     }
 
+    /// One layer. With `chosen` rows the feed-forward block computes only those, and the result has
+    /// only those.
     fn layer_forward(
         &self,
         index: usize,
-        layer: &Layer,
         h: Var,
         table: &RopeTable,
         adapter: &dyn Adapter,
         pass: &Pass<'_>,
         attention: impl FnOnce(Var, Var, Var) -> Var,
+        chosen: Option<&[usize]>,
     ) -> Var {
+        let layer = &self.layers[index];
         let linear = |projection: Projection, x: &Var| {
             adapter.linear(Site { layer: index, projection }, x, layer.linear(projection), pass)
         };
@@ -330,6 +355,10 @@ impl Decoder {
         let value = linear(Projection::Value, &normed);
         let attended = attention(query, key, value);
         let h = add(&h, linear(Projection::Output, &attended));
+        let h = match chosen {
+            Some(rows) => take_rows(&h, rows),
+            None => h,
+        };
         let normed = rms_norm(&h, &layer.post_attention_norm, epsilon);
         let gate = linear(Projection::Gate, &normed);
         let up = linear(Projection::Up, &normed);
@@ -389,6 +418,20 @@ impl Decoder {
             None => Ok(()),
         }
     }
+}
+
+fn check_finite(hidden: &Tensor) -> Result<()> {
+    if hidden.is_finite() { Ok(()) } else { Err(Error::NonFiniteActivations) }
+}
+
+/// Where the rows of fresh sequences stand.
+struct Placed {
+    /// All true: every sequence starts here.
+    starts: Vec<bool>,
+    /// Of the rows with the prompt's.
+    offsets: Vec<usize>,
+    table: RopeTable,
+    spans: Vec<Span>,
 }
 
 /// What an adapter puts before every sequence.

@@ -218,6 +218,14 @@ pub enum Error {
         /// Its place in the batch.
         sequence: usize,
     },
+    /// No row of a training batch carries a label.
+    #[error("the batch has no token to predict: every label is masked")]
+    NoLabels,
+    /// A number in the final hidden states is infinite or not a number.
+    #[error(
+        "the model's activations are not finite: the adapter's weights have diverged or are damaged"
+    )]
+    NonFiniteActivations,
     /// A sequence is longer than the model's context.
     #[error("sequence {sequence} has {length} tokens, the model's context holds {limit}")]
     ContextExceeded {

@@ -266,6 +266,11 @@ fn hidden_size(sites: &[SiteShape], of: SiteShape) -> usize {
 }
 
 impl Adapter for LowRankAdapter {
+    // The balance penalty looks at whole sequences.
+    fn rows_stand_alone(&self) -> bool {
+        self.balance.is_none()
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let block_gates = self.block_gates(site, x, pass);
         let base = frozen.forward(x);

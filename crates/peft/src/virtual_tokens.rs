@@ -206,6 +206,10 @@ impl VirtualTokens {
 }
 
 impl Adapter for VirtualTokens {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn prompt(&self, pass: &Pass<'_>) -> Option<Var> {
         (self.spec.place == Place::Prompt).then(|| self.encoded(pass))
     }

@@ -9,7 +9,7 @@ use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::ops::dropout::mix;
-use hydralora_kernels::ops::elementwise::{add, scale};
+use hydralora_kernels::ops::elementwise::scale;
 use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
@@ -186,23 +186,24 @@ pub fn fit(
         let (mut loss, mut aux_loss) = (0.0, 0.0);
         for (index, (examples, batch)) in batches.iter().enumerate() {
             let seed = mix(mix(config.seed) ^ mix(progress.step as u64)) ^ index as u64;
-            let pass = Pass::training(mix(seed)).of_sequences(&batch.offsets, &batch.domains);
+            let pass = Pass::training(mix(seed))
+                .of_sequences(&batch.offsets, &batch.domains)
+                .checkpointing(config.gradient_checkpointing);
             let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
-            let hidden = run.decoder.hidden(packed, tuned.as_adapter(), &pass)?;
-            let found = run.decoder.loss(&hidden, &batch.labels, 1.0 / label_tokens.max(1) as f64);
-            drop(hidden);
-            loss += found.loss.value().item();
             // The cross-entropy is a sum over the step's micro-batches, the added term their mean.
-            let total = match tuned.aux_loss(&pass) {
-                Some(term) => {
-                    let term = scale(&term, 1.0 / batches.len() as f64);
-                    aux_loss += term.value().item();
-                    add(&found.loss, term)
-                }
-                None => found.loss,
+            let share = 1.0 / batches.len() as f64;
+            let added = |pass: &Pass<'_>| tuned.aux_loss(pass).map(|term| scale(&term, share));
+            let factor = 1.0 / label_tokens.max(1) as f64;
+            let adapter = tuned.as_adapter();
+            let found =
+                run.decoder.gradients(packed, &batch.labels, factor, adapter, &pass, &added);
+            let found = match found {
+                Err(hydralora_model::Error::NonFiniteActivations) => None,
+                other => Some(other?),
             };
-            drop(pass);
-            if !(loss + aux_loss).is_finite() {
+            loss += found.as_ref().map_or(f64::NAN, |found| found.loss);
+            aux_loss += found.as_ref().map_or(f64::NAN, |found| found.added);
+            let Some(found) = found.filter(|_| (loss + aux_loss).is_finite()) else {
                 return Err(Error::NonFiniteLoss {
                     step: progress.step + 1,
                     loss: loss + aux_loss,
@@ -211,8 +212,8 @@ pub fn fit(
                     records: name_records(run.dataset, examples),
                     kept: kept(run.folder),
                 });
-            }
-            gradients.accumulate(total.backward());
+            };
+            gradients.accumulate(found.gradients);
         }
         let norm = gradients.norm();
         if !norm.is_finite() {

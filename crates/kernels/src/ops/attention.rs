@@ -56,6 +56,7 @@ pub fn spans(offsets: &[usize]) -> Vec<Span> {
 /// # Panics
 /// If shapes or spans disagree.
 pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: AttentionConfig) -> Var {
+    let _part = crate::profile::part("attention");
     let (queries, keys, values) = (q.value().clone(), k.value().clone(), v.value().clone());
     let rows = queries.rows();
     assert_eq!(queries.cols(), config.num_heads * config.head_dim, "query width");
@@ -99,6 +100,7 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
 ///
 /// `out` and the queries are packed in the order of `sources`.
 pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config: AttentionConfig) {
+    let _part = crate::profile::part("attention");
     forward(sources, out, None, config);
 }
 
@@ -241,6 +243,7 @@ fn backward<E: TensorElement>(
     spans: &[Span],
     config: AttentionConfig,
 ) -> [Tensor; 3] {
+    let _part = crate::profile::part("attention backward");
     let heads = config.num_heads;
     let parts: Vec<HeadGradients<E>> = (0..spans.len() * heads)
         .into_par_iter()

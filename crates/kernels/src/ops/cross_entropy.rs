@@ -3,10 +3,10 @@
 //! Only rows that carry a label are computed, a chunk at a time; the gradient of the hidden state
 //! is formed in the same pass, while the chunk's logits are at hand.
 
-use crate::buffer::Buffer;
 use crate::dispatch;
 use crate::graph::Var;
 use crate::ops::frozen_linear::FrozenLinear;
+use crate::ops::rows::select_rows;
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
@@ -36,6 +36,7 @@ pub fn linear_cross_entropy(
     ignore: u32,
     factor: f64,
 ) -> CrossEntropy {
+    let _part = crate::profile::part("cross_entropy");
     let h = hidden.value();
     assert_eq!(h.rows(), labels.len(), "one label per row");
     let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
@@ -70,18 +71,6 @@ pub fn linear_cross_entropy(
         parents.add(0, out);
     });
     CrossEntropy { loss, rows, token_losses }
-}
-
-/// The given rows of `x: [T, d]`, in order.
-pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
-    let cols = x.cols();
-    dispatch!(x.dtype(), E => {
-        let mut out = Buffer::<E>::scratch(rows.len() * cols);
-        for (out, &row) in out.chunks_exact_mut(cols).zip(rows) {
-            out.copy_from_slice(&x.data::<E>()[row * cols..(row + 1) * cols]);
-        }
-        Tensor::new(out, [rows.len(), cols])
-    })
 }
 
 /// Appends each row's loss and turns its logits into `factor · (softmax − onehot)`.

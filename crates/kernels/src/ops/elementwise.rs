@@ -10,6 +10,7 @@ use rayon::prelude::*;
 /// `a + b` for equal shapes. Works in the storage of `b` when nobody else holds it, so pass the
 /// freshly computed operand second.
 pub fn add(a: &Var, b: Var) -> Var {
+    let _part = crate::profile::part("add");
     let (mut sum, b) = b.take();
     sum.add_assign(a.value());
     Var::computed(sum, &[a, &b], |gradient, parents| {

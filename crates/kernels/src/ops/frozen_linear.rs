@@ -109,6 +109,7 @@ impl FrozenLinear {
 
     /// [`forward`](Self::forward) without a graph.
     pub fn apply(&self, x: &Tensor) -> Tensor {
+        let _part = crate::profile::part("frozen_linear");
         let [out_features, in_features] = self.shape();
         assert_eq!(x.cols(), in_features, "input has another width than the layer");
         let rows = x.rows();
@@ -156,6 +157,7 @@ impl FrozenLinear {
 
     /// `dy W`, added to `carried` if there is one.
     pub(crate) fn input_gradient(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
+        let _part = crate::profile::part("frozen_linear backward");
         let [out_features, in_features] = self.shape();
         let rows = gradient.rows();
         let write = if carried.is_some() { Write::Add } else { Write::Set };

@@ -402,6 +402,10 @@ impl AdaLoraAdapter {
 }
 
 impl Adapter for AdaLoraAdapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let base = frozen.forward(x);
         let Some(tensors) = self.sites.get(&site) else { return base };

@@ -139,6 +139,10 @@ struct Ia3Adapter {
 }
 
 impl Adapter for Ia3Adapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _pass: &Pass<'_>) -> Var {
         match self.sites.get(&site) {
             None => frozen.forward(x),

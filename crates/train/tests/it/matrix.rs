@@ -2,10 +2,9 @@
 
 use hydralora_data::{DataReport, Dataset, Example};
 use hydralora_kernels::ops::dropout::mix;
-use hydralora_kernels::ops::elementwise::add;
-use hydralora_kernels::{DType, Tensor, Var, no_grad};
+use hydralora_kernels::{DType, Tensor, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
-use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
+use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed, Trained};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
 use hydralora_train::{Ending, Event, Result, Run, Sink, TrainConfig, fit};
@@ -142,17 +141,14 @@ impl Model {
         tuned
     }
 
-    /// The loss of all records with what the method adds.
-    fn loss(&self, tuned: &dyn Tuned) -> Var {
+    /// Loss and gradients over all records, with what the method adds.
+    fn trained(&self, tuned: &dyn Tuned, checkpointing: bool) -> Trained {
         let (tokens, offsets, labels, domains) = self.packed();
         let batch = Packed { tokens: &tokens, offsets: &offsets };
-        let pass = Pass::training(3).of_sequences(&offsets, &domains);
-        let hidden = self.decoder.hidden(batch, tuned.as_adapter(), &pass).unwrap();
-        let loss = self.decoder.loss(&hidden, &labels, 1.0 / tokens.len() as f64).loss;
-        match tuned.aux_loss(&pass) {
-            Some(term) => add(&loss, term),
-            None => loss,
-        }
+        let pass = Pass::training(3).of_sequences(&offsets, &domains).checkpointing(checkpointing);
+        let factor = 1.0 / tokens.len() as f64;
+        let added = |pass: &Pass<'_>| tuned.aux_loss(pass);
+        self.decoder.gradients(batch, &labels, factor, tuned.as_adapter(), &pass, &added).unwrap()
     }
 }
 
@@ -276,13 +272,20 @@ fn gradients_of_the_whole_loss_match_finite_differences() {
                 *value += 0.1 * ((random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0);
             }
         }
-        let gradients = model.loss(tuned.as_ref()).backward();
+        let gradients = model.trained(tuned.as_ref(), false).gradients;
+        let recomputed = model.trained(tuned.as_ref(), true).gradients;
         let count = tuned.trainables().len();
         for index in 0..count {
             let trainable = tuned.trainables()[index];
             let name = format!("{}: {}", case.name(), trainable.parameter.name());
             let gradient = gradients.get(trainable.var());
             let gradient = gradient.unwrap_or_else(|| panic!("{name} gets no gradient")).to_f64();
+            let again = recomputed.get(trainable.var());
+            let again =
+                again.unwrap_or_else(|| panic!("{name} gets none when recomputed")).to_f64();
+            for (one, other) in gradient.iter().zip(&again) {
+                assert!((one - other).abs() <= 1e-12 * (1.0 + one.abs()), "{name}: {one} {other}");
+            }
             // A few tensors, at the element that matters most.
             if index % (1 + count / 8) != 0 {
                 continue;
@@ -294,7 +297,8 @@ fn gradients_of_the_whole_loss_match_finite_differences() {
                 let mut trainables = tuned.trainables_mut();
                 trainables[index].parameter.value_mut().data_mut::<f64>()[largest] += by;
                 let _guard = no_grad();
-                model.loss(tuned.as_ref()).value().item()
+                let found = model.trained(tuned.as_ref(), false);
+                found.loss + found.added
             };
             let (up, down) = (at(step), at(-2.0 * step));
             at(step);

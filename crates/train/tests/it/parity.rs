@@ -3,7 +3,6 @@
 //! `tests/fixtures/parity` by default; `HYDRALORA_PARITY_DIR` and `HYDRALORA_PARITY_MODELS` name
 //! other references and their base models (a folder, or a GGUF file, by the model's name).
 
-use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::{DType, Gradients};
 use hydralora_model::adapter::Pass;
 use hydralora_model::source::open_weights;
@@ -109,18 +108,20 @@ impl Reference {
     }
 
     /// The loss with what the method adds to it, and its gradients.
-    fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned) -> (f64, Gradients) {
+    fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned, checkpointing: bool) -> (f64, Gradients) {
         let labels = self.labels.iter().filter(|&&label| label != IGNORE_LABEL).count();
-        let pass = Pass::training(0);
-        let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &pass).unwrap();
-        let found = decoder.loss(&hidden, &self.labels, 1.0 / labels as f64);
-        let mut loss = found.token_losses.iter().sum::<f64>() / labels as f64;
-        let mut total = found.loss;
-        if let Some(term) = tuned.aux_loss(&pass) {
-            loss += term.value().item();
-            total = add(&total, term);
-        }
-        (loss, total.backward())
+        let pass = Pass::training(0).checkpointing(checkpointing);
+        let factor = 1.0 / labels as f64;
+        let found = decoder.gradients(
+            self.packed(),
+            &self.labels,
+            factor,
+            tuned.as_adapter(),
+            &pass,
+            &|pass| tuned.aux_loss(pass),
+        );
+        let found = found.unwrap();
+        (found.loss + found.added, found.gradients)
     }
 
     /// How far the logits after each sequence are from the reference.
@@ -197,7 +198,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
     let mut tuned = attached.unwrap();
 
-    let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+    let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), false);
     let expected = reference.result["loss_f64"].as_f64().unwrap();
     assert!(
         (loss - expected).abs() <= 1e-5 * expected,
@@ -234,7 +235,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     tuned.begin(&TrainingPlan { total_steps: curve.len() - 1, domains: &[] }).unwrap();
     let mut steps = 0;
     for (step, expected) in curve.iter().enumerate() {
-        let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+        let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), true);
         assert!(
             (loss - expected).abs() < allowed * expected.abs().max(1.0),
             "{}: loss {loss} before step {step}, reference {expected}",
