@@ -9,6 +9,8 @@
 pub mod block;
 pub mod buffer;
 pub mod check;
+#[doc(hidden)]
+pub mod dense;
 mod element;
 pub mod graph;
 #[allow(unsafe_code)]
@@ -18,6 +20,9 @@ mod parameter;
 pub mod profile;
 pub mod simd;
 mod tensor;
+#[allow(unsafe_code)]
+#[doc(hidden)]
+pub mod tile;
 
 pub use element::{DType, Element};
 pub use graph::{Gradients, NoGrad, Var, backward_from, no_grad};

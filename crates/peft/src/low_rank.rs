@@ -1,17 +1,18 @@
 //! The adapter that LoRA and its multi-head relatives share: per site one `A` (or one per expert),
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
-//! [`gated_low_rank`](hydralora_kernels::ops::gated_low_rank).
+//! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
 
 use crate::error::{Error, Fault, Result};
 use crate::method::{
     MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, take_tensor,
     uniform,
 };
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
+use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, router_gates};
 use hydralora_kernels::{DType, Tensor, Var, dispatch};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
 use serde::{Deserialize, Serialize};
@@ -273,8 +274,7 @@ impl Adapter for LowRankAdapter {
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let block_gates = self.block_gates(site, x, pass);
-        let base = frozen.forward(x);
-        let Some(tensors) = self.sites.get(&site) else { return base };
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
         let own = tensors
             .router
             .as_ref()
@@ -302,7 +302,7 @@ impl Adapter for LowRankAdapter {
             scale: self.spec.scale,
             mask: self.mask(site, pass),
         };
-        let output = gated_low_rank(x, base, &update);
+        let output = adapted_linear(x, frozen, &update);
         if let Some(gates) = &output.gates {
             pass.report_gates(site, gates);
         }

@@ -2,8 +2,12 @@
 //!
 //! Only rows that carry a label are computed, a chunk at a time; the gradient of the hidden state
 //! is formed in the same pass, while the chunk's logits are at hand.
+//!
+//! In `f32` a chunk's logits are held transposed, `[V, chunk]`: then neither product has to reorder
+//! the output layer, by far the largest matrix, and softmax runs down the columns with whole vectors.
 
 use crate::dispatch;
+use crate::element::DType;
 use crate::graph::Var;
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::rows::select_rows;
@@ -12,7 +16,7 @@ use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 
 /// Rows whose logits are held at once.
-const CHUNK_ROWS: usize = 128;
+const CHUNK_ROWS: usize = 192;
 
 /// What [`linear_cross_entropy`] gives.
 pub struct CrossEntropy {
@@ -47,6 +51,17 @@ pub fn linear_cross_entropy(
     for rows in rows.chunks(CHUNK_ROWS) {
         let targets: Vec<u32> = rows.iter().map(|&t| labels[t]).collect();
         let selected = select_rows(h, rows);
+        if dtype == DType::F32 {
+            chunks.extend(transposed::chunk(
+                &selected,
+                head,
+                &targets,
+                factor as f32,
+                &mut token_losses,
+                wanted,
+            ));
+            continue;
+        }
         let mut logits = head.apply(&selected);
         dispatch!(dtype, E => softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses));
         if wanted {
@@ -72,6 +87,8 @@ pub fn linear_cross_entropy(
     });
     CrossEntropy { loss, rows, token_losses }
 }
+
+mod transposed;
 
 /// Appends each row's loss and turns its logits into `factor · (softmax − onehot)`.
 fn softmax_loss<E: TensorElement>(
@@ -117,8 +134,8 @@ fn softmax_loss<E: TensorElement>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
     use crate::check;
+    use crate::ops::frozen_linear::FrozenWeight;
 
     const IGNORE: u32 = u32::MAX;
 
@@ -156,6 +173,29 @@ mod tests {
         }
         assert!((out.loss.value().item() - total).abs() < 1e-9);
         assert!(out.rows.iter().all(|row| row % 3 != 1));
+    }
+
+    #[test]
+    fn f32_agrees_with_f64() {
+        let (rows, hidden, vocabulary) = (CHUNK_ROWS + 31, 20, 1003);
+        let wide = head(vocabulary, hidden);
+        let FrozenWeight::Dense(weight) = wide.weight() else { panic!("dense") };
+        let narrow = FrozenLinear::dense(weight.to_dtype(DType::F32));
+        let labels: Vec<u32> = (0..rows as u32)
+            .map(|t| if t % 4 == 3 { IGNORE } else { t * 37 % vocabulary as u32 })
+            .collect();
+        let run = |dtype: DType, head: &FrozenLinear| {
+            let x = Var::leaf(check::inputs(&[&[rows, hidden]])[0].value().to_dtype(dtype));
+            let out = linear_cross_entropy(&x, head, &labels, IGNORE, 0.5);
+            let gradient = out.loss.backward().get(&x).unwrap().to_f64();
+            (out.token_losses, gradient)
+        };
+        let (expected, got) = (run(DType::F64, &wide), run(DType::F32, &narrow));
+        for (expected, got) in [(expected.0, got.0), (expected.1, got.1)] {
+            for (expected, got) in expected.iter().zip(&got) {
+                assert!((expected - got).abs() < 1e-5 * (1.0 + expected.abs()), "{expected} {got}");
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! backward and a recomputed forward draw the same mask, and it does not depend on threads.
 
 use crate::dispatch;
+use crate::element::Element;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -33,19 +34,27 @@ impl Dropout {
 
     /// [`apply`](Self::apply) in the storage of `x`.
     pub fn apply_in_place(self, x: &mut Tensor) {
-        let threshold = (self.probability * f64::from(u32::MAX)) as u32;
         dispatch!(x.dtype(), E => {
-            let keep = (1.0 / (1.0 - self.probability)) as E;
-            x.data_mut::<E>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, x)| {
-                let start = (chunk * CHUNK) as u64;
-                vectorize(#[inline(always)] || {
-                    for (i, x) in x.iter_mut().enumerate() {
-                        let random = (mix(self.seed ^ (start + i as u64)) >> 32) as u32;
-                        *x *= if random < threshold { 0.0 } else { keep };
-                    }
-                });
-            });
+            x.data_mut::<E>()
+                .par_chunks_mut(CHUNK)
+                .enumerate()
+                .for_each(|(chunk, x)| self.apply_at(x, chunk * CHUNK));
         });
+    }
+
+    /// Applies the mask to elements that start at index `first` of the whole.
+    pub(crate) fn apply_at<E: Element>(self, x: &mut [E], first: usize) {
+        let threshold = (self.probability * f64::from(u32::MAX)) as u32;
+        let keep = E::from_f64(1.0 / (1.0 - self.probability));
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, x) in x.iter_mut().enumerate() {
+                    let random = (mix(self.seed ^ (first + i) as u64) >> 32) as u32;
+                    *x *= if random < threshold { E::ZERO } else { keep };
+                }
+            },
+        );
     }
 }
 

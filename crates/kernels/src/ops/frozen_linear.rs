@@ -2,12 +2,14 @@
 
 use crate::block::{self, BlockFormat};
 use crate::buffer::Buffer;
+use crate::dense;
 use crate::dispatch;
 use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
 use crate::tensor::Tensor;
+use crate::tile::Right;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -113,6 +115,9 @@ impl FrozenLinear {
         let [out_features, in_features] = self.shape();
         assert_eq!(x.cols(), in_features, "input has another width than the layer");
         let rows = x.rows();
+        if x.dtype() == DType::F32 && rows >= dense::FEWEST_ROWS {
+            return self.apply_packed(x);
+        }
         dispatch!(x.dtype(), E => {
             let mut out = Buffer::<E>::scratch(rows * out_features);
             let input = Mat::new(x.data::<E>(), rows, in_features);
@@ -160,6 +165,9 @@ impl FrozenLinear {
         let _part = crate::profile::part("frozen_linear backward");
         let [out_features, in_features] = self.shape();
         let rows = gradient.rows();
+        if gradient.dtype() == DType::F32 && rows >= dense::FEWEST_ROWS {
+            return self.input_gradient_packed(gradient, carried);
+        }
         let write = if carried.is_some() { Write::Add } else { Write::Set };
         dispatch!(gradient.dtype(), E => {
             let mut out = carried.unwrap_or_else(|| {
@@ -199,6 +207,58 @@ impl FrozenLinear {
         })
     }
 
+    /// [`apply`](Self::apply) in `f32` for many rows, the weight packed for the whole product.
+    fn apply_packed(&self, x: &Tensor) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        let panels = dense::packed_transpose(&self.dense_f32(), in_features);
+        let right = Right::packed(&panels, in_features);
+        let mut out = Buffer::<f32>::scratch(x.rows() * out_features);
+        let x = x.data::<f32>();
+        dense::by_blocks(x, in_features, right, &mut out, out_features, Write::Set);
+        if let Some(bias) = &self.bias {
+            let bias = bias.data::<f32>();
+            out.par_chunks_exact_mut(out_features).for_each(|row| simd::axpy(1.0, bias, row));
+        }
+        let rows = x.len() / in_features.max(1);
+        Tensor::new(out, [rows, out_features])
+    }
+
+    /// [`input_gradient`](Self::input_gradient) likewise.
+    fn input_gradient_packed(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        let rows = gradient.rows();
+        let write = if carried.is_some() { Write::Add } else { Write::Set };
+        let mut out = carried.unwrap_or_else(|| {
+            Tensor::new(Buffer::<f32>::scratch(rows * in_features), [rows, in_features])
+        });
+        let panels = dense::packed_rows(&self.dense_f32(), in_features);
+        let right = Right::packed(&panels, out_features);
+        let gradient = gradient.data::<f32>();
+        let sum = out.data_mut::<f32>();
+        dense::by_blocks(gradient, out_features, right, sum, in_features, write);
+        out
+    }
+
+    /// The weight in `f32`, widened if it is packed: `[out · in]`.
+    pub(crate) fn dense_f32(&self) -> Dense<'_> {
+        self.dense_rows(0, self.out_features())
+    }
+
+    /// `count` rows of the weight from row `first` on, likewise.
+    pub(crate) fn dense_rows(&self, first: usize, count: usize) -> Dense<'_> {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => {
+                let cols = weight.cols();
+                Dense::Kept(&weight.data::<f32>()[first * cols..(first + count) * cols])
+            }
+            FrozenWeight::Blocks { format, bytes, shape: [_, cols], .. } => {
+                let mut wide = Buffer::<f32>::scratch(count * cols);
+                widen(*format, bytes, first, count, *cols, &mut wide);
+                Dense::Widened(wide)
+            }
+        }
+    }
+
     /// Rows `ids` of the weight as `[ids, in]`: an embedding look-up.
     ///
     /// # Panics
@@ -225,6 +285,24 @@ impl FrozenLinear {
             }
             Tensor::new(out, [ids.len(), cols])
         })
+    }
+}
+
+/// A weight in `f32`.
+pub(crate) enum Dense<'a> {
+    /// As the layer keeps it.
+    Kept(&'a [f32]),
+    /// Widened for one product.
+    Widened(Buffer<f32>),
+}
+
+impl std::ops::Deref for Dense<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Dense::Kept(weight) => weight,
+            Dense::Widened(weight) => weight,
+        }
     }
 }
 

@@ -424,7 +424,6 @@ struct SavedForBackward {
 impl SavedForBackward {
     fn backward(&self, dy: Tensor, parents: &mut crate::graph::ParentGradients<'_>) {
         let _part = crate::profile::part("gated_low_rank backward");
-        let _part = crate::profile::part("gated_low_rank backward");
         dispatch!(dy.dtype(), E => self.backward_in::<E>(&dy, parents));
         parents.add(1, dy);
     }

@@ -1,6 +1,7 @@
 //! The differentiable operations, one file each: formula, forward, backward, tests.
 
 pub mod activation;
+pub mod adapted_linear;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;

@@ -24,7 +24,8 @@ use crate::targets::Targets;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank};
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
+use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
 use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
@@ -407,8 +408,7 @@ impl Adapter for AdaLoraAdapter {
     }
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let base = frozen.forward(x);
-        let Some(tensors) = self.sites.get(&site) else { return base };
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
         let probability = self.options.dropout;
         let mask = match pass.dropout_seed().filter(|_| probability > 0.0) {
             None => Mask::None,
@@ -426,7 +426,7 @@ impl Adapter for AdaLoraAdapter {
             scale: self.options.peft_scale(),
             mask,
         };
-        gated_low_rank(x, base, &update).y
+        adapted_linear(x, frozen, &update).y
     }
 }
 

@@ -3,7 +3,8 @@
 mod train;
 
 use crate::args::{BenchArguments, BenchWhat, Global};
-use hydralora_kernels::matmul::{Mat, MatMut, Threads, Write, gemm};
+use hydralora_kernels::Tensor;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -19,33 +20,20 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
-/// Seconds of the fastest of `runs` calls.
-fn fastest(runs: usize, mut body: impl FnMut()) -> f64 {
-    (0..runs.max(1))
-        .map(|_| {
-            let started = Instant::now();
-            body();
-            started.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min)
-}
-
 /// Rate in floating-point operations per second of `x Wᵀ` with `x: [rows, inner]` and
-/// `W: [cols, inner]` in `f32` on all threads, the best of a few runs.
+/// `W: [cols, inner]` in `f32` on all threads, sustained for a moment: processors clock higher for
+/// the first milliseconds than they can keep up.
 fn product_rate(rows: usize, inner: usize, cols: usize) -> f64 {
-    let (x, w) = (numbers(rows * inner), numbers(cols * inner));
-    let mut out = vec![0.0_f32; rows * cols];
-    let seconds = fastest(4, || {
-        gemm(
-            MatMut::new(&mut out, rows, cols),
-            Mat::new(&x, rows, inner),
-            Mat::new(&w, cols, inner).t(),
-            1.0,
-            Write::Set,
-            Threads::All,
-        );
-    });
-    2.0 * rows as f64 * inner as f64 * cols as f64 / seconds
+    let x = Tensor::new(numbers(rows * inner), [rows, inner]);
+    let layer = FrozenLinear::dense(Tensor::new(numbers(cols * inner), [cols, inner]));
+    let started = Instant::now();
+    let mut runs = 0;
+    while started.elapsed().as_secs_f64() < 0.15 || runs < 2 {
+        std::hint::black_box(layer.apply(&x));
+        runs += 1;
+    }
+    let flops = 2.0 * rows as f64 * inner as f64 * cols as f64;
+    flops * f64::from(runs) / started.elapsed().as_secs_f64()
 }
 
 /// The middle of `values`; 0 for none.
