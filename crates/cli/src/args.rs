@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::recipe::ModelDtype;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -118,6 +119,9 @@ pub(crate) struct ModelChoice {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
+    /// Type or packing to hold the weights in; `stored` is what the file has.
+    #[arg(long, default_value = "f32")]
+    pub(crate) dtype: ModelDtype,
 }
 
 #[derive(Debug, Args)]
@@ -206,7 +210,7 @@ pub(crate) struct BenchTrainArguments {
     pub(crate) model: String,
     /// Type or packing the weights are held in.
     #[arg(long, default_value = "f32")]
-    pub(crate) dtype: crate::recipe::ModelDtype,
+    pub(crate) dtype: ModelDtype,
     /// Methods by their recipe names; `base` is the frozen model's own forward and backward.
     #[arg(long, value_delimiter = ',', default_value = "base,lora,hydralora")]
     pub(crate) method: Vec<String>,
@@ -243,7 +247,7 @@ pub(crate) struct BenchDecodeArguments {
     pub(crate) model: String,
     /// Types or packings the weights are held in, one run each.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4_0")]
-    pub(crate) dtype: Vec<crate::recipe::ModelDtype>,
+    pub(crate) dtype: Vec<ModelDtype>,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
     pub(crate) prompt: usize,

@@ -40,6 +40,11 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(threads) = arguments.global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
+    // On a thread of the pool: from outside, every parallel loop would wait for one to wake up.
+    rayon::scope(|_| run(arguments))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Quickstart(command) => commands::quickstart::run(global, command),

@@ -6,7 +6,6 @@ use crate::recipe::{ModelDtype, Recipe};
 use crate::ui::thousands;
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, Dataset, Message};
-use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
@@ -22,10 +21,11 @@ pub(crate) struct Base {
 }
 
 /// Finds and opens a base model.
-pub(crate) fn open_base(spec: &str, dtype: DType) -> anyhow::Result<Base> {
+pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
     let path = hydralora_model::hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
     let source = ModelSource::open(&path)?;
-    let decoder = Decoder::load(&source.config, &source.weights, dtype)?;
+    let (dtype, held) = dtype.plan();
+    let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;
     Ok(Base { source, decoder })
 }
 
@@ -85,13 +85,9 @@ pub(crate) struct Plan {
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
     pub(crate) fn open(recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
-        let dtype = match recipe.model.dtype {
-            ModelDtype::F32 => DType::F32,
-            ModelDtype::F64 => DType::F64,
-        };
         let base = match base {
             Some(base) => base,
-            None => open_base(&recipe.model.path, dtype)
+            None => open_base(&recipe.model.path, recipe.model.dtype)
                 .with_context(|| format!("model.path: {}", recipe.model.path))?,
         };
         let limit = base.source.config.max_position_embeddings;
@@ -104,7 +100,7 @@ impl Plan {
         let all = base.decoder.sites();
         let sites =
             if recipe.method.whole_model() { all } else { recipe.method.targets().select(&all)? };
-        let mut tuned = recipe.method.build(&sites, dtype, recipe.train.seed);
+        let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
             decoder: &base.decoder,
             tokenizer: base.tokenizer(),

@@ -5,6 +5,9 @@
 
 use crate::failure::bad_input;
 use hydralora_data::DataConfig;
+use hydralora_kernels::DType;
+use hydralora_kernels::block::BlockFormat;
+use hydralora_model::Held;
 use hydralora_peft::{Fault, MethodOptions, methods, nearest, read_section};
 use hydralora_train::TrainConfig;
 use serde::{Deserialize, Serialize};
@@ -22,14 +25,47 @@ pub(crate) struct ModelSection {
     pub(crate) dtype: ModelDtype,
 }
 
-/// Types the weights can be held in.
+/// Types the weights can be held in. Computation is in `f32` (`f64` for `f64`) in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub(crate) enum ModelDtype {
     #[default]
     F32,
     /// For checks of numbers, not for speed.
     F64,
+    Bf16,
+    F16,
+    /// 8-bit blocks of 32 with a scale.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q80,
+    /// 4-bit blocks of 32 with a scale.
+    #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
+    Q40,
+    /// 4-bit blocks of 32 with a scale and an offset.
+    #[serde(rename = "q4_1")]
+    #[value(name = "q4_1")]
+    Q41,
+    /// As the file has them.
+    Stored,
+}
+
+impl ModelDtype {
+    /// The type to compute in, and how to hold the weights.
+    pub(crate) fn plan(self) -> (DType, Held) {
+        match self {
+            ModelDtype::F32 => (DType::F32, Held::Wide),
+            ModelDtype::F64 => (DType::F64, Held::Wide),
+            ModelDtype::Bf16 => (DType::F32, Held::Packed(BlockFormat::BF16)),
+            ModelDtype::F16 => (DType::F32, Held::Packed(BlockFormat::F16)),
+            ModelDtype::Q80 => (DType::F32, Held::Packed(BlockFormat::Q8_0)),
+            ModelDtype::Q40 => (DType::F32, Held::Packed(BlockFormat::Q4_0)),
+            ModelDtype::Q41 => (DType::F32, Held::Packed(BlockFormat::Q4_1)),
+            ModelDtype::Stored => (DType::F32, Held::Stored),
+        }
+    }
 }
 
 /// A recipe, checked.

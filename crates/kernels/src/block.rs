@@ -77,8 +77,21 @@ impl std::fmt::Display for BlockFormat {
     }
 }
 
+#[inline(always)]
 fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    widen_half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// A half-precision number without a branch or a call, so that loops over it become vectors: the
+/// exponent and mantissa moved into place and rescaled by 2¹¹², which also makes subnormals right.
+#[inline(always)]
+fn widen_half(bits: u16) -> f32 {
+    const RESCALE: f32 = f32::from_bits((127 + 112) << 23);
+    let magnitude = f32::from_bits(u32::from(bits & 0x7FFF) << 13) * RESCALE;
+    // Infinities and NaN have the exponent 31, which the rescaling takes for a finite one.
+    let special = f32::from_bits(u32::from(bits & 0x7FFF) << 13 | 0x7F80_0000);
+    let magnitude = if bits & 0x7C00 == 0x7C00 { special } else { magnitude };
+    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
 }
 
 /// Widens `bytes` into `out`.
@@ -90,6 +103,14 @@ pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), format.bytes_for(out.len()), "bytes and numbers disagree");
     let blocks =
         bytes.chunks_exact(format.block_bytes()).zip(out.chunks_exact_mut(format.block_len()));
+    crate::simd::vectorize(
+        #[inline(always)]
+        || widen_blocks(format, blocks),
+    );
+}
+
+#[inline(always)]
+fn widen_blocks<'a>(format: BlockFormat, blocks: impl Iterator<Item = (&'a [u8], &'a mut [f32])>) {
     match format {
         BlockFormat::F32 => {
             blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
@@ -155,6 +176,100 @@ pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
             }
         }),
     }
+}
+
+/// Whether `bytes`, a whole number of blocks, encode finite numbers only.
+pub fn is_finite(format: BlockFormat, bytes: &[u8]) -> bool {
+    let block_len = format.block_len();
+    let step = (4096 / block_len).max(1);
+    let mut wide = vec![0.0_f32; step * block_len];
+    bytes.chunks(step * format.block_bytes()).all(|bytes| {
+        let wide = &mut wide[..bytes.len() / format.block_bytes() * block_len];
+        dequantize(format, bytes, wide);
+        crate::simd::vectorize(
+            #[inline(always)]
+            || wide.iter().fold(true, |all, x| all & x.is_finite()),
+        )
+    })
+}
+
+/// Numbers of a quantised block.
+const BLOCK: usize = 32;
+
+/// Adds `factor · Σ products` of one block to sixteen partial sums.
+#[inline(always)]
+fn add_scaled(sums: &mut [f32; 16], factor: f32, products: &[f32; 16]) {
+    for (sum, product) in sums.iter_mut().zip(products) {
+        *sum = factor.mul_add(*product, *sum);
+    }
+}
+
+/// `Σ w_i x_i` of a row of Q8_0 blocks.
+#[inline(always)]
+pub(crate) fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 16];
+    for (block, x) in row.chunks_exact(34).zip(x.as_chunks::<BLOCK>().0) {
+        let quants: &[u8; BLOCK] = block[2..].as_array().unwrap_or(&[0; BLOCK]);
+        let mut products = [0.0_f32; 16];
+        for i in 0..16 {
+            let (low, high) = (f32::from(quants[i] as i8), f32::from(quants[i + 16] as i8));
+            products[i] = low.mul_add(x[i], high * x[i + 16]);
+        }
+        add_scaled(&mut sums, half_at(block, 0), &products);
+    }
+    sums.iter().sum()
+}
+
+/// Products of a block of sixteen bytes, two quants each, with 32 numbers.
+#[inline(always)]
+fn nibble_products(quants: &[u8; 16], x: &[f32; BLOCK]) -> [f32; 16] {
+    let mut products = [0.0_f32; 16];
+    for i in 0..16 {
+        let (low, high) = (f32::from(quants[i] & 15), f32::from(quants[i] >> 4));
+        products[i] = low.mul_add(x[i], high * x[i + 16]);
+    }
+    products
+}
+
+/// `Σ w_i x_i` of a row of Q4_0 blocks; `x_sums` are the sums of `x` over each block.
+#[inline(always)]
+pub(crate) fn dot_q4_0(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
+    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
+    for ((block, x), x_sum) in row.chunks_exact(18).zip(x.as_chunks().0).zip(x_sums) {
+        let d = half_at(block, 0);
+        let quants = block[2..].as_array().unwrap_or(&[0; 16]);
+        add_scaled(&mut sums, d, &nibble_products(quants, x));
+        offset = (-8.0 * d).mul_add(*x_sum, offset);
+    }
+    sums.iter().sum::<f32>() + offset
+}
+
+/// `Σ w_i x_i` of a row of Q4_1 blocks; `x_sums` are the sums of `x` over each block.
+#[inline(always)]
+pub(crate) fn dot_q4_1(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
+    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
+    for ((block, x), x_sum) in row.chunks_exact(20).zip(x.as_chunks().0).zip(x_sums) {
+        let quants = block[4..].as_array().unwrap_or(&[0; 16]);
+        add_scaled(&mut sums, half_at(block, 0), &nibble_products(quants, x));
+        offset = half_at(block, 2).mul_add(*x_sum, offset);
+    }
+    sums.iter().sum::<f32>() + offset
+}
+
+/// `Σ w_i x_i` of a row of bfloat16 numbers.
+#[inline(always)]
+pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
+    let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+    let mut sums = [0.0_f32; 16];
+    let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<16>();
+    let (x_blocks, x_rest) = x.as_chunks::<16>();
+    for (block, x) in blocks.iter().zip(x_blocks) {
+        for i in 0..16 {
+            sums[i] = wide(&block[i]).mul_add(x[i], sums[i]);
+        }
+    }
+    let rest: f32 = rest.iter().zip(x_rest).map(|(w, x)| wide(w) * x).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// The low halves of 16 bytes, then their high halves, through `f(quant, index)`.

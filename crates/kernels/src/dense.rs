@@ -11,16 +11,16 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Fewest rows for which packing a weight pays.
-pub const FEWEST_ROWS: usize = 16;
+pub(crate) const FEWEST_ROWS: usize = 16;
 
 /// Rows of a unit whose sums over rows are kept apart, so that they add up in the same order however
 /// units are joined to blocks.
-pub fn unit_rows(rows: usize) -> usize {
+pub(crate) fn unit_rows(rows: usize) -> usize {
     32 * rows.div_ceil(2048).max(1)
 }
 
 /// Blocks of rows, four a thread if they get long enough, each a whole number of units.
-pub fn blocks(rows: usize) -> Vec<Range<usize>> {
+pub(crate) fn blocks(rows: usize) -> Vec<Range<usize>> {
     let unit = unit_rows(rows);
     let units = rows.div_ceil(unit);
     let count = (4 * rayon::current_num_threads()).min(units.div_ceil(2)).max(1);
@@ -31,7 +31,11 @@ pub fn blocks(rows: usize) -> Vec<Range<usize>> {
 }
 
 /// Cuts `data`, rows of `cols` elements, at the ends of consecutive `blocks`.
-pub fn cut<'a, T>(data: &'a mut [T], cols: usize, blocks: &[Range<usize>]) -> Vec<&'a mut [T]> {
+pub(crate) fn cut<'a, T>(
+    data: &'a mut [T],
+    cols: usize,
+    blocks: &[Range<usize>],
+) -> Vec<&'a mut [T]> {
     let mut rest = data;
     blocks
         .iter()
@@ -44,7 +48,7 @@ pub fn cut<'a, T>(data: &'a mut [T], cols: usize, blocks: &[Range<usize>]) -> Ve
 }
 
 /// Panels of the transpose of `w: [cols, depth]`: a right-hand side of `depth × cols`.
-pub fn packed_transpose(w: &[f32], depth: usize) -> Buffer<f32> {
+pub(crate) fn packed_transpose(w: &[f32], depth: usize) -> Buffer<f32> {
     let cols = w.len() / depth.max(1);
     let mut out = Buffer::scratch(tile::packed_len(cols, depth));
     let panel = (tile::panel_width() * depth).max(1);
@@ -55,7 +59,7 @@ pub fn packed_transpose(w: &[f32], depth: usize) -> Buffer<f32> {
 }
 
 /// Panels of `w: [depth, cols]`: a right-hand side of `depth × cols`.
-pub fn packed_rows(w: &[f32], cols: usize) -> Buffer<f32> {
+pub(crate) fn packed_rows(w: &[f32], cols: usize) -> Buffer<f32> {
     let depth = w.len() / cols.max(1);
     let mut out = Buffer::scratch(tile::packed_len(cols, depth));
     let panel = (tile::panel_width() * depth).max(1);
@@ -66,7 +70,7 @@ pub fn packed_rows(w: &[f32], cols: usize) -> Buffer<f32> {
 }
 
 /// `out (+)= x · right` for `x: [rows, depth]` and `out: [rows, cols]`.
-pub fn by_blocks(
+pub(crate) fn by_blocks(
     x: &[f32],
     depth: usize,
     right: Right<'_>,

@@ -9,8 +9,7 @@
 pub mod block;
 pub mod buffer;
 pub mod check;
-#[doc(hidden)]
-pub mod dense;
+mod dense;
 mod element;
 pub mod graph;
 #[allow(unsafe_code)]
@@ -21,8 +20,7 @@ pub mod profile;
 pub mod simd;
 mod tensor;
 #[allow(unsafe_code)]
-#[doc(hidden)]
-pub mod tile;
+mod tile;
 
 pub use element::{DType, Element};
 pub use graph::{Gradients, NoGrad, Var, backward_from, no_grad};

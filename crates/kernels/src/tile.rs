@@ -11,41 +11,41 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// A left-hand side: element `(i, k)` stands at `i · row_stride + k · col_stride`.
 #[derive(Clone, Copy)]
-pub struct Left<'a> {
-    pub data: &'a [f32],
-    pub row_stride: usize,
-    pub col_stride: usize,
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 /// A right-hand side in panels of [`panel_width`] columns: element `(k, j)` of panel `p` stands at
 /// `p · panel_stride + k · row_stride + j`.
 #[derive(Clone, Copy)]
-pub struct Right<'a> {
-    pub data: &'a [f32],
-    pub row_stride: usize,
-    pub panel_stride: usize,
+pub(crate) struct Right<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) panel_stride: usize,
 }
 
 impl<'a> Left<'a> {
     /// Rows of `cols` elements each, one after the other.
-    pub fn rows(data: &'a [f32], cols: usize) -> Self {
+    pub(crate) fn rows(data: &'a [f32], cols: usize) -> Self {
         Self { data, row_stride: cols, col_stride: 1 }
     }
 
     /// The transpose of rows of `cols` elements each.
-    pub fn columns(data: &'a [f32], cols: usize) -> Self {
+    pub(crate) fn columns(data: &'a [f32], cols: usize) -> Self {
         Self { data, row_stride: 1, col_stride: cols }
     }
 }
 
 impl<'a> Right<'a> {
     /// Rows of `cols` elements each, one after the other.
-    pub fn rows(data: &'a [f32], cols: usize) -> Self {
+    pub(crate) fn rows(data: &'a [f32], cols: usize) -> Self {
         Self { data, row_stride: cols, panel_stride: panel_width() }
     }
 
     /// Panels made by [`pack_transposed`] or [`pack_rows`] from `depth` inner elements.
-    pub fn packed(data: &'a [f32], depth: usize) -> Self {
+    pub(crate) fn packed(data: &'a [f32], depth: usize) -> Self {
         let width = panel_width();
         Self { data, row_stride: width, panel_stride: depth * width }
     }
@@ -53,14 +53,14 @@ impl<'a> Right<'a> {
 
 /// One stretch of the inner dimension.
 #[derive(Clone, Copy)]
-pub struct Segment<'a> {
-    pub left: Left<'a>,
-    pub right: Right<'a>,
-    pub depth: usize,
+pub(crate) struct Segment<'a> {
+    pub(crate) left: Left<'a>,
+    pub(crate) right: Right<'a>,
+    pub(crate) depth: usize,
 }
 
 /// Columns of a panel of a right-hand side on this processor.
-pub fn panel_width() -> usize {
+pub(crate) fn panel_width() -> usize {
     struct Width;
     impl WithSimd for Width {
         type Output = usize;
@@ -73,13 +73,13 @@ pub fn panel_width() -> usize {
 }
 
 /// Length of the panels for `cols` columns and `depth` inner elements.
-pub fn packed_len(cols: usize, depth: usize) -> usize {
+pub(crate) fn packed_len(cols: usize, depth: usize) -> usize {
     cols.next_multiple_of(panel_width()) * depth
 }
 
 /// Panel `panel` of the transpose of `rows: [cols of the panels, depth]`, columns past the end
 /// zero; `out` holds that panel.
-pub fn pack_transposed(rows: &[f32], depth: usize, panel: usize, out: &mut [f32]) {
+pub(crate) fn pack_transposed(rows: &[f32], depth: usize, panel: usize, out: &mut [f32]) {
     let width = panel_width();
     let first = panel * width;
     let count = (rows.len() / depth.max(1)).saturating_sub(first).min(width);
@@ -117,7 +117,7 @@ pub fn pack_transposed(rows: &[f32], depth: usize, panel: usize, out: &mut [f32]
 }
 
 /// Panel `panel` of `rows: [depth, cols]`, columns past the end zero; `out` holds that panel.
-pub fn pack_rows(rows: &[f32], cols: usize, panel: usize, out: &mut [f32]) {
+pub(crate) fn pack_rows(rows: &[f32], cols: usize, panel: usize, out: &mut [f32]) {
     let width = panel_width();
     let first = panel * width;
     let count = cols.saturating_sub(first).min(width);
@@ -131,7 +131,7 @@ pub fn pack_rows(rows: &[f32], cols: usize, panel: usize, out: &mut [f32]) {
 ///
 /// # Panics
 /// If a view reaches past its data.
-pub fn multiply(
+pub(crate) fn multiply(
     segments: &[Segment<'_>],
     rows: usize,
     cols: usize,

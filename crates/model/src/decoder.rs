@@ -16,6 +16,7 @@ use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::family::{self, LayerPlan};
 use crate::weights::Weights;
+use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
@@ -27,10 +28,23 @@ use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows, select_rows, take_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+use rayon::prelude::*;
 
 mod training;
 
 pub use training::{Added, Trained};
+
+/// How a decoder holds its matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// As numbers of the type it computes in; a file of such numbers is used where it is mapped.
+    #[default]
+    Wide,
+    /// Rounded to a packed format, and widened where they are used.
+    Packed(BlockFormat),
+    /// As the file has them, likewise.
+    Stored,
+}
 
 /// Marks a row that has no token to predict.
 pub const IGNORE_LABEL: u32 = u32::MAX;
@@ -89,13 +103,26 @@ impl Decoder {
     /// If a tensor is missing, has another shape, holds a number that is not finite, or is left
     /// unused.
     pub fn load(config: &ModelConfig, weights: &Weights, dtype: DType) -> Result<Self> {
+        Self::load_held(config, weights, dtype, Held::Wide)
+    }
+
+    /// [`load`](Self::load) with the matrices held as `held` says.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if a matrix has rows that are no whole number of blocks.
+    pub fn load_held(
+        config: &ModelConfig,
+        weights: &Weights,
+        dtype: DType,
+        held: Held,
+    ) -> Result<Self> {
         let family = family::find(&config.model_type).ok_or_else(|| Error::UnknownModelType {
             path: weights.path().to_path_buf(),
             found: config.model_type.clone(),
             supported: family::supported().join(", "),
         })?;
         let plan = family.plan(config);
-        let read = Reader { weights, dtype };
+        let read = Reader { weights, dtype, held };
         let hidden = config.hidden_size;
         let embedding = read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
         let head = if config.tie_word_embeddings {
@@ -481,16 +508,14 @@ impl Lead {
 struct Reader<'a> {
     weights: &'a Weights,
     dtype: DType,
+    held: Held,
 }
 
 impl Reader<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = Tensor::new(self.weights.take_f32(name, shape)?, shape);
         if !tensor.is_finite() {
-            return Err(Error::NonFinite {
-                path: self.weights.path().to_path_buf(),
-                name: name.to_owned(),
-            });
+            return Err(self.non_finite(name));
         }
         Ok(tensor.to_dtype(self.dtype))
     }
@@ -500,9 +525,57 @@ impl Reader<'_> {
     }
 
     fn linear(&self, name: &str, out: usize, inputs: usize, bias: bool) -> Result<FrozenLinear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out, inputs])?;
+        let full = format!("{name}.weight");
+        let weight = self.weight(&full, [out, inputs])?;
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[out])).transpose()?;
-        Ok(FrozenLinear::new(FrozenWeight::Dense(weight), bias))
+        Ok(FrozenLinear::new(weight, bias))
+    }
+
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<FrozenWeight> {
+        let dtype = self.dtype;
+        let stored = self.weights.describe(name).map(|(_, format)| format);
+        let plain = stored == Some(BlockFormat::F32) && dtype == DType::F32;
+        if self.held == Held::Stored || (self.held == Held::Wide && plain) {
+            let (format, bytes) = self.weights.take_packed(name, &shape)?;
+            self.check_blocks(name, format, shape[1])?;
+            let finite = bytes
+                .par_chunks(format.bytes_for(shape[1]).max(1))
+                .all(|row| block::is_finite(format, row));
+            if !finite {
+                return Err(self.non_finite(name));
+            }
+            return Ok(FrozenWeight::Blocks { format, bytes, shape, dtype });
+        }
+        let tensor = self.tensor(name, &shape)?;
+        let Held::Packed(format) = self.held else { return Ok(FrozenWeight::Dense(tensor)) };
+        self.check_blocks(name, format, shape[1])?;
+        let rows: Vec<Vec<u8>> = tensor
+            .to_f32()
+            .par_chunks(shape[1].max(1) * 64)
+            .map(|rows| {
+                let mut out = Vec::new();
+                block::quantize(format, rows, &mut out);
+                out
+            })
+            .collect();
+        Ok(FrozenWeight::Blocks { format, bytes: rows.concat().into(), shape, dtype })
+    }
+
+    fn check_blocks(&self, name: &str, format: BlockFormat, cols: usize) -> Result<()> {
+        if cols.is_multiple_of(format.block_len()) {
+            return Ok(());
+        }
+        Err(Error::malformed(
+            self.weights.path(),
+            format!(
+                "`{name}` has rows of {cols} numbers; {format} packs {} at a time, so hold it in another type",
+                format.block_len()
+            ),
+        ))
+    }
+
+    fn non_finite(&self, name: &str) -> Error {
+        Error::NonFinite { path: self.weights.path().to_path_buf(), name: name.to_owned() }
     }
 }
 

@@ -19,7 +19,7 @@ mod weights;
 
 pub use cache::Cache;
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
-pub use decoder::{Added, Decoder, IGNORE_LABEL, Packed, Trained};
+pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};
 pub use error::{Error, Result};
 pub use gguf::GgufFile;
 pub use source::{ModelIdentity, ModelSource};

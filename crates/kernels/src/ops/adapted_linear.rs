@@ -18,7 +18,7 @@ use crate::element::DType;
 use crate::graph::{ParentGradients, Saved, Var};
 use crate::matmul::Write;
 use crate::ops::dropout::Dropout;
-use crate::ops::frozen_linear::FrozenLinear;
+use crate::ops::frozen_linear::{FrozenLinear, few};
 use crate::ops::gated_low_rank::{Gate, LowRank, Mask, Output, gated_low_rank};
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
@@ -33,11 +33,17 @@ use std::ops::Range;
 pub fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Output {
     let own_masks = p.num_experts > 1 && matches!(p.mask, Mask::PerExpert(_));
     let plain = x.value().dtype() == DType::F32 && !own_masks;
-    if !plain || x.value().rows() < dense::FEWEST_ROWS {
+    let few = x.value().rows() < dense::FEWEST_ROWS;
+    let parents = [Some(x), Some(p.a), Some(p.b)];
+    let recorded = few && parents.iter().flatten().any(|parent| parent.needs_grad());
+    if !plain || recorded {
         return gated_low_rank(x, frozen.forward(x), p);
     }
     let _part = crate::profile::part("adapted_linear");
     let plan = Plan::new(x, frozen, p);
+    if few {
+        return plan.few(x.value());
+    }
     let none = Var::constant(Tensor::zeros(DType::F32, [0]));
     let (gate_weight, gate_bias, given) = match p.gate {
         Gate::Input { weight, bias } | Gate::LowRank { weight, bias } => (Some(weight), bias, None),
@@ -251,6 +257,47 @@ impl Plan {
             });
         let gates = self.routed().then(|| Tensor::new(gates, [tokens, self.experts]));
         (Tensor::new(y, [tokens, outputs]), Tensor::new(z, [tokens, self.z_cols]), gates)
+    }
+
+    /// The layer for a few rows, without a graph: the weight is read once as it is stored.
+    fn few(&self, x: &Tensor) -> Output {
+        let rows = x.rows();
+        let x = x.data::<f32>();
+        let everything = 0..rows;
+        let zs_cols = self.zs_cols();
+        let stacked = [
+            Some(self.a.data::<f32>()),
+            match &self.route {
+                Route::Input { weight, .. } => Some(weight.data::<f32>()),
+                _ => None,
+            },
+        ];
+        let dropped = self.dropped(&Rows { range: &everything, x });
+        let mut zs = Buffer::<f32>::scratch(rows * zs_cols);
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, zs) in zs.chunks_exact_mut(zs_cols).enumerate() {
+                    let of_row = row * self.inputs..(row + 1) * self.inputs;
+                    let read_by_a =
+                        dropped.as_deref().map_or(&x[of_row.clone()], |d| &d[of_row.clone()]);
+                    let weights =
+                        stacked.iter().flatten().flat_map(|w| w.chunks_exact(self.inputs));
+                    for (column, (out, weight)) in zs.iter_mut().zip(weights).enumerate() {
+                        let read =
+                            if column < self.z_cols { read_by_a } else { &x[of_row.clone()] };
+                        *out = crate::simd::dot(weight, read);
+                    }
+                }
+            },
+        );
+        let mut z = Buffer::<f32>::scratch(rows * self.z_cols);
+        let mut gates = Buffer::<f32>::scratch(if self.routed() { rows * self.experts } else { 0 });
+        self.gate(&everything, &zs, &mut z, &mut gates);
+        let h = self.mixed(&z, &gates);
+        let y = few::product(&self.frozen, x, rows, (&h, self.b.data::<f32>()));
+        let gates = self.routed().then(|| Tensor::new(gates, [rows, self.experts]));
+        Output { y: Var::constant(Tensor::new(y, [rows, self.outputs])), gates }
     }
 
     /// Takes `z` and the scores apart and turns scores into gates.
@@ -668,6 +715,32 @@ mod tests {
                             }
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_few_rows_agree_with_many() {
+        for kind in ["one", "input+bias", "low-rank"] {
+            let v = leaves(kind, 3, false);
+            let v: Vec<Var> = v.iter().map(Var::detach).collect();
+            let p = LowRank {
+                a: &v[1],
+                b: &v[2],
+                num_experts: 3,
+                gate: gate(kind, &v),
+                scale: 1.7,
+                mask: Mask::None,
+            };
+            let layer = frozen(true);
+            let many = adapted_linear(&v[0], &layer, &p).y.value().to_f64();
+            for rows in [1, 5] {
+                let x = v[0].value().data::<f32>()[..rows * INPUTS].to_vec();
+                let x = Var::constant(Tensor::new(x, [rows, INPUTS]));
+                let few = adapted_linear(&x, &layer, &p).y.value().to_f64();
+                for (few, many) in few.iter().zip(&many) {
+                    assert!((few - many).abs() < 1e-4, "{kind}: {few} {many}");
                 }
             }
         }

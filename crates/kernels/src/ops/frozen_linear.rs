@@ -11,7 +11,10 @@ use crate::simd::{self, vectorize};
 use crate::tensor::Tensor;
 use crate::tile::Right;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
+
+pub(crate) mod few;
 
 /// A weight `[out, in]` of the base model.
 #[derive(Clone)]
@@ -23,12 +26,44 @@ pub enum FrozenWeight {
         /// How the bytes encode numbers.
         format: BlockFormat,
         /// Row-major blocks; every row starts a block.
-        bytes: Arc<[u8]>,
+        bytes: PackedBytes,
         /// `[out, in]`.
         shape: [usize; 2],
         /// Type of the widened numbers.
         dtype: DType,
     },
+}
+
+/// Bytes of a packed weight, shared with whoever holds them: a buffer, or a file mapped into memory.
+#[derive(Clone)]
+pub struct PackedBytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl PackedBytes {
+    /// Part of what `owner` holds.
+    ///
+    /// # Panics
+    /// If the range reaches past the end.
+    pub fn shared(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+        assert!(range.end <= owner.as_ref().as_ref().len(), "the range reaches past the bytes");
+        Self { owner, range }
+    }
+}
+
+impl From<Vec<u8>> for PackedBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { owner: Arc::new(bytes), range }
+    }
+}
+
+impl std::ops::Deref for PackedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.owner.as_ref().as_ref()[self.range.clone()]
+    }
 }
 
 /// Rows of a packed weight that are widened at a time.
@@ -115,8 +150,13 @@ impl FrozenLinear {
         let [out_features, in_features] = self.shape();
         assert_eq!(x.cols(), in_features, "input has another width than the layer");
         let rows = x.rows();
-        if x.dtype() == DType::F32 && rows >= dense::FEWEST_ROWS {
-            return self.apply_packed(x);
+        if x.dtype() == DType::F32 {
+            return if rows >= dense::FEWEST_ROWS {
+                self.apply_packed(x)
+            } else {
+                let out = few::product(self, x.data::<f32>(), rows, (&[], &[]));
+                Tensor::new(out, [rows, out_features])
+            };
         }
         dispatch!(x.dtype(), E => {
             let mut out = Buffer::<E>::scratch(rows * out_features);
@@ -252,6 +292,11 @@ impl FrozenLinear {
                 Dense::Kept(&weight.data::<f32>()[first * cols..(first + count) * cols])
             }
             FrozenWeight::Blocks { format, bytes, shape: [_, cols], .. } => {
+                if *format == BlockFormat::F32
+                    && let Ok(weight) = bytemuck::try_cast_slice::<u8, f32>(bytes)
+                {
+                    return Dense::Kept(&weight[first * cols..(first + count) * cols]);
+                }
                 let mut wide = Buffer::<f32>::scratch(count * cols);
                 widen(*format, bytes, first, count, *cols, &mut wide);
                 Dense::Widened(wide)

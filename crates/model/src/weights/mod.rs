@@ -11,12 +11,14 @@ mod safetensors;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::ops::frozen_linear::PackedBytes;
 use map::MappedFile;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Single weight file of a model folder.
@@ -32,7 +34,7 @@ const NEAREST: usize = 3;
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    files: Vec<MappedFile>,
+    files: Vec<Arc<MappedFile>>,
     entries: BTreeMap<String, Entry>,
     gguf: Option<GgufFile>,
 }
@@ -113,7 +115,7 @@ impl Weights {
         for path in files {
             let file = MappedFile::open(path)?;
             let tensors = safetensors::read(file.bytes(), path)?;
-            weights.files.push(file);
+            weights.files.push(Arc::new(file));
             for tensor in tensors {
                 weights.insert(
                     tensor.name,
@@ -166,7 +168,7 @@ impl Weights {
         let gguf = GgufFile::parse(file.bytes(), path)?;
         let mut weights = Self {
             path: path.to_path_buf(),
-            files: vec![file],
+            files: vec![Arc::new(file)],
             entries: BTreeMap::new(),
             gguf: None,
         };
@@ -273,6 +275,27 @@ impl Weights {
         let view = self.get(name)?;
         self.mark_used(name);
         Ok(view)
+    }
+
+    /// The tensor `name` as stored, kept where it is: in the mapped file, unless its rows have to be
+    /// put in another order. It must have the shape `expected`, and then counts as used.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_packed(
+        &self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<(BlockFormat, PackedBytes)> {
+        let view = self.take(name, expected)?;
+        let bytes = match view.bytes {
+            Cow::Owned(bytes) => bytes.into(),
+            Cow::Borrowed(_) => {
+                let entry = self.entry(name)?;
+                PackedBytes::shared(self.files[entry.file].clone(), entry.range.clone())
+            }
+        };
+        Ok((view.format, bytes))
     }
 
     /// The tensor `name` widened to `f32`, row by row; it must have the shape `expected`, and then

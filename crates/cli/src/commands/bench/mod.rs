@@ -1,5 +1,7 @@
 //! `hydralora bench`: speed against this machine's measured matrix-product rate.
 
+mod decode;
+mod kernels;
 mod train;
 
 use crate::args::{BenchArguments, BenchWhat, Global};
@@ -11,7 +13,8 @@ use std::time::Instant;
 pub(crate) fn run(global: &Global, arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     match &arguments.what {
         BenchWhat::Train(command) => train::run(global, command),
-        _ => todo!(),
+        BenchWhat::Decode(command) => decode::run(global, command),
+        BenchWhat::Kernels(command) => kernels::run(global, command),
     }
 }
 

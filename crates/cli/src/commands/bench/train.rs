@@ -7,9 +7,9 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::read_method;
 use crate::ui::{result, say, table, thousands};
+use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
-use hydralora_kernels::{DType, Var};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
 use hydralora_peft::Tuned;
@@ -291,7 +291,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
         return Err(bad_input("--seq-len: expected at least 2"));
     }
     let opening = Instant::now();
-    let base = open_base(&arguments.model, DType::F32)?;
+    let base = open_base(&arguments.model, arguments.dtype)?;
     let opened = opening.elapsed().as_secs_f64();
     let config = base.decoder.config().clone();
     let batches = match &arguments.tokens {
