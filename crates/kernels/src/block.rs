@@ -113,68 +113,114 @@ pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
 fn widen_blocks<'a>(format: BlockFormat, blocks: impl Iterator<Item = (&'a [u8], &'a mut [f32])>) {
     match format {
         BlockFormat::F32 => {
-            blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            for (b, y) in blocks {
+                y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
         }
-        BlockFormat::F64 => blocks.for_each(|(b, y)| {
-            y[0] = f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
-        }),
-        BlockFormat::F16 => blocks.for_each(|(b, y)| y[0] = half_at(b, 0)),
+        BlockFormat::F64 => {
+            for (b, y) in blocks {
+                {
+                    y[0] =
+                        f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
+                }
+            }
+        }
+        BlockFormat::F16 => {
+            for (b, y) in blocks {
+                y[0] = half_at(b, 0);
+            }
+        }
         BlockFormat::BF16 => {
-            blocks.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32())
+            for (b, y) in blocks {
+                y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
         }
-        BlockFormat::Q8_0 => blocks.for_each(|(b, y)| {
-            let d = half_at(b, 0);
-            for (y, &q) in y.iter_mut().zip(&b[2..]) {
-                *y = d * f32::from(q as i8);
-            }
-        }),
-        BlockFormat::Q4_0 => blocks.for_each(|(b, y)| {
-            let d = half_at(b, 0);
-            nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
-        }),
-        BlockFormat::Q4_1 => blocks.for_each(|(b, y)| {
-            let (d, m) = (half_at(b, 0), half_at(b, 2));
-            nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
-        }),
-        BlockFormat::Q5_0 => blocks.for_each(|(b, y)| {
-            let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
-            nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
-        }),
-        BlockFormat::Q5_1 => blocks.for_each(|(b, y)| {
-            let (d, m) = (half_at(b, 0), half_at(b, 2));
-            let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
-            nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
-        }),
-        BlockFormat::Q4_K => blocks.for_each(|(b, y)| {
-            for (part, y) in y.chunks_exact_mut(32).enumerate() {
-                let (d, m) = sub_scale(b, part);
-                let quants = &b[16 + part / 2 * 32..][..32];
-                for (y, &q) in y.iter_mut().zip(quants) {
-                    *y = d * f32::from((q >> (part % 2 * 4)) & 15) - m;
+        BlockFormat::Q8_0 => {
+            for (b, y) in blocks {
+                {
+                    let d = half_at(b, 0);
+                    for (y, &q) in y.iter_mut().zip(&b[2..]) {
+                        *y = d * f32::from(q as i8);
+                    }
                 }
             }
-        }),
-        BlockFormat::Q5_K => blocks.for_each(|(b, y)| {
-            for (part, y) in y.chunks_exact_mut(32).enumerate() {
-                let (d, m) = sub_scale(b, part);
-                let quants = &b[48 + part / 2 * 32..][..32];
-                for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
-                    let q = ((q >> (part % 2 * 4)) & 15) | (((high >> part) & 1) << 4);
-                    *y = d * f32::from(q) - m;
+        }
+        BlockFormat::Q4_0 => {
+            for (b, y) in blocks {
+                {
+                    let d = half_at(b, 0);
+                    nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
                 }
             }
-        }),
-        BlockFormat::Q6_K => blocks.for_each(|(b, y)| {
-            let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
-            for (i, y) in y.iter_mut().enumerate() {
-                // Halves of 128; within one, four runs of 32 share the bytes of `high`.
-                let (half, run, l) = (i / 128, i % 128 / 32, i % 32);
-                let low = low[half * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
-                let high = high[half * 32 + l] >> (run * 2) & 3;
-                let scale = scales[half * 8 + run * 2 + l / 16] as i8;
-                *y = d * f32::from(scale) * (f32::from(low | high << 4) - 32.0);
+        }
+        BlockFormat::Q4_1 => {
+            for (b, y) in blocks {
+                {
+                    let (d, m) = (half_at(b, 0), half_at(b, 2));
+                    nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
+                }
             }
-        }),
+        }
+        BlockFormat::Q5_0 => {
+            for (b, y) in blocks {
+                {
+                    let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+                    nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
+                }
+            }
+        }
+        BlockFormat::Q5_1 => {
+            for (b, y) in blocks {
+                {
+                    let (d, m) = (half_at(b, 0), half_at(b, 2));
+                    let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+                    nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
+                }
+            }
+        }
+        BlockFormat::Q4_K => {
+            for (b, y) in blocks {
+                {
+                    for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                        let (d, m) = sub_scale(b, part);
+                        let quants = &b[16 + part / 2 * 32..][..32];
+                        for (y, &q) in y.iter_mut().zip(quants) {
+                            *y = d * f32::from((q >> (part % 2 * 4)) & 15) - m;
+                        }
+                    }
+                }
+            }
+        }
+        BlockFormat::Q5_K => {
+            for (b, y) in blocks {
+                {
+                    for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                        let (d, m) = sub_scale(b, part);
+                        let quants = &b[48 + part / 2 * 32..][..32];
+                        for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
+                            let q = ((q >> (part % 2 * 4)) & 15) | (((high >> part) & 1) << 4);
+                            *y = d * f32::from(q) - m;
+                        }
+                    }
+                }
+            }
+        }
+        BlockFormat::Q6_K => {
+            for (b, y) in blocks {
+                {
+                    let (low, high, scales, d) =
+                        (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
+                    for (i, y) in y.iter_mut().enumerate() {
+                        // Halves of 128; within one, four runs of 32 share the bytes of `high`.
+                        let (half, run, l) = (i / 128, i % 128 / 32, i % 32);
+                        let low = low[half * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
+                        let high = high[half * 32 + l] >> (run * 2) & 3;
+                        let scale = scales[half * 8 + run * 2 + l / 16] as i8;
+                        *y = d * f32::from(scale) * (f32::from(low | high << 4) - 32.0);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -273,6 +319,7 @@ pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
 }
 
 /// The low halves of 16 bytes, then their high halves, through `f(quant, index)`.
+#[inline(always)]
 fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
     let (low, high) = out.split_at_mut(16);
     for (i, &byte) in bytes.iter().enumerate() {
@@ -281,11 +328,13 @@ fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
     }
 }
 
+#[inline(always)]
 fn fifth_bit(high: u32, index: usize) -> u8 {
     (high >> index & 1) as u8 * 16
 }
 
 /// Scale and offset of sub-block `part` of a `K` block: six bits each, packed into 12 bytes.
+#[inline(always)]
 fn sub_scale(block: &[u8], part: usize) -> (f32, f32) {
     let packed = &block[4..16];
     let (scale, offset) = if part < 4 {

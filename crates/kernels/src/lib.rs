@@ -18,6 +18,8 @@ pub mod ops;
 mod parameter;
 pub mod profile;
 pub mod simd;
+#[allow(unsafe_code)]
+pub mod team;
 mod tensor;
 #[allow(unsafe_code)]
 mod tile;

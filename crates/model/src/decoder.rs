@@ -27,12 +27,16 @@ use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows, select_rows, take_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
+use hydralora_kernels::team::together;
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 use rayon::prelude::*;
 
 mod training;
 
 pub use training::{Added, Trained};
+
+/// Tokens below which a pass is bound by waiting for threads more than by computing.
+const FEW_TOKENS: usize = 8;
 
 /// How a decoder holds its matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -305,20 +309,26 @@ impl Decoder {
             .map(|position| position as u32)
             .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
-        for index in 0..self.layers.len() {
-            let mut layers: Vec<&mut LayerCache> =
-                caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
-            if let Some(prefix) = &lead.prefix[index] {
-                let (keys, values) = (prefix.keys.value(), prefix.values.value());
-                for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
-                    dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+        // A token at a time is hundreds of very short loops.
+        let short = batch.tokens.len() < FEW_TOKENS;
+        let mut layers = || {
+            let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
+            for index in 0..self.layers.len() {
+                let mut layers: Vec<&mut LayerCache> =
+                    caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
+                if let Some(prefix) = &lead.prefix[index] {
+                    let (keys, values) = (prefix.keys.value(), prefix.values.value());
+                    for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
+                        dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+                    }
                 }
+                let attention =
+                    |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
+                h = self.layer_forward(index, h, &table, adapter, pass, attention, None);
             }
-            let attention =
-                |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
-            h = self.layer_forward(index, h, &table, adapter, pass, attention, None);
-        }
+            h
+        };
+        let h = if short { together(layers) } else { layers() };
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());

@@ -5,10 +5,10 @@ use super::{FrozenLinear, FrozenWeight};
 use crate::block::{self, BlockFormat};
 use crate::buffer::Buffer;
 use crate::simd::{self, vectorize};
-use rayon::prelude::*;
+use crate::team;
 
 /// Bytes of weight a task reads.
-const TASK_BYTES: usize = 1 << 16;
+const TASK_BYTES: usize = 1 << 15;
 
 /// `x Wᵀ + h Uᵀ` for `x: [rows, in]`, `h: [rows, k]` and `U: [out, k]`, giving `[rows, out]`; `k` may
 /// be 0.
@@ -30,7 +30,7 @@ pub(crate) fn product(
     let task = (TASK_BYTES / row_bytes).clamp(1, outputs.max(1));
     // `[out, rows]`, so that tasks own whole stretches.
     let mut turned = Buffer::<f32>::scratch(outputs * rows);
-    turned.par_chunks_mut(task * rows).enumerate().for_each(|(index, out)| {
+    team::chunks_mut(&mut turned, task * rows, |index, out| {
         let first = index * task;
         let count = out.len() / rows;
         vectorize(
@@ -108,15 +108,28 @@ fn packed(
 ) {
     let row_bytes = format.bytes_for(inputs);
     let of_rows = out.chunks_exact_mut(rows).zip(bytes.chunks_exact(row_bytes));
+    // Plain loops: an iterator's closure would be a function of its own, without vectors.
     match (format, rows) {
-        (BlockFormat::Q8_0, 1) => of_rows.for_each(|(out, row)| out[0] = block::dot_q8_0(row, x)),
+        (BlockFormat::Q8_0, 1) => {
+            for (out, row) in of_rows {
+                out[0] = block::dot_q8_0(row, x);
+            }
+        }
         (BlockFormat::Q4_0, 1) => {
-            of_rows.for_each(|(out, row)| out[0] = block::dot_q4_0(row, x, sums));
+            for (out, row) in of_rows {
+                out[0] = block::dot_q4_0(row, x, sums);
+            }
         }
         (BlockFormat::Q4_1, 1) => {
-            of_rows.for_each(|(out, row)| out[0] = block::dot_q4_1(row, x, sums));
+            for (out, row) in of_rows {
+                out[0] = block::dot_q4_1(row, x, sums);
+            }
         }
-        (BlockFormat::BF16, 1) => of_rows.for_each(|(out, row)| out[0] = block::dot_bf16(row, x)),
+        (BlockFormat::BF16, 1) => {
+            for (out, row) in of_rows {
+                out[0] = block::dot_bf16(row, x);
+            }
+        }
         _ => {
             let mut wide = Buffer::<f32>::scratch(inputs);
             for (out, row) in of_rows {
