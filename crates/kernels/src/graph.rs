@@ -198,10 +198,7 @@ pub fn backward_from(outputs: impl IntoIterator<Item = (Var, Tensor)>) -> Gradie
 ///
 /// # Panics
 /// As [`backward_from`].
-pub fn backward_onto(
-    outputs: impl IntoIterator<Item = (Var, Tensor)>,
-    gradients: &mut Gradients,
-) {
+pub fn backward_onto(outputs: impl IntoIterator<Item = (Var, Tensor)>, gradients: &mut Gradients) {
     let mut pending: BTreeMap<u64, (Arc<Node>, Tensor)> = BTreeMap::new();
     let leaves = &mut gradients.0;
     for (output, seed) in outputs {

@@ -31,7 +31,8 @@ impl ModelConfig {
             }),
         };
         // Both layouts, so that older releases of transformers read the same numbers.
-        let older = if self.rope.scaling == RopeScaling::None { Value::Null } else { scaling.clone() };
+        let older =
+            if self.rope.scaling == RopeScaling::None { Value::Null } else { scaling.clone() };
         let mut newer = scaling;
         newer["rope_theta"] = json!(self.rope.theta);
         let mut config = Map::new();

@@ -19,7 +19,9 @@ use crate::weights::Weights;
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
-use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy, trained_cross_entropy};
+use hydralora_kernels::ops::cross_entropy::{
+    CrossEntropy, linear_cross_entropy, trained_cross_entropy,
+};
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::rms_norm::rms_norm;
@@ -30,8 +32,8 @@ use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 
 mod training;
 
-pub use training::{Added, Trained};
 use std::collections::BTreeMap;
+pub use training::{Added, Trained};
 
 /// Marks a row that has no token to predict.
 pub const IGNORE_LABEL: u32 = u32::MAX;

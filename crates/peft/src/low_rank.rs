@@ -2,19 +2,25 @@
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
 //! [`gated_low_rank`](hydralora_kernels::ops::gated_low_rank).
 
+use crate::decomposition::{RowNorms, principal};
 use crate::error::{Error, Fault, Result};
+use crate::io::module_names;
 use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, take_tensor,
-    uniform,
+    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound,
+    take_tensor, uniform,
 };
+use crate::options::{self, LoraConfigKeys, whole_if_possible};
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
+use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
+use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
 use hydralora_kernels::{DType, Tensor, Var, dispatch};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// What the router reads.
@@ -50,12 +56,25 @@ pub(crate) enum RouterScope {
     Block,
 }
 
-/// A router's kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What `A` and `B` start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Start {
+    /// `A` Kaiming-uniform, `B` zero.
+    #[default]
+    Kaiming,
+    /// The principal part of the weight, which is taken out of the weight.
+    Pissa,
+}
+
+/// A router's kind. By default one for each layer, reading its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Router {
     pub(crate) route_on: RouteOn,
     pub(crate) scope: RouterScope,
     pub(crate) bias: bool,
+    /// How many experts a token goes to; all if not given.
+    pub(crate) top_k: Option<usize>,
 }
 
 /// How the heads of a site are weighed.
@@ -78,17 +97,32 @@ impl Mixing {
     }
 }
 
-/// A penalty on experts that carry too little: the squared coefficient of variation of the gates
-/// summed over each sequence, where the first half of the experts should carry more of the
-/// sequences of some domains and the second half more of the others.
+/// A penalty on experts that carry too little.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Balance {
     /// Factor on the penalty.
     pub(crate) weight: f64,
-    /// An expert's load counts `1 + delta` for sequences meant for it and `1 − delta` for others.
-    pub(crate) delta: f64,
-    /// Domains meant for the first half; without any, all experts are alike.
-    pub(crate) first_half: Vec<String>,
+    /// What it asks for.
+    pub(crate) penalty: Penalty,
+}
+
+/// What a [`Balance`] asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Penalty {
+    /// The squared coefficient of variation of the gates summed over each sequence, where the first
+    /// half of the experts should carry more of the sequences of some domains and the second half
+    /// more of the others.
+    Localized {
+        /// An expert's load counts `1 + delta` for sequences meant for it and `1 − delta` for others.
+        delta: f64,
+        /// Domains meant for the first half; without any, all experts are alike.
+        first_half: Vec<String>,
+    },
+    /// As many tokens for each expert, where each goes to its `top_k` largest.
+    Load {
+        /// How many experts a token goes to.
+        top_k: usize,
+    },
 }
 
 /// How the heads of a site are named in a file.
@@ -112,6 +146,9 @@ pub(crate) struct LowRankSpec {
     pub(crate) dropout_mask: DropoutMask,
     pub(crate) mixing: Mixing,
     pub(crate) names: HeadNames,
+    pub(crate) start: Start,
+    /// Whether magnitude and direction are learned apart (DoRA).
+    pub(crate) decomposed: bool,
 }
 
 struct RouterTensors {
@@ -126,6 +163,10 @@ struct SiteTensors {
     /// `[out, N·r]`; a file holds the heads one by one.
     b: Trainable,
     router: Option<RouterTensors>,
+    /// DoRA's magnitude `[out]`, and the norms it is measured against.
+    magnitude: Option<(Trainable, RowNorms)>,
+    /// What was taken out of the weight, `A₀: [r, in]` and `−B₀: [out, r]`.
+    taken_out: Option<[Var; 2]>,
 }
 
 /// A live LoRA-like adapter.
@@ -138,6 +179,8 @@ pub(crate) struct LowRankAdapter {
     balance: Option<Balance>,
     /// Numbers of the balance's domains in the run at hand.
     first_half: Vec<u32>,
+    /// Whether the start values from the base model are still to come.
+    waiting: bool,
 }
 
 impl LowRankAdapter {
@@ -197,10 +240,24 @@ impl LowRankAdapter {
                     a: Trainable::new(a, Role::A, start),
                     b: Trainable::new(format!("{site}.lora_B.weight"), Role::B, b),
                     router: own_router,
+                    magnitude: spec.decomposed.then(|| {
+                        let name = format!("{site}.lora_magnitude_vector");
+                        let zeros = Tensor::zeros(dtype, [out_features]);
+                        (Trainable::new(name, Role::Scale, zeros), RowNorms::default())
+                    }),
+                    taken_out: None,
                 },
             );
         }
-        Self { options, spec, sites: tensors, blocks, balance: None, first_half: Vec::new() }
+        Self {
+            options,
+            spec,
+            sites: tensors,
+            blocks,
+            balance: None,
+            first_half: Vec::new(),
+            waiting: spec.decomposed || spec.start == Start::Pissa,
+        }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
@@ -210,14 +267,14 @@ impl LowRankAdapter {
     }
 
     /// The balance's constants for every sequence and expert.
-    fn shares(&self, balance: &Balance, domains: &[u32]) -> Vec<f64> {
+    fn shares(&self, delta: f64, domains: &[u32]) -> Vec<f64> {
         let experts = self.spec.num_experts;
         let share = |domain: &u32, expert: usize| {
             let meant = self.first_half.contains(domain) == (expert < experts / 2);
             match (self.first_half.is_empty(), meant) {
                 (true, _) => 1.0,
-                (false, true) => 1.0 + balance.delta,
-                (false, false) => 1.0 - balance.delta,
+                (false, true) => 1.0 + delta,
+                (false, false) => 1.0 - delta,
             }
         };
         domains.iter().flat_map(|d| (0..experts).map(move |e| share(d, e))).collect()
@@ -273,25 +330,30 @@ impl Adapter for LowRankAdapter {
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let block_gates = self.block_gates(site, x, pass);
-        let base = frozen.forward(x);
-        let Some(tensors) = self.sites.get(&site) else { return base };
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
         let own = tensors
             .router
             .as_ref()
             .map(|router| (router.weight.var(), router.bias.as_ref().map(Trainable::var)));
         let counted = self.balance.is_some() && pass.dropout_seed().is_some();
-        let own_gates = own.filter(|_| counted).map(|(weight, bias)| router_gates(x, weight, bias));
-        if let Some(gates) = own_gates.as_ref().or(block_gates.as_ref()).filter(|_| counted) {
+        let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
+        let own_gates = own
+            .filter(|_| counted || top_k.is_some())
+            .map(|(weight, bias)| router_gates(x, weight, bias));
+        let mut given = own_gates.or(block_gates);
+        if let Some(gates) = given.as_ref().filter(|_| counted) {
             pass.set_aside(site, gates.clone());
         }
-        let gate = match (&own_gates, own, &block_gates, self.spec.mixing) {
+        if let Some(k) = top_k {
+            given = given.map(|gates| keep_largest(&gates, k));
+        }
+        let gate = match (&given, own, self.spec.mixing) {
             (Some(gates), ..) => Gate::Given(gates),
-            (None, Some((weight, bias)), _, Mixing::Routed(kind)) => match kind.route_on {
+            (None, Some((weight, bias)), Mixing::Routed(kind)) => match kind.route_on {
                 RouteOn::X => Gate::Input { weight, bias },
                 RouteOn::A => Gate::LowRank { weight, bias },
             },
-            (None, _, Some(gates), _) => Gate::Given(gates),
-            (None, _, None, Mixing::Mean) => Gate::Uniform,
+            (None, _, Mixing::Mean) => Gate::Uniform,
             (None, ..) => Gate::One,
         };
         let update = LowRank {
@@ -302,12 +364,31 @@ impl Adapter for LowRankAdapter {
             scale: self.spec.scale,
             mask: self.mask(site, pass),
         };
-        let output = gated_low_rank(x, base, &update);
+        if let Some((magnitude, norms)) = &tensors.magnitude {
+            let training = pass.dropout_seed().is_some();
+            return norms.decomposed(x, frozen, magnitude.var(), &update, training);
+        }
+        if let Some(taken_out) = &tensors.taken_out {
+            return less_taken_out(x, frozen.forward(x), &update, taken_out);
+        }
+        let output = gated_low_rank(x, frozen.forward(x), &update);
         if let Some(gates) = &output.gates {
             pass.report_gates(site, gates);
         }
         output.y
     }
+}
+
+/// `y0 + s (B A − B₀ A₀) x`, where dropout is for the first term alone. Without dropout it is the
+/// very computation of the LoRA of rank `2r` that a file holds.
+fn less_taken_out(x: &Var, y0: Var, update: &LowRank<'_>, [a, b]: &[Var; 2]) -> Var {
+    if update.mask == Mask::None {
+        let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
+        let b = join_columns(update.b, b);
+        return gated_low_rank(x, y0, &LowRank { a: &a, b: &b, ..*update }).y;
+    }
+    let rest = LowRank { a, b, mask: Mask::None, ..*update };
+    gated_low_rank(x, gated_low_rank(x, y0, &rest).y, update).y
 }
 
 impl Tuned for LowRankAdapter {
@@ -323,6 +404,7 @@ impl Tuned for LowRankAdapter {
         let mut all = Vec::new();
         for site in self.sites.values() {
             all.extend([&site.a, &site.b]);
+            all.extend(site.magnitude.as_ref().map(|(magnitude, _)| magnitude));
             if let Some(router) = &site.router {
                 all.push(&router.weight);
                 all.extend(&router.bias);
@@ -339,6 +421,7 @@ impl Tuned for LowRankAdapter {
         let mut all = Vec::new();
         for site in self.sites.values_mut() {
             all.extend([&mut site.a, &mut site.b]);
+            all.extend(site.magnitude.as_mut().map(|(magnitude, _)| magnitude));
             if let Some(router) = &mut site.router {
                 all.push(&mut router.weight);
                 all.extend(&mut router.bias);
@@ -354,7 +437,7 @@ impl Tuned for LowRankAdapter {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         let mut map = TensorMap::new();
         for trainable in self.trainables() {
-            if trainable.role == Role::Router {
+            if is_whole(trainable) {
                 map.insert(trainable.parameter.name().to_owned(), pick(trainable));
             }
         }
@@ -375,7 +458,7 @@ impl Tuned for LowRankAdapter {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let mut faults = Vec::new();
         for trainable in self.trainables_mut() {
-            if trainable.role != Role::Router {
+            if !is_whole(trainable) {
                 continue;
             }
             let parameter = &mut trainable.parameter;
@@ -406,6 +489,88 @@ impl Tuned for LowRankAdapter {
                 }
             }
         }
+        self.waiting = false;
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn file_tensors(&self) -> TensorMap {
+        let mut map = self.tensors();
+        for (site, tensors) in &self.sites {
+            let Some([a, b]) = &tensors.taken_out else { continue };
+            let (own_a, own_b) = (tensors.a.var().detach(), tensors.b.var().detach());
+            let a = prepend_rows(&own_a, a, &[0, a.value().rows()], &[true]);
+            map.insert(a_name(self.spec, *site, 0), a.into_value());
+            map.insert(self.head_name(*site, 0), join_columns(&own_b, b).into_value());
+        }
+        map
+    }
+
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        let mut config = self.options().to_peft();
+        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        if self.sites.values().any(|site| site.taken_out.is_some()) {
+            // Twice the rank at the same scale.
+            let rank = 2 * self.spec.rank;
+            let stabilised = config.get("use_rslora") == Some(&json!(true));
+            let per_rank = if stabilised { (rank as f64).sqrt() } else { rank as f64 };
+            config.insert("r".to_owned(), json!(rank));
+            config.insert("lora_alpha".to_owned(), whole_if_possible(self.spec.scale * per_rank));
+        }
+        config
+    }
+
+    fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
+        for (&site, tensors) in &mut self.sites {
+            let frozen = base.decoder.frozen(site);
+            let dtype = tensors.a.parameter.value().dtype();
+            if let Some((magnitude, norms)) = &mut tensors.magnitude {
+                let (a, b) = (tensors.a.parameter.value(), tensors.b.parameter.value());
+                magnitude.parameter.set(norms.of(frozen, a, b, self.spec.scale, false));
+            }
+            if self.spec.start == Start::Pissa {
+                let weight = frozen.dense_weight();
+                let [a, b] =
+                    principal(&weight, self.spec.rank, self.spec.scale).ok_or_else(|| {
+                        let message =
+                            format!("pissa: the singular values of {site}.weight were not found");
+                        let faults = vec![Fault::new("method.init_lora_weights", message)];
+                        Error::Options { faults }
+                    })?;
+                tensors.take_out(&a, &b);
+                tensors.a.parameter.set(a.to_dtype(dtype));
+                tensors.b.parameter.set(b.to_dtype(dtype));
+            }
+        }
+        self.waiting = false;
+        Ok(())
+    }
+
+    fn state(&self) -> TensorMap {
+        let mut state = TensorMap::new();
+        for (site, tensors) in &self.sites {
+            if let Some([a, b]) = &tensors.taken_out {
+                let mut b = b.value().clone();
+                b.scale(-1.0);
+                state.insert(format!("{site}.lora_A.start"), a.value().clone());
+                state.insert(format!("{site}.lora_B.start"), b);
+            }
+        }
+        state
+    }
+
+    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        if self.spec.start != Start::Pissa {
+            return Ok(());
+        }
+        let (rank, mut faults) = (self.spec.rank, Vec::new());
+        for (site, own) in &mut self.sites {
+            let (a, b) = ([rank, own.shape.in_features], [own.shape.out_features, rank]);
+            let a = take_tensor(tensors, &format!("{site}.lora_A.start"), &a, &mut faults);
+            let b = take_tensor(tensors, &format!("{site}.lora_B.start"), &b, &mut faults);
+            if let (Some(a), Some(b)) = (a, b) {
+                own.take_out(&a, &b);
+            }
+        }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -414,7 +579,14 @@ impl Tuned for LowRankAdapter {
     }
 
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
-        let Some(balance) = &self.balance else { return Ok(()) };
+        if self.waiting {
+            let message = "starts from the base model's weights, which were not given";
+            return Err(Error::Options { faults: vec![Fault::new("method", message)] });
+        }
+        let Some(Balance { penalty: Penalty::Localized { first_half, .. }, .. }) = &self.balance
+        else {
+            return Ok(());
+        };
         let number = |name: &String| {
             plan.domains.iter().position(|domain| domain == name).map(|at| at as u32).ok_or_else(
                 || {
@@ -427,7 +599,7 @@ impl Tuned for LowRankAdapter {
             )
         };
         let (mut found, mut faults) = (Vec::new(), Vec::new());
-        for name in &balance.first_half {
+        for name in first_half {
             match number(name) {
                 Ok(domain) => found.push(domain),
                 Err(fault) => faults.push(fault),
@@ -443,21 +615,64 @@ impl Tuned for LowRankAdapter {
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let balance = self.balance.as_ref()?;
         let sequences = pass.sequences();
-        let terms = pass.take_set_aside().into_values().map(|gates| match sequences {
-            Some(found) => {
-                squared_variation(&gates, found.offsets, &self.shares(balance, found.domains))
-            }
-            None => {
-                let even = vec![1.0; self.spec.num_experts];
-                squared_variation(&gates, &[0, gates.value().rows()], &even)
-            }
+        let terms = pass.take_set_aside().into_values().map(|gates| match &balance.penalty {
+            Penalty::Load { top_k } => load_balance(&gates, *top_k),
+            Penalty::Localized { delta, .. } => match sequences {
+                Some(found) => {
+                    squared_variation(&gates, found.offsets, &self.shares(*delta, found.domains))
+                }
+                None => {
+                    let even = vec![1.0; self.spec.num_experts];
+                    squared_variation(&gates, &[0, gates.value().rows()], &even)
+                }
+            },
         });
         let total = terms.reduce(|sum, term| add(&sum, term))?;
         Some(scale(&total, balance.weight))
     }
 }
 
+/// Whether a file holds the tensor as it is, and not head by head.
+fn is_whole(trainable: &Trainable) -> bool {
+    matches!(trainable.role, Role::Router | Role::Scale)
+}
+
+impl Mixing {
+    fn top_k(self) -> Option<usize> {
+        match self {
+            Mixing::Routed(router) => router.top_k,
+            _ => None,
+        }
+    }
+}
+
+impl SiteTensors {
+    /// Takes `s B A` out of the weight.
+    fn take_out(&mut self, a: &Tensor, b: &Tensor) {
+        let dtype = self.a.parameter.value().dtype();
+        let mut b = b.to_dtype(dtype);
+        b.scale(-1.0);
+        self.taken_out = Some([Var::constant(a.to_dtype(dtype)), Var::constant(b)]);
+    }
+}
+
 impl LowRankSpec {
+    /// Plain LoRA with these options.
+    pub(crate) fn of(keys: &LoraConfigKeys) -> Self {
+        Self {
+            rank: keys.rank,
+            num_experts: 1,
+            own_a: false,
+            scale: options::scale(keys.alpha, keys.rank, keys.use_rslora),
+            dropout: keys.dropout,
+            dropout_mask: DropoutMask::Shared,
+            mixing: Mixing::Sum,
+            names: HeadNames::Single,
+            start: Start::Kaiming,
+            decomposed: false,
+        }
+    }
+
     /// How many `A` a site has.
     fn num_a(&self) -> usize {
         if self.own_a { self.num_experts } else { 1 }

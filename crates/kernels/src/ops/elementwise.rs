@@ -57,6 +57,21 @@ pub fn scale_columns(x: &Var, l: &Var) -> Var {
     })
 }
 
+/// `y_tj = x_tj + b_j` for a constant `shift: [n]`, in the storage of `x` when nobody else holds it.
+///
+/// # Panics
+/// If the widths differ.
+pub fn shift_columns(x: Var, shift: &Tensor) -> Var {
+    let (mut y, x) = x.take();
+    assert_eq!(y.cols(), shift.len(), "one shift per column");
+    dispatch!(y.dtype(), E => {
+        for row in y.data_mut::<E>().chunks_exact_mut(shift.len().max(1)) {
+            crate::simd::axpy(1.0, shift.data::<E>(), row);
+        }
+    });
+    Var::computed(y, &[&x], |gradient, parents| parents.add(0, gradient))
+}
+
 /// `y_ij = e_i · m_ij` for `m: [r, n]` and `e` of `r` elements under any shape.
 ///
 /// # Panics
@@ -135,6 +150,10 @@ mod tests {
     fn gradients_match_finite_differences() {
         check::gradients(&[&[2, 3], &[2, 3]], |x| add(&scale(&x[0], -1.5), x[1].clone()));
         check::gradients(&[&[4]], |x| add(&x[0], x[0].clone()));
+        let shift = check::inputs(&[&[3]])[0].value().clone();
+        check::gradients(&[&[4, 3]], |x| shift_columns(scale(&x[0], 2.0), &shift));
+        let moved = shift_columns(Var::constant(Tensor::zeros(shift.dtype(), [2, 3])), &shift);
+        assert_eq!(moved.value().to_f64(), shift.to_f64().repeat(2));
     }
 
     #[test]

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn the_largest_are_kept_and_sum_to_one() {
-        let gates = Tensor::from_f64(DType::F64, &[0.1, 0.4, 0.2, 0.3, 0.25, 0.25, 0.25, 0.25], [2, 4]);
+        let gates =
+            Tensor::from_f64(DType::F64, &[0.1, 0.4, 0.2, 0.3, 0.25, 0.25, 0.25, 0.25], [2, 4]);
         let kept = keep_largest(&Var::constant(gates), 2).value().to_f64();
         let expected = [0.0, 4.0 / 7.0, 0.0, 3.0 / 7.0, 0.5, 0.5, 0.0, 0.0];
         for (got, want) in kept.iter().zip(expected) {
