@@ -299,6 +299,7 @@ pub fn attach(
         sites.iter().copied().filter(|shape| whole || named.contains(&shape.site)).collect();
     let mut tuned = options.build(&wanted, dtype, 0);
     let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
+    mismatches.extend(tuned.not_loaded().map(str::to_owned));
     mismatches.extend(tensors.iter().map(|(name, tensor)| match site_of(name) {
         Some(site) if !wanted.iter().any(|shape| shape.site == site) => {
             format!("`{name}` is for a layer the model does not have")

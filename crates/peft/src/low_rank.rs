@@ -2,14 +2,22 @@
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
 //! [`gated_low_rank`](hydralora_kernels::ops::gated_low_rank).
 
+mod layout;
+mod spec;
+
+pub(crate) use spec::{
+    Balance, DropoutMask, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn, Router, RouterScope,
+    Start,
+};
+
 use crate::decomposition::{RowNorms, principal};
 use crate::error::{Error, Fault, Result};
 use crate::io::module_names;
 use crate::method::{
-    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound,
+    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, normal,
     take_tensor, uniform,
 };
-use crate::options::{self, LoraConfigKeys, whole_if_possible};
+use crate::options::whole_if_possible;
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale};
@@ -17,139 +25,14 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
-use hydralora_kernels::{DType, Tensor, Var, dispatch};
+use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
-use serde::{Deserialize, Serialize};
+use layout::{a_name, head_columns, head_name, rows, set_head_columns, set_rows, start_names};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// What the router reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RouteOn {
-    /// The layer's input `x` (the paper's text and the official code).
-    #[default]
-    X,
-    /// The low-rank activation `A x` (the shape in the paper's equation 4).
-    A,
-}
-
-/// How many dropout masks the input of `A` gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DropoutMask {
-    /// One for all experts.
-    #[default]
-    Shared,
-    /// One for each expert, as the official code draws them.
-    PerExpert,
-}
-
-/// What one router serves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RouterScope {
-    /// One linear layer.
-    #[default]
-    Linear,
-    /// All layers of an attention or feed-forward block, reading the block's input.
-    Block,
-}
-
-/// What `A` and `B` start from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Start {
-    /// `A` Kaiming-uniform, `B` zero.
-    #[default]
-    Kaiming,
-    /// The principal part of the weight, which is taken out of the weight.
-    Pissa,
-}
-
-/// A router's kind. By default one for each layer, reading its input.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Router {
-    pub(crate) route_on: RouteOn,
-    pub(crate) scope: RouterScope,
-    pub(crate) bias: bool,
-    /// How many experts a token goes to; all if not given.
-    pub(crate) top_k: Option<usize>,
-}
-
-/// How the heads of a site are weighed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mixing {
-    /// Each counts whole.
-    Sum,
-    /// Each counts `1/N`.
-    Mean,
-    /// A router weighs them per token.
-    Routed(Router),
-}
-
-impl Mixing {
-    fn router(self, scope: RouterScope) -> Option<Router> {
-        match self {
-            Mixing::Routed(router) if router.scope == scope => Some(router),
-            _ => None,
-        }
-    }
-}
-
-/// A penalty on experts that carry too little.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Balance {
-    /// Factor on the penalty.
-    pub(crate) weight: f64,
-    /// What it asks for.
-    pub(crate) penalty: Penalty,
-}
-
-/// What a [`Balance`] asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Penalty {
-    /// The squared coefficient of variation of the gates summed over each sequence, where the first
-    /// half of the experts should carry more of the sequences of some domains and the second half
-    /// more of the others.
-    Localized {
-        /// An expert's load counts `1 + delta` for sequences meant for it and `1 − delta` for others.
-        delta: f64,
-        /// Domains meant for the first half; without any, all experts are alike.
-        first_half: Vec<String>,
-    },
-    /// As many tokens for each expert, where each goes to its `top_k` largest.
-    Load {
-        /// How many experts a token goes to.
-        top_k: usize,
-    },
-}
-
-/// How the heads of a site are named in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadNames {
-    /// `lora_B`: one head, as PEFT names it.
-    Single,
-    /// `lora_B0`, `lora_B1`, …, as HydraLoRA's code names them.
-    Numbered,
-}
-
-/// Everything that decides the shape and the computation of a [`LowRankAdapter`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LowRankSpec {
-    pub(crate) rank: usize,
-    pub(crate) num_experts: usize,
-    /// Whether every expert has an `A` of its own.
-    pub(crate) own_a: bool,
-    pub(crate) scale: f64,
-    pub(crate) dropout: f64,
-    pub(crate) dropout_mask: DropoutMask,
-    pub(crate) mixing: Mixing,
-    pub(crate) names: HeadNames,
-    pub(crate) start: Start,
-    /// Whether magnitude and direction are learned apart (DoRA).
-    pub(crate) decomposed: bool,
-}
+/// R-LoRA's γ: smaller numbers start larger.
+const RLORA_GAMMA: f64 = 64.0;
 
 struct RouterTensors {
     weight: Trainable,
@@ -181,6 +64,8 @@ pub(crate) struct LowRankAdapter {
     first_half: Vec<u32>,
     /// Whether the start values from the base model are still to come.
     waiting: bool,
+    /// A start value that the tensors last loaded did not hold.
+    start_not_found: Option<String>,
 }
 
 impl LowRankAdapter {
@@ -207,8 +92,17 @@ impl LowRankAdapter {
         let mut tensors = BTreeMap::new();
         for &shape in sites {
             let SiteShape { site, in_features, out_features } = shape;
+            let randomized = spec.start == Start::Rlora;
+            // Normal numbers of variance 1/width, times r^¼ / √γ.
+            let shrunk = (spec.rank as f64).powf(0.25) / RLORA_GAMMA.sqrt();
             let draw = |name: &str| {
-                uniform(seed, name, kaiming_bound(in_features), dtype, [spec.rank, in_features])
+                let shape = [spec.rank, in_features];
+                let bound = kaiming_bound(in_features);
+                if randomized {
+                    normal(seed, name, bound * shrunk, dtype, shape)
+                } else {
+                    uniform(seed, name, bound, dtype, shape)
+                }
             };
             let names: Vec<String> =
                 (0..spec.num_a()).map(|expert| a_name(spec, site, expert)).collect();
@@ -217,7 +111,15 @@ impl LowRankAdapter {
             for (expert, name) in names.iter().enumerate() {
                 set_rows(&mut start, expert * spec.rank, &draw(name));
             }
-            let b = Tensor::zeros(dtype, [out_features, spec.num_experts * spec.rank]);
+            let mut b = Tensor::zeros(dtype, [out_features, spec.num_experts * spec.rank]);
+            if randomized {
+                for head in 0..spec.num_experts {
+                    let name = head_name(spec, site, head);
+                    let deviation = shrunk / (out_features as f64).sqrt();
+                    let drawn = normal(seed, &name, deviation, dtype, [out_features, spec.rank]);
+                    set_head_columns(&mut b, head, spec.rank, &drawn);
+                }
+            }
             let own_router = spec.mixing.router(RouterScope::Linear).map(|kind| {
                 let inputs = match kind.route_on {
                     RouteOn::X => in_features,
@@ -233,6 +135,15 @@ impl LowRankAdapter {
                     router(&name, hidden, kind.bias)
                 });
             }
+            let taken_out = randomized.then(|| {
+                let share = 1.0 / spec.num_experts as f64;
+                let mut mean = Tensor::zeros(dtype, [out_features, spec.rank]);
+                for head in 0..spec.num_experts {
+                    mean.add_assign(&head_columns(&b, head, spec.rank));
+                }
+                mean.scale(-share);
+                [Var::constant(start.clone()), Var::constant(mean)]
+            });
             tensors.insert(
                 site,
                 SiteTensors {
@@ -245,7 +156,7 @@ impl LowRankAdapter {
                         let zeros = Tensor::zeros(dtype, [out_features]);
                         (Trainable::new(name, Role::Scale, zeros), RowNorms::default())
                     }),
-                    taken_out: None,
+                    taken_out,
                 },
             );
         }
@@ -257,6 +168,7 @@ impl LowRankAdapter {
             balance: None,
             first_half: Vec::new(),
             waiting: spec.decomposed || spec.start == Start::Pissa,
+            start_not_found: None,
         }
     }
 
@@ -278,6 +190,26 @@ impl LowRankAdapter {
             }
         };
         domains.iter().flat_map(|d| (0..experts).map(move |e| share(d, e))).collect()
+    }
+
+    /// Takes the start values out of `tensors`; gives the first one that is not there.
+    fn load_starts(&mut self, tensors: &mut TensorMap, faults: &mut Vec<String>) -> Option<String> {
+        let rank = self.spec.rank;
+        let mut not_found = None;
+        for (&site, own) in &mut self.sites {
+            let names = start_names(site);
+            if let Some(name) = names.iter().find(|name| !tensors.contains_key(*name)) {
+                not_found.get_or_insert_with(|| format!("`{name}` is missing"));
+                continue;
+            }
+            let shapes = [[rank, own.shape.in_features], [own.shape.out_features, rank]];
+            let a = take_tensor(tensors, &names[0], &shapes[0], faults);
+            let b = take_tensor(tensors, &names[1], &shapes[1], faults);
+            if let (Some(a), Some(b)) = (a, b) {
+                own.take_out(&a, &b);
+            }
+        }
+        not_found
     }
 
     fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
@@ -303,10 +235,7 @@ impl LowRankAdapter {
     }
 
     fn head_name(&self, site: Site, head: usize) -> String {
-        match self.spec.names {
-            HeadNames::Single => format!("{site}.lora_B.weight"),
-            HeadNames::Numbered => format!("{site}.lora_B{head}.weight"),
-        }
+        head_name(self.spec, site, head)
     }
 }
 
@@ -368,10 +297,16 @@ impl Adapter for LowRankAdapter {
             let training = pass.dropout_seed().is_some();
             return norms.decomposed(x, frozen, magnitude.var(), &update, training);
         }
-        if let Some(taken_out) = &tensors.taken_out {
-            return less_taken_out(x, frozen.forward(x), &update, taken_out);
+        let mut base = frozen.forward(x);
+        if let Some([a, b]) = &tensors.taken_out {
+            if self.spec.start == Start::Pissa && update.mask == Mask::None {
+                return less_taken_out(x, base, &update, a, b);
+            }
+            let start =
+                LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
+            base = gated_low_rank(x, base, &start).y;
         }
-        let output = gated_low_rank(x, frozen.forward(x), &update);
+        let output = gated_low_rank(x, base, &update);
         if let Some(gates) = &output.gates {
             pass.report_gates(site, gates);
         }
@@ -379,16 +314,11 @@ impl Adapter for LowRankAdapter {
     }
 }
 
-/// `y0 + s (B A − B₀ A₀) x`, where dropout is for the first term alone. Without dropout it is the
-/// very computation of the LoRA of rank `2r` that a file holds.
-fn less_taken_out(x: &Var, y0: Var, update: &LowRank<'_>, [a, b]: &[Var; 2]) -> Var {
-    if update.mask == Mask::None {
-        let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
-        let b = join_columns(update.b, b);
-        return gated_low_rank(x, y0, &LowRank { a: &a, b: &b, ..*update }).y;
-    }
-    let rest = LowRank { a, b, mask: Mask::None, ..*update };
-    gated_low_rank(x, gated_low_rank(x, y0, &rest).y, update).y
+/// `y0 + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
+fn less_taken_out(x: &Var, y0: Var, update: &LowRank<'_>, a: &Var, b: &Var) -> Var {
+    let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
+    let b = join_columns(update.b, b);
+    gated_low_rank(x, y0, &LowRank { a: &a, b: &b, ..*update }).y
 }
 
 impl Tuned for LowRankAdapter {
@@ -489,18 +419,32 @@ impl Tuned for LowRankAdapter {
                 }
             }
         }
+        if spec.start == Start::Rlora {
+            // A file holds them; what a checkpoint holds beside it has them in the state.
+            self.start_not_found = self.load_starts(tensors, &mut faults);
+        }
         self.waiting = false;
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn not_loaded(&self) -> Option<&str> {
+        self.start_not_found.as_deref()
     }
 
     fn file_tensors(&self) -> TensorMap {
         let mut map = self.tensors();
         for (site, tensors) in &self.sites {
             let Some([a, b]) = &tensors.taken_out else { continue };
+            if self.spec.start == Start::Rlora {
+                continue;
+            }
             let (own_a, own_b) = (tensors.a.var().detach(), tensors.b.var().detach());
             let a = prepend_rows(&own_a, a, &[0, a.value().rows()], &[true]);
             map.insert(a_name(self.spec, *site, 0), a.into_value());
             map.insert(self.head_name(*site, 0), join_columns(&own_b, b).into_value());
+        }
+        if self.spec.start == Start::Rlora {
+            map.extend(self.state());
         }
         map
     }
@@ -508,7 +452,8 @@ impl Tuned for LowRankAdapter {
     fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
         let mut config = self.options().to_peft();
         config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
-        if self.sites.values().any(|site| site.taken_out.is_some()) {
+        let converted = self.sites.values().any(|site| site.taken_out.is_some());
+        if converted && self.spec.start == Start::Pissa {
             // Twice the rank at the same scale.
             let rank = 2 * self.spec.rank;
             let stabilised = config.get("use_rslora") == Some(&json!(true));
@@ -547,30 +492,23 @@ impl Tuned for LowRankAdapter {
 
     fn state(&self) -> TensorMap {
         let mut state = TensorMap::new();
-        for (site, tensors) in &self.sites {
+        for (&site, tensors) in &self.sites {
             if let Some([a, b]) = &tensors.taken_out {
                 let mut b = b.value().clone();
                 b.scale(-1.0);
-                state.insert(format!("{site}.lora_A.start"), a.value().clone());
-                state.insert(format!("{site}.lora_B.start"), b);
+                state.extend(start_names(site).into_iter().zip([a.value().clone(), b]));
             }
         }
         state
     }
 
     fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
-        if self.spec.start != Start::Pissa {
+        if self.spec.start == Start::Kaiming {
             return Ok(());
         }
-        let (rank, mut faults) = (self.spec.rank, Vec::new());
-        for (site, own) in &mut self.sites {
-            let (a, b) = ([rank, own.shape.in_features], [own.shape.out_features, rank]);
-            let a = take_tensor(tensors, &format!("{site}.lora_A.start"), &a, &mut faults);
-            let b = take_tensor(tensors, &format!("{site}.lora_B.start"), &b, &mut faults);
-            if let (Some(a), Some(b)) = (a, b) {
-                own.take_out(&a, &b);
-            }
-        }
+        let mut faults = Vec::new();
+        let not_found = self.load_starts(tensors, &mut faults);
+        faults.extend(not_found);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -637,15 +575,6 @@ fn is_whole(trainable: &Trainable) -> bool {
     matches!(trainable.role, Role::Router | Role::Scale)
 }
 
-impl Mixing {
-    fn top_k(self) -> Option<usize> {
-        match self {
-            Mixing::Routed(router) => router.top_k,
-            _ => None,
-        }
-    }
-}
-
 impl SiteTensors {
     /// Takes `s B A` out of the weight.
     fn take_out(&mut self, a: &Tensor, b: &Tensor) {
@@ -654,75 +583,4 @@ impl SiteTensors {
         b.scale(-1.0);
         self.taken_out = Some([Var::constant(a.to_dtype(dtype)), Var::constant(b)]);
     }
-}
-
-impl LowRankSpec {
-    /// Plain LoRA with these options.
-    pub(crate) fn of(keys: &LoraConfigKeys) -> Self {
-        Self {
-            rank: keys.rank,
-            num_experts: 1,
-            own_a: false,
-            scale: options::scale(keys.alpha, keys.rank, keys.use_rslora),
-            dropout: keys.dropout,
-            dropout_mask: DropoutMask::Shared,
-            mixing: Mixing::Sum,
-            names: HeadNames::Single,
-            start: Start::Kaiming,
-            decomposed: false,
-        }
-    }
-
-    /// How many `A` a site has.
-    fn num_a(&self) -> usize {
-        if self.own_a { self.num_experts } else { 1 }
-    }
-}
-
-fn a_name(spec: LowRankSpec, site: Site, expert: usize) -> String {
-    if spec.own_a {
-        format!("{site}.lora_A{expert}.weight")
-    } else {
-        format!("{site}.lora_A.weight")
-    }
-}
-
-/// Rows `first .. first + count` of `m`.
-fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
-    let width = m.cols();
-    dispatch!(m.dtype(), E => {
-        Tensor::new(m.data::<E>()[first * width..(first + count) * width].to_vec(), [count, width])
-    })
-}
-
-fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
-    let from = from.to_dtype(m.dtype());
-    let start = first * m.cols();
-    dispatch!(m.dtype(), E => {
-        m.data_mut::<E>()[start..start + from.len()].copy_from_slice(from.data::<E>());
-    });
-}
-
-/// Columns `head · rank ..` of `b: [out, N·r]` as `[out, r]`.
-fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
-    let width = b.cols();
-    dispatch!(b.dtype(), E => {
-        let columns: Vec<E> = b
-            .data::<E>()
-            .chunks_exact(width)
-            .flat_map(|row| row[head * rank..(head + 1) * rank].iter().copied())
-            .collect();
-        Tensor::new(columns, [b.rows(), rank])
-    })
-}
-
-fn set_head_columns(b: &mut Tensor, head: usize, rank: usize, columns: &Tensor) {
-    let columns = columns.to_dtype(b.dtype());
-    let width = b.cols();
-    dispatch!(b.dtype(), E => {
-        let rows = b.data_mut::<E>().chunks_exact_mut(width);
-        for (row, from) in rows.zip(columns.data::<E>().chunks_exact(rank)) {
-            row[head * rank..(head + 1) * rank].copy_from_slice(from);
-        }
-    });
 }

@@ -171,6 +171,8 @@ impl<O: LowRankOptions> Described for O {
             .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
             .filter(|(_, value)| !value.is_null())
+            // PEFT's word for the usual start.
+            .filter(|(key, value)| key != "init_lora_weights" || !value.is_boolean())
             .collect();
         let options: O = read_section("adapter_config", &own, &O::default().to_recipe())?;
         let mut faults: Vec<Fault> =

@@ -140,6 +140,10 @@ pub trait Tuned: Adapter {
     /// # Errors
     /// Every tensor that is missing or has another shape.
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
+    /// What [`load`](Self::load) did not find and a file has to hold, though other maps need not.
+    fn not_loaded(&self) -> Option<&str> {
+        None
+    }
     /// The tensors of the adapter's folder. Unlike [`tensors`](Self::tensors) these may leave out
     /// what only training needs.
     fn file_tensors(&self) -> TensorMap {

@@ -341,10 +341,18 @@ pub(crate) fn from_file<O: Described>(
     from_own(config, REFUSED_UNLESS, &own)
 }
 
-/// A fault if there is no virtual token.
-pub(crate) fn check_count(num_virtual_tokens: usize) -> Option<Fault> {
-    (num_virtual_tokens == 0)
-        .then(|| Fault::new("method.num_virtual_tokens", "is 0; expected at least 1"))
+/// Faults of the sizes that the prompt methods share.
+pub(crate) fn check_sizes(
+    num_virtual_tokens: usize,
+    encoder_hidden_size: Option<usize>,
+) -> Vec<Fault> {
+    let sizes = [
+        ("num_virtual_tokens", Some(num_virtual_tokens)),
+        ("encoder_hidden_size", encoder_hidden_size),
+    ];
+    let zero = sizes.into_iter().filter(|(_, size)| *size == Some(0));
+    zero.map(|(option, _)| Fault::new(format!("method.{option}"), "is 0; expected at least 1"))
+        .collect()
 }
 
 /// What every prompt method's `adapter_config.json` holds. The model's widths stay open: PEFT fills

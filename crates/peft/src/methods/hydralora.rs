@@ -4,10 +4,15 @@
 //! Tian et al., arXiv 2404.19245, equations 2–4. `A` and the router start Kaiming-uniform, every
 //! `B_i` at zero; all three train together and there is no balance loss. Where the paper's text,
 //! its formula and the published code disagree, an option chooses; others are its ablations.
+//!
+//! R-LoRA (Liu et al., arXiv 2502.15455) is `init_lora_weights: rlora` with `dropout_mask: per_expert`:
+//! `A ~ N(0, 1/in) · r^¼/√γ` and `B_i ~ N(0, 1/out) · r^¼/√γ` with `γ = 64`, and what the heads add on
+//! average at the start is taken out of the weight: `W0 − (alpha / r) mean_i(B_i) A`.
 
 use crate::error::Fault;
 use crate::low_rank::{
     Balance, DropoutMask, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn, Router, RouterScope,
+    Start,
 };
 use crate::low_rank_options::{
     LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
@@ -48,6 +53,8 @@ low_rank_options! {
     router_top_k: Option<usize> = None,
     /// Factor on a penalty on uneven loads of the heads; none if 0.
     balance_weight: f64 = 0.0,
+    /// What `A` and the heads start from: `kaiming` (heads at zero) or `rlora` (heads at random).
+    init_lora_weights: Start = Start::Kaiming,
 }
 
 impl Options {
@@ -74,6 +81,7 @@ impl LowRankOptions for Options {
         "router_scope",
         "router_top_k",
         "balance_weight",
+        "init_lora_weights",
     ];
 
     fn claims(config: &Map<String, Value>) -> bool {
@@ -90,6 +98,10 @@ impl LowRankOptions for Options {
         let mut faults: Vec<Fault> =
             check_weight("balance_weight", self.balance_weight).into_iter().collect();
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
+        if self.init_lora_weights == Start::Pissa {
+            let message = "`pissa` is for a single pair A, B; expected `kaiming` or `rlora`";
+            faults.push(Fault::new("method.init_lora_weights", message));
+        }
         let on_a = self.route_on == RouteOn::A;
         if on_a && self.router_scope == RouterScope::Block {
             faults.push(Fault::new(
@@ -137,6 +149,7 @@ impl LowRankOptions for Options {
                 (None, _) => Mixing::Sum,
             },
             names: HeadNames::Numbered,
+            start: self.init_lora_weights,
             ..LowRankSpec::of(&self.keys())
         }
     }

@@ -35,10 +35,15 @@ impl LowRankOptions for Options {
     }
 
     fn own_faults(&self) -> Vec<Fault> {
-        let message = "`pissa` takes its start out of the weight whose norms DoRA learns from; use one \
-                       of them";
-        let both = self.use_dora && self.init_lora_weights == Start::Pissa;
-        both.then(|| Fault::new("method.init_lora_weights", message)).into_iter().collect()
+        let fault = match (self.init_lora_weights, self.use_dora) {
+            (Start::Rlora, _) => "`rlora` is for several heads; expected `kaiming` or `pissa`",
+            (Start::Pissa, true) => {
+                "`pissa` takes its start out of the weight whose norms DoRA learns from; use one of \
+                 them"
+            }
+            _ => return Vec::new(),
+        };
+        vec![Fault::new("method.init_lora_weights", fault)]
     }
 
     fn spec(&self) -> LowRankSpec {

@@ -10,7 +10,7 @@ use crate::method::{MethodOptions, Tuned};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
     common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
@@ -67,10 +67,7 @@ impl Described for Options {
     const PEFT_TYPE: &'static str = "P_TUNING";
 
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
-        if self.encoder_hidden_size == Some(0) {
-            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
-        }
+        let mut faults = check_sizes(self.num_virtual_tokens, self.encoder_hidden_size);
         if self.encoder == EncoderKind::Lstm && self.encoder_num_layers == 0 {
             faults.push(Fault::new("method.encoder_num_layers", "is 0; expected at least 1"));
         }

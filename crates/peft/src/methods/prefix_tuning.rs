@@ -10,7 +10,7 @@ use crate::method::{MethodOptions, Tuned};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
     common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
@@ -65,11 +65,7 @@ impl Described for Options {
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
 
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
-        if self.encoder_hidden_size == Some(0) {
-            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
-        }
-        faults
+        check_sizes(self.num_virtual_tokens, self.encoder_hidden_size)
     }
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {

@@ -9,7 +9,7 @@ use crate::method::{MethodOptions, Tuned};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_count,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
     common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
@@ -63,7 +63,7 @@ impl Described for Options {
     const PEFT_TYPE: &'static str = "PROMPT_TUNING";
 
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
+        let mut faults = check_sizes(self.num_virtual_tokens, None);
         let text = self.init_text.as_deref().is_some_and(|text| !text.trim().is_empty());
         if self.init == Init::Text && !text {
             faults.push(Fault::new("method.init_text", "is missing; `init: text` needs it"));

@@ -71,6 +71,24 @@ fn cases() -> Vec<Case> {
         low_rank("hydralora", json!({"dropout": 0.1, "dropout_mask": "per_expert"})),
         low_rank("hydralora", json!({"num_experts": 1})),
         low_rank("hydralora", json!({"router_top_k": 2})),
+        Case {
+            start: Start::Other,
+            ..low_rank("hydralora", json!({"init_lora_weights": "rlora"}))
+        },
+        Case {
+            start: Start::Rounded,
+            ..low_rank("hydralora", json!({"init_lora_weights": "rlora", "gate": "uniform"}))
+        },
+        Case {
+            start: Start::Other,
+            ..low_rank(
+                "hydralora",
+                json!({
+                    "init_lora_weights": "rlora", "dropout": 0.1, "dropout_mask": "per_expert",
+                    "num_experts": 3, "targets": "all",
+                }),
+            )
+        },
         low_rank(
             "hydralora",
             json!({
@@ -615,6 +633,8 @@ fn wrong_options_are_named() {
         faults("lora", json!({"use_dora": true, "init_lora_weights": "pissa"})),
         &["method.init_lora_weights", "DoRA"],
     );
+    says(faults("lora", json!({"init_lora_weights": "rlora"})), &["several heads"]);
+    says(faults("hydralora", json!({"init_lora_weights": "pissa"})), &["single pair"]);
     says(faults("lora", json!({"init_lora_weights": "olora"})), &["init_lora_weights", "pissa"]);
     says(faults("full", json!({"freeze_embedings": true})), &["`freeze_embeddings`"]);
     says(faults("full", json!({"targets": []})), &["method.targets"]);

@@ -323,7 +323,7 @@ fn pissa_starts_and_converts_as_peft_does() {
 
     tuned.load(&mut theirs.clone()).unwrap();
     let renamed =
-        |(name, tensor): (&String, &Tensor)| (name.replace(".weight", ".start"), tensor.clone());
+        |(name, tensor): (&String, &Tensor)| (name.replace(".weight", "_start.weight"), tensor.clone());
     tuned.load_state(&mut theirs.iter().map(renamed).collect()).unwrap();
     let reference = Reference {
         name: "lora_pissa".to_owned(),
