@@ -3,7 +3,9 @@
 
 use faer::{Mat, Side};
 use hydralora_kernels::ops::dropout::dropout;
-use hydralora_kernels::ops::elementwise::{add, scale, scale_columns, shift_columns};
+use hydralora_kernels::ops::elementwise::{
+    add, scale, scale_columns, scale_columns_in_place, shift_columns,
+};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{LowRank, Mask, gated_low_rank};
 use hydralora_kernels::{Tensor, Var};
@@ -94,7 +96,7 @@ impl RowNorms {
         let unmasked = LowRank { mask: Mask::None, ..*update };
         let (Mask::Shared(mask) | Mask::PerExpert(mask)) = update.mask else {
             let sum = gated_low_rank(x, plain.forward(x), &unmasked).y;
-            let y = scale_columns(&sum, &factors);
+            let y = scale_columns_in_place(sum, &factors);
             return match frozen.bias() {
                 Some(bias) => shift_columns(y, bias),
                 None => y,
@@ -103,7 +105,7 @@ impl RowNorms {
         let dropped = dropout(x, mask);
         let base = plain.forward(&dropped);
         let sum = gated_low_rank(&dropped, base.clone(), &unmasked).y;
-        let change = add(&scale_columns(&sum, &factors), scale(&base, -1.0));
+        let change = add(&scale_columns_in_place(sum, &factors), scale(&base, -1.0));
         add(&frozen.forward(x), change)
     }
 }

@@ -101,7 +101,8 @@ fn full_fine_tuning_leaves_a_model() {
     let next = json(&place.succeed(&arguments).stdout);
     assert_eq!(next["baseline"]["loss"].as_f64().unwrap(), after);
 
-    let ran = place.run(&["generate", "--model", &base, "--adapter", "run/adapter", "--prompt", "a"]);
+    let ran =
+        place.run(&["generate", "--model", &base, "--adapter", "run/adapter", "--prompt", "a"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("give it as the model"), "{}", ran.stderr);
 }

@@ -7,6 +7,7 @@ use hydralora_kernels::{DType, Gradients, Tensor};
 use hydralora_model::adapter::Pass;
 use hydralora_model::source::open_weights;
 use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
+use hydralora_peft::io::Metadata;
 use hydralora_peft::{Base, TensorMap, TrainingPlan, Tuned, io, methods};
 use hydralora_train::{AdamW, AdamWConfig};
 use serde_json::{Map, Value, json};
@@ -179,6 +180,13 @@ fn worst(got: &TensorMap, expected: &TensorMap) -> (f64, String) {
         .fold((0.0, String::new()), |a, b| if b.0 > a.0 { b } else { a })
 }
 
+/// Name and shape of every tensor of an adapter's file, as they are there.
+fn stored(folder: &Path) -> BTreeMap<String, Vec<usize>> {
+    let bytes = fs::read(folder.join(io::TENSOR_FILE)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect()
+}
+
 /// The double-precision logits; the file also holds integers, which adapters never do.
 fn last_logits(folder: &Path) -> Vec<f64> {
     let bytes = fs::read(folder.join("logits_last.safetensors")).unwrap();
@@ -228,6 +236,11 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     if folder.join(io::TENSOR_FILE).exists() {
         let loaded = io::load(&folder, &decoder.sites(), dtype).unwrap();
         reference.check_logits(decoder, loaded.tuned.as_ref(), "PEFT's own folder");
+        // Written again, it holds the same tensors under PEFT's names.
+        let again = tempfile::tempdir().unwrap();
+        let again = again.path().join("adapter");
+        io::save(&again, loaded.tuned.as_ref(), &Metadata::default(), &decoder.sites()).unwrap();
+        assert_eq!(stored(&again), stored(&folder), "{}", reference.name);
     }
 
     let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
@@ -322,8 +335,9 @@ fn pissa_starts_and_converts_as_peft_does() {
     }
 
     tuned.load(&mut theirs.clone()).unwrap();
-    let renamed =
-        |(name, tensor): (&String, &Tensor)| (name.replace(".weight", "_start.weight"), tensor.clone());
+    let renamed = |(name, tensor): (&String, &Tensor)| {
+        (name.replace(".weight", "_start.weight"), tensor.clone())
+    };
     tuned.load_state(&mut theirs.iter().map(renamed).collect()).unwrap();
     let reference = Reference {
         name: "lora_pissa".to_owned(),
