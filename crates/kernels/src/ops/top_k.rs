@@ -10,6 +10,7 @@
 //! code does; at even load it is `k`. `f` counts, so gradients go through `P`.
 
 use crate::dispatch;
+use crate::element::Element;
 use crate::graph::Var;
 use crate::tensor::{Tensor, TensorElement};
 
@@ -68,7 +69,7 @@ pub fn load_balance(gates: &Var, k: usize) -> Var {
         for row in saved.data::<E>().chunks_exact(experts) {
             for i in 0..experts {
                 counts[i] += f64::from(u8::from(is_kept(row, i, k)));
-                means[i] += f64::from(row[i]);
+                means[i] += row[i].to_f64();
             }
         }
     });
