@@ -288,6 +288,13 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Keeps what was set aside as mere values, without the activations they were computed from.
+    pub(crate) fn detach_set_aside(&self) {
+        for value in self.set_aside.borrow_mut().values_mut() {
+            *value = value.detach();
+        }
+    }
+
     /// Drops the values adapters share within a layer, which is about to be computed again.
     pub(crate) fn forget_shared(&self) {
         self.shared.borrow_mut().clear();

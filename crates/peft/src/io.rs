@@ -153,12 +153,16 @@ pub fn write_tensors(path: &Path, tensors: &TensorMap) -> Result<()> {
         })
         .collect();
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    // The library's file is for its owner alone; ours is as any other file here.
+    let usual = fs::File::create(path).and_then(|file| Ok(file.metadata()?.permissions()));
+    let usual = usual.map_err(|error| naming(path, &error))?;
     let written =
         views.and_then(|views| safetensors::serialize_to_file(views, Some(metadata), path));
     written.map_err(|error| match error {
         safetensors::SafeTensorError::IoError(error) => naming(path, &error),
         other => Error::Malformed { path: path.to_path_buf(), message: other.to_string() },
-    })
+    })?;
+    fs::set_permissions(path, usual).map_err(|error| naming(path, &error))
 }
 
 /// A tensor's numbers as a file has them: little-endian.

@@ -160,6 +160,7 @@ impl Decoder {
             inputs.push(h);
             h = output.into_value();
             pass.forget_shared();
+            pass.detach_set_aside();
         }
         // What the adapter set aside for its own loss term gets a gradient here and hands it to the
         // layer that computes it again.
