@@ -170,9 +170,11 @@ impl Plan {
         // output, gate and up; the rest is computed again.
         let kept =
             2 * config.hidden_size + 2 * query + 2 * key_value + 2 * config.intermediate_size;
-        let trainable = self.parameters().trainable;
+        let Parameters { trainable, weights, .. } = self.parameters();
+        // Weights that are trained themselves are not held twice.
+        let frozen = self.base.decoder.weight_bytes().saturating_sub(weights * element);
         MemoryPlan {
-            weights: self.base.decoder.weight_bytes(),
+            weights: frozen,
             trainable: 4 * trainable * element,
             activations: tokens
                 * (kept * config.num_hidden_layers + 4 * config.intermediate_size)
@@ -209,6 +211,8 @@ pub(crate) struct Parameters {
     pub(crate) router: usize,
     pub(crate) scale: usize,
     pub(crate) prompt: usize,
+    /// Weights of the base model itself, norms and biases among them.
+    pub(crate) weights: usize,
     pub(crate) trainable: usize,
     pub(crate) percent: f64,
 }
@@ -218,15 +222,17 @@ impl Parameters {
         let counts = count(tuned);
         let of = |role| counts.get(&role).copied().unwrap_or(0);
         let trainable: usize = counts.values().sum();
+        let weights = of(Role::Weight) + of(Role::Norm);
         Self {
             base,
+            weights,
             a: of(Role::A),
             b: of(Role::B),
             router: of(Role::Router),
             scale: of(Role::Scale),
             prompt: of(Role::Prompt),
             trainable,
-            percent: 100.0 * trainable as f64 / (base + trainable) as f64,
+            percent: 100.0 * trainable as f64 / (base + trainable - weights).max(1) as f64,
         }
     }
 }
@@ -239,6 +245,7 @@ impl std::fmt::Display for Parameters {
             ("router", self.router),
             ("factors", self.scale),
             ("prompt", self.prompt),
+            ("weights", self.weights),
         ];
         let parts: Vec<String> = roles
             .iter()
@@ -251,7 +258,7 @@ impl std::fmt::Display for Parameters {
             thousands(self.trainable),
             self.percent,
             parts.join(", "),
-            thousands(self.base)
+            thousands(self.base.saturating_sub(self.weights))
         )
     }
 }

@@ -25,6 +25,6 @@ mod tensor;
 mod tile;
 
 pub use element::{DType, Element};
-pub use graph::{Gradients, NoGrad, Var, backward_from, no_grad};
+pub use graph::{Gradients, NoGrad, Var, backward_from, backward_onto, no_grad};
 pub use parameter::Parameter;
 pub use tensor::{Tensor, TensorElement};

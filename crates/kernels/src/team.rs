@@ -60,10 +60,10 @@ impl Team {
     fn serve(&self) {
         let mut waited = 0_u32;
         while !self.over.load(SeqCst) {
-            if self.epoch.load(SeqCst) % 2 == 0 {
+            if self.epoch.load(SeqCst).is_multiple_of(2) {
                 waited = waited.wrapping_add(1);
                 // Somebody else may need this processor.
-                if waited % 4096 == 0 {
+                if waited.is_multiple_of(4096) {
                     std::thread::yield_now()
                 } else {
                     std::hint::spin_loop()

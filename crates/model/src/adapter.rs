@@ -110,6 +110,29 @@ pub struct SiteShape {
     pub out_features: usize,
 }
 
+/// One norm of the decoder, displayed as its checkpoint name (`model.layers.3.input_layernorm`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NormSite {
+    /// Before the attention block of a layer.
+    Input(usize),
+    /// Before the feed-forward block of a layer.
+    PostAttention(usize),
+    /// Before the output layer.
+    Final,
+}
+
+impl fmt::Display for NormSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NormSite::Input(layer) => write!(f, "model.layers.{layer}.input_layernorm"),
+            NormSite::PostAttention(layer) => {
+                write!(f, "model.layers.{layer}.post_attention_layernorm")
+            }
+            NormSite::Final => write!(f, "model.norm"),
+        }
+    }
+}
+
 /// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
 /// are, without rotation.
 #[derive(Clone)]
@@ -126,6 +149,22 @@ pub trait Adapter: Send + Sync {
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let _ = (site, pass);
         frozen.forward(x)
+    }
+
+    /// Embeddings `[T, hidden_size]` of `tokens`.
+    fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
+        Var::constant(frozen.gather(tokens))
+    }
+
+    /// The weight of the norm at `site`.
+    fn norm<'a>(&'a self, site: NormSite, frozen: &'a Var) -> &'a Var {
+        let _ = site;
+        frozen
+    }
+
+    /// The weight `[vocab_size, hidden_size]` of the output layer, where it is not the frozen one.
+    fn head(&self) -> Option<&Var> {
+        None
     }
 
     /// Whether what [`linear`](Self::linear) does to a row depends on that row alone, so that it may
@@ -246,6 +285,13 @@ impl<'a> Pass<'a> {
     pub fn report_gates(&self, site: Site, gates: &Tensor) {
         if let Some(observer) = self.observer {
             observer.observe(site, gates);
+        }
+    }
+
+    /// Keeps what was set aside as mere values, without the activations they were computed from.
+    pub(crate) fn detach_set_aside(&self) {
+        for value in self.set_aside.borrow_mut().values_mut() {
+            *value = value.detach();
         }
     }
 

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Sequences are packed one after the other without padding; every linear layer goes through the
-//! [`Adapter`], which may also put learned positions before every sequence. Nothing here is
-//! trainable.
+//! [`Adapter`], which may also put learned positions before every sequence, or bring weights of its
+//! own. Nothing here is trainable.
 
-use crate::adapter::{Adapter, KeyValue, NoAdapter, Pass, Projection, Site, SiteShape};
+use crate::adapter::{Adapter, KeyValue, NoAdapter, NormSite, Pass, Projection, Site, SiteShape};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
@@ -20,7 +20,9 @@ use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
-use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy};
+use hydralora_kernels::ops::cross_entropy::{
+    CrossEntropy, linear_cross_entropy, trained_cross_entropy,
+};
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::rms_norm::rms_norm;
@@ -33,6 +35,7 @@ use rayon::prelude::*;
 
 mod training;
 
+use std::collections::BTreeMap;
 pub use training::{Added, Trained};
 
 /// Tokens below which a pass is bound by waiting for threads more than by computing.
@@ -84,6 +87,18 @@ impl Layer {
             Projection::Gate => &self.gate,
             Projection::Up => &self.up,
             Projection::Down => &self.down,
+        }
+    }
+
+    fn linear_mut(&mut self, projection: Projection) -> &mut FrozenLinear {
+        match projection {
+            Projection::Query => &mut self.query,
+            Projection::Key => &mut self.key,
+            Projection::Value => &mut self.value,
+            Projection::Output => &mut self.output,
+            Projection::Gate => &mut self.gate,
+            Projection::Up => &mut self.up,
+            Projection::Down => &mut self.down,
         }
     }
 }
@@ -202,6 +217,55 @@ impl Decoder {
         layers + self.embedding.bytes() + head
     }
 
+    /// Every tensor under its name in a checkpoint, as plain numbers; a tied output layer is left
+    /// out. Tensors that are not packed share the decoder's memory.
+    pub fn named_weights(&self) -> BTreeMap<String, Tensor> {
+        let mut all = BTreeMap::new();
+        let mut linear = |name: String, layer: &FrozenLinear| {
+            if let Some(bias) = layer.bias() {
+                all.insert(format!("{name}.bias"), bias.clone());
+            }
+            all.insert(format!("{name}.weight"), layer.dense_weight());
+        };
+        linear("model.embed_tokens".to_owned(), &self.embedding);
+        if !self.config.tie_word_embeddings {
+            linear("lm_head".to_owned(), &self.head);
+        }
+        for SiteShape { site, .. } in self.sites() {
+            linear(site.to_string(), self.frozen(site));
+        }
+        let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            let input = (NormSite::Input(index), &layer.input_norm);
+            [input, (NormSite::PostAttention(index), &layer.post_attention_norm)]
+        });
+        for (site, norm) in layers.chain([(NormSite::Final, &self.norm)]) {
+            all.insert(format!("{site}.weight"), norm.value().clone());
+        }
+        all
+    }
+
+    /// Lets go of the weights that `taken_over` says, by checkpoint name, so that an adapter that
+    /// trains them can change them in place. From then on the decoder computes only with that
+    /// adapter.
+    pub fn release(&mut self, taken_over: impl Fn(&str) -> bool) {
+        let is_taken = |name: &str| taken_over(&format!("{name}.weight"));
+        if is_taken("model.embed_tokens") {
+            self.embedding = self.embedding.released();
+            if self.config.tie_word_embeddings {
+                self.head = self.embedding.clone();
+            }
+        }
+        if !self.config.tie_word_embeddings && is_taken("lm_head") {
+            self.head = self.head.released();
+        }
+        for SiteShape { site, .. } in self.sites() {
+            if is_taken(&site.to_string()) {
+                let layer = self.layers[site.layer].linear_mut(site.projection);
+                *layer = layer.released();
+            }
+        }
+    }
+
     /// Every linear layer an adapter can reach, layer by layer.
     pub fn sites(&self) -> Vec<SiteShape> {
         self.config.sites()
@@ -222,12 +286,13 @@ impl Decoder {
         self.validate(batch, |_| lead.rows())?;
         let placed = self.place(batch.offsets, &lead);
         let starts = &placed.starts;
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, starts);
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let mut h = lead.before(embeddings, batch.offsets, starts);
         for (index, prefix) in lead.prefix.iter().enumerate() {
             let attention = |q, k, v| self.attend_placed(q, k, v, prefix, &placed);
             h = self.layer_forward(index, h, &placed.table, adapter, pass, attention, None);
         }
-        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        let h = self.final_norm(&h, adapter);
         check_finite(h.value())?;
         Ok(if lead.prompt_rows > 0 {
             drop_rows(&h, lead.prompt_rows, batch.offsets, starts)
@@ -312,7 +377,8 @@ impl Decoder {
         // A token at a time is hundreds of very short loops.
         let short = batch.tokens.len() < FEW_TOKENS;
         let mut layers = || {
-            let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
+            let embeddings = adapter.embed(batch.tokens, &self.embedding);
+            let mut h = lead.before(embeddings, batch.offsets, &starts);
             for index in 0..self.layers.len() {
                 let mut layers: Vec<&mut LayerCache> =
                     caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
@@ -335,7 +401,7 @@ impl Decoder {
             }
             cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
         }
-        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        let h = self.final_norm(&h, adapter);
         check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
     }
@@ -386,7 +452,8 @@ impl Decoder {
             adapter.linear(Site { layer: index, projection }, x, layer.linear(projection), pass)
         };
         let epsilon = self.config.rms_norm_eps;
-        let normed = rms_norm(&h, &layer.input_norm, epsilon);
+        let norm = adapter.norm(NormSite::Input(index), &layer.input_norm);
+        let normed = rms_norm(&h, norm, epsilon);
         let query = rope(linear(Projection::Query, &normed), table);
         let key = rope(linear(Projection::Key, &normed), table);
         let value = linear(Projection::Value, &normed);
@@ -396,22 +463,50 @@ impl Decoder {
             Some(rows) => take_rows(&h, rows),
             None => h,
         };
-        let normed = rms_norm(&h, &layer.post_attention_norm, epsilon);
+        let norm = adapter.norm(NormSite::PostAttention(index), &layer.post_attention_norm);
+        let normed = rms_norm(&h, norm, epsilon);
         let gate = linear(Projection::Gate, &normed);
         let up = linear(Projection::Up, &normed);
         let activated = swiglu(&gate, &up);
         add(&h, linear(Projection::Down, &activated))
     }
 
-    /// Cross-entropy of `hidden` against `labels` (the token each row predicts, [`IGNORE_LABEL`]
-    /// for none), times `factor`.
-    pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
-        linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor)
+    fn final_norm(&self, h: &Var, adapter: &dyn Adapter) -> Var {
+        rms_norm(h, adapter.norm(NormSite::Final, &self.norm), self.config.rms_norm_eps)
     }
 
-    /// Logits `[rows, vocab_size]` of some rows of `hidden`.
+    /// Cross-entropy of `hidden` against `labels` (the token each row predicts, [`IGNORE_LABEL`]
+    /// for none), times `factor`, through the frozen output layer.
+    pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
+        self.loss_with(&NoAdapter, hidden, labels, factor)
+    }
+
+    /// [`loss`](Self::loss) through the output layer that `adapter` has, which may train one.
+    pub fn loss_with(
+        &self,
+        adapter: &dyn Adapter,
+        hidden: &Var,
+        labels: &[u32],
+        factor: f64,
+    ) -> CrossEntropy {
+        match adapter.head() {
+            Some(weight) => trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor),
+            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor),
+        }
+    }
+
+    /// Logits `[rows, vocab_size]` of some rows of `hidden`, through the frozen output layer.
     pub fn logits(&self, hidden: &Tensor, rows: &[usize]) -> Tensor {
-        self.head.apply(&select_rows(hidden, rows))
+        self.logits_with(&NoAdapter, hidden, rows)
+    }
+
+    /// [`logits`](Self::logits) through the output layer that `adapter` has.
+    pub fn logits_with(&self, adapter: &dyn Adapter, hidden: &Tensor, rows: &[usize]) -> Tensor {
+        let rows = select_rows(hidden, rows);
+        match adapter.head() {
+            Some(weight) => FrozenLinear::dense(weight.value().clone()).apply(&rows),
+            None => self.head.apply(&rows),
+        }
     }
 
     /// An empty cache for one sequence.
@@ -505,8 +600,7 @@ impl Lead {
     }
 
     /// The embeddings of packed tokens, behind the prompt where a sequence starts.
-    fn before(&self, embeddings: Tensor, offsets: &[usize], starts: &[bool]) -> Var {
-        let embeddings = Var::constant(embeddings);
+    fn before(&self, embeddings: Var, offsets: &[usize], starts: &[bool]) -> Var {
         match &self.prompt {
             Some(prompt) => prepend_rows(prompt, &embeddings, offsets, starts),
             None => embeddings,

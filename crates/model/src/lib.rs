@@ -7,6 +7,7 @@
 pub mod adapter;
 mod cache;
 mod config;
+mod config_json;
 mod decoder;
 pub mod durable;
 mod error;

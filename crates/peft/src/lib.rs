@@ -6,9 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod decomposition;
+mod described;
 mod error;
 pub mod io;
 mod low_rank;
+mod low_rank_options;
 mod method;
 pub mod methods;
 mod options;

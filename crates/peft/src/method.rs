@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// An entry of the registry.
 pub trait Method: Sync {
@@ -69,6 +70,10 @@ pub enum Role {
     Scale,
     /// Virtual tokens, and the network that makes them.
     Prompt,
+    /// Weights of the model itself.
+    Weight,
+    /// Its norms and biases, which weight decay leaves alone.
+    Norm,
 }
 
 /// A trainable tensor and its role.
@@ -135,6 +140,10 @@ pub trait Tuned: Adapter {
     /// # Errors
     /// Every tensor that is missing or has another shape.
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
+    /// What [`load`](Self::load) did not find and a file has to hold, though other maps need not.
+    fn not_loaded(&self) -> Option<&str> {
+        None
+    }
     /// The tensors of the adapter's folder. Unlike [`tensors`](Self::tensors) these may leave out
     /// what only training needs.
     fn file_tensors(&self) -> TensorMap {
@@ -145,6 +154,24 @@ pub trait Tuned: Adapter {
         let mut config = self.options().to_peft();
         config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
         config
+    }
+    /// Whether what is trained is the model itself, so that its folder is a model's folder.
+    fn is_model(&self) -> bool {
+        false
+    }
+    /// Whether the base model's weight of that checkpoint name is trained in place, so that the base
+    /// may let go of it.
+    fn takes_over(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+    /// Writes what a model's folder holds beside its weights.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    fn write_model_files(&self, folder: &Path) -> Result<()> {
+        let _ = folder;
+        Ok(())
     }
     /// Takes the start values that depend on the base model's weights; called once for a fresh
     /// adapter, before training.

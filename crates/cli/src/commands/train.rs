@@ -97,7 +97,8 @@ impl Trained {
         } else {
             String::new()
         };
-        format!("{how}\n{losses}adapter  {folder}/adapter\nreport   {folder}/report.html")
+        let what = if self.plan.tuned.is_model() { "model  " } else { "adapter" };
+        format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
     }
 
     fn to_json(&self) -> Value {
@@ -157,6 +158,8 @@ pub(crate) fn train(
         Some(known) => Some(known),
         None => measure_baseline(global, &plan, resume)?,
     };
+    let Plan { base, tuned, .. } = &mut plan;
+    base.decoder.release(|name| tuned.takes_over(name));
     let fingerprint = plan.fingerprint();
     let weights = plan.recipe.data.weights();
     let run = Run {

@@ -9,6 +9,7 @@
 use crate::dispatch;
 use crate::element::DType;
 use crate::graph::Var;
+use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::rows::select_rows;
 use crate::simd::{self, vectorize};
@@ -40,12 +41,42 @@ pub fn linear_cross_entropy(
     ignore: u32,
     factor: f64,
 ) -> CrossEntropy {
+    cross_entropy(hidden, head, None, labels, ignore, factor)
+}
+
+/// [`linear_cross_entropy`] through an output layer `weight: [V, d]` that is trained: its gradient
+/// `Σ_t dlogits_t ⊗ h_t` is summed up chunk by chunk in one buffer.
+///
+/// # Panics
+/// As [`linear_cross_entropy`].
+pub fn trained_cross_entropy(
+    hidden: &Var,
+    weight: &Var,
+    labels: &[u32],
+    ignore: u32,
+    factor: f64,
+) -> CrossEntropy {
+    let head = FrozenLinear::dense(weight.value().clone());
+    cross_entropy(hidden, &head, Some(weight), labels, ignore, factor)
+}
+
+fn cross_entropy(
+    hidden: &Var,
+    head: &FrozenLinear,
+    weight: Option<&Var>,
+    labels: &[u32],
+    ignore: u32,
+    factor: f64,
+) -> CrossEntropy {
     let _part = crate::profile::part("cross_entropy");
     let h = hidden.value();
     assert_eq!(h.rows(), labels.len(), "one label per row");
     let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
     let wanted = hidden.needs_grad();
     let (cols, dtype, shape) = (h.cols(), h.dtype(), h.shape().to_vec());
+    let mut weight_gradient = weight
+        .filter(|weight| weight.needs_grad())
+        .map(|weight| Tensor::zeros(dtype, weight.value().shape()));
     let mut token_losses = Vec::with_capacity(rows.len());
     let mut chunks = Vec::new();
     for rows in rows.chunks(CHUNK_ROWS) {
@@ -67,11 +98,33 @@ pub fn linear_cross_entropy(
         if wanted {
             chunks.push(head.input_gradient(&logits, None));
         }
+        if let Some(sum) = &mut weight_gradient {
+            let vocabulary = logits.cols();
+            dispatch!(dtype, E => gemm(
+                MatMut::new(sum.data_mut::<E>(), vocabulary, cols),
+                Mat::new(logits.data::<E>(), rows.len(), vocabulary).t(),
+                Mat::new(selected.data::<E>(), rows.len(), cols),
+                1.0,
+                Write::Add,
+                Threads::All,
+            ));
+        }
     }
     let total = factor * token_losses.iter().sum::<f64>();
     let gradient_rows = rows.clone();
-    let loss = Var::computed(Tensor::scalar(dtype, total), &[hidden], move |seed, parents| {
+    let none = Var::constant(Tensor::zeros(dtype, [0]));
+    let parents = [hidden, weight.unwrap_or(&none)];
+    let loss = Var::computed(Tensor::scalar(dtype, total), &parents, move |seed, parents| {
         let seed = seed.item();
+        if let Some(mut sum) = weight_gradient.filter(|_| parents.needs(1)) {
+            if seed != 1.0 {
+                sum.scale(seed);
+            }
+            parents.add(1, sum);
+        }
+        if !parents.needs(0) {
+            return;
+        }
         let mut out = Tensor::zeros(dtype, shape);
         dispatch!(dtype, E => {
             let out = out.data_mut::<E>();
@@ -151,6 +204,20 @@ mod tests {
         let labels = [3, IGNORE, 10, 0, IGNORE];
         check::gradients(&[&[5, 4]], |x| {
             linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.7).loss
+        });
+    }
+
+    #[test]
+    fn gradients_of_a_trained_output_layer_match_finite_differences() {
+        let labels = [3, IGNORE, 10, 0, IGNORE];
+        check::gradients(&[&[5, 4], &[11, 4]], |v| {
+            let found = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7);
+            crate::ops::elementwise::scale(&found.loss, 1.5)
+        });
+        // Also where nothing below it is trained.
+        let hidden = check::inputs(&[&[5, 4]]);
+        check::gradients(&[&[11, 4]], |v| {
+            trained_cross_entropy(&hidden[0], &v[0], &labels, IGNORE, 0.7).loss
         });
     }
 

@@ -3,6 +3,7 @@
 
 use crate::dispatch;
 use crate::element::Element;
+use crate::graph::Var;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -58,6 +59,14 @@ impl Dropout {
     }
 }
 
+/// [`Dropout::apply`] with a gradient.
+pub fn dropout(x: &Var, mask: Dropout) -> Var {
+    Var::computed(mask.apply(x.value()), &[x], move |mut gradient, parents| {
+        mask.apply_in_place(&mut gradient);
+        parents.add(0, gradient);
+    })
+}
+
 /// The finalizer of SplitMix64: a bijection in which every input bit changes every output bit with
 /// probability close to one half.
 #[inline(always)]
@@ -89,6 +98,12 @@ mod tests {
         let mean = y.iter().sum::<f64>() / n as f64;
         assert!((dropped - 0.1).abs() < 0.005, "{dropped}");
         assert!((mean - 1.0).abs() < 0.005, "{mean}");
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let mask = Dropout { probability: 0.4, seed: 5 };
+        crate::check::gradients(&[&[5, 7]], |x| dropout(&x[0], mask));
     }
 
     #[test]

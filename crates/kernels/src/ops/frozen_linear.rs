@@ -135,6 +135,36 @@ impl FrozenLinear {
         &self.weight
     }
 
+    /// The same layer without its numbers, for when someone else holds the weight: it still knows
+    /// its shape and type, and computing with it panics.
+    #[must_use]
+    pub fn released(&self) -> Self {
+        let weight = FrozenWeight::Blocks {
+            format: BlockFormat::F32,
+            bytes: Vec::new().into(),
+            shape: self.shape(),
+            dtype: self.dtype(),
+        };
+        Self { weight, bias: self.bias.clone() }
+    }
+
+    /// The same layer without its bias.
+    #[must_use]
+    pub fn without_bias(&self) -> Self {
+        Self { weight: self.weight.clone(), bias: None }
+    }
+
+    /// The weight as plain numbers `[out, in]`; shares them if it is not packed.
+    pub fn dense_weight(&self) -> Tensor {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => weight.clone(),
+            FrozenWeight::Blocks { .. } => {
+                let rows: Vec<u32> = (0..self.out_features() as u32).collect();
+                self.gather(&rows)
+            }
+        }
+    }
+
     /// `x Wᵀ + b` for `x: [T, in]`, giving `[T, out]`.
     pub fn forward(&self, x: &Var) -> Var {
         let layer = self.clone();

@@ -9,9 +9,8 @@ use crate::adapter::{Adapter, KeyValue, Pass};
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::cross_entropy::CrossEntropy;
 use hydralora_kernels::ops::elementwise::add;
-use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rows::take_rows;
-use hydralora_kernels::{Gradients, Tensor, Var, backward_from};
+use hydralora_kernels::{Gradients, Tensor, Var, backward_onto};
 use std::mem;
 
 /// What a micro-batch gave.
@@ -49,11 +48,12 @@ impl Decoder {
             return self
                 .recomputing(batch, labels, factor, adapter, pass, added, lead, placed, &rows);
         }
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &placed.starts);
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let mut h = lead.before(embeddings, batch.offsets, &placed.starts);
         for index in 0..self.layers.len() {
             h = self.training_layer(index, h, &lead.prefix[index], &placed, adapter, pass, &rows);
         }
-        let found = self.tail(&h, labels, factor, &rows)?;
+        let found = self.tail(&h, labels, factor, &rows, adapter)?;
         drop(h);
         let (total, loss, added) = with_added(found, added(pass));
         Ok(Trained { loss, added, gradients: total.backward() })
@@ -106,12 +106,19 @@ impl Decoder {
     }
 
     /// From the last layer's output to the loss.
-    fn tail(&self, h: &Var, labels: &[u32], factor: f64, rows: &LabelRows) -> Result<CrossEntropy> {
+    fn tail(
+        &self,
+        h: &Var,
+        labels: &[u32],
+        factor: f64,
+        rows: &LabelRows,
+        adapter: &dyn Adapter,
+    ) -> Result<CrossEntropy> {
         let h = if rows.early { h.clone() } else { take_rows(h, &rows.at) };
-        let hidden = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        let hidden = self.final_norm(&h, adapter);
         check_finite(hidden.value())?;
         let labels: Vec<u32> = rows.labelled.iter().map(|&row| labels[row]).collect();
-        Ok(self.loss(&hidden, &labels, factor))
+        Ok(self.loss_with(adapter, &hidden, &labels, factor))
     }
 
     /// [`gradients`](Self::gradients) with only the layers' inputs kept.
@@ -128,7 +135,8 @@ impl Decoder {
         placed: Placed,
         rows: &LabelRows,
     ) -> Result<Trained> {
-        let start = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &placed.starts);
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let start = lead.before(embeddings, batch.offsets, &placed.starts);
         // Learned keys and values are computed once; each layer sees them as leaves of its own.
         let prefix: Vec<Option<KeyValue>> = mem::take(&mut lead.prefix).into_iter().collect();
         let leaves: Vec<Option<KeyValue>> = prefix
@@ -152,6 +160,7 @@ impl Decoder {
             inputs.push(h);
             h = output.into_value();
             pass.forget_shared();
+            pass.detach_set_aside();
         }
         // What the adapter set aside for its own loss term gets a gradient here and hands it to the
         // layer that computes it again.
@@ -162,7 +171,7 @@ impl Decoder {
             pass.set_aside(*site, leaf.clone());
         }
         let last = Var::leaf(h);
-        let found = self.tail(&last, labels, factor, rows)?;
+        let found = self.tail(&last, labels, factor, rows, adapter)?;
         let (total, loss, added) = with_added(found, added(pass));
         let mut gradients = total.backward();
         let _ = pass.take_set_aside();
@@ -182,9 +191,8 @@ impl Decoder {
                     seeds.push((value, gradient));
                 }
             }
-            let mut found = backward_from(seeds);
-            carried = found.take(&input);
-            gradients.accumulate(found);
+            backward_onto(seeds, &mut gradients);
+            carried = gradients.take(&input);
         }
         // What lies before the layers: the prompt's and the prefix's own making.
         let mut seeds: Vec<(Var, Tensor)> = carried.map(|g| (start, g)).into_iter().collect();
@@ -195,7 +203,7 @@ impl Decoder {
                 }
             }
         }
-        gradients.accumulate(backward_from(seeds));
+        backward_onto(seeds, &mut gradients);
         Ok(Trained { loss, added, gradients })
     }
 }
