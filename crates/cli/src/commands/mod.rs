@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod generate;
+pub(crate) mod heads;
 pub(crate) mod inspect;
 pub(crate) mod model;
 pub(crate) mod quickstart;

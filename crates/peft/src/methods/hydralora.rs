@@ -33,6 +33,17 @@ enum GateKind {
     None,
 }
 
+/// Where the routers start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RouterInit {
+    /// Kaiming-uniform.
+    #[default]
+    Random,
+    /// Each row towards the mean input of one cluster of the training data.
+    Centroids,
+}
+
 /// Options of HydraLoRA in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,6 +70,8 @@ struct Options {
     router_bias: bool,
     /// One router per layer, or one per attention or feed-forward block.
     router_scope: RouterScope,
+    /// Where the routers start: at `random`, or from the `centroids` of the training data's clusters.
+    router_init: RouterInit,
 }
 
 impl Default for Options {
@@ -76,6 +89,7 @@ impl Default for Options {
             dropout_mask: DropoutMask::Shared,
             router_bias: false,
             router_scope: RouterScope::Linear,
+            router_init: RouterInit::Random,
         }
     }
 }
@@ -99,11 +113,18 @@ impl Options {
                 "`per_expert` gives every head its own A x, so it cannot be combined with `route_on: a`",
             ));
         }
+        if self.route_on == RouteOn::A && self.router_init == RouterInit::Centroids {
+            faults.push(Fault::new(
+                "method.router_init",
+                "`centroids` are of layers' inputs, so they cannot be combined with `route_on: a`",
+            ));
+        }
         let default = Self::default();
         for (option, differs) in [
             ("route_on", self.route_on != default.route_on),
             ("router_bias", self.router_bias != default.router_bias),
             ("router_scope", self.router_scope != default.router_scope),
+            ("router_init", self.router_init != default.router_init),
         ] {
             if differs && self.gate != GateKind::Softmax {
                 faults.push(Fault::new(
@@ -184,6 +205,10 @@ impl MethodOptions for Options {
 
     fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    fn router_clusters(&self) -> Option<usize> {
+        (self.router_init == RouterInit::Centroids).then_some(self.num_experts)
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
