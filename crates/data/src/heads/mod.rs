@@ -8,7 +8,7 @@
 //!    or rows from a model.
 //! 2. For each seed, a sample of the rows; for each k, k-means on it, and what the four rules
 //!    ([`Rule`]) look at.
-//! 3. The choice most seeds make; the clustering of all rows with that k.
+//! 3. The rule's choice from the means over the seeds; the clustering of all rows with that k.
 //!
 //! Work per seed is on a sample of fixed size, so only the features and the last clustering grow
 //! with the rows, both linearly. Every random number follows from the seed, and sums are taken over

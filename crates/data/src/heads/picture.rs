@@ -227,7 +227,7 @@ const STYLE: &str = "\
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2230;background:#fff;max-width:56rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem;border-bottom:1px solid #dfe4ec;padding-bottom:.2rem}\
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #dfe4ec}\
-td.n,th.n{text-align:right}.soft{color:#5f6b7f}svg{max-width:100%;height:auto}b.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.4em}";
+td.n,th.n{text-align:right;white-space:nowrap}.soft{color:#5f6b7f}svg{max-width:100%;height:auto}b.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.4em}";
 
 /// The page.
 pub fn page(report: &HeadsReport) -> String {
@@ -251,13 +251,14 @@ pub fn page(report: &HeadsReport) -> String {
     page.push_str("</ul>");
     if !report.curve.is_empty() {
         let _ = write!(page, "<h2>Number of clusters</h2>{}", elbow_svg(report));
-        page.push_str("<table><tr><th>rule</th><th>chosen (repetitions)</th></tr>");
+        page.push_str("<table><tr><th>rule</th><th class=\"n\">chosen</th><th>by each repetition (how many)</th></tr>");
         for choice in &report.rules {
             let mark = if choice.rule == report.rule { " (used)" } else { "" };
             let _ = write!(
                 page,
-                "<tr><td>{}{mark}</td><td>{}</td></tr>",
+                "<tr><td>{}{mark}</td><td class=\"n\">{}</td><td>{}</td></tr>",
                 choice.rule.name(),
+                choice.chosen.map_or_else(|| "none".to_owned(), |k| k.to_string()),
                 escape(&choice.spread())
             );
         }

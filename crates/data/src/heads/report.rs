@@ -78,10 +78,10 @@ pub struct FeatureReport {
 pub struct RuleChoice {
     /// The rule.
     pub rule: Rule,
-    /// The choice of most repetitions, the smaller of two that are even; none where most saw no
-    /// reason to prefer a number.
+    /// The choice from the means over all repetitions; none where the rule sees no reason to prefer
+    /// a number.
     pub chosen: Option<usize>,
-    /// How many repetitions agree with it.
+    /// How many repetitions by themselves choose the same.
     pub votes: usize,
     /// The choice of each repetition.
     pub repetitions: Vec<Option<usize>>,
@@ -89,14 +89,10 @@ pub struct RuleChoice {
 
 impl RuleChoice {
     pub(super) fn of(rule: Rule, repetitions: &[Vec<Measured>]) -> Self {
+        let chosen = rule.choose(&means(repetitions));
         let repetitions: Vec<Option<usize>> =
             repetitions.iter().map(|measured| rule.choose(measured)).collect();
-        let mut votes: BTreeMap<Option<usize>, usize> = BTreeMap::new();
-        for choice in &repetitions {
-            *votes.entry(*choice).or_default() += 1;
-        }
-        let most = votes.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0)));
-        let (chosen, votes) = most.map_or((None, 0), |(chosen, votes)| (*chosen, *votes));
+        let votes = repetitions.iter().filter(|choice| **choice == chosen).count();
         Self { rule, chosen, votes, repetitions }
     }
 
@@ -231,6 +227,25 @@ pub(super) fn build(
     found
 }
 
+/// What the repetitions measured, on average.
+fn means(repetitions: &[Vec<Measured>]) -> Vec<Measured> {
+    let summaries = curve(repetitions).into_iter();
+    summaries
+        .enumerate()
+        .map(|(at, summary)| {
+            let errors = repetitions.iter().map(|measured| measured[at].gap_error);
+            Measured {
+                k: summary.k,
+                error: summary.error,
+                silhouette: summary.silhouette,
+                gap: summary.gap,
+                gap_error: errors.sum::<f64>() / repetitions.len() as f64,
+                strength: summary.strength,
+            }
+        })
+        .collect()
+}
+
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let count = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / count;
@@ -357,16 +372,11 @@ fn reasons(report: &HeadsReport, options: &HeadsOptions) -> Vec<String> {
         let name = choice.rule.name();
         reasons.push(match choice.chosen {
             Some(k) => format!(
-                "the rule `{name}` chose {k} in {} of {} repetitions: {}",
-                choice.votes,
+                "the rule `{name}` chooses {k} from the mean of {} repetitions; each by itself: {}",
                 choice.repetitions.len(),
                 choice.spread()
             ),
-            None => format!(
-                "the rule `{name}` saw no reason to divide the data in {} of {} repetitions",
-                choice.votes,
-                choice.repetitions.len()
-            ),
+            None => format!("the rule `{name}` sees no reason to divide the data"),
         });
     }
     if let Some(at) = report.curve.iter().position(|summary| summary.k == n) {
@@ -392,9 +402,12 @@ fn reasons(report: &HeadsReport, options: &HeadsOptions) -> Vec<String> {
         .rules
         .iter()
         .filter(|choice| choice.rule != options.rule)
-        .map(|choice| format!("{} {}", choice.rule.name(), choice.spread()))
+        .map(|choice| {
+            let chosen = choice.chosen.map_or_else(|| "none".to_owned(), |k| k.to_string());
+            format!("{} {chosen}", choice.rule.name())
+        })
         .collect();
-    reasons.push(format!("the other rules: {}", others.join("; ")));
+    reasons.push(format!("the other rules: {}", others.join(", ")));
     if let (Some(dbscan), Some(hdbscan)) = (&report.dbscan, &report.hdbscan) {
         let clusters = |n: usize| if n == 1 { "1 cluster".to_owned() } else { format!("{n} clusters") };
         reasons.push(format!(
