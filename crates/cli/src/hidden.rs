@@ -1,13 +1,13 @@
 //! What the base model makes of texts: mean hidden states as features, and mean inputs of its layers
 //! as directions for a router.
 
+use crate::args::Global;
 use crate::plan::Base;
 use crate::ui::say;
-use crate::args::Global;
 use hydralora_data::Example;
-use hydralora_kernels::{Tensor, no_grad};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::{Tensor, no_grad};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
 use hydralora_model::durable::write_file;
 use hydralora_model::hub::Hub;

@@ -2,10 +2,10 @@
 
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
+use crate::hidden::mean_inputs;
 use crate::recipe::{ModelDtype, Recipe};
 use crate::ui::thousands;
 use anyhow::Context;
-use crate::hidden::mean_inputs;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };

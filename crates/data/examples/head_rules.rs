@@ -31,9 +31,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if sources.len() < MOST_SOURCES {
         return Err(format!("{folder} holds {} files; expected 8 or more", sources.len()).into());
     }
-    eprintln!("{} sources of {} texts", sources.len(), sources.iter().map(Corpus::len).sum::<usize>());
+    eprintln!(
+        "{} sources of {} texts",
+        sources.len(),
+        sources.iter().map(Corpus::len).sum::<usize>()
+    );
     for even in [true, false] {
-        println!("\n{}\n", if even { "200 rows of each source:" } else { "60 to 400 rows of each:" });
+        println!(
+            "\n{}\n",
+            if even { "200 rows of each source:" } else { "60 to 400 rows of each:" }
+        );
         println!("| sources | {} |", Rule::ALL.map(Rule::name).join(" | "));
         println!("| ---: |{}", " ---: |".repeat(Rule::ALL.len()));
         let mut all: Vec<(usize, Choice)> = Vec::new();
@@ -86,9 +93,8 @@ fn trial_of(
 fn cells(choices: &[(usize, Choice)]) -> Vec<String> {
     (0..Rule::ALL.len())
         .map(|rule| {
-            let off = |(k, choice): &(usize, Choice)| {
-                choice.rules[rule].chosen.unwrap_or(1).abs_diff(*k)
-            };
+            let off =
+                |(k, choice): &(usize, Choice)| choice.rules[rule].chosen.unwrap_or(1).abs_diff(*k);
             let off: Vec<usize> = choices.iter().map(off).collect();
             let percent = |most: usize| {
                 100 * off.iter().filter(|off| **off <= most).count() / off.len().max(1)

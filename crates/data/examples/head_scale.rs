@@ -18,7 +18,9 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [rows, files @ ..] = arguments.as_slice() else { return Err("expected ROWS FILE…".into()) };
+    let [rows, files @ ..] = arguments.as_slice() else {
+        return Err("expected ROWS FILE…".into());
+    };
     let rows: usize = rows.parse()?;
     let file = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
     let mut bytes = 0;

@@ -158,9 +158,7 @@ pub enum Error {
     #[error("the features cannot be clustered: {0}")]
     Features(String),
     /// There are fewer rows than clusters asked for.
-    #[error(
-        "too few rows to cluster: {rows} with a word that counts, {needed} or more are needed"
-    )]
+    #[error("too few rows to cluster: {rows} with a word that counts, {needed} or more are needed")]
     TooFewRows {
         /// The rows there are.
         rows: usize,

@@ -23,7 +23,8 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
         seed: arguments.seed,
         rule: arguments.rule.into(),
     };
-    let sources: Vec<SourceConfig> = arguments.data.iter().map(|path| source(arguments, path)).collect();
+    let sources: Vec<SourceConfig> =
+        arguments.data.iter().map(|path| source(arguments, path)).collect();
     let corpus = Corpus::read(&sources, Path::new(""))?;
     say(global, format!("{} texts from {} files", thousands(corpus.len()), sources.len()));
     let features = match arguments.features {
@@ -76,8 +77,9 @@ fn of_model(
 
 /// `heads.json`, `heads.html` and the pictures.
 pub(crate) fn write(folder: &Path, report: &HeadsReport) -> anyhow::Result<()> {
-    fs::create_dir_all(folder)
-        .map_err(|error| bad_input(format!("--out: cannot create {}: {error}", folder.display())))?;
+    fs::create_dir_all(folder).map_err(|error| {
+        bad_input(format!("--out: cannot create {}: {error}", folder.display()))
+    })?;
     write_file(&folder.join("heads.json"), &serde_json::to_vec_pretty(report)?)?;
     write_file(&folder.join("heads.html"), page(report).as_bytes())?;
     write_file(&folder.join("elbow.svg"), elbow_svg(report).as_bytes())?;
@@ -115,8 +117,12 @@ fn text(report: &HeadsReport, out: Option<&Path>) -> String {
             cluster.terms.join(", ")
         );
         if several {
-            let from: Vec<String> =
-                cluster.domains.iter().take(4).map(|d| format!("{} {}", d.domain, d.rows)).collect();
+            let from: Vec<String> = cluster
+                .domains
+                .iter()
+                .take(4)
+                .map(|d| format!("{} {}", d.domain, d.rows))
+                .collect();
             line.push_str(&format!("\n           from {}", from.join(", ")));
         }
         if cluster.terms.is_empty() {

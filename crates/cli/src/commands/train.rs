@@ -62,7 +62,10 @@ pub(crate) fn open(mut recipe: Recipe, base: Option<Base>, resume: bool) -> anyh
 /// The number of experts that a run found when it began.
 fn recorded_experts(path: &Path) -> anyhow::Result<usize> {
     let missing = |message: String| {
-        bad_input(format!("--resume: method.num_experts is auto, and {}: {message}", path.display()))
+        bad_input(format!(
+            "--resume: method.num_experts is auto, and {}: {message}",
+            path.display()
+        ))
     };
     let text = fs::read(path).map_err(|error| missing(error.to_string()))?;
     let heads: Value = serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))?;

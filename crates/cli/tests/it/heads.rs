@@ -12,7 +12,8 @@ fn write_domains(place: &Place) {
     let lines = |words: [&str; 6]| -> String {
         (0..40)
             .map(|row| {
-                let text: Vec<&str> = (0..5).map(|at| words[(row * 7 + at * (row % 3 + 1)) % 6]).collect();
+                let text: Vec<&str> =
+                    (0..5).map(|at| words[(row * 7 + at * (row % 3 + 1)) % 6]).collect();
                 format!("{{\"text\": \"{}\"}}\n", text.join(" "))
             })
             .collect()
@@ -46,8 +47,18 @@ fn a_models_hidden_states_are_features_and_kept() {
     write_domains(&place);
     let model = model().display().to_string();
     let arguments = [
-        "heads", "bakery.jsonl", "court.jsonl", "--k-max", "4", "--seeds", "3", "--features", "model",
-        "--model", &model, "--json",
+        "heads",
+        "bakery.jsonl",
+        "court.jsonl",
+        "--k-max",
+        "4",
+        "--seeds",
+        "3",
+        "--features",
+        "model",
+        "--model",
+        &model,
+        "--json",
     ];
     let first = place.succeed(&arguments);
     assert_eq!(json(&first.stdout)["features"]["kind"], "model");
@@ -70,9 +81,15 @@ fn bad_input_is_named() {
     for (arguments, message) in [
         (vec!["missing.jsonl"], "missing.jsonl"),
         (vec!["empty.jsonl"], "nothing to cluster"),
-        (vec!["two.jsonl", "--k-min", "3"], "too few rows to cluster: 2 with a word that counts, 3"),
+        (
+            vec!["two.jsonl", "--k-min", "3"],
+            "too few rows to cluster: 2 with a word that counts, 3",
+        ),
         (vec!["latin.jsonl"], "latin.jsonl: line 1, byte 14 of the line: not valid UTF-8"),
-        (vec!["court.jsonl", "--k-min", "4", "--k-max", "2"], "k_max is 2, below k_min, which is 4"),
+        (
+            vec!["court.jsonl", "--k-min", "4", "--k-max", "2"],
+            "k_max is 2, below k_min, which is 4",
+        ),
         (vec!["court.jsonl", "--features", "model"], "needs --model"),
         (vec!["court.jsonl", "--model", "x"], "--features model"),
         (
@@ -93,9 +110,12 @@ fn a_recipe_counts_its_experts_once_and_resumes_with_them() {
     write_domains(&place);
     let auto = [
         "--quiet",
-        "--set", "method.num_experts=auto",
-        "--set", "data.train=[{path: bakery.jsonl}, {path: court.jsonl}]",
-        "--set", "train.max_steps=10",
+        "--set",
+        "method.num_experts=auto",
+        "--set",
+        "data.train=[{path: bakery.jsonl}, {path: court.jsonl}]",
+        "--set",
+        "train.max_steps=10",
     ];
     let train = |more: &[&str]| place.run(&[&["train", "recipe.yaml"], &auto[..], more].concat());
     let ran = train(&[]);

@@ -37,8 +37,11 @@ impl Agreement {
         let expected = if total > 0.0 { of_rows * of_columns / total } else { 0.0 };
         let most = (of_rows + of_columns) / 2.0;
         // Both put all together, or both keep all apart: the same grouping.
-        let adjusted_rand =
-            if (most - expected).abs() < 1e-12 { 1.0 } else { (both - expected) / (most - expected) };
+        let adjusted_rand = if (most - expected).abs() < 1e-12 {
+            1.0
+        } else {
+            (both - expected) / (most - expected)
+        };
 
         let count = a.len().max(1) as f64;
         let entropy = |counts: &[usize]| {

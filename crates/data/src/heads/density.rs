@@ -50,11 +50,7 @@ pub(super) fn second_opinion(
     let answer = |sizes: Vec<usize>, radius: Option<f64>| {
         let large: Vec<usize> = sizes.into_iter().filter(|size| *size >= smallest).collect();
         let inside: usize = large.iter().sum();
-        DensityClusters {
-            clusters: large.len(),
-            noise: 1.0 - inside as f64 / count as f64,
-            radius,
-        }
+        DensityClusters { clusters: large.len(), noise: 1.0 - inside as f64 / count as f64, radius }
     };
     let (found, _) = Dbscan::new(radius, MIN_SAMPLES, Euclidean::default()).fit(&points, None);
     let dbscan = answer(found.values().map(Vec::len).collect(), Some(f64::from(radius)));
@@ -76,9 +72,8 @@ fn radius(rows: &Matrix) -> f32 {
     let count = rows.rows();
     let mut reach: Vec<f32> = (0..count)
         .map(|row| {
-            let mut to: Vec<f32> = (0..count)
-                .map(|other| squared_distance(rows.row(row), rows.row(other)))
-                .collect();
+            let mut to: Vec<f32> =
+                (0..count).map(|other| squared_distance(rows.row(row), rows.row(other))).collect();
             let (_, tenth, _) = to.select_nth_unstable_by(MIN_SAMPLES - 1, f32::total_cmp);
             tenth.sqrt()
         })

@@ -33,7 +33,9 @@ pub use corpus::Corpus;
 pub use density::DensityClusters;
 pub use features::Features;
 pub use picture::{elbow_svg, map_svg, page};
-pub use report::{Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice};
+pub use report::{
+    Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,
+};
 pub use rules::{Measured, Rule};
 
 use crate::error::{Error, Result};

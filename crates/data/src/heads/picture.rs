@@ -6,8 +6,8 @@ use std::fmt::Write;
 
 /// Colours that stay apart from one another, also for people who see few; then they repeat.
 const COLORS: [&str; 10] = [
-    "#3b6fb6", "#d95f02", "#1b9e77", "#c23b75", "#b58a00", "#6a51a3", "#5b5b5b", "#66a61e", "#a0522d",
-    "#17a2b8",
+    "#3b6fb6", "#d95f02", "#1b9e77", "#c23b75", "#b58a00", "#6a51a3", "#5b5b5b", "#66a61e",
+    "#a0522d", "#17a2b8",
 ];
 const INK: &str = "#1c2230";
 const SOFT: &str = "#5f6b7f";
@@ -19,7 +19,12 @@ fn color(number: usize) -> &'static str {
 
 fn escape(text: &str) -> String {
     let clean = text.chars().filter(|c| !c.is_control() || c.is_whitespace());
-    clean.collect::<String>().replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    clean
+        .collect::<String>()
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn shortened(text: &str, most: usize) -> String {
@@ -114,7 +119,8 @@ fn panel(svg: &mut String, panel: &Panel<'_>, left: f64, top: f64, range: (usize
     for k in range.0..=range.1 {
         // Every label of a short axis, few of a long one.
         if (k - range.0) % ((range.1 - range.0) / 12 + 1) == 0 {
-            let _ = write!(svg, "{}", text(x(k), y0 + height + 16.0, "middle", SOFT, &k.to_string()));
+            let _ =
+                write!(svg, "{}", text(x(k), y0 + height + 16.0, "middle", SOFT, &k.to_string()));
         }
     }
 }
@@ -161,7 +167,10 @@ pub fn elbow_svg(report: &HeadsReport) -> String {
         438.0,
         "middle",
         SOFT,
-        &format!("number of clusters; mean and standard deviation over {} repetitions", report.seeds),
+        &format!(
+            "number of clusters; mean and standard deviation over {} repetitions",
+            report.seeds
+        ),
     ));
     svg.push_str("</svg>");
     svg
@@ -191,7 +200,10 @@ pub fn map_svg(report: &HeadsReport) -> String {
         let part = f64::from((value - from) / (to - from).max(1e-9));
         16.0 + (SIDE - 32.0) * part
     };
-    let mut draw = |offset: f64, title: &str, names: &[String], of: fn(&super::report::MapPoint) -> u32| {
+    let mut draw = |offset: f64,
+                    title: &str,
+                    names: &[String],
+                    of: fn(&super::report::MapPoint) -> u32| {
         svg.push_str(&text(offset + 8.0, 18.0, "start", INK, title));
         for point in &report.map {
             let (x, y) = (scale(point.x, (left, right)), scale(point.y, (low, high)));

@@ -180,8 +180,8 @@ pub(super) fn build(
     let Choice { k_max, rules, curve, .. } = choice;
     let domain_of = |row: usize| corpus.domains.get(features.origin[row]).copied().unwrap_or(0);
     let domains: Vec<u32> = (0..features.len()).map(domain_of).collect();
-    let agreement = (corpus.domain_names.len() > 1)
-        .then(|| Agreement::of(&clustering.assignment, &domains));
+    let agreement =
+        (corpus.domain_names.len() > 1).then(|| Agreement::of(&clustering.assignment, &domains));
     let (dbscan, hdbscan) = second_opinion(&features.rows, options.seed).unzip();
     let clusters = clusters(features, corpus, &domains, &clustering);
     let num_experts = clusters.len();
@@ -409,7 +409,8 @@ fn reasons(report: &HeadsReport, options: &HeadsOptions) -> Vec<String> {
         .collect();
     reasons.push(format!("the other rules: {}", others.join(", ")));
     if let (Some(dbscan), Some(hdbscan)) = (&report.dbscan, &report.hdbscan) {
-        let clusters = |n: usize| if n == 1 { "1 cluster".to_owned() } else { format!("{n} clusters") };
+        let clusters =
+            |n: usize| if n == 1 { "1 cluster".to_owned() } else { format!("{n} clusters") };
         reasons.push(format!(
             "DBSCAN finds {} ({:.0} % of the rows in none), HDBSCAN {} ({:.0} %)",
             clusters(dbscan.clusters),
@@ -432,13 +433,17 @@ fn notes(report: &HeadsReport, options: &HeadsOptions, k_max: usize) -> Vec<Stri
         ));
     }
     if features.shortened > 0 {
-        notes.push(format!("of {} only the first 20,000 bytes were read", rows(features.shortened)));
+        notes
+            .push(format!("of {} only the first 20,000 bytes were read", rows(features.shortened)));
     }
     if k_max < options.k_max {
         notes.push(format!("{} rows allow no more than {k_max} clusters", features.rows));
     }
     if features.rows < 50 {
-        notes.push(format!("{} rows are few: the number is hardly more than a guess", features.rows));
+        notes.push(format!(
+            "{} rows are few: the number is hardly more than a guess",
+            features.rows
+        ));
     }
     let only_elbow_or_silhouette = matches!(options.rule, Rule::Elbow | Rule::Silhouette);
     if only_elbow_or_silhouette && options.k_min == 1 && report.num_experts > 1 {

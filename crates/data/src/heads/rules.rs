@@ -108,12 +108,7 @@ fn kneedle(measured: &[Measured]) -> Option<usize> {
 }
 
 /// Measures every `k` of `ks` on `rows`.
-pub(super) fn measure(
-    rows: &Matrix,
-    ks: &[usize],
-    restarts: usize,
-    seed: u64,
-) -> Vec<Measured> {
+pub(super) fn measure(rows: &Matrix, ks: &[usize], restarts: usize, seed: u64) -> Vec<Measured> {
     let mut random = Random::new(seed, 2);
     let pairs = Pairs::new(rows, &random.sample(rows.rows(), SILHOUETTE_ROWS));
     let references = References::new(rows, &mut random);
@@ -274,7 +269,12 @@ mod tests {
     /// Measurements whose only interesting part is `fill`.
     fn curve(values: &[f64], fill: impl Fn(&mut Measured, f64)) -> Vec<Measured> {
         let blank = Measured {
-            k: 0, error: 0.0, silhouette: None, gap: 0.0, gap_error: 0.0, strength: None,
+            k: 0,
+            error: 0.0,
+            silhouette: None,
+            gap: 0.0,
+            gap_error: 0.0,
+            strength: None,
         };
         let measure = |(at, &value): (usize, &f64)| {
             let mut measured = Measured { k: at + 1, ..blank };

@@ -190,9 +190,8 @@ impl Vocabulary {
         kept.sort_unstable_by(|a, b| b.1.texts.cmp(&a.1.texts).then_with(|| a.0.cmp(&b.0)));
         kept.truncate(most);
         let texts = texts.len() as f64;
-        let weight = |count: &Count| {
-            (1.0 + ((1.0 + texts) / (1.0 + f64::from(count.texts))).ln()) as f32
-        };
+        let weight =
+            |count: &Count| (1.0 + ((1.0 + texts) / (1.0 + f64::from(count.texts))).ln()) as f32;
         Self {
             inverse_frequency: kept.iter().map(|(_, count)| weight(count)).collect(),
             index: (0_u32..).zip(&kept).map(|(at, (stem, _))| (stem.clone(), at)).collect(),

@@ -19,7 +19,8 @@ fn corpus(domains: usize, each: usize) -> Corpus {
     let common = ["apple", "river", "window", "garden", "paper", "summer", "market", "engine"];
     let mut state = 7_usize;
     let mut next = |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     for _ in 0..each {
