@@ -83,6 +83,9 @@ impl Rows for Matrix {
 pub(super) fn truncated_svd(rows: &dyn Rows, dimensions: usize, seed: u64) -> Matrix {
     let wanted = dimensions.min(rows.rows()).min(rows.width());
     let count = (wanted + SURPLUS).min(rows.rows()).min(rows.width());
+    if count == 0 {
+        return Matrix::default();
+    }
     let mut random = Random::new(seed, 1);
     let mut basis = Matrix::zeros(rows.width(), count);
     basis.data.iter_mut().for_each(|value| *value = random.normal() as f32);
