@@ -109,12 +109,15 @@ fn text(report: &HeadsReport, out: Option<&Path>) -> String {
     lines.push(String::new());
     let several = report.domains.len() > 1;
     for (at, cluster) in report.clusters.iter().enumerate() {
+        let what = match cluster.terms.as_slice() {
+            [] => format!("\"{}\"", cluster.example),
+            terms => terms.join(", "),
+        };
         let mut line = format!(
-            "cluster {}  {} rows ({:.1} %)  {}",
+            "cluster {}  {} rows ({:.1} %)  {what}",
             at + 1,
             thousands(cluster.size),
             100.0 * cluster.share,
-            cluster.terms.join(", ")
         );
         if several {
             let from: Vec<String> = cluster
@@ -124,9 +127,6 @@ fn text(report: &HeadsReport, out: Option<&Path>) -> String {
                 .map(|d| format!("{} {}", d.domain, d.rows))
                 .collect();
             line.push_str(&format!("\n           from {}", from.join(", ")));
-        }
-        if cluster.terms.is_empty() {
-            line.push_str(&cluster.example);
         }
         lines.push(line);
     }

@@ -139,3 +139,43 @@ fn a_recipe_counts_its_experts_once_and_resumes_with_them() {
     let ran = place.succeed(&["check", "recipe.yaml", "--set", "method.num_experts=auto"]);
     assert!(ran.stdout.contains("experts  "), "{}", ran.stdout);
 }
+
+#[test]
+fn routers_start_from_the_clusters_when_asked() {
+    let place = Place::new();
+    write_domains(&place);
+    let route = |output: &str, more: &[&str]| {
+        let output_option = format!("output={output}");
+        let mut arguments = vec!["train", "recipe.yaml", "--quiet", "--set", &output_option];
+        arguments.extend(["--set", "data.train=[{path: bakery.jsonl}, {path: court.jsonl}]"]);
+        arguments.extend(["--set", "train.max_steps=1", "--set", "method.num_experts=2"]);
+        arguments.extend(more);
+        place.succeed(&arguments);
+        json(&place.read(&format!("{output}/routing.json")))
+    };
+    // After one step of learning rate zero the routers are as they started.
+    let still = ["--set", "train.warmup_steps=1"];
+    let random = route("random", &still);
+    let centroids = [&still[..], &["--set", "method.router_init=centroids"]].concat();
+    let started = route("centroids", &centroids);
+    let spread = |routing: &Value| -> f64 {
+        let sites = routing["sites"].as_array().unwrap();
+        let apart = |site: &Value| {
+            let gate = |domain: usize| site["mean_gate"][domain][0].as_f64().unwrap();
+            (gate(0) - gate(1)).abs()
+        };
+        sites.iter().map(apart).sum::<f64>() / sites.len() as f64
+    };
+    assert!(spread(&started) > 2.0 * spread(&random), "{} {}", spread(&started), spread(&random));
+
+    let ran = place.run(&[
+        "train",
+        "recipe.yaml",
+        "--set",
+        "method.router_init=centroids",
+        "--set",
+        "method.route_on=a",
+    ]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("method.router_init"), "{}", ran.stderr);
+}

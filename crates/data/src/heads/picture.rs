@@ -118,7 +118,7 @@ fn panel(svg: &mut String, panel: &Panel<'_>, left: f64, top: f64, range: (usize
     }
     for k in range.0..=range.1 {
         // Every label of a short axis, few of a long one.
-        if (k - range.0) % ((range.1 - range.0) / 12 + 1) == 0 {
+        if (k - range.0).is_multiple_of((range.1 - range.0) / 12 + 1) {
             let _ =
                 write!(svg, "{}", text(x(k), y0 + height + 16.0, "middle", SOFT, &k.to_string()));
         }

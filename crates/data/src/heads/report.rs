@@ -308,7 +308,7 @@ fn clusters(
                 .filter(|(rows, _)| **rows > 0)
                 .map(|(&rows, domain)| DomainCount { domain: domain.clone(), rows })
                 .collect();
-            domains.sort_by(|a, b| b.rows.cmp(&a.rows));
+            domains.sort_by_key(|count| std::cmp::Reverse(count.rows));
             let text = nearest[cluster].and_then(|row| corpus.texts.get(features.origin[row]));
             let text = text.map_or("", String::as_str).split_whitespace().collect::<Vec<_>>();
             let mut example: String = text.join(" ");
