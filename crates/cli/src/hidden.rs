@@ -56,6 +56,9 @@ fn add_rows(rows: &Tensor, groups: &[u32], sums: &mut [f64]) {
     }
 }
 
+/// Is given the sequences of a batch, what was seen of it, and its final hidden states.
+type Visit<'a> = dyn FnMut(&[usize], &mut Watch, &Tensor) -> anyhow::Result<()> + 'a;
+
 /// Runs packed sequences through the decoder; `visit` is given the sequences of each batch, the
 /// groups of their tokens (numbered within the batch) and the final hidden states.
 fn run(
@@ -63,7 +66,7 @@ fn run(
     sequences: &[&[u32]],
     watch: &mut Watch,
     group: &dyn Fn(usize, usize) -> u32,
-    visit: &mut dyn FnMut(&[usize], &mut Watch, &Tensor) -> anyhow::Result<()>,
+    visit: &mut Visit<'_>,
 ) -> anyhow::Result<()> {
     let _guard = no_grad();
     let mut first = 0;
