@@ -2,6 +2,7 @@
 
 use crate::recipe::ModelDtype;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hydralora_data::heads::{DIMENSIONS, Rule};
 use std::path::PathBuf;
 
 /// Fine-tunes, evaluates and serves language models with HydraLoRA.
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     Train(TrainArguments),
     /// Do everything but the training: all faults at once, the plan, a sample of tokens
     Check(CheckArguments),
+    /// Find out how many experts a data set needs
+    Heads(HeadsArguments),
     /// Continue a prompt
     Generate(GenerateArguments),
     /// Talk to a model
@@ -109,6 +112,92 @@ pub(crate) struct TrainArguments {
 pub(crate) struct CheckArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+}
+
+/// What the rows to cluster are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FeatureChoice {
+    /// Words, weighed by TF-IDF.
+    Tfidf,
+    /// A base model's mean hidden state.
+    Model,
+}
+
+/// What chooses the number of clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleChoice {
+    /// The knee of the squared error (Kneedle).
+    Elbow,
+    /// The largest mean silhouette.
+    Silhouette,
+    /// The gap statistic.
+    Gap,
+    /// The most clusters that two halves of the data agree on (prediction strength).
+    Stability,
+}
+
+impl From<RuleChoice> for Rule {
+    fn from(choice: RuleChoice) -> Self {
+        match choice {
+            RuleChoice::Elbow => Rule::Elbow,
+            RuleChoice::Silhouette => Rule::Silhouette,
+            RuleChoice::Gap => Rule::Gap,
+            RuleChoice::Stability => Rule::Stability,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HeadsArguments {
+    /// Data files; each is a domain, unless --domain-field names one.
+    #[arg(required = true)]
+    pub(crate) data: Vec<PathBuf>,
+    /// Format of the files.
+    #[arg(long, default_value = "auto")]
+    pub(crate) format: String,
+    /// The field that holds a record's domain.
+    #[arg(long)]
+    pub(crate) domain_field: Option<String>,
+    /// Read only the first so many records of each file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// What to cluster.
+    #[arg(long, value_enum, default_value_t = FeatureChoice::Tfidf)]
+    pub(crate) features: FeatureChoice,
+    /// Base model whose hidden states are the features.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// The layer whose input is taken; the number of layers for the final state [default: half].
+    #[arg(long)]
+    pub(crate) layer: Option<usize>,
+    /// Dimensions the features are reduced to.
+    #[arg(long, default_value_t = DIMENSIONS, value_parser = dimensions)]
+    pub(crate) dimensions: usize,
+    /// Fewest clusters to try.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) k_min: usize,
+    /// Most clusters to try.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) k_max: usize,
+    /// How often the choice is repeated.
+    #[arg(long, default_value_t = 15)]
+    pub(crate) seeds: usize,
+    /// Seed of all randomness.
+    #[arg(long, default_value_t = 41)]
+    pub(crate) seed: u64,
+    /// Whose choice counts.
+    #[arg(long, value_enum, default_value_t = RuleChoice::Stability)]
+    pub(crate) rule: RuleChoice,
+    /// Folder for heads.json, heads.html and the pictures.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+fn dimensions(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(dimensions @ 2..=256) => Ok(dimensions),
+        _ => Err("expected 2 to 256".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod encoder;
 mod failure;
+mod hidden;
 mod plan;
 mod progress;
 mod recipe;
@@ -50,6 +51,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Quickstart(command) => commands::quickstart::run(global, command),
         Command::Model(command) => commands::model::run(global, command),
         Command::Train(command) => commands::train::run(global, command),
+        Command::Heads(command) => commands::heads::run(global, command),
         Command::Check(command) => commands::check::run(global, command),
         Command::Generate(command) => commands::generate::run(global, command),
         Command::Chat(command) => commands::chat::run(global, command),

@@ -2,10 +2,14 @@
 
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
+use crate::hidden::mean_inputs;
 use crate::recipe::{ModelDtype, Recipe};
 use crate::ui::thousands;
 use anyhow::Context;
-use hydralora_data::{ChatTemplate, Dataset, Message};
+use hydralora_data::heads::{
+    Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
+};
+use hydralora_data::{ChatTemplate, Dataset, Example, Message};
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
@@ -80,11 +84,26 @@ pub(crate) struct Plan {
     pub(crate) sites: Vec<SiteShape>,
     pub(crate) tuned: Box<dyn Tuned>,
     pub(crate) metadata: Metadata,
+    /// How the number of experts was found, where the recipe said `auto`.
+    pub(crate) heads: Option<HeadsReport>,
+}
+
+/// Looks at the training files for the number of experts.
+fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
+    let corpus = Corpus::read(&recipe.data.train, &recipe.base)?;
+    let seed = recipe.train.seed;
+    let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
+    let options = HeadsOptions { seed, ..HeadsOptions::default() };
+    find_heads(&features, &corpus, &options).context("method.num_experts: auto")
 }
 
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
-    pub(crate) fn open(recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
+    pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
+        let heads = recipe.auto_experts.then(|| count_experts(&recipe)).transpose()?;
+        if let Some(found) = &heads {
+            recipe.set_num_experts(found.num_experts)?;
+        }
         let base = match base {
             Some(base) => base,
             None => open_base(&recipe.model.path, recipe.model.dtype)
@@ -122,7 +141,35 @@ impl Plan {
             chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
             end_tokens: end_ids.filter_map(|&id| base.tokenizer().id_to_token(id)).collect(),
         };
-        Ok(Self { recipe, base, dataset, sites, tuned, metadata })
+        Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })
+    }
+
+    /// Starts the routers from the clusters of the training data, where the recipe says so.
+    pub(crate) fn start_routers(&mut self) -> anyhow::Result<()> {
+        let Some(clusters) = self.recipe.method.router_clusters() else { return Ok(()) };
+        let assignment = match &self.heads {
+            Some(heads) => heads.assignment.clone(),
+            None => {
+                let corpus = Corpus::read(&self.recipe.data.train, &self.recipe.base)?;
+                let seed = self.recipe.train.seed;
+                let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
+                partition(&features, corpus.len(), clusters, seed)
+                    .context("method.router_init: centroids")?
+            }
+        };
+        let mut first = vec![0];
+        for source in &self.dataset.report.sources {
+            first.push(first[first.len() - 1] + source.records);
+        }
+        let cluster_of = |example: &Example| {
+            let start = first.get(example.source as usize)?;
+            assignment.get(start + example.row as usize).copied().flatten()
+        };
+        let sites = self.tuned.router_inputs();
+        let (decoder, examples) = (&self.base.decoder, &self.dataset.train);
+        let means = mean_inputs(decoder, &sites, examples, clusters, &cluster_of)?;
+        self.tuned.start_routers(&means);
+        Ok(())
     }
 
     /// Hash of everything that decides how a run goes: settings, base model, token ids.

@@ -74,12 +74,15 @@ pub(crate) struct Recipe {
     pub(crate) data: DataConfig,
     pub(crate) method_name: &'static str,
     pub(crate) method: Box<dyn MethodOptions>,
+    /// Whether the number of experts is to be found from the data.
+    pub(crate) auto_experts: bool,
     pub(crate) train: TrainConfig,
     pub(crate) output: PathBuf,
     /// The folder that relative data paths start from.
     pub(crate) base: PathBuf,
 }
 
+const NUM_EXPERTS: &str = "num_experts";
 const SECTIONS: &[&str] = &["model", "data", "method", "train", "output"];
 
 impl Recipe {
@@ -141,7 +144,8 @@ impl Recipe {
         if let Some(train) = &train {
             faults.extend(train.faults().into_iter().map(|(field, m)| Fault::new(field, m)));
         }
-        let method = read_method(sections.get("method"), &mut faults);
+        let (method_section, auto_experts) = without_auto(sections.get("method"));
+        let method = read_method(method_section.as_ref(), &mut faults);
         let output = match sections.get("output") {
             Some(Value::String(output)) if !output.is_empty() => PathBuf::from(output),
             None => PathBuf::from("runs/default"),
@@ -153,7 +157,7 @@ impl Recipe {
         match (data, method, train) {
             (Some(data), Some((method_name, method)), Some(train)) if faults.is_empty() => {
                 let base = base.to_path_buf();
-                Ok(Self { model, data, method_name, method, train, output, base })
+                Ok(Self { model, data, method_name, method, auto_experts, train, output, base })
             }
             _ => Err(faults),
         }
@@ -168,6 +172,17 @@ impl Recipe {
             "model": self.model, "data": self.data, "method": method, "train": self.train,
             "output": self.output,
         })
+    }
+
+    /// Puts the number of experts that was found in place of `auto`.
+    pub(crate) fn set_num_experts(&mut self, num_experts: usize) -> anyhow::Result<()> {
+        let mut options = self.method.to_recipe();
+        options.insert(NUM_EXPERTS.to_owned(), json!(num_experts));
+        self.method = methods::find(self.method_name)?
+            .read_recipe(&options)
+            .map_err(|faults| hydralora_peft::Error::Options { faults })?;
+        self.auto_experts = false;
+        Ok(())
     }
 
     /// The same as YAML.
@@ -205,6 +220,22 @@ fn section<T: serde::de::DeserializeOwned + Default + Serialize>(
             None
         }
     }
+}
+
+/// The method's section with `num_experts: auto` taken out, if the method has experts to count, and
+/// whether it was there. Until the data have been looked at, the method's own default stands in.
+fn without_auto(section: Option<&Value>) -> (Option<Value>, bool) {
+    let mut section = section.cloned();
+    let mut auto = false;
+    if let Some(Value::Object(map)) = &mut section
+        && map.get(NUM_EXPERTS) == Some(&json!("auto"))
+        && let Some(Value::String(name)) = map.get("name")
+        && methods::find(name).is_ok_and(|method| method.defaults().contains_key(NUM_EXPERTS))
+    {
+        map.remove(NUM_EXPERTS);
+        auto = true;
+    }
+    (section, auto)
 }
 
 /// Reads a `method:` section, noting what is wrong with it.

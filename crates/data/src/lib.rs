@@ -11,6 +11,7 @@
 //! | token ids and labels | [`Example`] | `encode` |
 //! | all files, split and reported | [`Dataset`], [`DataReport`] | `dataset`, `report` |
 //! | what one step computes on | [`Batch`], [`Sampler`] | `batch` |
+//! | how many clusters the texts form | [`heads::find_heads`] | [`heads`] |
 //!
 //! ```
 //! use hydralora_data::{Batch, ByteEncoder, DataConfig, Dataset, Sampler, SourceConfig};
@@ -50,6 +51,7 @@ mod dataset;
 mod encode;
 mod error;
 mod format;
+pub mod heads;
 mod record;
 mod report;
 mod source;

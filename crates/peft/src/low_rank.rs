@@ -518,6 +518,22 @@ impl Tuned for LowRankAdapter {
         self
     }
 
+    fn router_inputs(&self) -> Vec<Site> {
+        let own = self.sites.iter().filter(|(_, tensors)| tensors.router.is_some());
+        let blocks = self.blocks.keys().map(|&block| block_entry(block));
+        own.map(|(&site, _)| site).chain(blocks).collect()
+    }
+
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
+        let own = self.sites.iter_mut().filter_map(|(&site, s)| Some((site, s.router.as_mut()?)));
+        let blocks = self.blocks.iter_mut().map(|(&block, router)| (block_entry(block), router));
+        for (site, router) in own.chain(blocks) {
+            if let Some(means) = means.get(&site) {
+                point_at(&mut router.weight, means);
+            }
+        }
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         if self.waiting {
             let message = "starts from the base model's weights, which were not given";
@@ -570,6 +586,34 @@ impl Tuned for LowRankAdapter {
         let total = terms.reduce(|sum, term| add(&sum, term))?;
         Some(scale(&total, balance.weight))
     }
+}
+
+/// The layer whose input is the input of its block.
+fn block_entry((layer, attention): (usize, bool)) -> Site {
+    Site { layer, projection: if attention { Projection::Query } else { Projection::Gate } }
+}
+
+/// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':
+/// `c_i − mean c`, as long as a Kaiming-uniform row is on average, `√(in · bound² / 3) = 1/√3`.
+fn point_at(weight: &mut Trainable, means: &[f64]) {
+    let shape = weight.parameter.value().shape().to_vec();
+    let [experts, inputs] = shape[..] else { return };
+    if means.len() != experts * inputs {
+        return;
+    }
+    let mut centre = vec![0.0; inputs];
+    for row in means.chunks_exact(inputs) {
+        centre.iter_mut().zip(row).for_each(|(sum, value)| *sum += value / experts as f64);
+    }
+    let mut values = Vec::with_capacity(means.len());
+    for row in means.chunks_exact(inputs) {
+        let away: Vec<f64> = row.iter().zip(&centre).map(|(value, mean)| value - mean).collect();
+        let length = away.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let factor = if length > 1e-12 { 1.0 / (3.0_f64.sqrt() * length) } else { 0.0 };
+        values.extend(away.iter().map(|value| factor * value));
+    }
+    let dtype = weight.parameter.value().dtype();
+    weight.parameter.set(Tensor::from_f64(dtype, &values, shape));
 }
 
 /// Whether a file holds the tensor as it is, and not head by head.

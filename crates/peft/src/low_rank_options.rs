@@ -110,6 +110,10 @@ pub(crate) trait LowRankOptions:
     fn num_experts(&self) -> Option<usize> {
         None
     }
+    /// As [`MethodOptions::router_clusters`].
+    fn clusters_to_start_from(&self) -> Option<usize> {
+        None
+    }
     /// What the adapter computes.
     fn spec(&self) -> LowRankSpec;
     /// The penalty on uneven loads, if there is one.
@@ -135,6 +139,10 @@ impl<O: LowRankOptions> MethodOptions for O {
 
     fn targets(&self) -> &Targets {
         Shared::targets(self)
+    }
+
+    fn router_clusters(&self) -> Option<usize> {
+        self.clusters_to_start_from()
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {

@@ -52,6 +52,11 @@ pub trait MethodOptions: Send + Sync {
     fn whole_model(&self) -> bool {
         false
     }
+    /// The number of clusters of the training data that the routers start from; none where they
+    /// start at random.
+    fn router_clusters(&self) -> Option<usize> {
+        None
+    }
     /// A fresh adapter on `sites`, its tensors drawn from `seed`.
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned>;
 }
@@ -181,6 +186,15 @@ pub trait Tuned: Adapter {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
         let _ = base;
         Ok(())
+    }
+    /// The layers whose inputs the routers read.
+    fn router_inputs(&self) -> Vec<Site> {
+        Vec::new()
+    }
+    /// Starts the routers from the mean input `[clusters, in]` of each of their layers in every
+    /// cluster of the training data: called once for a fresh adapter whose options ask for it.
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
+        let _ = means;
     }
     /// Called once before a run's first step, also of a resumed run.
     ///

@@ -17,6 +17,9 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let mut text = String::new();
     let _ = writeln!(text, "model    {}", plan.metadata.base_model);
     let _ = writeln!(text, "method   {}, {}", plan.recipe.method_name, plan.parameters());
+    if let Some(heads) = &plan.heads {
+        let _ = writeln!(text, "experts  {}: {}", heads.num_experts, heads.reasons.join("; "));
+    }
     let _ = writeln!(text, "layers   {} of {}", plan.sites.len(), plan.base.decoder.sites().len());
     let _ = writeln!(
         text,

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod generate;
+pub(crate) mod heads;
 pub(crate) mod inspect;
 pub(crate) mod model;
 pub(crate) mod quickstart;

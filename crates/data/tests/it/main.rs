@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod documentation;
+mod heads;
 mod loading;
 mod sample;
 

@@ -33,6 +33,17 @@ pub(super) enum GateKind {
     None,
 }
 
+/// Where the routers start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RouterInit {
+    /// Kaiming-uniform.
+    #[default]
+    Random,
+    /// Each row towards the mean input of one cluster of the training data.
+    Centroids,
+}
+
 low_rank_options! {
     /// Options of HydraLoRA in a recipe; the defaults are the published script's, except that dropout
     /// is off.
@@ -49,6 +60,8 @@ low_rank_options! {
     router_bias: bool = false,
     /// One router per layer, or one per attention or feed-forward block.
     router_scope: RouterScope = RouterScope::Linear,
+    /// Where the routers start: at `random`, or from the `centroids` of the training data's clusters.
+    router_init: RouterInit = RouterInit::Random,
     /// How many heads a token uses; all if not given.
     router_top_k: Option<usize> = None,
     /// Factor on a penalty on uneven loads of the heads; none if 0.
@@ -122,6 +135,7 @@ impl LowRankOptions for Options {
             ("router_scope", self.router_scope != default.router_scope, true),
             ("router_top_k", self.router_top_k.is_some(), false),
             ("balance_weight", self.balance_weight != 0.0, false),
+            ("router_init", self.router_init != default.router_init, false),
         ] {
             if differs && self.gate != GateKind::Softmax {
                 faults.push(Fault::new(
@@ -137,6 +151,10 @@ impl LowRankOptions for Options {
             }
         }
         faults
+    }
+
+    fn clusters_to_start_from(&self) -> Option<usize> {
+        (self.router_init == RouterInit::Centroids).then_some(self.num_experts)
     }
 
     fn spec(&self) -> LowRankSpec {
