@@ -19,6 +19,7 @@ mod weights;
 
 pub use cache::Cache;
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use decoder::tree::{Run, Tree};
 pub use decoder::{Decoder, IGNORE_LABEL, Packed};
 pub use error::{Error, Result};
 pub use gguf::GgufFile;

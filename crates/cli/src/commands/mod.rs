@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod model;
