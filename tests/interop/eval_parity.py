@@ -166,6 +166,9 @@ def ours(arguments, names, limit, shots, adapter, log):
         answer = {"filtered": filtered}
         if isinstance(row["resps"][0], str):
             answer["text"] = row["resps"][0]
+        else:
+            ordered = sorted(score for score, _ in row["resps"])
+            answer["margin"] = ordered[-1] - ordered[-2]
         answers[f"{row['task']}/{row['doc_id']}"] = answer
     return {"seconds": float(result["total_evaluation_time_seconds"]), "answers": answers}
 
@@ -215,7 +218,11 @@ def main():
             print(f"{label}  {name}: {total - len(differ)} of {total} agree ({100 * agreement:.2f} %)")
             for difference in differ[:10]:
                 print("   ", *difference)
-        if kind != "mmlu":
+        if kind == "mmlu":
+            # How far the best letter is ahead of the second, in nats.
+            far = max(abs(a["margin"] - own["answers"][k]["margin"]) for k, a in theirs["answers"].items())
+            print(f"{label}  margins differ by at most {far:.1e}")
+        else:
             same = sum(a["text"] == own["answers"][k]["text"] for k, a in theirs["answers"].items())
             print(f"{label}  whole text: {same} of {total} equal")
         print(

@@ -73,7 +73,7 @@ fn wrong_arguments_end_with_status_2() {
     };
     refused(&["--tasks", "gms8k"], "did you mean `gsm8k`");
     refused(&["--tasks", "humaneval"], "--allow-code-execution: is not given");
-    refused(&["--tasks", "gsm8k"], "");
+    refused(&["--tasks", "bbh_cot_fewshot"], "is 1024; the model's context holds 512");
     refused(&["--tasks", "mmlu", "--shots", "7"], "--shots: is 7");
     refused(&["--tasks", "mmlu", "--apply-chat-template"], "the model has no chat template");
     refused(&["--tasks", "bbh_fewshot_snarks"], "snarks.json");

@@ -10,7 +10,7 @@ use super::filter::cut;
 use super::trie::{Trie, common};
 use crate::sample::{Sampler, Sampling};
 use hydralora_kernels::ops::cross_entropy::select_rows;
-use hydralora_kernels::{Tensor, dispatch, no_grad};
+use hydralora_kernels::{Element, Tensor, dispatch, no_grad};
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Cache, Decoder, IGNORE_LABEL, Packed, Run, Tokenizer, Tree};
 use std::collections::VecDeque;
@@ -490,7 +490,7 @@ fn logit(logits: &Tensor, row: usize, token: u32) -> f64 {
     let at = row * logits.cols() + token as usize;
     dispatch!(logits.dtype(), E => {
         let value: E = logits.data::<E>()[at];
-        f64::from(value)
+        value.to_f64()
     })
 }
 
@@ -506,7 +506,7 @@ fn normaliser(logits: &Tensor, row: usize) -> (f64, u32) {
             }
         }
         let peak = row[likeliest];
-        let sum: f64 = row.iter().map(|&value| f64::from((value - peak).exp())).sum();
-        (f64::from(peak) + sum.ln(), likeliest as u32)
+        let sum: f64 = row.iter().map(|&value| (value - peak).exp().to_f64()).sum();
+        (peak.to_f64() + sum.ln(), likeliest as u32)
     })
 }

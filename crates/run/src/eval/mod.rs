@@ -213,7 +213,7 @@ impl<'a> Asked<'a> {
                 Requests::Whole(encoded.into_iter().map(request).collect(), lengths)
             }
             Work::Write { stops, max_new_tokens, repeats, temperature, top_p } => {
-                let prompt = reader.encode(&text)?;
+                let prompt = reader.encode_prompt(&text)?;
                 let request = |repeat: usize| Writing {
                     prompt: prompt.clone(),
                     stops: stops.clone(),

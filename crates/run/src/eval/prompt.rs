@@ -121,8 +121,22 @@ impl Reader<'_> {
             context.push(self.start()?);
             whole.splice(0..0, [context[0]]);
         }
+        if whole.len() <= context.len() {
+            // The two grew together so much that nothing follows the context's own tokens.
+            context.clone_from(&whole);
+            context.truncate(whole.len().saturating_sub(1).max(1));
+        }
         let continuation = whole.split_off(context.len().min(whole.len()));
         Ok((context, continuation))
+    }
+
+    /// Token ids of a text to continue: the start or end token where there is no other.
+    ///
+    /// # Errors
+    /// As [`encode_pair`](Self::encode_pair).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        if ids.is_empty() { Ok(vec![self.start()?]) } else { Ok(ids) }
     }
 
     /// The token before a text that has nothing before it.

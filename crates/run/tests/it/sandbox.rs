@@ -177,3 +177,20 @@ fn limits_cannot_be_raised_nor_namespaces_made() {
          assert libc.mount(b'none', b'/usr', b'tmpfs', 0, None) != 0\n",
     );
 }
+
+#[test]
+fn the_right_solutions_of_humaneval_pass_and_others_do_not() {
+    let Some(sandbox) = sandbox() else { return };
+    let file = crate::support::sample().join("humaneval/HumanEval.jsonl");
+    for line in std::fs::read_to_string(file).unwrap().lines() {
+        let problem: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| problem[key].as_str().unwrap().to_owned();
+        let with = |solution: &str| {
+            let check = format!("check({})", text("entry_point"));
+            format!("{}{solution}\n{}\n{check}", text("prompt"), text("test"))
+        };
+        let right = sandbox.run(&with(&text("canonical_solution"))).unwrap();
+        assert_eq!(right, Verdict::Passed, "{}", text("task_id"));
+        assert_ne!(sandbox.run(&with("    return None\n")).unwrap(), Verdict::Passed);
+    }
+}
