@@ -9,7 +9,7 @@ use clap::Args;
 use hydralora_data::ChatTemplate;
 use hydralora_kernels::DType;
 use hydralora_model::Tokenizer;
-use hydralora_model::adapter::NoAdapter;
+use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_peft::io::{CONFIG_FILE, LoadedAdapter, TENSOR_FILE};
 use hydralora_run::eval::{
     self, Comparison, Error, Log, Opened, Progress, Reader, Results, Settings, Subject, tasks,
@@ -102,7 +102,13 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     }
     let base = open_base(spec, DType::F32)?;
     let adapters = open_adapters(&base, &arguments.adapter)?;
-    let settings = Settings { context: base.source.config.max_position_embeddings, ..settings };
+    // What an adapter puts before every sequence takes its part of the context.
+    let leads = adapters.iter().map(|adapter| {
+        base.decoder.lead_rows(adapter.loaded.tuned.as_adapter(), &Pass::inference())
+    });
+    let lead = leads.max().unwrap_or(0);
+    let context = base.source.config.max_position_embeddings.saturating_sub(lead);
+    let settings = Settings { context, ..settings };
     let template = template(&base, &adapters, arguments)?;
     let reader = Reader {
         tokenizer: base.tokenizer(),

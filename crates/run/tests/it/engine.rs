@@ -205,7 +205,7 @@ fn sampled_texts_follow_their_seed() {
 fn losses_are_those_of_the_labelled_tokens() {
     let model = model();
     let tokens: Vec<u32> = (0..40).map(|i| 3 + (i * 37) % 490).collect();
-    let mut labels = vec![hydralora_model::IGNORE_LABEL; 40];
+    let mut labels = [hydralora_model::IGNORE_LABEL; 40];
     labels[30..].copy_from_slice(&tokens[30..]);
     let pairs = [(&tokens[..], &labels[..]), (&tokens[..35], &labels[..35])];
     let found = engine(&model, &NoAdapter).losses(&pairs).unwrap();

@@ -139,6 +139,21 @@ fn generation_tasks_run_and_are_scored() {
 }
 
 #[test]
+fn empty_texts_start_from_the_start_token() {
+    let model = model();
+    let reader = reader(&model);
+    let bos = model.source.tokenizer.bos().unwrap().0;
+    assert_eq!(reader.encode_prompt("").unwrap(), [bos]);
+    let (context, continuation) = reader.encode_pair("", "Once").unwrap();
+    assert_eq!(context, [bos]);
+    assert!(!continuation.is_empty());
+    // Spaces go to the continuation.
+    let (context, continuation) = reader.encode_pair("Once upon ", "a").unwrap();
+    let both = [context, continuation].concat();
+    assert_eq!(both, reader.encode("Once upon a").unwrap());
+}
+
+#[test]
 fn loss_and_exact_read_any_file_of_records() {
     let model = model();
     let folder = tempfile::tempdir().unwrap();
