@@ -8,6 +8,7 @@ from is changed, to local files:
 
 MODEL_FOLDER is a Hugging Face folder that both read. DATA holds `mmlu`, `gsm8k` and `bbh` as
 docs/evaluation.md describes. WORK keeps what the harness answered, so that a second run is quick.
+With `--prompts` only the prompts are compared, the first of every task, byte for byte; any model will do.
 Needs lm-eval (tried with 0.4.13), torch and transformers. Exit status 1 below 99.5 % agreement.
 """
 
@@ -173,6 +174,39 @@ def ours(arguments, names, limit, shots, adapter, log):
     return {"seconds": float(result["total_evaluation_time_seconds"]), "answers": answers}
 
 
+def compare_prompts(arguments, tasks_folder, plan):
+    """The number of tasks, and of those whose first prompt differs."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks_folder), include_defaults=False)
+
+    def task_of(found):
+        if hasattr(found, "fewshot_context"):
+            return found
+        parts = map(task_of, found.values()) if isinstance(found, dict) else ()
+        return next((part for part in parts if part is not None), None)
+
+    differing = 0
+    for names, options in (
+        (plan["mmlu"], ["--shots", "5"]),
+        (plan["gsm8k"] + plan["bbh"], ["--max-new-tokens", "4"]),
+    ):
+        command = [arguments.hydralora, "--json", "--quiet", "eval", "--model", arguments.model]
+        command += ["--data", arguments.data, "--tasks", ",".join(names), "--limit", "1", *options]
+        out = subprocess.run(command, check=True, capture_output=True, text=True)
+        configs = json.loads(out.stdout)["models"]["base"]["configs"]
+        for name in names:
+            load = getattr(manager, "load_task_or_group", manager.load)
+            task = task_of(load(f"local_{name}"))
+            # The seed the harness gives when none is asked for.
+            task.set_fewshot_seed(1234)
+            theirs = task.fewshot_context(list(task.test_docs())[0], configs[name]["num_fewshot"])
+            if theirs != configs[name]["first_prompt"]:
+                differing += 1
+                print(f"{name}: the prompts differ", repr(theirs), repr(configs[name]["first_prompt"]), sep="\n  ")
+    return sum(map(len, plan.values())), differing
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hydralora", default="target/release/hydralora")
@@ -182,6 +216,7 @@ def main():
     parser.add_argument("--work", required=True)
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--generated", type=int, default=100)
+    parser.add_argument("--prompts", action="store_true")
     parser.add_argument("--only", choices=["mmlu", "gsm8k", "bbh"], action="append")
     parser.add_argument("--bbh", choices=["cot_fewshot", "fewshot"], default="cot_fewshot")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -190,6 +225,10 @@ def main():
     work = pathlib.Path(arguments.work)
     tasks_folder = work / "tasks"
     plan = prepare(arguments, tasks_folder)
+    if arguments.prompts:
+        total, differing = compare_prompts(arguments, tasks_folder, plan)
+        print(f"prompts: {total - differing} of {total} equal ({arguments.bbh})")
+        sys.exit(1 if differing else 0)
     worst = 1.0
     for kind in arguments.only or ["mmlu", "gsm8k", "bbh"]:
         names = plan[kind]
