@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     /// Talk to a model
     Chat(ChatArguments),
+    /// Score a model, and adapters on it, on benchmarks
+    Eval(Box<crate::commands::eval::EvalArguments>),
     /// Show a model's or an adapter's parameters
     Inspect(InspectArguments),
     /// Measure speed against this machine's matrix-product rate

@@ -10,6 +10,8 @@
 //! [`Adapter`], which may also put learned positions before every sequence, or bring weights of its
 //! own. Nothing here is trainable.
 
+pub(crate) mod tree;
+
 use crate::adapter::{Adapter, KeyValue, NoAdapter, NormSite, Pass, Projection, Site, SiteShape};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{ModelConfig, RopeScaling};

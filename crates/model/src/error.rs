@@ -9,6 +9,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of a base model, its files or its use.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Learned positions stand before every sequence, and no cache holds them.
+    #[error("the adapter's learned positions have to be in the cache of a tree of continuations")]
+    LeadNeedsCache,
     /// A file could not be read or written; the message names it.
     #[error("{0}")]
     Io(#[from] io::Error),

@@ -20,6 +20,7 @@ mod weights;
 
 pub use cache::Cache;
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
+pub use decoder::tree::{Run, Tree};
 pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};
 pub use error::{Error, Result};
 pub use gguf::GgufFile;

@@ -4,12 +4,13 @@ use crate::args::{FeatureChoice, Global, HeadsArguments};
 use crate::failure::bad_input;
 use crate::hidden::mean_hidden;
 use crate::plan::open_base;
+use crate::recipe::ModelDtype;
 use crate::ui::{result, say, table, thousands};
 use hydralora_data::SourceConfig;
 use hydralora_data::heads::{
     Corpus, Features, HeadsOptions, HeadsReport, elbow_svg, find_heads, map_svg, page,
 };
-use hydralora_kernels::DType;
+
 use hydralora_model::durable::write_file;
 use std::fs;
 use std::path::Path;
@@ -60,7 +61,7 @@ fn of_model(
     let Some(model) = &arguments.model else {
         return Err(bad_input("--features model needs --model: whose hidden states to cluster"));
     };
-    let base = open_base(model, DType::F32)?;
+    let base = open_base(model, ModelDtype::F32)?;
     let layers = base.decoder.config().num_hidden_layers;
     let layer = arguments.layer.unwrap_or(layers / 2);
     if layer > layers {

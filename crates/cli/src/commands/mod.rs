@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod heads;
 pub(crate) mod inspect;

@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod commands;
+mod eval;
 mod heads;
 mod quickstart;
 mod resume;
