@@ -90,6 +90,7 @@ fn cross_entropy(
                 factor as f32,
                 &mut token_losses,
                 wanted,
+                weight_gradient.as_mut(),
             ));
             continue;
         }
@@ -219,6 +220,26 @@ mod tests {
         check::gradients(&[&[11, 4]], |v| {
             trained_cross_entropy(&hidden[0], &v[0], &labels, IGNORE, 0.7).loss
         });
+    }
+
+    #[test]
+    fn a_trained_output_layer_in_f32_agrees_with_f64() {
+        let (rows, hidden, vocabulary) = (CHUNK_ROWS + 9, 20, 5003);
+        let labels: Vec<u32> = (0..rows as u32).map(|t| t * 37 % vocabulary as u32).collect();
+        let run = |dtype: DType| {
+            let v: Vec<Var> = check::inputs(&[&[rows, hidden], &[vocabulary, hidden]])
+                .iter()
+                .map(|v| Var::leaf(v.value().to_dtype(dtype)))
+                .collect();
+            let loss = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.5).loss;
+            let gradients = loss.backward();
+            [0, 1].map(|i: usize| gradients.get(&v[i]).unwrap().to_f64())
+        };
+        for (expected, got) in run(DType::F64).iter().zip(&run(DType::F32)) {
+            for (expected, got) in expected.iter().zip(got) {
+                assert!((expected - got).abs() < 1e-5 * (1.0 + expected.abs()), "{expected} {got}");
+            }
+        }
     }
 
     #[test]

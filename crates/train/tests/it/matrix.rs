@@ -431,7 +431,10 @@ fn training_lowers_the_loss_resumes_bit_for_bit_and_leaves_the_base_alone() {
         }
         let loaded = io::load(&saved, &model.decoder.sites(), DType::F32).unwrap().tuned;
         let trained = model.logits(whole.as_adapter());
-        assert_eq!(model.logits(loaded.as_adapter()), trained, "{name}");
+        // A file of another shape than the live adapter (PiSSA's) is summed in another order.
+        for (loaded, trained) in model.logits(loaded.as_adapter()).iter().zip(&trained) {
+            assert!((loaded - trained).abs() < 1e-4, "{name}: {loaded} {trained}");
+        }
         // And it can be saved again without a change.
         let again = folder.path().join("again");
         io::save(&again, loaded.as_ref(), &Metadata::default(), &model.decoder.sites()).unwrap();

@@ -18,7 +18,8 @@ const BLOCK: usize = 256;
 const BLOCKS_PER_PART: usize = 16;
 
 /// Appends the loss of each row of `h: [n, d]` and, if it is `wanted`, gives the gradient of
-/// `factor` times their sum with respect to `h`.
+/// `factor` times their sum with respect to `h`; the gradient with respect to the output layer is
+/// added to `weight_gradient: [V, d]`.
 pub(super) fn chunk(
     h: &Tensor,
     head: &FrozenLinear,
@@ -26,6 +27,7 @@ pub(super) fn chunk(
     factor: f32,
     losses: &mut Vec<f64>,
     wanted: bool,
+    weight_gradient: Option<&mut Tensor>,
 ) -> Option<Tensor> {
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
     assert_eq!(inner, head.in_features(), "the hidden state has another width");
@@ -107,15 +109,22 @@ pub(super) fn chunk(
         })
         .collect();
     losses.extend(log_sums.iter().zip(&wanted_logits).map(|(sum, &logit)| sum - f64::from(logit)));
-    if !wanted {
+    if !wanted && weight_gradient.is_none() {
         return None;
     }
+    let of_weight = weight_gradient.map_or(&mut [][..], |gradient| gradient.data_mut::<f32>());
+    let part_rows = BLOCKS_PER_PART * BLOCK;
+    let part_count = vocabulary.div_ceil(part_rows);
+    let mut of_weight: Vec<&mut [f32]> = of_weight.chunks_mut(part_rows * inner).collect();
+    of_weight.resize_with(part_count, Default::default);
+    let h = h.data::<f32>();
 
     // Second way: `factor · (softmax − onehot)`, times the output layer.
     let parts: Vec<Buffer<f32>> = logits
-        .par_chunks_mut(BLOCKS_PER_PART * BLOCK * rows)
+        .par_chunks_mut(part_rows * rows)
+        .zip(of_weight)
         .enumerate()
-        .map(|(part, logits)| {
+        .map(|(part, (logits, of_weight))| {
             let mut out = Buffer::<f32>::zeros(rows * inner);
             let mut factors = vec![0.0_f32; rows];
             for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
@@ -141,6 +150,18 @@ pub(super) fn chunk(
                         logits[at * rows + row] -= factor;
                     }
                 }
+                if !of_weight.is_empty() {
+                    let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
+                    let segment = Segment {
+                        left: Left::rows(logits, rows),
+                        right: Right::rows(h, inner),
+                        depth: rows,
+                    };
+                    multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
+                }
+                if !wanted {
+                    continue;
+                }
                 let weight = head.dense_rows(first, count);
                 let segment = Segment {
                     left: Left::columns(logits, rows),
@@ -152,6 +173,9 @@ pub(super) fn chunk(
             out
         })
         .collect();
+    if !wanted {
+        return None;
+    }
     let mut total = Buffer::<f32>::zeros(rows * inner);
     for part in &parts {
         crate::simd::axpy(1.0, part, &mut total);
