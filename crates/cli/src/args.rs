@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -51,6 +52,14 @@ pub(crate) enum Command {
     Chat(ChatArguments),
     /// Show a model's or an adapter's parameters
     Inspect(InspectArguments),
+    /// Fold an adapter into its base model
+    Merge(MergeArguments),
+    /// Write an adapter in another program's form
+    Export(ExportArguments),
+    /// Make an adapter of others, or of another program's
+    Import(ImportArguments),
+    /// Make one LoRA out of several
+    Compose(ComposeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +177,13 @@ pub(crate) struct ChatArguments {
     pub(crate) sampling: SamplingArguments,
 }
 
+/// Models whose dimensions are known without their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dimensions {
+    #[value(name = "llama2-7b")]
+    Llama2Of7B,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
     /// Base model: a folder, a .gguf file, or a known name.
@@ -176,7 +192,13 @@ pub(crate) struct InspectArguments {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// The paper's parameter counts on LLaMA2-7B.
+    /// The paper's parameter counts, on LLaMA2-7B's dimensions or those of `--model`.
     #[arg(long)]
     pub(crate) table: bool,
+    /// Dimensions for `--table`.
+    #[arg(long, value_enum, requires = "table", conflicts_with = "model")]
+    pub(crate) dims: Option<Dimensions>,
+    /// Print the logits after this text (put before no template), with the adapter on.
+    #[arg(long, value_name = "TEXT", requires = "model")]
+    pub(crate) logits: Option<String>,
 }

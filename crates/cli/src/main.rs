@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibration;
 mod commands;
 mod encoder;
+mod exchange_args;
 mod failure;
 mod plan;
 mod progress;
@@ -49,5 +51,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Generate(command) => commands::generate::run(global, command),
         Command::Chat(command) => commands::chat::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
+        Command::Merge(command) => commands::merge::run(global, command),
+        Command::Export(command) => commands::export::run(global, command),
+        Command::Import(command) => commands::import::run(global, command),
+        Command::Compose(command) => commands::compose::run(global, command),
     }
 }

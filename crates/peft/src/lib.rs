@@ -6,9 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compose;
 mod error;
+pub mod exchange;
 pub mod io;
 mod low_rank;
+pub mod merge;
 mod method;
 pub mod methods;
 mod options;

@@ -2,7 +2,10 @@
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
 //! [`gated_low_rank`](hydralora_kernels::ops::gated_low_rank).
 
+mod fold;
+
 use crate::error::{Error, Fault, Result};
+use crate::merge::{Gates, Merge};
 use crate::method::{
     MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, take_tensor,
     uniform,
@@ -402,6 +405,10 @@ impl Tuned for LowRankAdapter {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        self.fold(site, gates)
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -2,8 +2,13 @@
 
 pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod compose;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 pub(crate) mod model;
 pub(crate) mod quickstart;
+mod table;
 pub(crate) mod train;

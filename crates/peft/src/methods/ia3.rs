@@ -5,6 +5,7 @@
 
 use crate::error::{Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::method::{
     Method, MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
     read_section,
@@ -195,6 +196,17 @@ impl Tuned for Ia3Adapter {
         config.insert("feedforward_modules".to_owned(), json!(feedforward));
         config.insert("target_modules".to_owned(), json!(names));
         config
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        match self.sites.get(&site) {
+            None => Merge::Unchanged,
+            Some(factors) => {
+                let l = factors.l.parameter.value();
+                let l = l.clone().reshape([l.len()]);
+                if factors.feedforward { Merge::ScaleInput(l) } else { Merge::ScaleOutput(l) }
+            }
+        }
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

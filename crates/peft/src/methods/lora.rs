@@ -69,6 +69,12 @@ impl Method for Lora {
 
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config)?;
+        // These starts change the base's own weights, which a folder does not hold.
+        let started = config.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        if ["pissa", "olora", "corda", "loftq"].iter().any(|name| started.starts_with(name)) {
+            let message = format!("`{started}` is not supported here; convert it to a LoRA first");
+            return Err(vec![Fault::new("init_lora_weights", message)]);
+        }
         Ok(Box::new(Options {
             rank: keys.rank,
             alpha: keys.alpha,
