@@ -105,11 +105,7 @@ impl Measured {
     }
 
     /// Loss on the records that are not kept apart.
-    pub(crate) fn own_loss(
-        &self,
-        decoder: &Decoder,
-        adapter: &dyn Adapter,
-    ) -> anyhow::Result<f64> {
+    pub(crate) fn own_loss(&self, decoder: &Decoder, adapter: &dyn Adapter) -> anyhow::Result<f64> {
         self.loss(decoder, adapter, &self.dataset.train)
     }
 

@@ -82,8 +82,7 @@ impl Factors {
             return (self.a.clone(), self.b.clone());
         }
         let one = self.a.to_f32();
-        let stack: Vec<f32> =
-            (0..self.num_experts).flat_map(|_| one.iter().copied()).collect();
+        let stack: Vec<f32> = (0..self.num_experts).flat_map(|_| one.iter().copied()).collect();
         (Tensor::new(stack, [self.b.cols(), self.a.cols()]), self.b.clone())
     }
 

@@ -95,7 +95,10 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
         let fixed = data.held_out_loss(&decoder, live.as_adapter())?;
         let cost = Cost { adapted, fixed };
         if matches!(gates, Gates::Fixed(_)) {
-            text.push_str(&format!("\ngates          mean over {} tokens", thousands(data.tokens())));
+            text.push_str(&format!(
+                "\ngates          mean over {} tokens",
+                thousands(data.tokens())
+            ));
         }
         text.push_str(&format!("\n{}", cost.line("exported")));
         json["held_out_loss"] = cost.json();

@@ -8,9 +8,9 @@ use crate::plan::Parameters;
 use crate::ui::result;
 use hydralora_kernels::DType;
 use hydralora_model::ModelSource;
+use hydralora_peft::Tuned;
 use hydralora_peft::exchange::{hydralora_from, read_loras, shapes_in};
 use hydralora_peft::io::{self, Metadata};
-use hydralora_peft::Tuned;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_input;
 mod commands;
+mod interop;
 mod quickstart;
 mod resume;
 mod support;

@@ -140,10 +140,7 @@ impl<'a> GgufWriter<'a> {
             {
                 let message = format!(
                     "tensor `{}`: shape {:?} and {} bytes do not fit the format {}",
-                    tensor.name,
-                    tensor.shape,
-                    tensor.len,
-                    tensor.format
+                    tensor.name, tensor.shape, tensor.len, tensor.format
                 );
                 return Err(Error::malformed(path, message));
             }

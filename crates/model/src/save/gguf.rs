@@ -43,8 +43,8 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         writer.tensor(FREQUENCY_FACTORS, BlockFormat::F32, &[factors.len()], bytes);
     }
     let architecture = |base: &GgufFile| base.get("general.architecture").cloned();
-    let permuted = base
-        .is_none_or(|base| architecture(base) == Some(Value::String("llama".to_owned())));
+    let permuted =
+        base.is_none_or(|base| architecture(base) == Some(Value::String("llama".to_owned())));
     for name in saving.names() {
         let stored = to_gguf(name).ok_or_else(|| {
             Error::malformed(

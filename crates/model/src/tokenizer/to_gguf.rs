@@ -25,8 +25,8 @@ pub(super) fn metadata(
 ) -> Result<Vec<(String, Value)>> {
     let text = tokenizer.inner.to_string(false).map_err(|error| tokenizer.fault(&error))?;
     let path = &tokenizer.path;
-    let json: Json = serde_json::from_str(&text)
-        .map_err(|source| Error::Json { path: path.clone(), source })?;
+    let json: Json =
+        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
     let model = &json["model"];
     if model["type"] != "BPE" {
         let message = format!("{} cannot be written to a GGUF file; expected BPE", model["type"]);

@@ -93,9 +93,8 @@ fn steps(pre_tokenizer: &Value) -> Vec<String> {
         }
         Some("Digits") => format!("digits {}", step["individual_digits"]),
         Some("ByteLevel") => {
-            let [prefix, regex] =
-                [("add_prefix_space", false), ("use_regex", true)]
-                    .map(|(key, default)| step[key].as_bool().unwrap_or(default));
+            let [prefix, regex] = [("add_prefix_space", false), ("use_regex", true)]
+                .map(|(key, default)| step[key].as_bool().unwrap_or(default));
             format!("bytes {prefix} {regex}")
         }
         _ => format!("other {step}"),
@@ -155,6 +154,21 @@ mod tests {
             }
         }
         assert!(find("unheard-of").is_none());
+    }
+
+    #[test]
+    fn a_rule_in_json_has_its_name() {
+        for (names, rule) in NAMES {
+            let json = serde_json::to_value(rule.pre_tokenizer().unwrap()).unwrap();
+            let found = name_of(&json, rule.ignore_merges).unwrap();
+            // Two names may stand for one rule; then the first does.
+            let same = find(found).unwrap();
+            let again = serde_json::to_value(same.pre_tokenizer().unwrap()).unwrap();
+            assert_eq!(steps(&again), steps(&json), "{names:?} came back as {found}");
+            assert_eq!(same.ignore_merges, rule.ignore_merges, "{names:?} came back as {found}");
+        }
+        let other = serde_json::json!({"type": "Whitespace"});
+        assert_eq!(name_of(&other, false), None);
     }
 
     #[test]

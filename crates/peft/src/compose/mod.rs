@@ -81,11 +81,7 @@ pub static COMPOSITIONS: &[&dyn Composition] = &[
 /// # Errors
 /// If the number of weights differs from that of the LoRAs, an option is out of range, or ranks
 /// differ where they may not.
-pub fn compose(
-    way: &dyn Composition,
-    loras: &[Lora],
-    options: &ComposeOptions,
-) -> Result<Lora> {
+pub fn compose(way: &dyn Composition, loras: &[Lora], options: &ComposeOptions) -> Result<Lora> {
     check(way, loras, options)?;
     let all: BTreeSet<Site> = loras.iter().flat_map(|lora| lora.sites.keys().copied()).collect();
     let mut sites = BTreeMap::new();

@@ -90,7 +90,8 @@ fn jacobi(mut m: Columns) -> (Columns, Columns) {
         let mut rotated = false;
         for i in 0..k {
             for j in i + 1..k {
-                let (alpha, beta, gamma) = (dot(&m[i], &m[i]), dot(&m[j], &m[j]), dot(&m[i], &m[j]));
+                let (alpha, beta, gamma) =
+                    (dot(&m[i], &m[i]), dot(&m[j], &m[j]), dot(&m[i], &m[j]));
                 if gamma.abs() <= PARALLEL * (alpha * beta).sqrt() {
                     continue;
                 }
@@ -122,7 +123,9 @@ mod tests {
         let inputs = a.len() / k;
         b.chunks_exact(k)
             .flat_map(|row| {
-                (0..inputs).map(|j| (0..k).map(|l| row[l] * a[l * inputs + j]).sum()).collect::<Vec<f64>>()
+                (0..inputs)
+                    .map(|j| (0..k).map(|l| row[l] * a[l * inputs + j]).sum())
+                    .collect::<Vec<f64>>()
             })
             .collect()
     }

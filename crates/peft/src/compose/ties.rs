@@ -53,8 +53,7 @@ pub(super) fn elect(parts: &[Vec<f64>], weights: &[f64], like: &Tensor) -> Tenso
         .map(|at| {
             let total: f64 = parts.iter().map(|part| part[at]).sum();
             let majority = if total >= 0.0 { 1.0 } else { -1.0 };
-            let agreeing =
-                parts.iter().zip(weights).filter(|(part, _)| part[at] * majority > 0.0);
+            let agreeing = parts.iter().zip(weights).filter(|(part, _)| part[at] * majority > 0.0);
             let (sum, count) = agreeing
                 .fold((0.0, 0_usize), |(sum, count), (part, w)| (sum + w * part[at], count + 1));
             sum / count.max(1) as f64

@@ -37,9 +37,12 @@ pub fn hydralora_from(loras: &[Lora], seed: u64) -> Result<Box<dyn Tuned>> {
             );
             return Err(differ(message));
         }
-        let lacking = |a: &Lora, b: &Lora| a.sites.keys().find(|s| !b.sites.contains_key(s)).copied();
+        let lacking =
+            |a: &Lora, b: &Lora| a.sites.keys().find(|s| !b.sites.contains_key(s)).copied();
         if let Some(site) = lacking(first, other).or(lacking(other, first)) {
-            return Err(differ(format!("only one of them changes {site}; expected the same layers")));
+            return Err(differ(format!(
+                "only one of them changes {site}; expected the same layers"
+            )));
         }
     }
     let section = json!({

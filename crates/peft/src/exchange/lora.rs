@@ -74,7 +74,8 @@ impl Lora {
                 let name = format!("{site}.{part}.weight");
                 crate::method::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
             };
-            let (a, b) = (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
+            let (a, b) =
+                (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
             if let (Some(a), Some(b)) = (a, b) {
                 sites.insert(site, Pair { a, b });
             }
@@ -169,9 +170,9 @@ impl Lora {
     /// If the model lacks a layer or has another width there.
     pub fn attach(&self, all: &[SiteShape], dtype: DType) -> Result<Box<dyn Tuned>> {
         let config = self.config();
-        let options = methods::find("lora")?.read_peft(&config).map_err(|faults| {
-            Error::Options { faults }
-        })?;
+        let options = methods::find("lora")?
+            .read_peft(&config)
+            .map_err(|faults| Error::Options { faults })?;
         let tensors = self.tensors().into_iter().map(|(name, t)| (name, t.to_dtype(dtype)));
         io::attach(&self.path, options.as_ref(), tensors.collect(), all, dtype)
     }
@@ -214,8 +215,7 @@ impl Lora {
     pub(crate) fn inherit(&mut self, others: &[Lora]) {
         let Some(first) = others.first() else { return };
         self.base_model.clone_from(&first.base_model);
-        let same_targets =
-            others.iter().all(|other| other.target_modules == first.target_modules);
+        let same_targets = others.iter().all(|other| other.target_modules == first.target_modules);
         self.target_modules = if same_targets {
             first.target_modules.clone()
         } else {
@@ -239,7 +239,8 @@ impl Lora {
 /// # Errors
 /// If one cannot be read, or their bases, or the widths of a layer, differ.
 pub fn read_loras(folders: &[PathBuf]) -> Result<Vec<Lora>> {
-    let loras: Vec<Lora> = folders.iter().map(|folder| Lora::read(folder)).collect::<Result<_>>()?;
+    let loras: Vec<Lora> =
+        folders.iter().map(|folder| Lora::read(folder)).collect::<Result<_>>()?;
     let Some((first, rest)) = loras.split_first() else { return Ok(loras) };
     let differ = |other: &Lora, what: &str, a: String, b: String| Error::Incompatible {
         first: first.path.clone(),

@@ -109,8 +109,7 @@ const ALLOWED: &[&str] = &[
 /// If it is no such file, names anything but tensors, is cut off, or holds numbers that are not
 /// finite.
 pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
-    let fault =
-        |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    let fault = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     let file = File::open(path).map_err(|error| {
         Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     })?;
@@ -133,7 +132,8 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
         .take(MAX_PROGRAM)
         .read_to_end(&mut program)
         .map_err(|error| fault(format!("data.pkl: {error}")))?;
-    let views = Machine::new(&program).run().map_err(|message| fault(format!("data.pkl: {message}")))?;
+    let views =
+        Machine::new(&program).run().map_err(|message| fault(format!("data.pkl: {message}")))?;
     let mut storages: HashMap<String, Vec<f64>> = HashMap::new();
     let mut tensors = TensorMap::new();
     for (name, view) in views {
@@ -178,9 +178,10 @@ impl View {
         let mut values = Vec::with_capacity(len);
         let mut index = vec![0_usize; self.shape.len()];
         for _ in 0..len {
-            let at = index.iter().zip(&self.strides).try_fold(self.offset, |at, (i, stride)| {
-                at.checked_add(i.checked_mul(*stride)?)
-            });
+            let at = index
+                .iter()
+                .zip(&self.strides)
+                .try_fold(self.offset, |at, (i, stride)| at.checked_add(i.checked_mul(*stride)?));
             values.push(*at.and_then(|at| storage.get(at)).ok_or_else(outside)?);
             for axis in (0..index.len()).rev() {
                 index[axis] += 1;
@@ -391,7 +392,9 @@ impl<'a> Machine<'a> {
                 b'b' => {
                     self.pop()?;
                     if !matches!(self.stack.last(), Some(Item::Dict(_))) {
-                        return Err("gives attributes to something that is no dictionary".to_owned());
+                        return Err(
+                            "gives attributes to something that is no dictionary".to_owned()
+                        );
                     }
                 }
                 b'Q' => {
