@@ -5,7 +5,7 @@ use crate::calibration::{load_on, open_source};
 use crate::exchange_args::{ImportArguments, ImportForm};
 use crate::failure::bad_input;
 use crate::plan::Parameters;
-use crate::ui::result;
+use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
 use hydralora_model::ModelSource;
 use hydralora_peft::Tuned;
@@ -66,9 +66,9 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
         "{}: {}, {layers} layers, A {}, B {}, router {}",
         out.display(),
         method.as_str().unwrap_or_default(),
-        counted.a,
-        counted.b,
-        counted.router
+        thousands(counted.a),
+        thousands(counted.b),
+        thousands(counted.router)
     );
     let json = json!({"out": out, "peft_type": method, "layers": layers, "parameters": {
         "a": counted.a, "b": counted.b, "router": counted.router,

@@ -106,7 +106,11 @@ impl<'a> GgufWriter<'a> {
         let in_folder = |error: io::Error| {
             io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
         };
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(in_folder)?;
+        let mut temporary = tempfile::Builder::new();
+        // As readable as a file made in the usual way; a temporary one is its owner's alone.
+        #[cfg(unix)]
+        temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = temporary.tempfile_in(folder).map_err(in_folder)?;
         let mut out = BufWriter::new(file);
         self.write_to(&mut out, alignment, path).map_err(|error| match error {
             Error::Io(error) => in_folder(error).into(),

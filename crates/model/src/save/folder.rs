@@ -55,7 +55,11 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         if let Some(template) = saving.chat_template {
             fs_err::write(folder.join("chat_template.jinja"), template)?;
         }
-        write_weights(saving, &folder.join("model.safetensors"), dtype)
+        let weights = folder.join("model.safetensors");
+        write_weights(saving, &weights, dtype)?;
+        // The format's own writer makes a file that only its owner may read.
+        let usual = fs_err::metadata(folder.join("config.json"))?.permissions();
+        Ok(fs_err::set_permissions(&weights, usual)?)
     })
 }
 

@@ -62,7 +62,8 @@ impl Saving<'_> {
     fn names(&self) -> impl Iterator<Item = &str> {
         let tied = self.source.config.tie_word_embeddings;
         self.source.weights.names().filter(move |name| {
-            !crate::weights::is_derived(name) && !(tied && *name == "lm_head.weight")
+            let repeated = tied && *name == "lm_head.weight";
+            !repeated && !crate::weights::is_derived(name)
         })
     }
 

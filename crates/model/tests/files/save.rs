@@ -63,6 +63,15 @@ fn a_folder_and_a_gguf_file_become_either_and_stay_the_same() {
                 assert_eq!(again.config, source.config);
             }
         }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = |name: &str| {
+                std::fs::metadata(place.path().join(name)).unwrap().permissions().mode()
+            };
+            assert_eq!(mode("folder/model.safetensors"), mode("folder/config.json"));
+            assert_eq!(mode("file.gguf"), mode("folder/config.json"));
+        }
         let file = place.path().join("small.gguf");
         saving(&source, BlockFormat::Q8_0, &kept).gguf(&file).unwrap();
         let again = ModelSource::open(&file).unwrap();

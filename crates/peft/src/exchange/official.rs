@@ -12,13 +12,15 @@ use std::fs;
 use std::path::Path;
 
 /// Options that the published code has one fixed value for.
-const FIXED: &[(&str, &str)] = &[
-    ("gate", "\"softmax\""),
-    ("route_on", "\"x\""),
-    ("router_bias", "false"),
-    ("router_scope", "\"linear\""),
-    ("use_rslora", "false"),
-];
+fn fixed() -> [(&'static str, Value); 5] {
+    [
+        ("gate", json!("softmax")),
+        ("route_on", json!("x")),
+        ("router_bias", json!(false)),
+        ("router_scope", json!("linear")),
+        ("use_rslora", json!(false)),
+    ]
+}
 
 /// Writes `tuned`, a HydraLoRA, as the published code saves its own.
 ///
@@ -36,10 +38,10 @@ pub fn write_official(
     if kind != "HYDRALORA" {
         faults.push(Fault::new("peft_type", format!("is {kind}; expected HYDRALORA")));
     }
-    for (option, only) in FIXED {
-        if let Some(value) = own.get(*option).filter(|value| value.to_string() != *only) {
+    for (option, only) in fixed() {
+        if let Some(value) = own.get(option).filter(|value| **value != only) {
             let message = format!("is {value}; the published code knows only {only}");
-            faults.push(Fault::new(*option, message));
+            faults.push(Fault::new(option, message));
         }
     }
     if !faults.is_empty() {
