@@ -8,6 +8,7 @@ mod commands;
 mod encoder;
 mod exchange_args;
 mod failure;
+mod output;
 mod plan;
 mod progress;
 mod recipe;

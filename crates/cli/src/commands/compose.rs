@@ -4,15 +4,19 @@ use crate::args::Global;
 use crate::calibration::{Measured, open_decoder, open_source};
 use crate::exchange_args::{ComposeArguments, How};
 use crate::failure::bad_input;
+use crate::output::check_out;
 use crate::ui::{result, say};
 use hydralora_kernels::DType;
 use hydralora_peft::compose::{COMPOSITIONS, ComposeOptions, compose, lorahub};
 use hydralora_peft::exchange::{Lora, read_loras};
 use hydralora_peft::io;
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &ComposeArguments) -> anyhow::Result<ExitCode> {
+    let inputs: Vec<&Path> = arguments.adapters.iter().map(PathBuf::as_path).collect();
+    check_out(&arguments.out, io::CONFIG_FILE, &inputs)?;
     let loras = read_loras(&arguments.adapters)?;
     if arguments.how == How::Lorahub {
         return search(global, arguments, &loras);

@@ -6,6 +6,7 @@ use crate::calibration::{
 };
 use crate::exchange_args::{ExportArguments, ExportForm};
 use crate::failure::bad_input;
+use crate::output::check_out;
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
 use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
     let folder = &arguments.adapter;
+    check_out(&arguments.out, io::CONFIG_FILE, &[folder])?;
     let source = arguments.model.as_deref().map(open_source).transpose()?;
     let gguf = arguments.form == ExportForm::LoraGguf;
     if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {

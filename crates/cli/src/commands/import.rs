@@ -4,6 +4,7 @@ use crate::args::Global;
 use crate::calibration::{load_on, open_source};
 use crate::exchange_args::{ImportArguments, ImportForm};
 use crate::failure::bad_input;
+use crate::output::check_out;
 use crate::plan::Parameters;
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
@@ -12,6 +13,7 @@ use hydralora_peft::Tuned;
 use hydralora_peft::exchange::{hydralora_from, read_loras, shapes_in};
 use hydralora_peft::io::{self, Metadata};
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// An adapter and what else its folder says.
@@ -23,6 +25,8 @@ struct Imported {
 }
 
 pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Result<ExitCode> {
+    let inputs: Vec<&Path> = arguments.adapters.iter().map(PathBuf::as_path).collect();
+    check_out(&arguments.out, io::CONFIG_FILE, &inputs)?;
     let source = arguments.model.as_deref().map(open_source).transpose()?;
     let imported = match arguments.form {
         ImportForm::Lora => from_loras(arguments)?,

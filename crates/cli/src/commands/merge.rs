@@ -6,6 +6,7 @@ use crate::calibration::{
 };
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
+use crate::output::check_out;
 use crate::ui::{result, say, thousands};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::ModelSource;
@@ -31,15 +32,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         NumberFormat::Q8 => BlockFormat::Q8_0,
     };
     let source = open_source(&arguments.model)?;
-    let same = |a: &std::path::Path, b: &std::path::Path| {
-        a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
-    };
-    if same(source.weights.path(), &arguments.out) || same(&arguments.adapter, &arguments.out) {
-        return Err(bad_input(format!(
-            "--out: {} is what is being merged; expected another place",
-            arguments.out.display()
-        )));
-    }
+    check_out(&arguments.out, "config.json", &[source.weights.path(), &arguments.adapter])?;
     let loaded = load_on(&source, &arguments.adapter)?;
     let (tuned, metadata) = (loaded.tuned.as_ref(), loaded.metadata.as_ref());
     let all = source.config.sites();

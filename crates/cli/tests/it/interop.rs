@@ -469,6 +469,18 @@ fn what_cannot_be_merged_says_why() {
     merge(&["--out", "never", "--dtype", "q8_0"], &["--dtype", "GGUF"]);
     merge(&["--out", &lora], &["--out", "another place"]);
     merge(&["--out", &folder()], &["--out", "another place"]);
+    place.write("mine/notes.txt", "keep me");
+    merge(&["--out", "mine"], &["--out", "no config.json", "would be lost"]);
+    for command in ["export", "compose", "import"] {
+        let rest: &[&str] = match command {
+            "export" => &["--adapter", &lora, "--as", "lora"],
+            "compose" => &[&lora, &lora, "--how", "average"],
+            _ => &["--from", "lora", &lora, &lora],
+        };
+        refused(&place, &[&[command, "--out", "mine"], rest].concat(), &["would be lost"]);
+        refused(&place, &[&[command, "--out", &lora], rest].concat(), &["another place"]);
+    }
+    assert_eq!(place.read("mine/notes.txt"), "keep me");
     place.write("few.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n");
     merge(&["--out", "never", "--calibration", "few.jsonl"], &["few.jsonl", "at least 4"]);
     merge(&["--out", "never", "--calibration", "none.jsonl"], &["none.jsonl"]);

@@ -580,6 +580,18 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_not_finite_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        for value in [f32::NAN, f32::INFINITY] {
+            let tensors = [("w.lora_A.weight".to_owned(), Tensor::new(vec![0.5, value], [1, 2]))];
+            std::fs::write(&path, write(&tensors, &path).unwrap()).unwrap();
+            let error = read(&path, DType::F32).unwrap_err().to_string();
+            assert!(error.contains("w.lora_A.weight") && error.contains("element 1"), "{error}");
+        }
+    }
+
+    #[test]
     fn other_names_and_opcodes_are_refused() {
         let run = |program: &[u8]| Machine::new(program).run().unwrap_err();
         let error = run(b"\x80\x02cposix\nsystem\n(X\x02\x00\x00\x00lstR.");
