@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
 use crate::recipe::ModelDtype;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydralora_data::heads::{DIMENSIONS, Rule};
@@ -59,6 +60,14 @@ pub(crate) enum Command {
     Inspect(InspectArguments),
     /// Measure speed against this machine's matrix-product rate
     Bench(BenchArguments),
+    /// Fold an adapter into its base model
+    Merge(MergeArguments),
+    /// Write an adapter in another program's form
+    Export(ExportArguments),
+    /// Make an adapter of others, or of another program's
+    Import(ImportArguments),
+    /// Make one LoRA out of several
+    Compose(ComposeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +274,13 @@ pub(crate) struct ChatArguments {
     pub(crate) sampling: SamplingArguments,
 }
 
+/// Models whose dimensions are known without their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dimensions {
+    #[value(name = "llama2-7b")]
+    Llama2Of7B,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
     /// Base model: a folder, a .gguf file, or a known name.
@@ -273,9 +289,15 @@ pub(crate) struct InspectArguments {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// The paper's parameter counts on LLaMA2-7B.
+    /// The paper's parameter counts, on LLaMA2-7B's dimensions or those of `--model`.
     #[arg(long)]
     pub(crate) table: bool,
+    /// Dimensions for `--table`.
+    #[arg(long, value_enum, requires = "table", conflicts_with = "model")]
+    pub(crate) dims: Option<Dimensions>,
+    /// Print the logits after this text (put before no template), with the adapter on.
+    #[arg(long, value_name = "TEXT", requires = "model")]
+    pub(crate) logits: Option<String>,
 }
 
 #[derive(Debug, Args)]

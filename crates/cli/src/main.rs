@@ -3,10 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibration;
 mod commands;
 mod encoder;
+mod exchange_args;
 mod failure;
 mod hidden;
+mod output;
 mod plan;
 mod progress;
 mod recipe;
@@ -58,5 +61,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => commands::eval::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
         Command::Bench(command) => commands::bench::run(global, command),
+        Command::Merge(command) => commands::merge::run(global, command),
+        Command::Export(command) => commands::export::run(global, command),
+        Command::Import(command) => commands::import::run(global, command),
+        Command::Compose(command) => commands::compose::run(global, command),
     }
 }

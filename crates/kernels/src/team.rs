@@ -2,7 +2,7 @@
 //!
 //! Decoding a token is hundreds of loops of some ten microseconds each, about as long as it takes to
 //! wake a sleeping thread. Inside [`together`] the other threads of the pool wait for the next loop
-//! with open eyes; [`chunks_mut`] hands out its chunks one by one to whoever is free. Outside it
+//! with open eyes; `chunks_mut` hands out its chunks one by one to whoever is free. Outside it
 //! falls back to the pool's own loops. Which thread computes a chunk does not change the result.
 
 use rayon::prelude::*;
@@ -118,7 +118,7 @@ impl Team {
     }
 }
 
-/// Runs `body` on this thread with the pool's other threads awake for its [`chunks_mut`].
+/// Runs `body` on this thread with the pool's other threads awake for its `chunks_mut`.
 pub fn together<R>(body: impl FnOnce() -> R) -> R {
     let threads = rayon::current_num_threads();
     if threads == 1 || LED.with_borrow(Option::is_some) {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// PEFT's configuration file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -22,13 +22,15 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// The weights of a model that was trained whole.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// The tensor file of older programs, a pickle.
+pub const PICKLED_FILE: &str = "adapter_model.bin";
 /// What an adapter was trained with.
 pub const METADATA_FILE: &str = "hydralora.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The prefix PEFT puts before a base model's names.
-const PEFT_PREFIX: &str = "base_model.model.";
+pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// What an adapter was trained with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,23 +79,79 @@ pub fn write_into(
     all: &[SiteShape],
 ) -> Result<()> {
     let tensors = tuned.file_tensors();
-    if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
-        return Err(Error::Malformed {
-            path: folder.join(TENSOR_FILE),
-            message: format!("`{name}` holds a number that is not finite; nothing was written"),
-        });
-    }
-    write(&folder.join(METADATA_FILE), &pretty(metadata))?;
-    if let Some(template) = &metadata.chat_template {
-        write(&folder.join(TEMPLATE_FILE), template.as_bytes())?;
-    }
+    check_finite(folder, &tensors)?;
     if tuned.is_model() {
+        write_metadata(folder, metadata)?;
         tuned.write_model_files(folder)?;
         return write_tensors(&folder.join(MODEL_FILE), &tensors);
     }
     let mut config = tuned.peft_config(all);
     config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
-    write(&folder.join(CONFIG_FILE), &pretty(&config))?;
+    write_parts(folder, &config, tensors, Some(metadata))
+}
+
+/// Writes the folder of an adapter whose base may not be at hand: `target_modules` are its layers'
+/// names if they are known, and without `metadata` nothing ties it to a base but the name.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_unbound(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    all: &[SiteShape],
+    target_modules: Option<Value>,
+    base_model: &str,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    let mut config = tuned.peft_config(all);
+    if let Some(names) = target_modules.filter(|names| !names.is_null()) {
+        config.insert("target_modules".to_owned(), names);
+    }
+    config.insert("base_model_name_or_path".to_owned(), json!(base_model));
+    save_parts(folder, config, tuned.file_tensors(), metadata)
+}
+
+/// Writes a folder of these parts, whole or not at all.
+pub(crate) fn save_parts(
+    folder: &Path,
+    config: Map<String, Value>,
+    tensors: TensorMap,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    replace_folder(folder, |folder| {
+        check_finite(folder, &tensors)?;
+        write_parts(folder, &config, tensors, metadata)
+    })
+}
+
+fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
+    match tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Malformed {
+            path: folder.join(TENSOR_FILE),
+            message: format!("`{name}` holds a number that is not finite; nothing was written"),
+        }),
+    }
+}
+
+fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
+    write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    match &metadata.chat_template {
+        Some(template) => write(&folder.join(TEMPLATE_FILE), template.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+fn write_parts(
+    folder: &Path,
+    config: &Map<String, Value>,
+    tensors: TensorMap,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    write(&folder.join(CONFIG_FILE), &pretty(config))?;
+    if let Some(metadata) = metadata {
+        write_metadata(folder, metadata)?;
+    }
     // PEFT puts its prefix before the base model's names, and stores virtual tokens without one.
     let tensors = tensors
         .into_iter()
@@ -177,11 +235,22 @@ fn bytes_of(tensor: &Tensor) -> Cow<'_, [u8]> {
     })
 }
 
-/// Reads a safetensors file of floating-point tensors as `dtype`.
+/// The file that holds the tensors of an adapter's folder: safetensors, or else the pickle of older
+/// programs.
+pub fn stored_tensors(folder: &Path) -> PathBuf {
+    let (path, pickled) = (folder.join(TENSOR_FILE), folder.join(PICKLED_FILE));
+    if !path.exists() && pickled.exists() { pickled } else { path }
+}
+
+/// Reads a file of floating-point tensors as `dtype`: safetensors, or a `.bin` of `torch.save`.
 ///
 /// # Errors
 /// If the file cannot be read, is malformed, or holds other types or numbers that are not finite.
 pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
+    if path.extension().is_some_and(|extension| extension == "bin") {
+        let tensors = crate::exchange::pickle::read(path, dtype)?;
+        return Ok(tensors.into_iter().map(|(name, t)| (plain_name(&name), t)).collect());
+    }
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
@@ -238,9 +307,10 @@ pub(crate) fn site_of(name: &str) -> Option<Site> {
 /// If a file is missing or malformed, the method or one of its options is not supported, or the
 /// tensors are not exactly those the adapter needs on this model.
 pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAdapter> {
-    let options = read_options(folder)?;
-    let path = folder.join(TENSOR_FILE);
+    let path = stored_tensors(folder);
+    let config = read_config(folder)?;
     let tensors = decode(&path, dtype)?;
+    let options = options_of(folder, config, &tensors)?;
     let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
     Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
 }
@@ -250,13 +320,48 @@ pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAd
 /// # Errors
 /// If it is missing, malformed, or asks for something not supported.
 pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
+    let config = read_config(folder)?;
+    if is_published(&config) {
+        let tensors = decode(&stored_tensors(folder), DType::F32)?;
+        return options_of(folder, config, &tensors);
+    }
+    options_of(folder, config, &TensorMap::new())
+}
+
+/// The `adapter_config.json` of a folder.
+///
+/// # Errors
+/// If it is missing or malformed.
+pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     let path = folder.join(CONFIG_FILE);
     if !path.exists() && folder.join("config.json").exists() {
         let message =
             "this folder holds a whole model and no adapter; give it as the model".to_owned();
         return Err(Error::Malformed { path: folder.to_path_buf(), message });
     }
-    let config: Map<String, Value> = read_json(&path)?;
+    read_json(&path)
+}
+
+/// Whether a configuration is of the published codes of HydraLoRA and LoRAMoE, which say the same of
+/// either.
+fn is_published(config: &Map<String, Value>) -> bool {
+    config.get("peft_type") == Some(&json!("LORA")) && config.contains_key("lora_nums")
+}
+
+/// The options of a folder with this configuration and these tensors.
+fn options_of(
+    folder: &Path,
+    mut config: Map<String, Value>,
+    tensors: &TensorMap,
+) -> Result<Box<dyn MethodOptions>> {
+    let path = folder.join(CONFIG_FILE);
+    if is_published(&config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
+        config.insert("peft_type".to_owned(), json!("LORAMOE"));
+        for (key, own) in [("blc_alpha", "balance_delta"), ("blc_weight", "balance_weight")] {
+            let value = config.remove(key).filter(|value| !value.is_null()).unwrap_or(json!(0.0));
+            config.insert(own.to_owned(), value);
+        }
+    }
     let method = METHODS.iter().find(|method| method.claims(&config)).ok_or_else(|| {
         let known: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
         let found = config.get("peft_type").map_or("missing".to_owned(), Value::to_string);

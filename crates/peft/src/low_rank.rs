@@ -2,6 +2,7 @@
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
 //! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
 
+mod fold;
 mod layout;
 mod spec;
 
@@ -13,6 +14,7 @@ pub(crate) use spec::{
 use crate::decomposition::{RowNorms, principal};
 use crate::error::{Error, Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::method::{
     Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, normal,
     take_tensor, uniform,
@@ -512,6 +514,10 @@ impl Tuned for LowRankAdapter {
         let not_found = self.load_starts(tensors, &mut faults);
         faults.extend(not_found);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        self.fold(site, gates)
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -2,6 +2,7 @@
 
 use crate::error::{Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::targets::Targets;
 use hydralora_kernels::{DType, Gradients, Parameter, Tensor, Var};
 use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
@@ -224,6 +225,11 @@ pub trait Tuned: Adapter {
     fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let _ = tensors;
         Ok(())
+    }
+    /// What the adapter does to the weight at `site`, the gates of routed layers held at `gates`.
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        let _ = (site, gates);
+        Merge::Refused("its method does not change weights in a way that is known here".to_owned())
     }
     /// This adapter as the decoder sees it.
     fn as_adapter(&self) -> &dyn Adapter;

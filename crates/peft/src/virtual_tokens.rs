@@ -13,6 +13,7 @@
 
 use crate::described::{Described, from_own};
 use crate::error::{Error, Fault, Result};
+use crate::merge::{Gates, Merge};
 use crate::method::{
     Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name,
     kaiming_bound, load_by_name, normal, random_stream, take_tensor, uniform,
@@ -307,6 +308,14 @@ impl Tuned for VirtualTokens {
             return Err(Error::Options { faults: vec![Fault::new("method.init", message)] });
         }
         Ok(())
+    }
+
+    fn merge(&self, _site: Site, _gates: &Gates) -> Merge<'_> {
+        let what = match self.spec.place {
+            Place::Prompt => "embeddings put before every text",
+            Place::Prefix(_) => "keys and values put before those of every text",
+        };
+        Merge::Refused(format!("it consists of {what}, which no weight of the base can hold"))
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -5,6 +5,7 @@ mod bad_input;
 mod commands;
 mod eval;
 mod heads;
+mod interop;
 mod quickstart;
 mod resume;
 mod support;

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use names::{interleaved_row, to_gguf};
+
 /// Single weight file of a model folder.
 const SINGLE: &str = "model.safetensors";
 /// List of the weight files of a model folder.
@@ -394,6 +396,6 @@ impl Weights {
 }
 
 /// Whether a tensor only repeats what the configuration says.
-fn is_derived(name: &str) -> bool {
+pub(crate) fn is_derived(name: &str) -> bool {
     name == "rope_freqs.weight" || name.ends_with("rotary_emb.inv_freq")
 }

@@ -16,6 +16,7 @@
 use crate::described::Described;
 use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
+use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
     MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
     read_section, take_tensor,
@@ -28,7 +29,7 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
-use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch};
+use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch, no_grad};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -563,6 +564,17 @@ impl Tuned for AdaLoraAdapter {
             self.importance.insert(site, importance);
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
+        let _guard = no_grad();
+        Merge::Delta(Factors {
+            a: scale_rows(tensors[A].var(), tensors[E].var()).into_value(),
+            b: tensors[B].parameter.value().clone(),
+            scale: self.options.peft_scale(),
+            num_experts: 1,
+        })
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

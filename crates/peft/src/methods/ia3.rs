@@ -6,6 +6,7 @@
 use crate::described::Described;
 use crate::error::{Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::method::{
     MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
 };
@@ -181,6 +182,17 @@ impl Tuned for Ia3Adapter {
         config.insert("feedforward_modules".to_owned(), json!(feedforward));
         config.insert("target_modules".to_owned(), json!(names));
         config
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        match self.sites.get(&site) {
+            None => Merge::Unchanged,
+            Some(factors) => {
+                let l = factors.l.parameter.value();
+                let l = l.clone().reshape([l.len()]);
+                if factors.feedforward { Merge::ScaleInput(l) } else { Merge::ScaleOutput(l) }
+            }
+        }
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -1,5 +1,7 @@
 //! What every method has to do, on a trained model of 260,032 parameters.
 
+mod merge;
+
 use hydralora_data::{DataReport, Dataset, Example};
 use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::{DType, Tensor, no_grad};
