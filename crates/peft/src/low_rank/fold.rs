@@ -12,7 +12,7 @@ const RESCALED: &str =
     "DoRA rescales every row of the sum, which is no change that can be added to the weight";
 
 const TAKEN_OUT: &str =
-    "its random start was taken out of the base's weight, so its tensors alone are no change to it";
+    "its start was taken out of the base's weight, so its tensors alone are no change to it";
 
 impl LowRankAdapter {
     /// The update at `site`, with routed heads weighed as `gates` says.

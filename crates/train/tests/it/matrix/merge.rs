@@ -54,6 +54,10 @@ fn merged_is_unmerged_or_refused() {
     for case in cases() {
         let mut tuned = model.build(case.options().as_ref());
         randomise(tuned.as_mut());
+        if tuned.is_model() {
+            // What it leaves is a model already.
+            continue;
+        }
         let adapted = model.logits(tuned.as_adapter());
         assert!(distance(&base, &adapted) > 1e-3, "{} does nothing", case.name());
         let gates = match MergePlan::new(tuned.as_ref(), &all, &Gates::PerToken) {
@@ -63,8 +67,19 @@ fn merged_is_unmerged_or_refused() {
             }
             Err(error) => {
                 let error = error.to_string();
+                let own_reason =
+                    ["rescales every row", "start was taken out"].iter().any(|r| error.contains(r));
+                if own_reason {
+                    refused += 1;
+                    continue;
+                }
                 if error.contains("for every token") {
                     routed += 1;
+                    let options = case.options().to_recipe();
+                    if options.get("router_top_k").is_some_and(|k| !k.is_null()) {
+                        // Even gates are not what a router does that uses only some heads.
+                        continue;
+                    }
                     Gates::Uniform
                 } else {
                     assert!(error.contains("no weight of the base can hold"), "{error}");
