@@ -1,6 +1,9 @@
 //! The command line.
 
+use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
+use crate::recipe::ModelDtype;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hydralora_data::heads::{DIMENSIONS, Rule};
 use std::path::PathBuf;
 
 /// Fine-tunes, evaluates and serves language models with HydraLoRA.
@@ -45,12 +48,26 @@ pub(crate) enum Command {
     Train(TrainArguments),
     /// Do everything but the training: all faults at once, the plan, a sample of tokens
     Check(CheckArguments),
+    /// Find out how many experts a data set needs
+    Heads(HeadsArguments),
     /// Continue a prompt
     Generate(GenerateArguments),
     /// Talk to a model
     Chat(ChatArguments),
+    /// Score a model, and adapters on it, on benchmarks
+    Eval(Box<crate::commands::eval::EvalArguments>),
     /// Show a model's or an adapter's parameters
     Inspect(InspectArguments),
+    /// Measure speed against this machine's matrix-product rate
+    Bench(BenchArguments),
+    /// Fold an adapter into its base model
+    Merge(MergeArguments),
+    /// Write an adapter in another program's form
+    Export(ExportArguments),
+    /// Make an adapter of others, or of another program's
+    Import(ImportArguments),
+    /// Make one LoRA out of several
+    Compose(ComposeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +125,92 @@ pub(crate) struct CheckArguments {
     pub(crate) recipe: RecipeArguments,
 }
 
+/// What the rows to cluster are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FeatureChoice {
+    /// Words, weighed by TF-IDF.
+    Tfidf,
+    /// A base model's mean hidden state.
+    Model,
+}
+
+/// What chooses the number of clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RuleChoice {
+    /// The knee of the squared error (Kneedle).
+    Elbow,
+    /// The largest mean silhouette.
+    Silhouette,
+    /// The gap statistic.
+    Gap,
+    /// The most clusters that two halves of the data agree on (prediction strength).
+    Stability,
+}
+
+impl From<RuleChoice> for Rule {
+    fn from(choice: RuleChoice) -> Self {
+        match choice {
+            RuleChoice::Elbow => Rule::Elbow,
+            RuleChoice::Silhouette => Rule::Silhouette,
+            RuleChoice::Gap => Rule::Gap,
+            RuleChoice::Stability => Rule::Stability,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HeadsArguments {
+    /// Data files; each is a domain, unless --domain-field names one.
+    #[arg(required = true)]
+    pub(crate) data: Vec<PathBuf>,
+    /// Format of the files.
+    #[arg(long, default_value = "auto")]
+    pub(crate) format: String,
+    /// The field that holds a record's domain.
+    #[arg(long)]
+    pub(crate) domain_field: Option<String>,
+    /// Read only the first so many records of each file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// What to cluster.
+    #[arg(long, value_enum, default_value_t = FeatureChoice::Tfidf)]
+    pub(crate) features: FeatureChoice,
+    /// Base model whose hidden states are the features.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// The layer whose input is taken; the number of layers for the final state [default: half].
+    #[arg(long)]
+    pub(crate) layer: Option<usize>,
+    /// Dimensions the features are reduced to.
+    #[arg(long, default_value_t = DIMENSIONS, value_parser = dimensions)]
+    pub(crate) dimensions: usize,
+    /// Fewest clusters to try.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) k_min: usize,
+    /// Most clusters to try.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) k_max: usize,
+    /// How often the choice is repeated.
+    #[arg(long, default_value_t = 15)]
+    pub(crate) seeds: usize,
+    /// Seed of all randomness.
+    #[arg(long, default_value_t = 41)]
+    pub(crate) seed: u64,
+    /// Whose choice counts.
+    #[arg(long, value_enum, default_value_t = RuleChoice::Stability)]
+    pub(crate) rule: RuleChoice,
+    /// Folder for heads.json, heads.html and the pictures.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+fn dimensions(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(dimensions @ 2..=256) => Ok(dimensions),
+        _ => Err("expected 2 to 256".to_owned()),
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ModelChoice {
     /// Base model: a folder, a .gguf file, or a known name.
@@ -116,6 +219,9 @@ pub(crate) struct ModelChoice {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
+    /// Type or packing to hold the weights in; `stored` is what the file has.
+    #[arg(long, default_value = "f32")]
+    pub(crate) dtype: ModelDtype,
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +274,13 @@ pub(crate) struct ChatArguments {
     pub(crate) sampling: SamplingArguments,
 }
 
+/// Models whose dimensions are known without their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dimensions {
+    #[value(name = "llama2-7b")]
+    Llama2Of7B,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
     /// Base model: a folder, a .gguf file, or a known name.
@@ -176,7 +289,101 @@ pub(crate) struct InspectArguments {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
-    /// The paper's parameter counts on LLaMA2-7B.
+    /// The paper's parameter counts, on LLaMA2-7B's dimensions or those of `--model`.
     #[arg(long)]
     pub(crate) table: bool,
+    /// Dimensions for `--table`.
+    #[arg(long, value_enum, requires = "table", conflicts_with = "model")]
+    pub(crate) dims: Option<Dimensions>,
+    /// Print the logits after this text (put before no template), with the adapter on.
+    #[arg(long, value_name = "TEXT", requires = "model")]
+    pub(crate) logits: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    pub(crate) what: BenchWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchWhat {
+    /// Training steps of several methods in turn on the same batches
+    Train(BenchTrainArguments),
+    /// Prefill and decoding
+    Decode(BenchDecodeArguments),
+    /// Single operations at a model's shapes
+    Kernels(BenchKernelsArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrainArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Type or packing the weights are held in.
+    #[arg(long, default_value = "f32")]
+    pub(crate) dtype: ModelDtype,
+    /// Methods by their recipe names; `base` is the frozen model's own forward and backward.
+    #[arg(long, value_delimiter = ',', default_value = "base,lora,hydralora")]
+    pub(crate) method: Vec<String>,
+    /// Rank of each of HydraLoRA's heads; `lora` gets rank times experts.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) rank: usize,
+    /// HydraLoRA's heads.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) num_experts: usize,
+    /// Padded batches of token ids to train on (JSON); made-up ones without.
+    #[arg(long)]
+    pub(crate) tokens: Option<PathBuf>,
+    /// Made-up batches.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) batches: usize,
+    /// Sequences of a made-up batch.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch_size: usize,
+    /// Tokens of a made-up sequence.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) seq_len: usize,
+    /// Steps on each batch, of which the fastest counts.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) repeat: usize,
+    /// Keep only the layers' inputs for the way back.
+    #[arg(long)]
+    pub(crate) gradient_checkpointing: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Types or packings the weights are held in, one run each.
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4_0")]
+    pub(crate) dtype: Vec<ModelDtype>,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub(crate) prompt: usize,
+    /// Tokens decoded one by one after a prompt of 64.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) new_tokens: usize,
+    /// Leave the HydraLoRA adapter (r = 4, N = 4 on the feed-forward layers) out.
+    #[arg(long)]
+    pub(crate) no_adapter: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArguments {
+    /// Tokens of the batch.
+    #[arg(long, default_value_t = 1600)]
+    pub(crate) tokens: usize,
+    /// Width of the hidden state.
+    #[arg(long, default_value_t = 576)]
+    pub(crate) hidden_size: usize,
+    /// Width of the feed-forward block.
+    #[arg(long, default_value_t = 1536)]
+    pub(crate) intermediate_size: usize,
+    /// Length of the sequences in attention.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) seq_len: usize,
 }

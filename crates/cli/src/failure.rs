@@ -34,6 +34,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
                 _ => 1,
             };
         }
+        if let Some(error) = cause.downcast_ref::<hydralora_run::eval::Error>() {
+            return if error.is_bad_input() { 2 } else { 1 };
+        }
         if let Some(error) = cause.downcast_ref::<hydralora_model::Error>() {
             return of_model(error);
         }
@@ -45,7 +48,21 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn of_model(error: &hydralora_model::Error) -> u8 {
-    if matches!(error, hydralora_model::Error::Unavailable { .. }) { 1 } else { 2 }
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull, WriteZero};
+    match error {
+        hydralora_model::Error::Unavailable { .. }
+        | hydralora_model::Error::NonFiniteActivations => 1,
+        // What cannot be written is no fault of what was given.
+        hydralora_model::Error::Io(error)
+            if matches!(
+                error.kind(),
+                PermissionDenied | ReadOnlyFilesystem | StorageFull | WriteZero
+            ) =>
+        {
+            1
+        }
+        _ => 2,
+    }
 }
 
 fn of_adapter(error: &hydralora_peft::Error) -> u8 {

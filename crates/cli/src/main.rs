@@ -3,12 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibration;
 mod commands;
 mod encoder;
+mod exchange_args;
 mod failure;
+mod hidden;
+mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod sources;
 mod ui;
 
 use args::{Arguments, Command};
@@ -40,14 +45,26 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(threads) = arguments.global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
+    // On a thread of the pool: from outside, every parallel loop would wait for one to wake up.
+    rayon::scope(|_| run(arguments))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let global = &arguments.global;
     match &arguments.command {
         Command::Quickstart(command) => commands::quickstart::run(global, command),
         Command::Model(command) => commands::model::run(global, command),
         Command::Train(command) => commands::train::run(global, command),
+        Command::Heads(command) => commands::heads::run(global, command),
         Command::Check(command) => commands::check::run(global, command),
         Command::Generate(command) => commands::generate::run(global, command),
         Command::Chat(command) => commands::chat::run(global, command),
+        Command::Eval(command) => commands::eval::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
+        Command::Bench(command) => commands::bench::run(global, command),
+        Command::Merge(command) => commands::merge::run(global, command),
+        Command::Export(command) => commands::export::run(global, command),
+        Command::Import(command) => commands::import::run(global, command),
+        Command::Compose(command) => commands::compose::run(global, command),
     }
 }

@@ -2,11 +2,15 @@
 
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
+use crate::hidden::mean_inputs;
 use crate::recipe::{ModelDtype, Recipe};
+use crate::sources;
 use crate::ui::thousands;
 use anyhow::Context;
-use hydralora_data::{ChatTemplate, Dataset, Message};
-use hydralora_kernels::DType;
+use hydralora_data::heads::{
+    Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
+};
+use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message};
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
@@ -22,10 +26,11 @@ pub(crate) struct Base {
 }
 
 /// Finds and opens a base model.
-pub(crate) fn open_base(spec: &str, dtype: DType) -> anyhow::Result<Base> {
+pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
     let path = hydralora_model::hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
     let source = ModelSource::open(&path)?;
-    let decoder = Decoder::load(&source.config, &source.weights, dtype)?;
+    let (dtype, held) = dtype.plan();
+    let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;
     Ok(Base { source, decoder })
 }
 
@@ -80,18 +85,30 @@ pub(crate) struct Plan {
     pub(crate) sites: Vec<SiteShape>,
     pub(crate) tuned: Box<dyn Tuned>,
     pub(crate) metadata: Metadata,
+    /// How the number of experts was found, where the recipe said `auto`.
+    pub(crate) heads: Option<HeadsReport>,
+}
+
+/// Looks at the training files for the number of experts.
+fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
+    let corpus = Corpus::read(&recipe.data.train, &recipe.base)?;
+    let seed = recipe.train.seed;
+    let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
+    let options = HeadsOptions { seed, ..HeadsOptions::default() };
+    find_heads(&features, &corpus, &options).context("method.num_experts: auto")
 }
 
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
-    pub(crate) fn open(recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
-        let dtype = match recipe.model.dtype {
-            ModelDtype::F32 => DType::F32,
-            ModelDtype::F64 => DType::F64,
-        };
+    pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
+        sources::locate(&mut recipe.data)?;
+        let heads = recipe.auto_experts.then(|| count_experts(&recipe)).transpose()?;
+        if let Some(found) = &heads {
+            recipe.set_num_experts(found.num_experts)?;
+        }
         let base = match base {
             Some(base) => base,
-            None => open_base(&recipe.model.path, dtype)
+            None => open_base(&recipe.model.path, recipe.model.dtype)
                 .with_context(|| format!("model.path: {}", recipe.model.path))?,
         };
         let limit = base.source.config.max_position_embeddings;
@@ -104,20 +121,20 @@ impl Plan {
         let all = base.decoder.sites();
         let sites =
             if recipe.method.whole_model() { all } else { recipe.method.targets().select(&all)? };
-        let mut tuned = recipe.method.build(&sites, dtype, recipe.train.seed);
+        let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
             decoder: &base.decoder,
             tokenizer: base.tokenizer(),
         })?;
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
-        let dataset = Dataset::load(
-            &recipe.data,
-            &recipe.base,
-            &encoder,
-            template.as_ref(),
-            recipe.train.seed,
-        )?;
+        let options = LoadOptions {
+            cache: sources::cache_folder(),
+            tokenizer: base.source.identity.fingerprint.clone(),
+            ..LoadOptions::new(recipe.train.seed)
+        };
+        let (data, folder) = (&recipe.data, &recipe.base);
+        let dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
         let end_ids = base.tokenizer().end_ids().iter();
         let metadata = Metadata {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -126,7 +143,35 @@ impl Plan {
             chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
             end_tokens: end_ids.filter_map(|&id| base.tokenizer().id_to_token(id)).collect(),
         };
-        Ok(Self { recipe, base, dataset, sites, tuned, metadata })
+        Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })
+    }
+
+    /// Starts the routers from the clusters of the training data, where the recipe says so.
+    pub(crate) fn start_routers(&mut self) -> anyhow::Result<()> {
+        let Some(clusters) = self.recipe.method.router_clusters() else { return Ok(()) };
+        let assignment = match &self.heads {
+            Some(heads) => heads.assignment.clone(),
+            None => {
+                let corpus = Corpus::read(&self.recipe.data.train, &self.recipe.base)?;
+                let seed = self.recipe.train.seed;
+                let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
+                partition(&features, corpus.len(), clusters, seed)
+                    .context("method.router_init: centroids")?
+            }
+        };
+        let mut first = vec![0];
+        for source in &self.dataset.report.sources {
+            first.push(first[first.len() - 1] + source.records);
+        }
+        let cluster_of = |source: u32, row: u32| {
+            let start = first.get(source as usize)?;
+            assignment.get(start + row as usize).copied().flatten()
+        };
+        let sites = self.tuned.router_inputs();
+        let (decoder, examples) = (&self.base.decoder, &self.dataset.train);
+        let means = mean_inputs(decoder, &sites, examples, clusters, &cluster_of)?;
+        self.tuned.start_routers(&means);
+        Ok(())
     }
 
     /// Hash of everything that decides how a run goes: settings, base model, token ids.
@@ -138,16 +183,12 @@ impl Plan {
         for key in ["save_every", "keep_checkpoints"] {
             resolved["train"][key] = serde_json::Value::Null;
         }
+        // Nor does where token ids are kept.
+        resolved["data"]["streaming"] = serde_json::Value::Null;
         let mut hash = Sha256::new();
         hash.update(resolved.to_string());
         hash.update(&self.metadata.base_fingerprint);
-        for example in self.dataset.train.iter().chain(&self.dataset.valid) {
-            for (token, label) in example.tokens.iter().zip(&example.labels) {
-                hash.update(token.to_le_bytes());
-                hash.update(label.to_le_bytes());
-            }
-            hash.update(example.domain.to_le_bytes());
-        }
+        hash.update(self.dataset.fingerprint());
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -160,7 +201,7 @@ impl Plan {
     pub(crate) fn memory(&self) -> MemoryPlan {
         let config = &self.base.source.config;
         let element = self.base.decoder.dtype().size();
-        let lengths = self.dataset.train.iter().map(|example| example.tokens.len());
+        let lengths = self.dataset.train.lengths().iter().map(|&length| length as usize);
         let mut lengths: Vec<usize> = lengths.collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest: usize = lengths.iter().take(self.recipe.train.batch_size).sum();
@@ -174,9 +215,11 @@ impl Plan {
         // output, gate and up; the rest is computed again.
         let kept =
             2 * config.hidden_size + 2 * query + 2 * key_value + 2 * config.intermediate_size;
-        let trainable = self.parameters().trainable;
+        let Parameters { trainable, weights, .. } = self.parameters();
+        // Weights that are trained themselves are not held twice.
+        let frozen = self.base.decoder.weight_bytes().saturating_sub(weights * element);
         MemoryPlan {
-            weights: self.base.decoder.weight_bytes(),
+            weights: frozen,
             trainable: 4 * trainable * element,
             activations: tokens
                 * (kept * config.num_hidden_layers + 4 * config.intermediate_size)
@@ -213,6 +256,8 @@ pub(crate) struct Parameters {
     pub(crate) router: usize,
     pub(crate) scale: usize,
     pub(crate) prompt: usize,
+    /// Weights of the base model itself, norms and biases among them.
+    pub(crate) weights: usize,
     pub(crate) trainable: usize,
     pub(crate) percent: f64,
 }
@@ -222,15 +267,17 @@ impl Parameters {
         let counts = count(tuned);
         let of = |role| counts.get(&role).copied().unwrap_or(0);
         let trainable: usize = counts.values().sum();
+        let weights = of(Role::Weight) + of(Role::Norm);
         Self {
             base,
+            weights,
             a: of(Role::A),
             b: of(Role::B),
             router: of(Role::Router),
             scale: of(Role::Scale),
             prompt: of(Role::Prompt),
             trainable,
-            percent: 100.0 * trainable as f64 / (base + trainable) as f64,
+            percent: 100.0 * trainable as f64 / (base + trainable - weights).max(1) as f64,
         }
     }
 }
@@ -243,6 +290,7 @@ impl std::fmt::Display for Parameters {
             ("router", self.router),
             ("factors", self.scale),
             ("prompt", self.prompt),
+            ("weights", self.weights),
         ];
         let parts: Vec<String> = roles
             .iter()
@@ -255,7 +303,7 @@ impl std::fmt::Display for Parameters {
             thousands(self.trainable),
             self.percent,
             parts.join(", "),
-            thousands(self.base)
+            thousands(self.base.saturating_sub(self.weights))
         )
     }
 }

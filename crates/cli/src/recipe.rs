@@ -5,6 +5,9 @@
 
 use crate::failure::bad_input;
 use hydralora_data::DataConfig;
+use hydralora_kernels::DType;
+use hydralora_kernels::block::BlockFormat;
+use hydralora_model::Held;
 use hydralora_peft::{Fault, MethodOptions, methods, nearest, read_section};
 use hydralora_train::TrainConfig;
 use serde::{Deserialize, Serialize};
@@ -22,14 +25,47 @@ pub(crate) struct ModelSection {
     pub(crate) dtype: ModelDtype,
 }
 
-/// Types the weights can be held in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Types the weights can be held in. Computation is in `f32` (`f64` for `f64`) in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub(crate) enum ModelDtype {
     #[default]
     F32,
     /// For checks of numbers, not for speed.
     F64,
+    Bf16,
+    F16,
+    /// 8-bit blocks of 32 with a scale.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q80,
+    /// 4-bit blocks of 32 with a scale.
+    #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
+    Q40,
+    /// 4-bit blocks of 32 with a scale and an offset.
+    #[serde(rename = "q4_1")]
+    #[value(name = "q4_1")]
+    Q41,
+    /// As the file has them.
+    Stored,
+}
+
+impl ModelDtype {
+    /// The type to compute in, and how to hold the weights.
+    pub(crate) fn plan(self) -> (DType, Held) {
+        match self {
+            ModelDtype::F32 => (DType::F32, Held::Wide),
+            ModelDtype::F64 => (DType::F64, Held::Wide),
+            ModelDtype::Bf16 => (DType::F32, Held::Packed(BlockFormat::BF16)),
+            ModelDtype::F16 => (DType::F32, Held::Packed(BlockFormat::F16)),
+            ModelDtype::Q80 => (DType::F32, Held::Packed(BlockFormat::Q8_0)),
+            ModelDtype::Q40 => (DType::F32, Held::Packed(BlockFormat::Q4_0)),
+            ModelDtype::Q41 => (DType::F32, Held::Packed(BlockFormat::Q4_1)),
+            ModelDtype::Stored => (DType::F32, Held::Stored),
+        }
+    }
 }
 
 /// A recipe, checked.
@@ -38,12 +74,15 @@ pub(crate) struct Recipe {
     pub(crate) data: DataConfig,
     pub(crate) method_name: &'static str,
     pub(crate) method: Box<dyn MethodOptions>,
+    /// Whether the number of experts is to be found from the data.
+    pub(crate) auto_experts: bool,
     pub(crate) train: TrainConfig,
     pub(crate) output: PathBuf,
     /// The folder that relative data paths start from.
     pub(crate) base: PathBuf,
 }
 
+const NUM_EXPERTS: &str = "num_experts";
 const SECTIONS: &[&str] = &["model", "data", "method", "train", "output"];
 
 impl Recipe {
@@ -105,7 +144,8 @@ impl Recipe {
         if let Some(train) = &train {
             faults.extend(train.faults().into_iter().map(|(field, m)| Fault::new(field, m)));
         }
-        let method = read_method(sections.get("method"), &mut faults);
+        let (method_section, auto_experts) = without_auto(sections.get("method"));
+        let method = read_method(method_section.as_ref(), &mut faults);
         let output = match sections.get("output") {
             Some(Value::String(output)) if !output.is_empty() => PathBuf::from(output),
             None => PathBuf::from("runs/default"),
@@ -117,7 +157,7 @@ impl Recipe {
         match (data, method, train) {
             (Some(data), Some((method_name, method)), Some(train)) if faults.is_empty() => {
                 let base = base.to_path_buf();
-                Ok(Self { model, data, method_name, method, train, output, base })
+                Ok(Self { model, data, method_name, method, auto_experts, train, output, base })
             }
             _ => Err(faults),
         }
@@ -132,6 +172,17 @@ impl Recipe {
             "model": self.model, "data": self.data, "method": method, "train": self.train,
             "output": self.output,
         })
+    }
+
+    /// Puts the number of experts that was found in place of `auto`.
+    pub(crate) fn set_num_experts(&mut self, num_experts: usize) -> anyhow::Result<()> {
+        let mut options = self.method.to_recipe();
+        options.insert(NUM_EXPERTS.to_owned(), json!(num_experts));
+        self.method = methods::find(self.method_name)?
+            .read_recipe(&options)
+            .map_err(|faults| hydralora_peft::Error::Options { faults })?;
+        self.auto_experts = false;
+        Ok(())
     }
 
     /// The same as YAML.
@@ -171,7 +222,24 @@ fn section<T: serde::de::DeserializeOwned + Default + Serialize>(
     }
 }
 
-fn read_method(
+/// The method's section with `num_experts: auto` taken out, if the method has experts to count, and
+/// whether it was there. Until the data have been looked at, the method's own default stands in.
+fn without_auto(section: Option<&Value>) -> (Option<Value>, bool) {
+    let mut section = section.cloned();
+    let mut auto = false;
+    if let Some(Value::Object(map)) = &mut section
+        && map.get(NUM_EXPERTS) == Some(&json!("auto"))
+        && let Some(Value::String(name)) = map.get("name")
+        && methods::find(name).is_ok_and(|method| method.defaults().contains_key(NUM_EXPERTS))
+    {
+        map.remove(NUM_EXPERTS);
+        auto = true;
+    }
+    (section, auto)
+}
+
+/// Reads a `method:` section, noting what is wrong with it.
+pub(crate) fn read_method(
     value: Option<&Value>,
     faults: &mut Vec<Fault>,
 ) -> Option<(&'static str, Box<dyn MethodOptions>)> {

@@ -224,8 +224,8 @@ fn form_batches(
     let (mut sequences, mut tokens) = (0, 0);
     for index in order {
         let length = lengths[index as usize] as usize;
-        let full = sequences == max_sequences
-            || max_tokens.is_some_and(|most| tokens + length > most);
+        let full =
+            sequences == max_sequences || max_tokens.is_some_and(|most| tokens + length > most);
         if full && sequences > 0 {
             batches.ends.push(batches.order.len() as u32);
             (sequences, tokens) = (0, 0);
@@ -336,7 +336,8 @@ mod tests {
         let mut examples = examples_of_lengths(&[3; 10], 0);
         examples.extend(examples_of_lengths(&[3; 8], 1));
         examples.extend(examples_of_lengths(&[3; 7], 2));
-        let sampler = Sampler::new(&examples.clone().into(), &[2.5, 0.5, 1.0], 4, None, 5, true).unwrap();
+        let sampler =
+            Sampler::new(&examples.clone().into(), &[2.5, 0.5, 1.0], 4, None, 5, true).unwrap();
         let mut halves = std::collections::HashSet::new();
         for epoch in 0..20 {
             let mut count = vec![0; examples.len()];
@@ -364,7 +365,8 @@ mod tests {
     #[test]
     fn the_order_follows_from_seed_and_epoch_alone() {
         let examples = examples_of_lengths(&[3; 50], 0);
-        let sampler = |seed| Sampler::new(&examples.clone().into(), &[1.5], 8, Some(20), seed, true).unwrap();
+        let sampler =
+            |seed| Sampler::new(&examples.clone().into(), &[1.5], 8, Some(20), seed, true).unwrap();
         assert_eq!(sampler(1).epoch(4), sampler(1).epoch(4));
         assert_ne!(sampler(1).epoch(4), sampler(1).epoch(5));
         assert_ne!(sampler(1).epoch(4), sampler(2).epoch(4));
@@ -374,14 +376,16 @@ mod tests {
     fn shuffling_mixes_sources_and_its_absence_keeps_order() {
         let mut examples = examples_of_lengths(&[3; 40], 0);
         examples.extend(examples_of_lengths(&[3; 40], 1));
-        let shuffled = Sampler::new(&examples.clone().into(), &[1.0, 1.0], 8, None, 5, true).unwrap();
+        let shuffled =
+            Sampler::new(&examples.clone().into(), &[1.0, 1.0], 8, None, 5, true).unwrap();
         let shuffled = lists(&shuffled.epoch(0));
         let mixed = shuffled.iter().filter(|batch| {
             let first = batch.iter().filter(|&&index| index < 40).count();
             first > 0 && first < batch.len()
         });
         assert!(mixed.count() >= 8, "{shuffled:?}");
-        let ordered = Sampler::new(&examples.clone().into(), &[1.0, 2.0], 7, None, 5, false).unwrap();
+        let ordered =
+            Sampler::new(&examples.clone().into(), &[1.0, 2.0], 7, None, 5, false).unwrap();
         let ordered = lists(&ordered.epoch(0));
         assert_eq!(ordered.concat(), (0..80).chain(40..80).collect::<Vec<_>>());
         assert_eq!(ordered.last().map(Vec::len), Some(120 % 7));
@@ -399,7 +403,9 @@ mod tests {
     fn settings_that_make_no_sense_are_refused() {
         let examples = examples_of_lengths(&[3], 1);
         let fault = |weights: &[f64], size, tokens| {
-            Sampler::new(&examples.clone().into(), weights, size, tokens, 0, true).unwrap_err().to_string()
+            Sampler::new(&examples.clone().into(), weights, size, tokens, 0, true)
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             fault(&[1.0], 1, None),

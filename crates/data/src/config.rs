@@ -363,10 +363,7 @@ impl DataConfig {
             }
             (None, None) => fault("", "needs `temperature` or `shares`".to_owned()),
             (Some(temperature), None) if !(temperature.is_finite() && temperature > 0.0) => {
-                fault(
-                    ".temperature",
-                    format!("must be a finite number above 0, is {temperature}"),
-                );
+                fault(".temperature", format!("must be a finite number above 0, is {temperature}"));
             }
             (None, Some(shares)) => {
                 if shares.len() != self.train.len() {

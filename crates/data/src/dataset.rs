@@ -112,8 +112,10 @@ impl Dataset {
         let listed = config.train.iter().map(|source| (source, Split::Train));
         let listed: Vec<_> =
             listed.chain(config.valid.iter().map(|source| (source, Split::Valid))).collect();
-        let files: Vec<Vec<FileReport>> =
-            listed.iter().map(|(source, _)| file_reports(source, base_dir)).collect::<Result<_>>()?;
+        let files: Vec<Vec<FileReport>> = listed
+            .iter()
+            .map(|(source, _)| file_reports(source, base_dir))
+            .collect::<Result<_>>()?;
         let weighed = |file: &FileReport| file.bytes * if file.compressed() { 4 } else { 1 };
         let bytes: u64 = files.iter().flatten().map(weighed).sum();
         let streaming = config.streaming.unwrap_or(bytes > options.streaming_above);
@@ -196,7 +198,8 @@ fn cache_key(
     let template = encode.template.map(ChatTemplate::source);
     // A template that writes the date writes another one tomorrow.
     let dated = template.is_some_and(|source| source.contains("strftime_now"));
-    let today = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() / 86_400);
+    let today =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() / 86_400);
     // A few texts that most tokenizers tell apart, for callers that name none.
     let probe = "The 1st naïve Öl-tank: 3.14 «día» 数字\n\tdef f(x): return x**2 🙂";
     let probe = encode.encoder.encode(probe).unwrap_or_default();
@@ -432,7 +435,8 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
     }
     report.train_examples = train.len();
     report.valid_examples = valid.len();
-    let names: Vec<u8> = domains.iter().flat_map(|name| [name.as_bytes(), b"\n"].concat()).collect();
+    let names: Vec<u8> =
+        domains.iter().flat_map(|name| [name.as_bytes(), b"\n"].concat()).collect();
     let [train_hash, valid_hash] = hashes.map(|hash| hash.digest128());
     let parts = [&train_hash.to_le_bytes()[..], &valid_hash.to_le_bytes(), &names];
     report.fingerprint = hex(&Sha256::digest(parts.concat()));
@@ -441,7 +445,8 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
     let draws: f64 = weights.iter().zip(&counts).map(|(w, &n)| w * n as f64).sum();
     for (source, weight) in report.sources.iter_mut().zip(weights) {
         source.weight = weight;
-        source.share = if draws > 0.0 { weight * source.train_examples as f64 / draws } else { 0.0 };
+        source.share =
+            if draws > 0.0 { weight * source.train_examples as f64 / draws } else { 0.0 };
     }
     Ok(Dataset { domains, train, valid, template: None, report })
 }

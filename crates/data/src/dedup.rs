@@ -208,7 +208,8 @@ impl Signatures {
                 continue;
             }
             let signature = self.read(number)?;
-            let similar = leaders.iter().find(|(_, other)| similarity(&signature, other) >= threshold);
+            let similar =
+                leaders.iter().find(|(_, other)| similarity(&signature, other) >= threshold);
             match similar {
                 Some((leader, _)) => groups.join(*leader, number),
                 None if leaders.len() < MOST_LEADERS => leaders.push((number, signature)),

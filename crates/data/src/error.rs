@@ -192,6 +192,23 @@ pub enum Error {
     /// Batches cannot be formed with these settings.
     #[error("{0}")]
     Batching(String),
+    /// There is no row to cluster.
+    #[error("there is nothing to cluster: every text is empty or holds no word that counts")]
+    NoFeatures,
+    /// Rows given for clustering are not rows of finite numbers.
+    #[error("the features cannot be clustered: {0}")]
+    Features(String),
+    /// There are fewer rows than clusters asked for.
+    #[error("too few rows to cluster: {rows} with a word that counts, {needed} or more are needed")]
+    TooFewRows {
+        /// The rows there are.
+        rows: usize,
+        /// The rows needed.
+        needed: usize,
+    },
+    /// Options of the search for heads make no sense.
+    #[error("{0}")]
+    HeadsOptions(String),
 }
 
 impl Error {

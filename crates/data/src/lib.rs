@@ -14,6 +14,7 @@
 //! | repeated records, benchmark questions | [`OverlapReport`] | `dedup`, `overlap` |
 //! | all sources, split and reported | [`Dataset`], [`DataReport`] | `dataset`, `report` |
 //! | what one step computes on | [`Batch`], [`Sampler`] | `batch` |
+//! | how many clusters the texts form | [`heads::find_heads`] | [`heads`] |
 //!
 //! ```
 //! use hydralora_data::{Batch, ByteEncoder, DataConfig, Dataset, Sampler, SourceConfig};
@@ -55,6 +56,7 @@ mod dedup;
 mod encode;
 mod error;
 mod format;
+pub mod heads;
 mod input;
 mod layout;
 mod overlap;

@@ -168,7 +168,10 @@ mod tests {
         assert_eq!((questions.places.len(), questions.too_short), (2, 1));
         let find = |text: &str| questions.find(&words(text));
         assert_eq!(find(&format!("Tell me. {} Thanks", long.to_uppercase())), Some(0));
-        assert_eq!(find("sold clips to 48 of her friends in April; and then she sold others"), Some(0));
+        assert_eq!(
+            find("sold clips to 48 of her friends in April; and then she sold others"),
+            Some(0)
+        );
         assert_eq!(find("sold clips to 48 of her friends in April; and then he sold others"), None);
         assert_eq!(find("zero one two three four five six seven eight nine ten"), Some(1));
         assert_eq!(find("two plus two is?"), None);
@@ -180,7 +183,8 @@ mod tests {
     #[test]
     fn one_object_with_a_list_is_read_too() {
         let folder = tempfile::tempdir().unwrap();
-        let text = r#"{"canary": "x", "examples": [{"input": "a b c d e f g h i", "target": "j"}]}"#;
+        let text =
+            r#"{"canary": "x", "examples": [{"input": "a b c d e f g h i", "target": "j"}]}"#;
         fs_err::write(folder.path().join("task.json"), text).unwrap();
         let questions = Questions::read(&["task.json".into()], folder.path(), 13).unwrap();
         assert_eq!(questions.find(&words("x a b c d e f g h i j y")), Some(0));
@@ -190,12 +194,15 @@ mod tests {
     fn shared_instructions_do_not_count() {
         let folder = tempfile::tempdir().unwrap();
         let line = |n: usize| {
-            format!("{{\"q\": \"Answer the following question with one word only and nothing else at all please: number{n}\"}}\n")
+            format!(
+                "{{\"q\": \"Answer the following question with one word only and nothing else at all please: number{n}\"}}\n"
+            )
         };
         let lines: String = (0..20).map(line).collect();
         fs_err::write(folder.path().join("q.jsonl"), lines).unwrap();
         let questions = Questions::read(&["q.jsonl".into()], folder.path(), 13).unwrap();
-        let text = "Answer the following question with one word only and nothing else at all, or not";
+        let text =
+            "Answer the following question with one word only and nothing else at all, or not";
         assert_eq!(questions.find(&words(text)), None);
         let text = "following question with one word only and nothing else at all please number7";
         assert_eq!(questions.find(&words(text)), Some(7));

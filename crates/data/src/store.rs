@@ -16,7 +16,7 @@
 //! that decides about tokens. Which examples are for validation or left out as duplicates is not
 //! in it, so that a change of those finds the cache again.
 
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,7 +198,11 @@ impl Part {
     pub(crate) fn open(path: &Path, key: &str) -> Result<Option<Self>> {
         match std::fs::File::open(path) {
             Ok(file) => Ok(Self::from_file(file, path, key)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error)
+                if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) =>
+            {
+                Ok(None)
+            }
             Err(error) => {
                 Err(Error::Cache { path: path.to_path_buf(), message: error.to_string() })
             }
@@ -258,7 +262,11 @@ fn read_exact_at(file: &std::fs::File, bytes: &mut [u8], offset: u64) -> std::io
 }
 
 #[cfg(windows)]
-fn read_exact_at(file: &std::fs::File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+fn read_exact_at(
+    file: &std::fs::File,
+    mut bytes: &mut [u8],
+    mut offset: u64,
+) -> std::io::Result<()> {
     while !bytes.is_empty() {
         let read = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
         if read == 0 {
@@ -280,8 +288,16 @@ pub(crate) struct PartWriter {
 }
 
 enum Sink {
-    Memory { tokens: Vec<u32>, entries: Vec<Entry> },
-    Disk { file: BufWriter<NamedTempFile>, index: BufWriter<std::fs::File>, hash: Box<Xxh3>, path: PathBuf },
+    Memory {
+        tokens: Vec<u32>,
+        entries: Vec<Entry>,
+    },
+    Disk {
+        file: BufWriter<NamedTempFile>,
+        index: BufWriter<std::fs::File>,
+        hash: Box<Xxh3>,
+        path: PathBuf,
+    },
 }
 
 impl PartWriter {
@@ -467,6 +483,17 @@ impl Examples {
         let (tokens, labels) = listed.part.sequence(&entry)?;
         let domain = listed.domains[entry.domain as usize];
         Ok(Example { tokens, labels, domain, source: listed.source, row: entry.row })
+    }
+
+    /// The source and the row of an example, without reading its tokens; panics when there is no
+    /// such example.
+    ///
+    /// # Errors
+    /// When a cache file can no longer be read.
+    pub fn place(&self, index: usize) -> Result<(u32, u32)> {
+        let listed = &self.parts[self.part_of(index)];
+        let entry = listed.part.entry(self.numbers[index] as usize)?;
+        Ok((listed.source, entry.row))
     }
 
     /// Each example in turn.

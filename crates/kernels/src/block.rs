@@ -77,8 +77,21 @@ impl std::fmt::Display for BlockFormat {
     }
 }
 
+#[inline(always)]
 fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    widen_half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// A half-precision number without a branch or a call, so that loops over it become vectors: the
+/// exponent and mantissa moved into place and rescaled by 2¹¹², which also makes subnormals right.
+#[inline(always)]
+fn widen_half(bits: u16) -> f32 {
+    const RESCALE: f32 = f32::from_bits((127 + 112) << 23);
+    let magnitude = f32::from_bits(u32::from(bits & 0x7FFF) << 13) * RESCALE;
+    // Infinities and NaN have the exponent 31, which the rescaling takes for a finite one.
+    let special = f32::from_bits(u32::from(bits & 0x7FFF) << 13 | 0x7F80_0000);
+    let magnitude = if bits & 0x7C00 == 0x7C00 { special } else { magnitude };
+    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
 }
 
 /// Widens `bytes` into `out`.
@@ -90,74 +103,223 @@ pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), format.bytes_for(out.len()), "bytes and numbers disagree");
     let blocks =
         bytes.chunks_exact(format.block_bytes()).zip(out.chunks_exact_mut(format.block_len()));
+    crate::simd::vectorize(
+        #[inline(always)]
+        || widen_blocks(format, blocks),
+    );
+}
+
+#[inline(always)]
+fn widen_blocks<'a>(format: BlockFormat, blocks: impl Iterator<Item = (&'a [u8], &'a mut [f32])>) {
     match format {
         BlockFormat::F32 => {
-            blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            for (b, y) in blocks {
+                y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
         }
-        BlockFormat::F64 => blocks.for_each(|(b, y)| {
-            y[0] = f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
-        }),
-        BlockFormat::F16 => blocks.for_each(|(b, y)| y[0] = half_at(b, 0)),
+        BlockFormat::F64 => {
+            for (b, y) in blocks {
+                {
+                    y[0] =
+                        f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32;
+                }
+            }
+        }
+        BlockFormat::F16 => {
+            for (b, y) in blocks {
+                y[0] = half_at(b, 0);
+            }
+        }
         BlockFormat::BF16 => {
-            blocks.for_each(|(b, y)| y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32())
+            for (b, y) in blocks {
+                y[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
         }
-        BlockFormat::Q8_0 => blocks.for_each(|(b, y)| {
-            let d = half_at(b, 0);
-            for (y, &q) in y.iter_mut().zip(&b[2..]) {
-                *y = d * f32::from(q as i8);
-            }
-        }),
-        BlockFormat::Q4_0 => blocks.for_each(|(b, y)| {
-            let d = half_at(b, 0);
-            nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
-        }),
-        BlockFormat::Q4_1 => blocks.for_each(|(b, y)| {
-            let (d, m) = (half_at(b, 0), half_at(b, 2));
-            nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
-        }),
-        BlockFormat::Q5_0 => blocks.for_each(|(b, y)| {
-            let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
-            nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
-        }),
-        BlockFormat::Q5_1 => blocks.for_each(|(b, y)| {
-            let (d, m) = (half_at(b, 0), half_at(b, 2));
-            let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
-            nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
-        }),
-        BlockFormat::Q4_K => blocks.for_each(|(b, y)| {
-            for (part, y) in y.chunks_exact_mut(32).enumerate() {
-                let (d, m) = sub_scale(b, part);
-                let quants = &b[16 + part / 2 * 32..][..32];
-                for (y, &q) in y.iter_mut().zip(quants) {
-                    *y = d * f32::from((q >> (part % 2 * 4)) & 15) - m;
+        BlockFormat::Q8_0 => {
+            for (b, y) in blocks {
+                {
+                    let d = half_at(b, 0);
+                    for (y, &q) in y.iter_mut().zip(&b[2..]) {
+                        *y = d * f32::from(q as i8);
+                    }
                 }
             }
-        }),
-        BlockFormat::Q5_K => blocks.for_each(|(b, y)| {
-            for (part, y) in y.chunks_exact_mut(32).enumerate() {
-                let (d, m) = sub_scale(b, part);
-                let quants = &b[48 + part / 2 * 32..][..32];
-                for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
-                    let q = ((q >> (part % 2 * 4)) & 15) | (((high >> part) & 1) << 4);
-                    *y = d * f32::from(q) - m;
+        }
+        BlockFormat::Q4_0 => {
+            for (b, y) in blocks {
+                {
+                    let d = half_at(b, 0);
+                    nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
                 }
             }
-        }),
-        BlockFormat::Q6_K => blocks.for_each(|(b, y)| {
-            let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
-            for (i, y) in y.iter_mut().enumerate() {
-                // Halves of 128; within one, four runs of 32 share the bytes of `high`.
-                let (half, run, l) = (i / 128, i % 128 / 32, i % 32);
-                let low = low[half * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
-                let high = high[half * 32 + l] >> (run * 2) & 3;
-                let scale = scales[half * 8 + run * 2 + l / 16] as i8;
-                *y = d * f32::from(scale) * (f32::from(low | high << 4) - 32.0);
+        }
+        BlockFormat::Q4_1 => {
+            for (b, y) in blocks {
+                {
+                    let (d, m) = (half_at(b, 0), half_at(b, 2));
+                    nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
+                }
             }
-        }),
+        }
+        BlockFormat::Q5_0 => {
+            for (b, y) in blocks {
+                {
+                    let (d, high) = (half_at(b, 0), u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+                    nibbles(&b[6..], y, |q, i| d * (f32::from(q | fifth_bit(high, i)) - 16.0));
+                }
+            }
+        }
+        BlockFormat::Q5_1 => {
+            for (b, y) in blocks {
+                {
+                    let (d, m) = (half_at(b, 0), half_at(b, 2));
+                    let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+                    nibbles(&b[8..], y, |q, i| d * f32::from(q | fifth_bit(high, i)) + m);
+                }
+            }
+        }
+        BlockFormat::Q4_K => {
+            for (b, y) in blocks {
+                {
+                    for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                        let (d, m) = sub_scale(b, part);
+                        let quants = &b[16 + part / 2 * 32..][..32];
+                        for (y, &q) in y.iter_mut().zip(quants) {
+                            *y = d * f32::from((q >> (part % 2 * 4)) & 15) - m;
+                        }
+                    }
+                }
+            }
+        }
+        BlockFormat::Q5_K => {
+            for (b, y) in blocks {
+                {
+                    for (part, y) in y.chunks_exact_mut(32).enumerate() {
+                        let (d, m) = sub_scale(b, part);
+                        let quants = &b[48 + part / 2 * 32..][..32];
+                        for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
+                            let q = ((q >> (part % 2 * 4)) & 15) | (((high >> part) & 1) << 4);
+                            *y = d * f32::from(q) - m;
+                        }
+                    }
+                }
+            }
+        }
+        BlockFormat::Q6_K => {
+            for (b, y) in blocks {
+                {
+                    let (low, high, scales, d) =
+                        (&b[..128], &b[128..192], &b[192..208], half_at(b, 208));
+                    for (i, y) in y.iter_mut().enumerate() {
+                        // Halves of 128; within one, four runs of 32 share the bytes of `high`.
+                        let (half, run, l) = (i / 128, i % 128 / 32, i % 32);
+                        let low = low[half * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
+                        let high = high[half * 32 + l] >> (run * 2) & 3;
+                        let scale = scales[half * 8 + run * 2 + l / 16] as i8;
+                        *y = d * f32::from(scale) * (f32::from(low | high << 4) - 32.0);
+                    }
+                }
+            }
+        }
     }
 }
 
+/// Whether `bytes`, a whole number of blocks, encode finite numbers only.
+pub fn is_finite(format: BlockFormat, bytes: &[u8]) -> bool {
+    let block_len = format.block_len();
+    let step = (4096 / block_len).max(1);
+    let mut wide = vec![0.0_f32; step * block_len];
+    bytes.chunks(step * format.block_bytes()).all(|bytes| {
+        let wide = &mut wide[..bytes.len() / format.block_bytes() * block_len];
+        dequantize(format, bytes, wide);
+        crate::simd::vectorize(
+            #[inline(always)]
+            || wide.iter().fold(true, |all, x| all & x.is_finite()),
+        )
+    })
+}
+
+/// Numbers of a quantised block.
+const BLOCK: usize = 32;
+
+/// Adds `factor · Σ products` of one block to sixteen partial sums.
+#[inline(always)]
+fn add_scaled(sums: &mut [f32; 16], factor: f32, products: &[f32; 16]) {
+    for (sum, product) in sums.iter_mut().zip(products) {
+        *sum = factor.mul_add(*product, *sum);
+    }
+}
+
+/// `Σ w_i x_i` of a row of Q8_0 blocks.
+#[inline(always)]
+pub(crate) fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 16];
+    for (block, x) in row.chunks_exact(34).zip(x.as_chunks::<BLOCK>().0) {
+        let quants: &[u8; BLOCK] = block[2..].as_array().unwrap_or(&[0; BLOCK]);
+        let mut products = [0.0_f32; 16];
+        for i in 0..16 {
+            let (low, high) = (f32::from(quants[i] as i8), f32::from(quants[i + 16] as i8));
+            products[i] = low.mul_add(x[i], high * x[i + 16]);
+        }
+        add_scaled(&mut sums, half_at(block, 0), &products);
+    }
+    sums.iter().sum()
+}
+
+/// Products of a block of sixteen bytes, two quants each, with 32 numbers.
+#[inline(always)]
+fn nibble_products(quants: &[u8; 16], x: &[f32; BLOCK]) -> [f32; 16] {
+    let mut products = [0.0_f32; 16];
+    for i in 0..16 {
+        let (low, high) = (f32::from(quants[i] & 15), f32::from(quants[i] >> 4));
+        products[i] = low.mul_add(x[i], high * x[i + 16]);
+    }
+    products
+}
+
+/// `Σ w_i x_i` of a row of Q4_0 blocks; `x_sums` are the sums of `x` over each block.
+#[inline(always)]
+pub(crate) fn dot_q4_0(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
+    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
+    for ((block, x), x_sum) in row.chunks_exact(18).zip(x.as_chunks().0).zip(x_sums) {
+        let d = half_at(block, 0);
+        let quants = block[2..].as_array().unwrap_or(&[0; 16]);
+        add_scaled(&mut sums, d, &nibble_products(quants, x));
+        offset = (-8.0 * d).mul_add(*x_sum, offset);
+    }
+    sums.iter().sum::<f32>() + offset
+}
+
+/// `Σ w_i x_i` of a row of Q4_1 blocks; `x_sums` are the sums of `x` over each block.
+#[inline(always)]
+pub(crate) fn dot_q4_1(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
+    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
+    for ((block, x), x_sum) in row.chunks_exact(20).zip(x.as_chunks().0).zip(x_sums) {
+        let quants = block[4..].as_array().unwrap_or(&[0; 16]);
+        add_scaled(&mut sums, half_at(block, 0), &nibble_products(quants, x));
+        offset = half_at(block, 2).mul_add(*x_sum, offset);
+    }
+    sums.iter().sum::<f32>() + offset
+}
+
+/// `Σ w_i x_i` of a row of bfloat16 numbers.
+#[inline(always)]
+pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
+    let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+    let mut sums = [0.0_f32; 16];
+    let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<16>();
+    let (x_blocks, x_rest) = x.as_chunks::<16>();
+    for (block, x) in blocks.iter().zip(x_blocks) {
+        for i in 0..16 {
+            sums[i] = wide(&block[i]).mul_add(x[i], sums[i]);
+        }
+    }
+    let rest: f32 = rest.iter().zip(x_rest).map(|(w, x)| wide(w) * x).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
 /// The low halves of 16 bytes, then their high halves, through `f(quant, index)`.
+#[inline(always)]
 fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
     let (low, high) = out.split_at_mut(16);
     for (i, &byte) in bytes.iter().enumerate() {
@@ -166,11 +328,13 @@ fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
     }
 }
 
+#[inline(always)]
 fn fifth_bit(high: u32, index: usize) -> u8 {
     (high >> index & 1) as u8 * 16
 }
 
 /// Scale and offset of sub-block `part` of a `K` block: six bits each, packed into 12 bytes.
+#[inline(always)]
 fn sub_scale(block: &[u8], part: usize) -> (f32, f32) {
     let packed = &block[4..16];
     let (scale, offset) = if part < 4 {

@@ -172,26 +172,7 @@ impl Var {
     /// # Panics
     /// If the shapes of `seed` and the value differ, or if the graph was already consumed.
     pub fn backward_from(&self, seed: Tensor) -> Gradients {
-        assert_eq!(self.value.shape(), seed.shape(), "the seed gradient has another shape");
-        let mut pending: BTreeMap<u64, (Arc<Node>, Tensor)> = BTreeMap::new();
-        let mut leaves = BTreeMap::new();
-        if let Some(node) = &self.node {
-            pending.insert(node.id, (node.clone(), seed));
-        }
-        while let Some((id, (node, gradient))) = pending.pop_last() {
-            if node.parents.is_empty() {
-                leaves.insert(id, gradient);
-                continue;
-            }
-            let backward =
-                node.backward.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-            let backward = backward.expect("a graph can be walked back only once");
-            backward(
-                gradient,
-                &mut ParentGradients { parents: &node.parents, pending: &mut pending },
-            );
-        }
-        Gradients(leaves)
+        backward_from([(self.clone(), seed)])
     }
 
     /// [`backward_from`](Self::backward_from) a one-element value with seed 1.
@@ -203,10 +184,60 @@ impl Var {
     }
 }
 
+/// Gradients of every leaf that `outputs` depend on, each starting from its own seed.
+///
+/// # Panics
+/// If the shapes of a seed and its value differ, or if the graph was already consumed.
+pub fn backward_from(outputs: impl IntoIterator<Item = (Var, Tensor)>) -> Gradients {
+    let mut gradients = Gradients::default();
+    backward_onto(outputs, &mut gradients);
+    gradients
+}
+
+/// The same, added in place to what `gradients` holds already.
+///
+/// # Panics
+/// As [`backward_from`].
+pub fn backward_onto(outputs: impl IntoIterator<Item = (Var, Tensor)>, gradients: &mut Gradients) {
+    let mut pending: BTreeMap<u64, (Arc<Node>, Tensor)> = BTreeMap::new();
+    let leaves = &mut gradients.0;
+    for (output, seed) in outputs {
+        assert_eq!(output.value.shape(), seed.shape(), "the seed gradient has another shape");
+        let Some(node) = output.node else { continue };
+        match pending.get_mut(&node.id) {
+            Some((_, sum)) => sum.add_assign(&seed),
+            None => {
+                pending.insert(node.id, (node, seed));
+            }
+        }
+    }
+    while let Some((id, (node, gradient))) = pending.pop_last() {
+        if node.parents.is_empty() {
+            add_to(leaves, id, gradient);
+            continue;
+        }
+        let backward =
+            node.backward.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let backward = backward.expect("a graph can be walked back only once");
+        let parents = &node.parents;
+        backward(gradient, &mut ParentGradients { parents, pending: &mut pending, leaves });
+    }
+}
+
+fn add_to(sums: &mut BTreeMap<u64, Tensor>, id: u64, gradient: Tensor) {
+    match sums.get_mut(&id) {
+        Some(sum) => sum.add_assign(&gradient),
+        None => {
+            sums.insert(id, gradient);
+        }
+    }
+}
+
 /// Where an operation's backward puts the gradients of its inputs.
 pub struct ParentGradients<'a> {
     parents: &'a [Option<Arc<Node>>],
     pending: &'a mut BTreeMap<u64, (Arc<Node>, Tensor)>,
+    leaves: &'a mut BTreeMap<u64, Tensor>,
 }
 
 impl ParentGradients<'_> {
@@ -218,6 +249,9 @@ impl ParentGradients<'_> {
     /// Adds to the gradient of parent `index`; ignored if it wants none.
     pub fn add(&mut self, index: usize, gradient: Tensor) {
         let Some(node) = &self.parents[index] else { return };
+        if node.parents.is_empty() {
+            return add_to(self.leaves, node.id, gradient);
+        }
         match self.pending.get_mut(&node.id) {
             Some((_, sum)) => sum.add_assign(&gradient),
             None => {
@@ -230,6 +264,9 @@ impl ParentGradients<'_> {
     /// to it in place; give the sum back with [`add`](Self::add).
     pub fn take(&mut self, index: usize) -> Option<Tensor> {
         let node = self.parents[index].as_ref()?;
+        if node.parents.is_empty() {
+            return self.leaves.remove(&node.id);
+        }
         self.pending.remove(&node.id).map(|(_, gradient)| gradient)
     }
 }
@@ -244,15 +281,15 @@ impl Gradients {
         self.0.get(&leaf.node.as_ref()?.id)
     }
 
+    /// Takes out the gradient of `leaf`, if any path led to it.
+    pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
+        self.0.remove(&leaf.node.as_ref()?.id)
+    }
+
     /// Adds another pass's gradients, as accumulation over micro-batches does.
     pub fn accumulate(&mut self, other: Gradients) {
         for (id, gradient) in other.0 {
-            match self.0.get_mut(&id) {
-                Some(sum) => sum.add_assign(&gradient),
-                None => {
-                    self.0.insert(id, gradient);
-                }
-            }
+            add_to(&mut self.0, id, gradient);
         }
     }
 
@@ -302,6 +339,15 @@ mod tests {
         let z = sum(&square(&y), &sum(&y, &x)); // x^4 + x^2 + x
         let gradients = z.backward();
         assert_eq!(gradients.get(&x).unwrap().item(), 4.0 * 27.0 + 6.0 + 1.0);
+    }
+
+    #[test]
+    fn a_second_pass_adds_to_the_first() {
+        let x = Var::leaf(Tensor::scalar(DType::F64, 3.0));
+        let mut gradients = square(&x).backward();
+        let one = Tensor::scalar(DType::F64, 1.0);
+        backward_onto([(sum(&x, &x), one)], &mut gradients);
+        assert_eq!(gradients.get(&x).unwrap().item(), 6.0 + 2.0);
     }
 
     #[test]

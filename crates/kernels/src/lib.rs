@@ -9,16 +9,22 @@
 pub mod block;
 pub mod buffer;
 pub mod check;
+mod dense;
 mod element;
 pub mod graph;
 #[allow(unsafe_code)]
 pub mod matmul;
 pub mod ops;
 mod parameter;
+pub mod profile;
 pub mod simd;
+#[allow(unsafe_code)]
+pub mod team;
 mod tensor;
+#[allow(unsafe_code)]
+mod tile;
 
 pub use element::{DType, Element};
-pub use graph::{Gradients, NoGrad, Var, no_grad};
+pub use graph::{Gradients, NoGrad, Var, backward_from, backward_onto, no_grad};
 pub use parameter::Parameter;
 pub use tensor::{Tensor, TensorElement};

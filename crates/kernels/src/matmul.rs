@@ -102,6 +102,9 @@ pub fn gemm<E: Element>(
     if out.rows == 0 || out.cols == 0 {
         return;
     }
+    if threads == Threads::All {
+        crate::profile::product(lhs.rows, lhs.cols, rhs.cols);
+    }
     let parallelism = match threads {
         Threads::All if rayon::current_num_threads() > 1 => gemm::Parallelism::Rayon(0),
         _ => gemm::Parallelism::None,

@@ -110,6 +110,29 @@ pub struct SiteShape {
     pub out_features: usize,
 }
 
+/// One norm of the decoder, displayed as its checkpoint name (`model.layers.3.input_layernorm`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NormSite {
+    /// Before the attention block of a layer.
+    Input(usize),
+    /// Before the feed-forward block of a layer.
+    PostAttention(usize),
+    /// Before the output layer.
+    Final,
+}
+
+impl fmt::Display for NormSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NormSite::Input(layer) => write!(f, "model.layers.{layer}.input_layernorm"),
+            NormSite::PostAttention(layer) => {
+                write!(f, "model.layers.{layer}.post_attention_layernorm")
+            }
+            NormSite::Final => write!(f, "model.norm"),
+        }
+    }
+}
+
 /// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
 /// are, without rotation.
 #[derive(Clone)]
@@ -126,6 +149,28 @@ pub trait Adapter: Send + Sync {
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let _ = (site, pass);
         frozen.forward(x)
+    }
+
+    /// Embeddings `[T, hidden_size]` of `tokens`.
+    fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
+        Var::constant(frozen.gather(tokens))
+    }
+
+    /// The weight of the norm at `site`.
+    fn norm<'a>(&'a self, site: NormSite, frozen: &'a Var) -> &'a Var {
+        let _ = site;
+        frozen
+    }
+
+    /// The weight `[vocab_size, hidden_size]` of the output layer, where it is not the frozen one.
+    fn head(&self) -> Option<&Var> {
+        None
+    }
+
+    /// Whether what [`linear`](Self::linear) does to a row depends on that row alone, so that it may
+    /// be given some rows of the batch instead of all.
+    fn rows_stand_alone(&self) -> bool {
+        false
     }
 
     /// Embeddings `[p, hidden_size]` put before every sequence as if they were tokens; their rows
@@ -147,7 +192,11 @@ pub trait Adapter: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoAdapter;
 
-impl Adapter for NoAdapter {}
+impl Adapter for NoAdapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+}
 
 /// Sees the gates of routed adapters as they are computed.
 pub trait GateObserver {
@@ -170,6 +219,7 @@ pub struct Pass<'a> {
     dropout_seed: Option<u64>,
     observer: Option<&'a dyn GateObserver>,
     sequences: Option<Sequences<'a>>,
+    checkpointing: bool,
     shared: RefCell<HashMap<(usize, &'static str), Var>>,
     set_aside: RefCell<BTreeMap<Site, Var>>,
 }
@@ -199,6 +249,18 @@ impl<'a> Pass<'a> {
         self
     }
 
+    /// Says whether layers keep only their inputs for the way back and compute the rest again.
+    #[must_use]
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
+        self
+    }
+
+    /// Whether layers keep only their inputs for the way back.
+    pub fn keeps_layer_inputs_only(&self) -> bool {
+        self.checkpointing
+    }
+
     /// The sequences of this pass, if they were described.
     pub fn sequences(&self) -> Option<Sequences<'a>> {
         self.sequences
@@ -224,6 +286,18 @@ impl<'a> Pass<'a> {
         if let Some(observer) = self.observer {
             observer.observe(site, gates);
         }
+    }
+
+    /// Keeps what was set aside as mere values, without the activations they were computed from.
+    pub(crate) fn detach_set_aside(&self) {
+        for value in self.set_aside.borrow_mut().values_mut() {
+            *value = value.detach();
+        }
+    }
+
+    /// Drops the values adapters share within a layer, which is about to be computed again.
+    pub(crate) fn forget_shared(&self) {
+        self.shared.borrow_mut().clear();
     }
 
     /// A value an adapter computed earlier in this pass for the same layer, or `compute`d now.

@@ -64,6 +64,17 @@ impl Cache {
         self.lead = rows;
     }
 
+    /// A copy with room for `more` tokens, so that it need not grow soon.
+    #[must_use]
+    pub fn fork(&self, more: usize) -> Self {
+        let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
+        Self { layers, ..*self }
+    }
+
+    pub(crate) fn layer(&self, index: usize) -> &LayerCache {
+        &self.layers[index]
+    }
+
     pub(crate) fn layer_mut(&mut self, index: usize) -> &mut LayerCache {
         &mut self.layers[index]
     }
@@ -74,6 +85,19 @@ impl Cache {
 }
 
 impl LayerCache {
+    fn fork(&self, more: usize) -> Self {
+        let width = self.keys.cols();
+        let copy = |side: &Tensor| {
+            let mut copy = Tensor::zeros(side.dtype(), [self.len + more, width]);
+            let used = self.len * width;
+            dispatch!(side.dtype(), E => {
+                copy.data_mut::<E>()[..used].copy_from_slice(&side.data::<E>()[..used]);
+            });
+            copy
+        };
+        Self { keys: copy(&self.keys), values: copy(&self.values), len: self.len }
+    }
+
     /// Appends `rows` rows given row-major.
     pub(crate) fn append<E: hydralora_kernels::TensorElement>(&mut self, keys: &[E], values: &[E]) {
         let width = self.keys.cols();

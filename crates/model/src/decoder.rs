@@ -7,26 +7,53 @@
 //! ```
 //!
 //! Sequences are packed one after the other without padding; every linear layer goes through the
-//! [`Adapter`], which may also put learned positions before every sequence. Nothing here is
-//! trainable.
+//! [`Adapter`], which may also put learned positions before every sequence, or bring weights of its
+//! own. Nothing here is trainable.
 
-use crate::adapter::{Adapter, KeyValue, NoAdapter, Pass, Projection, Site, SiteShape};
+pub(crate) mod tree;
+
+use crate::adapter::{Adapter, KeyValue, NoAdapter, NormSite, Pass, Projection, Site, SiteShape};
 use crate::cache::{Cache, LayerCache};
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::family::{self, LayerPlan};
 use crate::weights::Weights;
+use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
-use hydralora_kernels::ops::cross_entropy::{CrossEntropy, linear_cross_entropy, select_rows};
+use hydralora_kernels::ops::cross_entropy::{
+    CrossEntropy, linear_cross_entropy, trained_cross_entropy,
+};
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
-use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows};
+use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows, select_rows, take_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
+use hydralora_kernels::team::together;
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+use rayon::prelude::*;
+
+mod training;
+
+use std::collections::BTreeMap;
+pub use training::{Added, Trained};
+
+/// Tokens below which a pass is bound by waiting for threads more than by computing.
+const FEW_TOKENS: usize = 8;
+
+/// How a decoder holds its matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// As numbers of the type it computes in; a file of such numbers is used where it is mapped.
+    #[default]
+    Wide,
+    /// Rounded to a packed format, and widened where they are used.
+    Packed(BlockFormat),
+    /// As the file has them, likewise.
+    Stored,
+}
 
 /// Marks a row that has no token to predict.
 pub const IGNORE_LABEL: u32 = u32::MAX;
@@ -64,6 +91,18 @@ impl Layer {
             Projection::Down => &self.down,
         }
     }
+
+    fn linear_mut(&mut self, projection: Projection) -> &mut FrozenLinear {
+        match projection {
+            Projection::Query => &mut self.query,
+            Projection::Key => &mut self.key,
+            Projection::Value => &mut self.value,
+            Projection::Output => &mut self.output,
+            Projection::Gate => &mut self.gate,
+            Projection::Up => &mut self.up,
+            Projection::Down => &mut self.down,
+        }
+    }
 }
 
 /// A frozen decoder language model.
@@ -85,13 +124,26 @@ impl Decoder {
     /// If a tensor is missing, has another shape, holds a number that is not finite, or is left
     /// unused.
     pub fn load(config: &ModelConfig, weights: &Weights, dtype: DType) -> Result<Self> {
+        Self::load_held(config, weights, dtype, Held::Wide)
+    }
+
+    /// [`load`](Self::load) with the matrices held as `held` says.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if a matrix has rows that are no whole number of blocks.
+    pub fn load_held(
+        config: &ModelConfig,
+        weights: &Weights,
+        dtype: DType,
+        held: Held,
+    ) -> Result<Self> {
         let family = family::find(&config.model_type).ok_or_else(|| Error::UnknownModelType {
             path: weights.path().to_path_buf(),
             found: config.model_type.clone(),
             supported: family::supported().join(", "),
         })?;
         let plan = family.plan(config);
-        let read = Reader { weights, dtype };
+        let read = Reader { weights, dtype, held };
         let hidden = config.hidden_size;
         let embedding = read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
         let head = if config.tie_word_embeddings {
@@ -167,6 +219,55 @@ impl Decoder {
         layers + self.embedding.bytes() + head
     }
 
+    /// Every tensor under its name in a checkpoint, as plain numbers; a tied output layer is left
+    /// out. Tensors that are not packed share the decoder's memory.
+    pub fn named_weights(&self) -> BTreeMap<String, Tensor> {
+        let mut all = BTreeMap::new();
+        let mut linear = |name: String, layer: &FrozenLinear| {
+            if let Some(bias) = layer.bias() {
+                all.insert(format!("{name}.bias"), bias.clone());
+            }
+            all.insert(format!("{name}.weight"), layer.dense_weight());
+        };
+        linear("model.embed_tokens".to_owned(), &self.embedding);
+        if !self.config.tie_word_embeddings {
+            linear("lm_head".to_owned(), &self.head);
+        }
+        for SiteShape { site, .. } in self.sites() {
+            linear(site.to_string(), self.frozen(site));
+        }
+        let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            let input = (NormSite::Input(index), &layer.input_norm);
+            [input, (NormSite::PostAttention(index), &layer.post_attention_norm)]
+        });
+        for (site, norm) in layers.chain([(NormSite::Final, &self.norm)]) {
+            all.insert(format!("{site}.weight"), norm.value().clone());
+        }
+        all
+    }
+
+    /// Lets go of the weights that `taken_over` says, by checkpoint name, so that an adapter that
+    /// trains them can change them in place. From then on the decoder computes only with that
+    /// adapter.
+    pub fn release(&mut self, taken_over: impl Fn(&str) -> bool) {
+        let is_taken = |name: &str| taken_over(&format!("{name}.weight"));
+        if is_taken("model.embed_tokens") {
+            self.embedding = self.embedding.released();
+            if self.config.tie_word_embeddings {
+                self.head = self.embedding.clone();
+            }
+        }
+        if !self.config.tie_word_embeddings && is_taken("lm_head") {
+            self.head = self.head.released();
+        }
+        for SiteShape { site, .. } in self.sites() {
+            if is_taken(&site.to_string()) {
+                let layer = self.layers[site.layer].linear_mut(site.projection);
+                *layer = layer.released();
+            }
+        }
+    }
+
     /// Every linear layer an adapter can reach, layer by layer.
     pub fn sites(&self) -> Vec<SiteShape> {
         self.config.sites()
@@ -185,8 +286,27 @@ impl Decoder {
     pub fn hidden(&self, batch: Packed<'_>, adapter: &dyn Adapter, pass: &Pass<'_>) -> Result<Var> {
         let lead = Lead::of(adapter, self.layers.len(), pass);
         self.validate(batch, |_| lead.rows())?;
-        let starts = vec![true; batch.offsets.len() - 1];
-        let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
+        let placed = self.place(batch.offsets, &lead);
+        let starts = &placed.starts;
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let mut h = lead.before(embeddings, batch.offsets, starts);
+        for (index, prefix) in lead.prefix.iter().enumerate() {
+            let attention = |q, k, v| self.attend_placed(q, k, v, prefix, &placed);
+            h = self.layer_forward(index, h, &placed.table, adapter, pass, attention, None);
+        }
+        let h = self.final_norm(&h, adapter);
+        check_finite(h.value())?;
+        Ok(if lead.prompt_rows > 0 {
+            drop_rows(&h, lead.prompt_rows, batch.offsets, starts)
+        } else {
+            h
+        })
+    }
+
+    /// Where the rows of fresh sequences stand behind `lead`.
+    fn place(&self, offsets: &[usize], lead: &Lead) -> Placed {
+        let starts = vec![true; offsets.len() - 1];
+        let offsets = lead_offsets(offsets, lead.prompt_rows, &starts);
         let first = lead.prefix_rows;
         let positions: Vec<u32> = offsets
             .windows(2)
@@ -197,24 +317,23 @@ impl Decoder {
         let spans: Vec<Span> = (spans(&offsets).into_iter().zip(keys.windows(2)))
             .map(|(span, w)| Span { keys: w[0]..w[1], ..span })
             .collect();
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attention = |q: Var, k: Var, v: Var| match &lead.prefix[index] {
-                Some(KeyValue { keys, values }) => {
-                    let k = prepend_rows(keys, &k, &offsets, &starts);
-                    let v = prepend_rows(values, &v, &offsets, &starts);
-                    causal_attention(&q, &k, &v, &spans, self.attention)
-                }
-                None => causal_attention(&q, &k, &v, &spans, self.attention),
-            };
-            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
-        }
-        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
-        Ok(if lead.prompt_rows > 0 {
-            drop_rows(&h, lead.prompt_rows, batch.offsets, &starts)
-        } else {
-            h
-        })
+        Placed { starts, offsets, table, spans }
+    }
+
+    fn attend_placed(
+        &self,
+        q: Var,
+        k: Var,
+        v: Var,
+        prefix: &Option<KeyValue>,
+        placed: &Placed,
+    ) -> Var {
+        let Some(KeyValue { keys, values }) = prefix else {
+            return causal_attention(&q, &k, &v, &placed.spans, self.attention);
+        };
+        let k = prepend_rows(keys, &k, &placed.offsets, &placed.starts);
+        let v = prepend_rows(values, &v, &placed.offsets, &placed.starts);
+        causal_attention(&q, &k, &v, &placed.spans, self.attention)
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens`.
@@ -257,27 +376,35 @@ impl Decoder {
             .map(|position| position as u32)
             .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
-        let mut h = lead.before(self.embedding.gather(batch.tokens), batch.offsets, &starts);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut layers: Vec<&mut LayerCache> =
-                caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
-            if let Some(prefix) = &lead.prefix[index] {
-                let (keys, values) = (prefix.keys.value(), prefix.values.value());
-                for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
-                    dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+        // A token at a time is hundreds of very short loops.
+        let short = batch.tokens.len() < FEW_TOKENS;
+        let mut layers = || {
+            let embeddings = adapter.embed(batch.tokens, &self.embedding);
+            let mut h = lead.before(embeddings, batch.offsets, &starts);
+            for index in 0..self.layers.len() {
+                let mut layers: Vec<&mut LayerCache> =
+                    caches.iter_mut().map(|cache| cache.layer_mut(index)).collect();
+                if let Some(prefix) = &lead.prefix[index] {
+                    let (keys, values) = (prefix.keys.value(), prefix.values.value());
+                    for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
+                        dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+                    }
                 }
+                let attention =
+                    |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
+                h = self.layer_forward(index, h, &table, adapter, pass, attention, None);
             }
-            let attention =
-                |q: Var, k: Var, v: Var| self.attend_cached(&q, &k, &v, &offsets, &mut layers);
-            h = self.layer_forward(index, layer, h, &table, adapter, pass, attention);
-        }
+            h
+        };
+        let h = if short { together(layers) } else { layers() };
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
             }
             cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
         }
-        let h = rms_norm(&h, &self.norm, self.config.rms_norm_eps);
+        let h = self.final_norm(&h, adapter);
+        check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
     }
 
@@ -310,42 +437,78 @@ impl Decoder {
         })
     }
 
+    /// One layer. With `chosen` rows the feed-forward block computes only those, and the result has
+    /// only those.
     fn layer_forward(
         &self,
         index: usize,
-        layer: &Layer,
         h: Var,
         table: &RopeTable,
         adapter: &dyn Adapter,
         pass: &Pass<'_>,
         attention: impl FnOnce(Var, Var, Var) -> Var,
+        chosen: Option<&[usize]>,
     ) -> Var {
+        let layer = &self.layers[index];
         let linear = |projection: Projection, x: &Var| {
             adapter.linear(Site { layer: index, projection }, x, layer.linear(projection), pass)
         };
         let epsilon = self.config.rms_norm_eps;
-        let normed = rms_norm(&h, &layer.input_norm, epsilon);
+        let norm = adapter.norm(NormSite::Input(index), &layer.input_norm);
+        let normed = rms_norm(&h, norm, epsilon);
         let query = rope(linear(Projection::Query, &normed), table);
         let key = rope(linear(Projection::Key, &normed), table);
         let value = linear(Projection::Value, &normed);
         let attended = attention(query, key, value);
         let h = add(&h, linear(Projection::Output, &attended));
-        let normed = rms_norm(&h, &layer.post_attention_norm, epsilon);
+        let h = match chosen {
+            Some(rows) => take_rows(&h, rows),
+            None => h,
+        };
+        let norm = adapter.norm(NormSite::PostAttention(index), &layer.post_attention_norm);
+        let normed = rms_norm(&h, norm, epsilon);
         let gate = linear(Projection::Gate, &normed);
         let up = linear(Projection::Up, &normed);
         let activated = swiglu(&gate, &up);
         add(&h, linear(Projection::Down, &activated))
     }
 
-    /// Cross-entropy of `hidden` against `labels` (the token each row predicts, [`IGNORE_LABEL`]
-    /// for none), times `factor`.
-    pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
-        linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor)
+    fn final_norm(&self, h: &Var, adapter: &dyn Adapter) -> Var {
+        rms_norm(h, adapter.norm(NormSite::Final, &self.norm), self.config.rms_norm_eps)
     }
 
-    /// Logits `[rows, vocab_size]` of some rows of `hidden`.
+    /// Cross-entropy of `hidden` against `labels` (the token each row predicts, [`IGNORE_LABEL`]
+    /// for none), times `factor`, through the frozen output layer.
+    pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
+        self.loss_with(&NoAdapter, hidden, labels, factor)
+    }
+
+    /// [`loss`](Self::loss) through the output layer that `adapter` has, which may train one.
+    pub fn loss_with(
+        &self,
+        adapter: &dyn Adapter,
+        hidden: &Var,
+        labels: &[u32],
+        factor: f64,
+    ) -> CrossEntropy {
+        match adapter.head() {
+            Some(weight) => trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor),
+            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor),
+        }
+    }
+
+    /// Logits `[rows, vocab_size]` of some rows of `hidden`, through the frozen output layer.
     pub fn logits(&self, hidden: &Tensor, rows: &[usize]) -> Tensor {
-        self.head.apply(&select_rows(hidden, rows))
+        self.logits_with(&NoAdapter, hidden, rows)
+    }
+
+    /// [`logits`](Self::logits) through the output layer that `adapter` has.
+    pub fn logits_with(&self, adapter: &dyn Adapter, hidden: &Tensor, rows: &[usize]) -> Tensor {
+        let rows = select_rows(hidden, rows);
+        match adapter.head() {
+            Some(weight) => FrozenLinear::dense(weight.value().clone()).apply(&rows),
+            None => self.head.apply(&rows),
+        }
     }
 
     /// An empty cache for one sequence.
@@ -391,6 +554,20 @@ impl Decoder {
     }
 }
 
+fn check_finite(hidden: &Tensor) -> Result<()> {
+    if hidden.is_finite() { Ok(()) } else { Err(Error::NonFiniteActivations) }
+}
+
+/// Where the rows of fresh sequences stand.
+struct Placed {
+    /// All true: every sequence starts here.
+    starts: Vec<bool>,
+    /// Of the rows with the prompt's.
+    offsets: Vec<usize>,
+    table: RopeTable,
+    spans: Vec<Span>,
+}
+
 /// What an adapter puts before every sequence.
 struct Lead {
     prompt: Option<Var>,
@@ -425,8 +602,7 @@ impl Lead {
     }
 
     /// The embeddings of packed tokens, behind the prompt where a sequence starts.
-    fn before(&self, embeddings: Tensor, offsets: &[usize], starts: &[bool]) -> Var {
-        let embeddings = Var::constant(embeddings);
+    fn before(&self, embeddings: Var, offsets: &[usize], starts: &[bool]) -> Var {
         match &self.prompt {
             Some(prompt) => prepend_rows(prompt, &embeddings, offsets, starts),
             None => embeddings,
@@ -438,16 +614,14 @@ impl Lead {
 struct Reader<'a> {
     weights: &'a Weights,
     dtype: DType,
+    held: Held,
 }
 
 impl Reader<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = Tensor::new(self.weights.take_f32(name, shape)?, shape);
         if !tensor.is_finite() {
-            return Err(Error::NonFinite {
-                path: self.weights.path().to_path_buf(),
-                name: name.to_owned(),
-            });
+            return Err(self.non_finite(name));
         }
         Ok(tensor.to_dtype(self.dtype))
     }
@@ -457,9 +631,57 @@ impl Reader<'_> {
     }
 
     fn linear(&self, name: &str, out: usize, inputs: usize, bias: bool) -> Result<FrozenLinear> {
-        let weight = self.tensor(&format!("{name}.weight"), &[out, inputs])?;
+        let full = format!("{name}.weight");
+        let weight = self.weight(&full, [out, inputs])?;
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[out])).transpose()?;
-        Ok(FrozenLinear::new(FrozenWeight::Dense(weight), bias))
+        Ok(FrozenLinear::new(weight, bias))
+    }
+
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<FrozenWeight> {
+        let dtype = self.dtype;
+        let stored = self.weights.describe(name).map(|(_, format)| format);
+        let plain = stored == Some(BlockFormat::F32) && dtype == DType::F32;
+        if self.held == Held::Stored || (self.held == Held::Wide && plain) {
+            let (format, bytes) = self.weights.take_packed(name, &shape)?;
+            self.check_blocks(name, format, shape[1])?;
+            let finite = bytes
+                .par_chunks(format.bytes_for(shape[1]).max(1))
+                .all(|row| block::is_finite(format, row));
+            if !finite {
+                return Err(self.non_finite(name));
+            }
+            return Ok(FrozenWeight::Blocks { format, bytes, shape, dtype });
+        }
+        let tensor = self.tensor(name, &shape)?;
+        let Held::Packed(format) = self.held else { return Ok(FrozenWeight::Dense(tensor)) };
+        self.check_blocks(name, format, shape[1])?;
+        let rows: Vec<Vec<u8>> = tensor
+            .to_f32()
+            .par_chunks(shape[1].max(1) * 64)
+            .map(|rows| {
+                let mut out = Vec::new();
+                block::quantize(format, rows, &mut out);
+                out
+            })
+            .collect();
+        Ok(FrozenWeight::Blocks { format, bytes: rows.concat().into(), shape, dtype })
+    }
+
+    fn check_blocks(&self, name: &str, format: BlockFormat, cols: usize) -> Result<()> {
+        if cols.is_multiple_of(format.block_len()) {
+            return Ok(());
+        }
+        Err(Error::malformed(
+            self.weights.path(),
+            format!(
+                "`{name}` has rows of {cols} numbers; {format} packs {} at a time, so hold it in another type",
+                format.block_len()
+            ),
+        ))
+    }
+
+    fn non_finite(&self, name: &str) -> Error {
+        Error::NonFinite { path: self.weights.path().to_path_buf(), name: name.to_owned() }
     }
 }
 

@@ -9,6 +9,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of a base model, its files or its use.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Learned positions stand before every sequence, and no cache holds them.
+    #[error("the adapter's learned positions have to be in the cache of a tree of continuations")]
+    LeadNeedsCache,
     /// A file could not be read or written; the message names it.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -218,6 +221,14 @@ pub enum Error {
         /// Its place in the batch.
         sequence: usize,
     },
+    /// No row of a training batch carries a label.
+    #[error("the batch has no token to predict: every label is masked")]
+    NoLabels,
+    /// A number in the final hidden states is infinite or not a number.
+    #[error(
+        "the model's activations are not finite: the adapter's weights have diverged or are damaged"
+    )]
+    NonFiniteActivations,
     /// A sequence is longer than the model's context.
     #[error("sequence {sequence} has {length} tokens, the model's context holds {limit}")]
     ContextExceeded {

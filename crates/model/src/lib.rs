@@ -7,21 +7,24 @@
 pub mod adapter;
 mod cache;
 mod config;
+mod config_json;
 mod decoder;
 pub mod durable;
 mod error;
 pub mod family;
 pub mod gguf;
 pub mod hub;
+pub mod save;
 pub mod source;
 mod tokenizer;
 mod weights;
 
 pub use cache::Cache;
 pub use config::{ModelConfig, RopeConfig, RopeScaling};
-pub use decoder::{Decoder, IGNORE_LABEL, Packed};
+pub use decoder::tree::{Run, Tree};
+pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};
 pub use error::{Error, Result};
 pub use gguf::GgufFile;
 pub use source::{ModelIdentity, ModelSource};
 pub use tokenizer::{TokenStream, Tokenizer};
-pub use weights::{TensorView, Weights};
+pub use weights::{TensorView, Weights, interleaved_row, to_gguf};

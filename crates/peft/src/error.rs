@@ -78,6 +78,22 @@ pub enum Error {
         /// Every tensor that is missing, left over, or of another shape.
         mismatches: Vec<String>,
     },
+    /// An adapter has no form as a change of the base's weights.
+    #[error("this adapter cannot be folded into a weight: {reason}")]
+    CannotMerge {
+        /// Why.
+        reason: String,
+    },
+    /// Two adapters do not go together.
+    #[error("{first} and {second}: {message}", first = first.display(), second = second.display())]
+    Incompatible {
+        /// One adapter's folder.
+        first: PathBuf,
+        /// The other's.
+        second: PathBuf,
+        /// In what they differ, and what was expected.
+        message: String,
+    },
     /// The adapter belongs to another base model.
     #[error(
         "{path}: this adapter was trained on `{trained_on}` (fingerprint {expected}), the model given \

@@ -11,21 +11,26 @@ use hydralora_model::durable::replace_folder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// PEFT's configuration file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// PEFT's tensor file.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// The weights of a model that was trained whole.
+pub const MODEL_FILE: &str = "model.safetensors";
+/// The tensor file of older programs, a pickle.
+pub const PICKLED_FILE: &str = "adapter_model.bin";
 /// What an adapter was trained with.
 pub const METADATA_FILE: &str = "hydralora.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The prefix PEFT puts before a base model's names.
-const PEFT_PREFIX: &str = "base_model.model.";
+pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// What an adapter was trained with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,18 +79,78 @@ pub fn write_into(
     all: &[SiteShape],
 ) -> Result<()> {
     let tensors = tuned.file_tensors();
-    if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
-        return Err(Error::Malformed {
-            path: folder.join(TENSOR_FILE),
-            message: format!("`{name}` holds a number that is not finite; nothing was written"),
-        });
+    check_finite(folder, &tensors)?;
+    if tuned.is_model() {
+        write_metadata(folder, metadata)?;
+        tuned.write_model_files(folder)?;
+        return write_tensors(&folder.join(MODEL_FILE), &tensors);
     }
     let mut config = tuned.peft_config(all);
     config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
-    write(&folder.join(CONFIG_FILE), &pretty(&config))?;
+    write_parts(folder, &config, tensors, Some(metadata))
+}
+
+/// Writes the folder of an adapter whose base may not be at hand: `target_modules` are its layers'
+/// names if they are known, and without `metadata` nothing ties it to a base but the name.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_unbound(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    all: &[SiteShape],
+    target_modules: Option<Value>,
+    base_model: &str,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    let mut config = tuned.peft_config(all);
+    if let Some(names) = target_modules.filter(|names| !names.is_null()) {
+        config.insert("target_modules".to_owned(), names);
+    }
+    config.insert("base_model_name_or_path".to_owned(), json!(base_model));
+    save_parts(folder, config, tuned.file_tensors(), metadata)
+}
+
+/// Writes a folder of these parts, whole or not at all.
+pub(crate) fn save_parts(
+    folder: &Path,
+    config: Map<String, Value>,
+    tensors: TensorMap,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    replace_folder(folder, |folder| {
+        check_finite(folder, &tensors)?;
+        write_parts(folder, &config, tensors, metadata)
+    })
+}
+
+fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
+    match tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Malformed {
+            path: folder.join(TENSOR_FILE),
+            message: format!("`{name}` holds a number that is not finite; nothing was written"),
+        }),
+    }
+}
+
+fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
     write(&folder.join(METADATA_FILE), &pretty(metadata))?;
-    if let Some(template) = &metadata.chat_template {
-        write(&folder.join(TEMPLATE_FILE), template.as_bytes())?;
+    match &metadata.chat_template {
+        Some(template) => write(&folder.join(TEMPLATE_FILE), template.as_bytes()),
+        None => Ok(()),
+    }
+}
+
+fn write_parts(
+    folder: &Path,
+    config: &Map<String, Value>,
+    tensors: TensorMap,
+    metadata: Option<&Metadata>,
+) -> Result<()> {
+    write(&folder.join(CONFIG_FILE), &pretty(config))?;
+    if let Some(metadata) = metadata {
+        write_metadata(folder, metadata)?;
     }
     // PEFT puts its prefix before the base model's names, and stores virtual tokens without one.
     let tensors = tensors
@@ -95,7 +160,12 @@ pub fn write_into(
             (if of_layer { format!("{PEFT_PREFIX}{name}") } else { name }, tensor)
         })
         .collect();
-    write(&folder.join(TENSOR_FILE), &encode(&tensors)?)
+    write_tensors(&folder.join(TENSOR_FILE), &tensors)
+}
+
+/// Where the folder of `tuned` holds its tensors.
+pub fn tensor_file(tuned: &dyn Tuned) -> &'static str {
+    if tuned.is_model() { MODEL_FILE } else { TENSOR_FILE }
 }
 
 /// The shortest list of names that means just these layers to PEFT.
@@ -123,66 +193,93 @@ fn naming(path: &Path, error: &std::io::Error) -> Error {
     Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-/// Tensors as the bytes of a safetensors file.
+/// Writes tensors as a safetensors file, straight from their memory.
 ///
 /// # Errors
-/// If the format cannot hold them.
-pub fn encode(tensors: &TensorMap) -> Result<Vec<u8>> {
-    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+/// If the file system refuses.
+pub fn write_tensors(path: &Path, tensors: &TensorMap) -> Result<()> {
+    let bytes: BTreeMap<&str, (&Tensor, Cow<'_, [u8]>)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), (tensor, bytes_of(tensor)))).collect();
+    let views: Result<Vec<_>, _> = bytes
         .iter()
-        .map(|(name, tensor)| {
-            let bytes = dispatch!(tensor.dtype(), E => {
-                tensor.data::<E>().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
-            });
+        .map(|(name, (tensor, bytes))| {
             let dtype = match tensor.dtype() {
                 DType::F32 => Dtype::F32,
                 DType::F64 => Dtype::F64,
             };
-            (name.clone(), dtype, tensor.shape().to_vec(), bytes)
+            TensorView::new(dtype, tensor.shape().to_vec(), bytes).map(|view| (*name, view))
         })
         .collect();
-    let views = bytes.iter().map(|(name, dtype, shape, bytes)| {
-        let view = TensorView::new(*dtype, shape.clone(), bytes);
-        view.map(|view| (name.as_str(), view))
-    });
-    let views: Result<Vec<_>, _> = views.collect();
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-    views
-        .and_then(|views| safetensors::serialize(views, Some(metadata)))
-        .map_err(|error| Error::Malformed { path: TENSOR_FILE.into(), message: error.to_string() })
+    // The library's file is for its owner alone; ours is as any other file here.
+    let usual = fs::File::create(path).and_then(|file| Ok(file.metadata()?.permissions()));
+    let usual = usual.map_err(|error| naming(path, &error))?;
+    let written =
+        views.and_then(|views| safetensors::serialize_to_file(views, Some(metadata), path));
+    written.map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(error) => naming(path, &error),
+        other => Error::Malformed { path: path.to_path_buf(), message: other.to_string() },
+    })?;
+    fs::set_permissions(path, usual).map_err(|error| naming(path, &error))
 }
 
-/// Reads a safetensors file of floating-point tensors as `dtype`.
+/// A tensor's numbers as a file has them: little-endian.
+fn bytes_of(tensor: &Tensor) -> Cow<'_, [u8]> {
+    dispatch!(tensor.dtype(), E => {
+        let data = tensor.data::<E>();
+        if cfg!(target_endian = "little") {
+            Cow::Borrowed(bytemuck::cast_slice(data))
+        } else {
+            Cow::Owned(data.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+    })
+}
+
+/// The file that holds the tensors of an adapter's folder: safetensors, or else the pickle of older
+/// programs.
+pub fn stored_tensors(folder: &Path) -> PathBuf {
+    let (path, pickled) = (folder.join(TENSOR_FILE), folder.join(PICKLED_FILE));
+    if !path.exists() && pickled.exists() { pickled } else { path }
+}
+
+/// Reads a file of floating-point tensors as `dtype`: safetensors, or a `.bin` of `torch.save`.
 ///
 /// # Errors
 /// If the file cannot be read, is malformed, or holds other types or numbers that are not finite.
 pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
+    if path.extension().is_some_and(|extension| extension == "bin") {
+        let tensors = crate::exchange::pickle::read(path, dtype)?;
+        return Ok(tensors.into_iter().map(|(name, t)| (plain_name(&name), t)).collect());
+    }
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
     let mut tensors = TensorMap::new();
     for (name, view) in file.tensors() {
-        let values: Vec<f64> = match view.dtype() {
-            Dtype::F64 => chunks(view.data()).map(f64::from_le_bytes).collect(),
-            Dtype::F32 => chunks(view.data()).map(|b| f64::from(f32::from_le_bytes(b))).collect(),
-            Dtype::F16 => {
-                chunks(view.data()).map(|b| half::f16::from_le_bytes(b).to_f64()).collect()
+        let values = dispatch!(dtype, E => {
+            let values: Vec<E> = match view.dtype() {
+                Dtype::F64 => chunks(view.data()).map(|b| f64::from_le_bytes(b) as E).collect(),
+                Dtype::F32 => chunks(view.data()).map(|b| E::from(f32::from_le_bytes(b))).collect(),
+                Dtype::F16 => chunks(view.data())
+                    .map(|b| E::from(half::f16::from_le_bytes(b).to_f32()))
+                    .collect(),
+                Dtype::BF16 => chunks(view.data())
+                    .map(|b| E::from(half::bf16::from_le_bytes(b).to_f32()))
+                    .collect(),
+                other => {
+                    let expected = "expected F32, F16, BF16 or F64";
+                    return Err(malformed(format!("`{name}` has type {other:?}; {expected}")));
+                }
+            };
+            if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+                return Err(malformed(format!(
+                    "`{name}` holds {} at element {index}; expected finite numbers",
+                    values[index]
+                )));
             }
-            Dtype::BF16 => {
-                chunks(view.data()).map(|b| half::bf16::from_le_bytes(b).to_f64()).collect()
-            }
-            other => {
-                let expected = "expected F32, F16, BF16 or F64";
-                return Err(malformed(format!("`{name}` has type {other:?}; {expected}")));
-            }
-        };
-        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-            return Err(malformed(format!(
-                "`{name}` holds {} at element {index}; expected finite numbers",
-                values[index]
-            )));
-        }
-        tensors.insert(plain_name(&name), Tensor::from_f64(dtype, &values, view.shape().to_vec()));
+            Tensor::new(values, view.shape().to_vec())
+        });
+        tensors.insert(plain_name(&name), values);
     }
     Ok(tensors)
 }
@@ -210,9 +307,10 @@ pub(crate) fn site_of(name: &str) -> Option<Site> {
 /// If a file is missing or malformed, the method or one of its options is not supported, or the
 /// tensors are not exactly those the adapter needs on this model.
 pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAdapter> {
-    let options = read_options(folder)?;
-    let path = folder.join(TENSOR_FILE);
+    let path = stored_tensors(folder);
+    let config = read_config(folder)?;
     let tensors = decode(&path, dtype)?;
+    let options = options_of(folder, config, &tensors)?;
     let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
     Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
 }
@@ -222,8 +320,48 @@ pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAd
 /// # Errors
 /// If it is missing, malformed, or asks for something not supported.
 pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
+    let config = read_config(folder)?;
+    if is_published(&config) {
+        let tensors = decode(&stored_tensors(folder), DType::F32)?;
+        return options_of(folder, config, &tensors);
+    }
+    options_of(folder, config, &TensorMap::new())
+}
+
+/// The `adapter_config.json` of a folder.
+///
+/// # Errors
+/// If it is missing or malformed.
+pub fn read_config(folder: &Path) -> Result<Map<String, Value>> {
     let path = folder.join(CONFIG_FILE);
-    let config: Map<String, Value> = read_json(&path)?;
+    if !path.exists() && folder.join("config.json").exists() {
+        let message =
+            "this folder holds a whole model and no adapter; give it as the model".to_owned();
+        return Err(Error::Malformed { path: folder.to_path_buf(), message });
+    }
+    read_json(&path)
+}
+
+/// Whether a configuration is of the published codes of HydraLoRA and LoRAMoE, which say the same of
+/// either.
+fn is_published(config: &Map<String, Value>) -> bool {
+    config.get("peft_type") == Some(&json!("LORA")) && config.contains_key("lora_nums")
+}
+
+/// The options of a folder with this configuration and these tensors.
+fn options_of(
+    folder: &Path,
+    mut config: Map<String, Value>,
+    tensors: &TensorMap,
+) -> Result<Box<dyn MethodOptions>> {
+    let path = folder.join(CONFIG_FILE);
+    if is_published(&config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
+        config.insert("peft_type".to_owned(), json!("LORAMOE"));
+        for (key, own) in [("blc_alpha", "balance_delta"), ("blc_weight", "balance_weight")] {
+            let value = config.remove(key).filter(|value| !value.is_null()).unwrap_or(json!(0.0));
+            config.insert(own.to_owned(), value);
+        }
+    }
     let method = METHODS.iter().find(|method| method.claims(&config)).ok_or_else(|| {
         let known: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
         let found = config.get("peft_type").map_or("missing".to_owned(), Value::to_string);
@@ -270,6 +408,7 @@ pub fn attach(
         sites.iter().copied().filter(|shape| whole || named.contains(&shape.site)).collect();
     let mut tuned = options.build(&wanted, dtype, 0);
     let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
+    mismatches.extend(tuned.not_loaded().map(str::to_owned));
     mismatches.extend(tensors.iter().map(|(name, tensor)| match site_of(name) {
         Some(site) if !wanted.iter().any(|shape| shape.site == site) => {
             format!("`{name}` is for a layer the model does not have")

@@ -6,9 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compose;
+mod decomposition;
+mod described;
 mod error;
+pub mod exchange;
 pub mod io;
 mod low_rank;
+mod low_rank_options;
+pub mod merge;
 mod method;
 pub mod methods;
 mod options;

@@ -1,118 +1,41 @@
 //! The adapter that LoRA and its multi-head relatives share: per site one `A` (or one per expert),
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
-//! [`gated_low_rank`](hydralora_kernels::ops::gated_low_rank).
+//! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
 
-use crate::error::{Error, Fault, Result};
-use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, take_tensor,
-    uniform,
+mod fold;
+mod layout;
+mod spec;
+
+pub(crate) use spec::{
+    Balance, DropoutMask, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn, Router, RouterScope,
+    Start,
 };
+
+use crate::decomposition::{RowNorms, principal};
+use crate::error::{Error, Fault, Result};
+use crate::io::module_names;
+use crate::merge::{Gates, Merge};
+use crate::method::{
+    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, normal,
+    take_tensor, uniform,
+};
+use crate::options::whole_if_possible;
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
-use hydralora_kernels::{DType, Tensor, Var, dispatch};
+use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
+use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
+use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
-use serde::{Deserialize, Serialize};
+use layout::{a_name, head_columns, head_name, rows, set_head_columns, set_rows, start_names};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// What the router reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RouteOn {
-    /// The layer's input `x` (the paper's text and the official code).
-    #[default]
-    X,
-    /// The low-rank activation `A x` (the shape in the paper's equation 4).
-    A,
-}
-
-/// How many dropout masks the input of `A` gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DropoutMask {
-    /// One for all experts.
-    #[default]
-    Shared,
-    /// One for each expert, as the official code draws them.
-    PerExpert,
-}
-
-/// What one router serves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RouterScope {
-    /// One linear layer.
-    #[default]
-    Linear,
-    /// All layers of an attention or feed-forward block, reading the block's input.
-    Block,
-}
-
-/// A router's kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Router {
-    pub(crate) route_on: RouteOn,
-    pub(crate) scope: RouterScope,
-    pub(crate) bias: bool,
-}
-
-/// How the heads of a site are weighed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mixing {
-    /// Each counts whole.
-    Sum,
-    /// Each counts `1/N`.
-    Mean,
-    /// A router weighs them per token.
-    Routed(Router),
-}
-
-impl Mixing {
-    fn router(self, scope: RouterScope) -> Option<Router> {
-        match self {
-            Mixing::Routed(router) if router.scope == scope => Some(router),
-            _ => None,
-        }
-    }
-}
-
-/// A penalty on experts that carry too little: the squared coefficient of variation of the gates
-/// summed over each sequence, where the first half of the experts should carry more of the
-/// sequences of some domains and the second half more of the others.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Balance {
-    /// Factor on the penalty.
-    pub(crate) weight: f64,
-    /// An expert's load counts `1 + delta` for sequences meant for it and `1 − delta` for others.
-    pub(crate) delta: f64,
-    /// Domains meant for the first half; without any, all experts are alike.
-    pub(crate) first_half: Vec<String>,
-}
-
-/// How the heads of a site are named in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadNames {
-    /// `lora_B`: one head, as PEFT names it.
-    Single,
-    /// `lora_B0`, `lora_B1`, …, as HydraLoRA's code names them.
-    Numbered,
-}
-
-/// Everything that decides the shape and the computation of a [`LowRankAdapter`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LowRankSpec {
-    pub(crate) rank: usize,
-    pub(crate) num_experts: usize,
-    /// Whether every expert has an `A` of its own.
-    pub(crate) own_a: bool,
-    pub(crate) scale: f64,
-    pub(crate) dropout: f64,
-    pub(crate) dropout_mask: DropoutMask,
-    pub(crate) mixing: Mixing,
-    pub(crate) names: HeadNames,
-}
+/// R-LoRA's γ: smaller numbers start larger.
+const RLORA_GAMMA: f64 = 64.0;
 
 struct RouterTensors {
     weight: Trainable,
@@ -126,6 +49,10 @@ struct SiteTensors {
     /// `[out, N·r]`; a file holds the heads one by one.
     b: Trainable,
     router: Option<RouterTensors>,
+    /// DoRA's magnitude `[out]`, and the norms it is measured against.
+    magnitude: Option<(Trainable, RowNorms)>,
+    /// What was taken out of the weight, `A₀: [r, in]` and `−B₀: [out, r]`.
+    taken_out: Option<[Var; 2]>,
 }
 
 /// A live LoRA-like adapter.
@@ -138,6 +65,10 @@ pub(crate) struct LowRankAdapter {
     balance: Option<Balance>,
     /// Numbers of the balance's domains in the run at hand.
     first_half: Vec<u32>,
+    /// Whether the start values from the base model are still to come.
+    waiting: bool,
+    /// A start value that the tensors last loaded did not hold.
+    start_not_found: Option<String>,
 }
 
 impl LowRankAdapter {
@@ -164,8 +95,17 @@ impl LowRankAdapter {
         let mut tensors = BTreeMap::new();
         for &shape in sites {
             let SiteShape { site, in_features, out_features } = shape;
+            let randomized = spec.start == Start::Rlora;
+            // Normal numbers of variance 1/width, times r^¼ / √γ.
+            let shrunk = (spec.rank as f64).powf(0.25) / RLORA_GAMMA.sqrt();
             let draw = |name: &str| {
-                uniform(seed, name, kaiming_bound(in_features), dtype, [spec.rank, in_features])
+                let shape = [spec.rank, in_features];
+                let bound = kaiming_bound(in_features);
+                if randomized {
+                    normal(seed, name, bound * shrunk, dtype, shape)
+                } else {
+                    uniform(seed, name, bound, dtype, shape)
+                }
             };
             let names: Vec<String> =
                 (0..spec.num_a()).map(|expert| a_name(spec, site, expert)).collect();
@@ -174,7 +114,15 @@ impl LowRankAdapter {
             for (expert, name) in names.iter().enumerate() {
                 set_rows(&mut start, expert * spec.rank, &draw(name));
             }
-            let b = Tensor::zeros(dtype, [out_features, spec.num_experts * spec.rank]);
+            let mut b = Tensor::zeros(dtype, [out_features, spec.num_experts * spec.rank]);
+            if randomized {
+                for head in 0..spec.num_experts {
+                    let name = head_name(spec, site, head);
+                    let deviation = shrunk / (out_features as f64).sqrt();
+                    let drawn = normal(seed, &name, deviation, dtype, [out_features, spec.rank]);
+                    set_head_columns(&mut b, head, spec.rank, &drawn);
+                }
+            }
             let own_router = spec.mixing.router(RouterScope::Linear).map(|kind| {
                 let inputs = match kind.route_on {
                     RouteOn::X => in_features,
@@ -190,6 +138,15 @@ impl LowRankAdapter {
                     router(&name, hidden, kind.bias)
                 });
             }
+            let taken_out = randomized.then(|| {
+                let share = 1.0 / spec.num_experts as f64;
+                let mut mean = Tensor::zeros(dtype, [out_features, spec.rank]);
+                for head in 0..spec.num_experts {
+                    mean.add_assign(&head_columns(&b, head, spec.rank));
+                }
+                mean.scale(-share);
+                [Var::constant(start.clone()), Var::constant(mean)]
+            });
             tensors.insert(
                 site,
                 SiteTensors {
@@ -197,10 +154,25 @@ impl LowRankAdapter {
                     a: Trainable::new(a, Role::A, start),
                     b: Trainable::new(format!("{site}.lora_B.weight"), Role::B, b),
                     router: own_router,
+                    magnitude: spec.decomposed.then(|| {
+                        let name = format!("{site}.lora_magnitude_vector");
+                        let zeros = Tensor::zeros(dtype, [out_features]);
+                        (Trainable::new(name, Role::Scale, zeros), RowNorms::default())
+                    }),
+                    taken_out,
                 },
             );
         }
-        Self { options, spec, sites: tensors, blocks, balance: None, first_half: Vec::new() }
+        Self {
+            options,
+            spec,
+            sites: tensors,
+            blocks,
+            balance: None,
+            first_half: Vec::new(),
+            waiting: spec.decomposed || spec.start == Start::Pissa,
+            start_not_found: None,
+        }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
@@ -210,17 +182,37 @@ impl LowRankAdapter {
     }
 
     /// The balance's constants for every sequence and expert.
-    fn shares(&self, balance: &Balance, domains: &[u32]) -> Vec<f64> {
+    fn shares(&self, delta: f64, domains: &[u32]) -> Vec<f64> {
         let experts = self.spec.num_experts;
         let share = |domain: &u32, expert: usize| {
             let meant = self.first_half.contains(domain) == (expert < experts / 2);
             match (self.first_half.is_empty(), meant) {
                 (true, _) => 1.0,
-                (false, true) => 1.0 + balance.delta,
-                (false, false) => 1.0 - balance.delta,
+                (false, true) => 1.0 + delta,
+                (false, false) => 1.0 - delta,
             }
         };
         domains.iter().flat_map(|d| (0..experts).map(move |e| share(d, e))).collect()
+    }
+
+    /// Takes the start values out of `tensors`; gives the first one that is not there.
+    fn load_starts(&mut self, tensors: &mut TensorMap, faults: &mut Vec<String>) -> Option<String> {
+        let rank = self.spec.rank;
+        let mut not_found = None;
+        for (&site, own) in &mut self.sites {
+            let names = start_names(site);
+            if let Some(name) = names.iter().find(|name| !tensors.contains_key(*name)) {
+                not_found.get_or_insert_with(|| format!("`{name}` is missing"));
+                continue;
+            }
+            let shapes = [[rank, own.shape.in_features], [own.shape.out_features, rank]];
+            let a = take_tensor(tensors, &names[0], &shapes[0], faults);
+            let b = take_tensor(tensors, &names[1], &shapes[1], faults);
+            if let (Some(a), Some(b)) = (a, b) {
+                own.take_out(&a, &b);
+            }
+        }
+        not_found
     }
 
     fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
@@ -246,10 +238,7 @@ impl LowRankAdapter {
     }
 
     fn head_name(&self, site: Site, head: usize) -> String {
-        match self.spec.names {
-            HeadNames::Single => format!("{site}.lora_B.weight"),
-            HeadNames::Numbered => format!("{site}.lora_B{head}.weight"),
-        }
+        head_name(self.spec, site, head)
     }
 }
 
@@ -266,27 +255,37 @@ fn hidden_size(sites: &[SiteShape], of: SiteShape) -> usize {
 }
 
 impl Adapter for LowRankAdapter {
+    // The balance penalty looks at whole sequences.
+    fn rows_stand_alone(&self) -> bool {
+        self.balance.is_none()
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let block_gates = self.block_gates(site, x, pass);
-        let base = frozen.forward(x);
-        let Some(tensors) = self.sites.get(&site) else { return base };
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
         let own = tensors
             .router
             .as_ref()
             .map(|router| (router.weight.var(), router.bias.as_ref().map(Trainable::var)));
         let counted = self.balance.is_some() && pass.dropout_seed().is_some();
-        let own_gates = own.filter(|_| counted).map(|(weight, bias)| router_gates(x, weight, bias));
-        if let Some(gates) = own_gates.as_ref().or(block_gates.as_ref()).filter(|_| counted) {
+        let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
+        let own_gates = own
+            .filter(|_| counted || top_k.is_some())
+            .map(|(weight, bias)| router_gates(x, weight, bias));
+        let mut given = own_gates.or(block_gates);
+        if let Some(gates) = given.as_ref().filter(|_| counted) {
             pass.set_aside(site, gates.clone());
         }
-        let gate = match (&own_gates, own, &block_gates, self.spec.mixing) {
+        if let Some(k) = top_k {
+            given = given.map(|gates| keep_largest(&gates, k));
+        }
+        let gate = match (&given, own, self.spec.mixing) {
             (Some(gates), ..) => Gate::Given(gates),
-            (None, Some((weight, bias)), _, Mixing::Routed(kind)) => match kind.route_on {
+            (None, Some((weight, bias)), Mixing::Routed(kind)) => match kind.route_on {
                 RouteOn::X => Gate::Input { weight, bias },
                 RouteOn::A => Gate::LowRank { weight, bias },
             },
-            (None, _, Some(gates), _) => Gate::Given(gates),
-            (None, _, None, Mixing::Mean) => Gate::Uniform,
+            (None, _, Mixing::Mean) => Gate::Uniform,
             (None, ..) => Gate::One,
         };
         let update = LowRank {
@@ -297,12 +296,33 @@ impl Adapter for LowRankAdapter {
             scale: self.spec.scale,
             mask: self.mask(site, pass),
         };
-        let output = gated_low_rank(x, base, &update);
+        if let Some((magnitude, norms)) = &tensors.magnitude {
+            let training = pass.dropout_seed().is_some();
+            return norms.decomposed(x, frozen, magnitude.var(), &update, training);
+        }
+        let output = if let Some([a, b]) = &tensors.taken_out {
+            let base = frozen.forward(x);
+            if self.spec.start == Start::Pissa && update.mask == Mask::None {
+                return less_taken_out(x, base, &update, a, b);
+            }
+            let start =
+                LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
+            gated_low_rank(x, gated_low_rank(x, base, &start).y, &update)
+        } else {
+            adapted_linear(x, frozen, &update)
+        };
         if let Some(gates) = &output.gates {
             pass.report_gates(site, gates);
         }
         output.y
     }
+}
+
+/// `y0 + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
+fn less_taken_out(x: &Var, y0: Var, update: &LowRank<'_>, a: &Var, b: &Var) -> Var {
+    let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
+    let b = join_columns(update.b, b);
+    gated_low_rank(x, y0, &LowRank { a: &a, b: &b, ..*update }).y
 }
 
 impl Tuned for LowRankAdapter {
@@ -318,6 +338,7 @@ impl Tuned for LowRankAdapter {
         let mut all = Vec::new();
         for site in self.sites.values() {
             all.extend([&site.a, &site.b]);
+            all.extend(site.magnitude.as_ref().map(|(magnitude, _)| magnitude));
             if let Some(router) = &site.router {
                 all.push(&router.weight);
                 all.extend(&router.bias);
@@ -334,6 +355,7 @@ impl Tuned for LowRankAdapter {
         let mut all = Vec::new();
         for site in self.sites.values_mut() {
             all.extend([&mut site.a, &mut site.b]);
+            all.extend(site.magnitude.as_mut().map(|(magnitude, _)| magnitude));
             if let Some(router) = &mut site.router {
                 all.push(&mut router.weight);
                 all.extend(&mut router.bias);
@@ -349,7 +371,7 @@ impl Tuned for LowRankAdapter {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         let mut map = TensorMap::new();
         for trainable in self.trainables() {
-            if trainable.role == Role::Router {
+            if is_whole(trainable) {
                 map.insert(trainable.parameter.name().to_owned(), pick(trainable));
             }
         }
@@ -370,7 +392,7 @@ impl Tuned for LowRankAdapter {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let mut faults = Vec::new();
         for trainable in self.trainables_mut() {
-            if trainable.role != Role::Router {
+            if !is_whole(trainable) {
                 continue;
             }
             let parameter = &mut trainable.parameter;
@@ -401,15 +423,132 @@ impl Tuned for LowRankAdapter {
                 }
             }
         }
+        if spec.start == Start::Rlora {
+            // A file holds them; what a checkpoint holds beside it has them in the state.
+            self.start_not_found = self.load_starts(tensors, &mut faults);
+        }
+        self.waiting = false;
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn not_loaded(&self) -> Option<&str> {
+        self.start_not_found.as_deref()
+    }
+
+    fn file_tensors(&self) -> TensorMap {
+        let mut map = self.tensors();
+        for (site, tensors) in &self.sites {
+            let Some([a, b]) = &tensors.taken_out else { continue };
+            if self.spec.start == Start::Rlora {
+                continue;
+            }
+            let (own_a, own_b) = (tensors.a.var().detach(), tensors.b.var().detach());
+            let a = prepend_rows(&own_a, a, &[0, a.value().rows()], &[true]);
+            map.insert(a_name(self.spec, *site, 0), a.into_value());
+            map.insert(self.head_name(*site, 0), join_columns(&own_b, b).into_value());
+        }
+        if self.spec.start == Start::Rlora {
+            map.extend(self.state());
+        }
+        map
+    }
+
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        let mut config = self.options().to_peft();
+        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        let converted = self.sites.values().any(|site| site.taken_out.is_some());
+        if converted && self.spec.start == Start::Pissa {
+            // Twice the rank at the same scale.
+            let rank = 2 * self.spec.rank;
+            let stabilised = config.get("use_rslora") == Some(&json!(true));
+            let per_rank = if stabilised { (rank as f64).sqrt() } else { rank as f64 };
+            config.insert("r".to_owned(), json!(rank));
+            config.insert("lora_alpha".to_owned(), whole_if_possible(self.spec.scale * per_rank));
+        }
+        config
+    }
+
+    fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
+        for (&site, tensors) in &mut self.sites {
+            let frozen = base.decoder.frozen(site);
+            let dtype = tensors.a.parameter.value().dtype();
+            if let Some((magnitude, norms)) = &mut tensors.magnitude {
+                let (a, b) = (tensors.a.parameter.value(), tensors.b.parameter.value());
+                magnitude.parameter.set(norms.of(frozen, a, b, self.spec.scale, false));
+            }
+            if self.spec.start == Start::Pissa {
+                let weight = frozen.dense_weight();
+                let [a, b] =
+                    principal(&weight, self.spec.rank, self.spec.scale).ok_or_else(|| {
+                        let message =
+                            format!("pissa: the singular values of {site}.weight were not found");
+                        let faults = vec![Fault::new("method.init_lora_weights", message)];
+                        Error::Options { faults }
+                    })?;
+                tensors.take_out(&a, &b);
+                tensors.a.parameter.set(a.to_dtype(dtype));
+                tensors.b.parameter.set(b.to_dtype(dtype));
+            }
+        }
+        self.waiting = false;
+        Ok(())
+    }
+
+    fn state(&self) -> TensorMap {
+        let mut state = TensorMap::new();
+        for (&site, tensors) in &self.sites {
+            if let Some([a, b]) = &tensors.taken_out {
+                let mut b = b.value().clone();
+                b.scale(-1.0);
+                state.extend(start_names(site).into_iter().zip([a.value().clone(), b]));
+            }
+        }
+        state
+    }
+
+    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        if self.spec.start == Start::Kaiming {
+            return Ok(());
+        }
+        let mut faults = Vec::new();
+        let not_found = self.load_starts(tensors, &mut faults);
+        faults.extend(not_found);
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        self.fold(site, gates)
     }
 
     fn as_adapter(&self) -> &dyn Adapter {
         self
     }
 
+    fn router_inputs(&self) -> Vec<Site> {
+        let own = self.sites.iter().filter(|(_, tensors)| tensors.router.is_some());
+        let blocks = self.blocks.keys().map(|&block| block_entry(block));
+        own.map(|(&site, _)| site).chain(blocks).collect()
+    }
+
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
+        let own = self.sites.iter_mut().filter_map(|(&site, s)| Some((site, s.router.as_mut()?)));
+        let blocks = self.blocks.iter_mut().map(|(&block, router)| (block_entry(block), router));
+        for (site, router) in own.chain(blocks) {
+            if let Some(means) = means.get(&site) {
+                point_at(&mut router.weight, means);
+            }
+        }
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
-        let Some(balance) = &self.balance else { return Ok(()) };
+        if self.waiting {
+            let message = "starts from the base model's weights, which were not given";
+            return Err(Error::Options { faults: vec![Fault::new("method", message)] });
+        }
+        let Some(Balance { penalty: Penalty::Localized { first_half, .. }, .. }) = &self.balance
+        else {
+            return Ok(());
+        };
         let number = |name: &String| {
             plan.domains.iter().position(|domain| domain == name).map(|at| at as u32).ok_or_else(
                 || {
@@ -422,7 +561,7 @@ impl Tuned for LowRankAdapter {
             )
         };
         let (mut found, mut faults) = (Vec::new(), Vec::new());
-        for name in &balance.first_half {
+        for name in first_half {
             match number(name) {
                 Ok(domain) => found.push(domain),
                 Err(fault) => faults.push(fault),
@@ -438,71 +577,62 @@ impl Tuned for LowRankAdapter {
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let balance = self.balance.as_ref()?;
         let sequences = pass.sequences();
-        let terms = pass.take_set_aside().into_values().map(|gates| match sequences {
-            Some(found) => {
-                squared_variation(&gates, found.offsets, &self.shares(balance, found.domains))
-            }
-            None => {
-                let even = vec![1.0; self.spec.num_experts];
-                squared_variation(&gates, &[0, gates.value().rows()], &even)
-            }
+        let terms = pass.take_set_aside().into_values().map(|gates| match &balance.penalty {
+            Penalty::Load { top_k } => load_balance(&gates, *top_k),
+            Penalty::Localized { delta, .. } => match sequences {
+                Some(found) => {
+                    squared_variation(&gates, found.offsets, &self.shares(*delta, found.domains))
+                }
+                None => {
+                    let even = vec![1.0; self.spec.num_experts];
+                    squared_variation(&gates, &[0, gates.value().rows()], &even)
+                }
+            },
         });
         let total = terms.reduce(|sum, term| add(&sum, term))?;
         Some(scale(&total, balance.weight))
     }
 }
 
-impl LowRankSpec {
-    /// How many `A` a site has.
-    fn num_a(&self) -> usize {
-        if self.own_a { self.num_experts } else { 1 }
+/// The layer whose input is the input of its block.
+fn block_entry((layer, attention): (usize, bool)) -> Site {
+    Site { layer, projection: if attention { Projection::Query } else { Projection::Gate } }
+}
+
+/// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':
+/// `c_i − mean c`, as long as a Kaiming-uniform row is on average, `√(in · bound² / 3) = 1/√3`.
+fn point_at(weight: &mut Trainable, means: &[f64]) {
+    let shape = weight.parameter.value().shape().to_vec();
+    let [experts, inputs] = shape[..] else { return };
+    if means.len() != experts * inputs {
+        return;
     }
-}
-
-fn a_name(spec: LowRankSpec, site: Site, expert: usize) -> String {
-    if spec.own_a {
-        format!("{site}.lora_A{expert}.weight")
-    } else {
-        format!("{site}.lora_A.weight")
+    let mut centre = vec![0.0; inputs];
+    for row in means.chunks_exact(inputs) {
+        centre.iter_mut().zip(row).for_each(|(sum, value)| *sum += value / experts as f64);
     }
+    let mut values = Vec::with_capacity(means.len());
+    for row in means.chunks_exact(inputs) {
+        let away: Vec<f64> = row.iter().zip(&centre).map(|(value, mean)| value - mean).collect();
+        let length = away.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let factor = if length > 1e-12 { 1.0 / (3.0_f64.sqrt() * length) } else { 0.0 };
+        values.extend(away.iter().map(|value| factor * value));
+    }
+    let dtype = weight.parameter.value().dtype();
+    weight.parameter.set(Tensor::from_f64(dtype, &values, shape));
 }
 
-/// Rows `first .. first + count` of `m`.
-fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
-    let width = m.cols();
-    dispatch!(m.dtype(), E => {
-        Tensor::new(m.data::<E>()[first * width..(first + count) * width].to_vec(), [count, width])
-    })
+/// Whether a file holds the tensor as it is, and not head by head.
+fn is_whole(trainable: &Trainable) -> bool {
+    matches!(trainable.role, Role::Router | Role::Scale)
 }
 
-fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
-    let from = from.to_dtype(m.dtype());
-    let start = first * m.cols();
-    dispatch!(m.dtype(), E => {
-        m.data_mut::<E>()[start..start + from.len()].copy_from_slice(from.data::<E>());
-    });
-}
-
-/// Columns `head · rank ..` of `b: [out, N·r]` as `[out, r]`.
-fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
-    let width = b.cols();
-    dispatch!(b.dtype(), E => {
-        let columns: Vec<E> = b
-            .data::<E>()
-            .chunks_exact(width)
-            .flat_map(|row| row[head * rank..(head + 1) * rank].iter().copied())
-            .collect();
-        Tensor::new(columns, [b.rows(), rank])
-    })
-}
-
-fn set_head_columns(b: &mut Tensor, head: usize, rank: usize, columns: &Tensor) {
-    let columns = columns.to_dtype(b.dtype());
-    let width = b.cols();
-    dispatch!(b.dtype(), E => {
-        let rows = b.data_mut::<E>().chunks_exact_mut(width);
-        for (row, from) in rows.zip(columns.data::<E>().chunks_exact(rank)) {
-            row[head * rank..(head + 1) * rank].copy_from_slice(from);
-        }
-    });
+impl SiteTensors {
+    /// Takes `s B A` out of the weight.
+    fn take_out(&mut self, a: &Tensor, b: &Tensor) {
+        let dtype = self.a.parameter.value().dtype();
+        let mut b = b.to_dtype(dtype);
+        b.scale(-1.0);
+        self.taken_out = Some([Var::constant(a.to_dtype(dtype)), Var::constant(b)]);
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::targets::Targets;
 use hydralora_kernels::{DType, Gradients, Parameter, Tensor, Var};
 use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
@@ -12,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// An entry of the registry.
 pub trait Method: Sync {
@@ -51,6 +53,11 @@ pub trait MethodOptions: Send + Sync {
     fn whole_model(&self) -> bool {
         false
     }
+    /// The number of clusters of the training data that the routers start from; none where they
+    /// start at random.
+    fn router_clusters(&self) -> Option<usize> {
+        None
+    }
     /// A fresh adapter on `sites`, its tensors drawn from `seed`.
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned>;
 }
@@ -69,6 +76,10 @@ pub enum Role {
     Scale,
     /// Virtual tokens, and the network that makes them.
     Prompt,
+    /// Weights of the model itself.
+    Weight,
+    /// Its norms and biases, which weight decay leaves alone.
+    Norm,
 }
 
 /// A trainable tensor and its role.
@@ -135,6 +146,10 @@ pub trait Tuned: Adapter {
     /// # Errors
     /// Every tensor that is missing or has another shape.
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
+    /// What [`load`](Self::load) did not find and a file has to hold, though other maps need not.
+    fn not_loaded(&self) -> Option<&str> {
+        None
+    }
     /// The tensors of the adapter's folder. Unlike [`tensors`](Self::tensors) these may leave out
     /// what only training needs.
     fn file_tensors(&self) -> TensorMap {
@@ -146,6 +161,24 @@ pub trait Tuned: Adapter {
         config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
         config
     }
+    /// Whether what is trained is the model itself, so that its folder is a model's folder.
+    fn is_model(&self) -> bool {
+        false
+    }
+    /// Whether the base model's weight of that checkpoint name is trained in place, so that the base
+    /// may let go of it.
+    fn takes_over(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+    /// Writes what a model's folder holds beside its weights.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    fn write_model_files(&self, folder: &Path) -> Result<()> {
+        let _ = folder;
+        Ok(())
+    }
     /// Takes the start values that depend on the base model's weights; called once for a fresh
     /// adapter, before training.
     ///
@@ -154,6 +187,15 @@ pub trait Tuned: Adapter {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
         let _ = base;
         Ok(())
+    }
+    /// The layers whose inputs the routers read.
+    fn router_inputs(&self) -> Vec<Site> {
+        Vec::new()
+    }
+    /// Starts the routers from the mean input `[clusters, in]` of each of their layers in every
+    /// cluster of the training data: called once for a fresh adapter whose options ask for it.
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
+        let _ = means;
     }
     /// Called once before a run's first step, also of a resumed run.
     ///
@@ -183,6 +225,11 @@ pub trait Tuned: Adapter {
     fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let _ = tensors;
         Ok(())
+    }
+    /// What the adapter does to the weight at `site`, the gates of routed layers held at `gates`.
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        let _ = (site, gates);
+        Merge::Refused("its method does not change weights in a way that is known here".to_owned())
     }
     /// This adapter as the decoder sees it.
     fn as_adapter(&self) -> &dyn Adapter;

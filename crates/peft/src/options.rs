@@ -1,7 +1,6 @@
 //! Options that LoRA-like methods share, and their names in PEFT's `adapter_config.json`.
 
 use crate::error::Fault;
-use crate::method::MethodOptions;
 use crate::targets::Targets;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -20,16 +19,8 @@ pub(crate) fn scale(alpha: f64, rank: usize, rank_stabilised: bool) -> f64 {
     alpha / if rank_stabilised { rank.sqrt() } else { rank }
 }
 
-/// Options that no fault was found in.
-pub(crate) fn if_sound<T: MethodOptions + 'static>(
-    options: T,
-    faults: Vec<Fault>,
-) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-    if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
-}
-
 /// PEFT writes whole numbers without a fraction.
-fn whole_if_possible(value: f64) -> Value {
+pub(crate) fn whole_if_possible(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
@@ -55,15 +46,6 @@ pub(crate) fn check_common(rank: usize, alpha: f64, dropout: f64, targets: &Targ
 /// A fault if there is no expert.
 pub(crate) fn check_experts(num_experts: usize) -> Option<Fault> {
     (num_experts == 0).then(|| Fault::new("method.num_experts", "is 0; expected at least 1"))
-}
-
-/// The options among `keys` that a file names as a recipe does, and the number of experts, which the
-/// published code calls `lora_nums`.
-pub(crate) fn own_keys(config: &Map<String, Value>, keys: &[&str]) -> Map<String, Value> {
-    keys.iter()
-        .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
-        .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
-        .collect()
 }
 
 /// A fault for every key that asks for something not supported: present and unlike the values
@@ -109,15 +91,21 @@ const REFUSED_UNLESS: &[(&str, &[&str])] = &[
     ("velora_config", &["null"]),
     ("megatron_config", &["null"]),
     ("ensure_weight_tying", &["false", "null"]),
+    // The others start from a changed base model, which a file does not hold.
+    (
+        "init_lora_weights",
+        &["true", "false", "null", "\"kaiming\"", "\"gaussian\"", "\"orthogonal\"", "\"eva\""],
+    ),
 ];
 
 impl LoraConfigKeys {
-    /// Reads them out of an `adapter_config.json`.
+    /// Reads them out of an `adapter_config.json`, of which the method understands `own` too.
     ///
     /// # Errors
     /// Every key that is missing, malformed, or asks for something not supported.
-    pub(crate) fn read(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+    pub(crate) fn read(config: &Map<String, Value>, own: &[&str]) -> Result<Self, Vec<Fault>> {
         let mut faults = refuse_unless(config, REFUSED_UNLESS);
+        faults.retain(|fault| !own.contains(&fault.field.as_str()));
         let mut number = |key: &str, default: Option<f64>| match config.get(key) {
             Some(Value::Null) | None if default.is_some() => default.unwrap_or_default(),
             Some(value) if value.is_number() => value.as_f64().unwrap_or_default(),

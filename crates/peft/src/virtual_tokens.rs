@@ -11,11 +11,14 @@
 //!
 //! A file holds `V` alone, as `prompt_embeddings`; an adapter read from one trains `V` directly.
 
+use crate::described::{Described, from_own};
 use crate::error::{Error, Fault, Result};
+use crate::merge::{Gates, Merge};
 use crate::method::{
     Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name,
     kaiming_bound, load_by_name, normal, random_stream, take_tensor, uniform,
 };
+use crate::targets::Targets;
 use hydralora_kernels::ops::activation::{relu, tanh};
 use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::lstm::{Lstm, lstm};
@@ -206,6 +209,10 @@ impl VirtualTokens {
 }
 
 impl Adapter for VirtualTokens {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn prompt(&self, pass: &Pass<'_>) -> Option<Var> {
         (self.spec.place == Place::Prompt).then(|| self.encoded(pass))
     }
@@ -303,19 +310,58 @@ impl Tuned for VirtualTokens {
         Ok(())
     }
 
+    fn merge(&self, _site: Site, _gates: &Gates) -> Merge<'_> {
+        let what = match self.spec.place {
+            Place::Prompt => "embeddings put before every text",
+            Place::Prefix(_) => "keys and values put before those of every text",
+        };
+        Merge::Refused(format!("it consists of {what}, which no weight of the base can hold"))
+    }
+
     fn as_adapter(&self) -> &dyn Adapter {
         self
     }
 }
 
 /// Options of PEFT's prompt methods that change the computation and are not supported.
-pub(crate) const REFUSED_UNLESS: &[(&str, &[&str])] =
+const REFUSED_UNLESS: &[(&str, &[&str])] =
     &[("num_transformer_submodules", &["1", "null"]), ("modules_to_save", &["null", "[]"])];
 
-/// A fault if there is no virtual token.
-pub(crate) fn check_count(num_virtual_tokens: usize) -> Option<Fault> {
-    (num_virtual_tokens == 0)
-        .then(|| Fault::new("method.num_virtual_tokens", "is 0; expected at least 1"))
+/// Virtual tokens belong to no single layer.
+pub(crate) fn every_layer() -> Targets {
+    Targets::One("all".to_owned())
+}
+
+/// Reads the options of a prompt method out of PEFT's file: the number of tokens, and those of
+/// `keys` that are there, each with the name a recipe gives it.
+///
+/// # Errors
+/// Every option that is wrong or not supported here.
+pub(crate) fn from_file<O: Described>(
+    config: &Map<String, Value>,
+    keys: &[(&str, &str)],
+) -> Result<O, Vec<Fault>> {
+    let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
+    let own = (keys.iter())
+        .filter_map(|(key, option)| Some(((*option).to_owned(), config.get(*key)?.clone())))
+        .filter(|(_, value)| !value.is_null())
+        .chain([("num_virtual_tokens".to_owned(), count)])
+        .collect();
+    from_own(config, REFUSED_UNLESS, &own)
+}
+
+/// Faults of the sizes that the prompt methods share.
+pub(crate) fn check_sizes(
+    num_virtual_tokens: usize,
+    encoder_hidden_size: Option<usize>,
+) -> Vec<Fault> {
+    let sizes = [
+        ("num_virtual_tokens", Some(num_virtual_tokens)),
+        ("encoder_hidden_size", encoder_hidden_size),
+    ];
+    let zero = sizes.into_iter().filter(|(_, size)| *size == Some(0));
+    zero.map(|(option, _)| Fault::new(format!("method.{option}"), "is 0; expected at least 1"))
+        .collect()
 }
 
 /// What every prompt method's `adapter_config.json` holds. The model's widths stay open: PEFT fills

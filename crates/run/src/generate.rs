@@ -89,6 +89,6 @@ impl Generator<'_> {
         let batch = Packed { tokens, offsets: &offsets };
         let caches = std::slice::from_mut(cache);
         let hidden = self.decoder.extend(batch, caches, self.adapter, &Pass::inference())?;
-        Ok(sampler.next(&self.decoder.logits(&hidden, &[tokens.len() - 1])))
+        Ok(sampler.next(&self.decoder.logits_with(self.adapter, &hidden, &[tokens.len() - 1])))
     }
 }

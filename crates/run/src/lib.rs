@@ -1,10 +1,13 @@
-//! Using a model: generation.
+//! Using a model: generation, and scoring on benchmarks.
 
 #![forbid(unsafe_code)]
 
+mod encoder;
+pub mod eval;
 mod generate;
 mod sample;
 
+pub use encoder::ModelEncoder;
 pub use generate::{Finish, Generation, Generator};
 pub use sample::Sampling;
 

@@ -52,15 +52,19 @@ pub fn save(
     replace_folder(folder, |folder| {
         io::write_into(folder, tuned, metadata, all)?;
         for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
-            fs::write(folder.join(name), io::encode(&moments)?)?;
+            io::write_tensors(&folder.join(name), &moments)?;
         }
         let tensors = tuned.tensors();
-        if !tensors.keys().eq(tuned.file_tensors().keys()) {
-            fs::write(folder.join(TRAINABLES_FILE), io::encode(&tensors)?)?;
+        let in_file = tuned.file_tensors();
+        let shapes = |map: &TensorMap| -> Vec<(String, Vec<usize>)> {
+            map.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect()
+        };
+        if shapes(&tensors) != shapes(&in_file) {
+            io::write_tensors(&folder.join(TRAINABLES_FILE), &tensors)?;
         }
         let kept = tuned.state();
         if !kept.is_empty() {
-            fs::write(folder.join(METHOD_FILE), io::encode(&kept)?)?;
+            io::write_tensors(&folder.join(METHOD_FILE), &kept)?;
         }
         let state = serde_json::to_vec_pretty(progress).map_err(std::io::Error::other)?;
         fs::write(folder.join(STATE_FILE), state)?;
@@ -99,7 +103,7 @@ pub fn load(
         if mismatches.is_empty() { Ok(()) } else { Err(fault(name, mismatches.join("; "))) }
     };
     let apart = folder.join(TRAINABLES_FILE).exists();
-    take(if apart { TRAINABLES_FILE } else { io::TENSOR_FILE }, tuned)?;
+    take(if apart { TRAINABLES_FILE } else { io::tensor_file(tuned) }, tuned)?;
     let mut kept = match folder.join(METHOD_FILE) {
         path if path.exists() => io::decode(&path, dtype)?,
         _ => TensorMap::new(),

@@ -18,6 +18,9 @@ pub struct TrainConfig {
     pub max_tokens_per_batch: Option<usize>,
     /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
+    /// Whether layers keep only their inputs for the way back and compute the rest again: less
+    /// memory for about a third more time.
+    pub gradient_checkpointing: bool,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// The learning rate after warm-up.
@@ -59,6 +62,7 @@ impl Default for TrainConfig {
             batch_size: 8,
             max_tokens_per_batch: None,
             grad_accumulation: 1,
+            gradient_checkpointing: false,
             learning_rate: 2e-4,
             schedule: Schedule::Cosine,
             warmup_ratio: 0.03,

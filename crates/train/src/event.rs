@@ -87,3 +87,9 @@ pub fn peak_rss_mb() -> Option<f64> {
     let kilobytes: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes / 1024.0)
 }
+
+/// Starts the measurement of [`peak_rss_mb`] afresh, where the system can.
+pub fn reset_peak_rss() {
+    // 5 resets the high-water mark (proc(5)); without the right to do so the old one stays.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}

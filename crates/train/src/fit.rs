@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
 use crate::optimizer::AdamW;
-use hydralora_data::{Batch, Dataset, Example, Sampler};
+use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::ops::dropout::mix;
-use hydralora_kernels::ops::elementwise::{add, scale};
+use hydralora_kernels::ops::elementwise::scale;
 use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
@@ -72,7 +72,7 @@ struct Plan {
     /// Steps in each epoch.
     steps: Vec<usize>,
     total: usize,
-    current: Option<(usize, Vec<Vec<usize>>)>,
+    current: Option<(usize, Batches)>,
 }
 
 impl Plan {
@@ -110,9 +110,11 @@ impl Plan {
             self.current = Some((epoch, self.sampler.epoch(epoch as u64)));
         }
         let first = within * self.accumulation;
-        let batches = self.current.as_ref().map_or(&[][..], |(_, batches)| batches);
-        let last = (first + self.accumulation).min(batches.len());
-        (epoch, first, batches[first..last].to_vec())
+        let found = self.current.as_ref().map_or(Vec::new(), |(_, batches)| {
+            let last = (first + self.accumulation).min(batches.len());
+            (first..last).map(|batch| batches.get(batch).collect()).collect()
+        });
+        (epoch, first, found)
     }
 
     fn epochs_done(&self, step: usize) -> f64 {
@@ -171,38 +173,38 @@ pub fn fit(
     while progress.step < plan.total {
         let step_started = Instant::now();
         let (epoch, first_batch, batches) = plan.step(progress.step);
-        let batches: Vec<(Vec<&Example>, Batch)> = batches
-            .iter()
-            .map(|indices| {
-                let examples: Vec<&Example> =
-                    indices.iter().map(|&index| &run.dataset.train[index]).collect();
-                let batch = Batch::pack(&examples);
-                (examples, batch)
-            })
-            .collect();
+        let read = |indices: &Vec<usize>| -> Result<(Vec<Example>, Batch)> {
+            let examples = indices.iter().map(|&index| run.dataset.train.get(index));
+            let examples: Vec<Example> = examples.collect::<hydralora_data::Result<_>>()?;
+            let batch = Batch::pack(&examples.iter().collect::<Vec<_>>());
+            Ok((examples, batch))
+        };
+        let batches: Vec<(Vec<Example>, Batch)> =
+            batches.iter().map(read).collect::<Result<_>>()?;
         let label_tokens: usize = batches.iter().map(|(_, batch)| batch.label_tokens).sum();
         let tokens: usize = batches.iter().map(|(_, batch)| batch.tokens.len()).sum();
         let mut gradients = Gradients::default();
         let (mut loss, mut aux_loss) = (0.0, 0.0);
         for (index, (examples, batch)) in batches.iter().enumerate() {
             let seed = mix(mix(config.seed) ^ mix(progress.step as u64)) ^ index as u64;
-            let pass = Pass::training(mix(seed)).of_sequences(&batch.offsets, &batch.domains);
+            let pass = Pass::training(mix(seed))
+                .of_sequences(&batch.offsets, &batch.domains)
+                .checkpointing(config.gradient_checkpointing);
             let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
-            let hidden = run.decoder.hidden(packed, tuned.as_adapter(), &pass)?;
-            let found = run.decoder.loss(&hidden, &batch.labels, 1.0 / label_tokens.max(1) as f64);
-            drop(hidden);
-            loss += found.loss.value().item();
             // The cross-entropy is a sum over the step's micro-batches, the added term their mean.
-            let total = match tuned.aux_loss(&pass) {
-                Some(term) => {
-                    let term = scale(&term, 1.0 / batches.len() as f64);
-                    aux_loss += term.value().item();
-                    add(&found.loss, term)
-                }
-                None => found.loss,
+            let share = 1.0 / batches.len() as f64;
+            let added = |pass: &Pass<'_>| tuned.aux_loss(pass).map(|term| scale(&term, share));
+            let factor = 1.0 / label_tokens.max(1) as f64;
+            let adapter = tuned.as_adapter();
+            let found =
+                run.decoder.gradients(packed, &batch.labels, factor, adapter, &pass, &added);
+            let found = match found {
+                Err(hydralora_model::Error::NonFiniteActivations) => None,
+                other => Some(other?),
             };
-            drop(pass);
-            if !(loss + aux_loss).is_finite() {
+            loss += found.as_ref().map_or(f64::NAN, |found| found.loss);
+            aux_loss += found.as_ref().map_or(f64::NAN, |found| found.added);
+            let Some(found) = found.filter(|_| (loss + aux_loss).is_finite()) else {
                 return Err(Error::NonFiniteLoss {
                     step: progress.step + 1,
                     loss: loss + aux_loss,
@@ -211,8 +213,8 @@ pub fn fit(
                     records: name_records(run.dataset, examples),
                     kept: kept(run.folder),
                 });
-            }
-            gradients.accumulate(total.backward());
+            };
+            gradients.accumulate(found.gradients);
         }
         let norm = gradients.norm();
         if !norm.is_finite() {
@@ -304,8 +306,8 @@ pub fn fit(
 }
 
 /// File and record of each example of a batch.
-fn name_records(dataset: &Dataset, examples: &[&Example]) -> String {
-    let name = |example: &&Example| {
+fn name_records(dataset: &Dataset, examples: &[Example]) -> String {
+    let name = |example: &Example| {
         let source = dataset.report.sources.get(example.source as usize);
         let file = source.map_or_else(String::new, |source| source.path.display().to_string());
         format!("{file} record {}", example.row + 1)

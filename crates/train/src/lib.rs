@@ -18,7 +18,7 @@ mod sinks;
 pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, evaluate};
-pub use event::{Event, Sink, StepMetrics, peak_rss_mb};
+pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
 pub use fit::{Ending, Outcome, Run, fit};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};

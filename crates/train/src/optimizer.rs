@@ -11,7 +11,11 @@
 use hydralora_kernels::simd::vectorize;
 use hydralora_kernels::{Element, Gradients, Tensor, TensorElement, dispatch};
 use hydralora_peft::{Role, TensorMap, Tuned};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+
+/// Numbers one thread updates at a time.
+const CHUNK: usize = 1 << 14;
 
 /// Constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +84,12 @@ impl AdamW {
         {
             let Some(gradient) = gradients.get(trainable.var()) else { continue };
             let ratio = if trainable.role == Role::B { config.b_learning_rate_ratio } else { 1.0 };
+            // As transformers' trainer does it.
+            let decayed = trainable.role != Role::Norm;
+            let config = AdamWConfig {
+                weight_decay: if decayed { config.weight_decay } else { 0.0 },
+                ..config
+            };
             let value = trainable.parameter.value_mut();
             dispatch!(value.dtype(), E => update(
                 value.data_mut::<E>(),
@@ -132,15 +142,21 @@ fn update<E: TensorElement>(
     let decay = E::from_f64(1.0 - learning_rate * config.weight_decay);
     let step = E::from_f64(learning_rate / corrections[0]);
     let root = E::from_f64(corrections[1].sqrt());
-    vectorize(
-        #[inline(always)]
-        || {
-            let state = value.iter_mut().zip(gradient).zip(first.iter_mut().zip(second.iter_mut()));
-            for ((value, &g), (m, v)) in state {
-                *m = beta1 * *m + rest1 * g;
-                *v = beta2 * *v + rest2 * g * g;
-                *value = *value * decay - step * *m / (Element::sqrt(*v) / root + epsilon);
-            }
-        },
-    );
+    let chunks = value
+        .par_chunks_mut(CHUNK)
+        .zip(gradient.par_chunks(CHUNK))
+        .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)));
+    chunks.for_each(|((value, gradient), (first, second))| {
+        vectorize(
+            #[inline(always)]
+            || {
+                let state = value.iter_mut().zip(gradient).zip(first.iter_mut().zip(second));
+                for ((value, &g), (m, v)) in state {
+                    *m = beta1 * *m + rest1 * g;
+                    *v = beta2 * *v + rest2 * g * g;
+                    *value = *value * decay - step * *m / (Element::sqrt(*v) / root + epsilon);
+                }
+            },
+        );
+    });
 }

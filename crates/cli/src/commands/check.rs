@@ -17,6 +17,9 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let mut text = String::new();
     let _ = writeln!(text, "model    {}", plan.metadata.base_model);
     let _ = writeln!(text, "method   {}, {}", plan.recipe.method_name, plan.parameters());
+    if let Some(heads) = &plan.heads {
+        let _ = writeln!(text, "experts  {}: {}", heads.num_experts, heads.reasons.join("; "));
+    }
     let _ = writeln!(text, "layers   {} of {}", plan.sites.len(), plan.base.decoder.sites().len());
     let _ = writeln!(
         text,
@@ -30,7 +33,10 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
         megabytes(memory.logits),
     );
     let _ = writeln!(text, "{}", plan.dataset.report);
-    let sample = plan.dataset.train.first().map(|example| show(&plan, example)).transpose()?;
+    let sample = match plan.dataset.train.iter().next() {
+        Some(example) => Some(show(&plan, &example?)?),
+        None => None,
+    };
     if let Some((prompt, answer)) = &sample {
         let _ =
             writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");

@@ -5,7 +5,6 @@ use crate::failure::bad_input;
 use crate::plan::{Base, encode_chat, open_base};
 use crate::ui::{result, say};
 use hydralora_data::{ChatTemplate, Message};
-use hydralora_kernels::DType;
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
 use hydralora_run::{Generator, Sampling};
@@ -89,7 +88,7 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
-        let base = open_base(&choice.model, DType::F32)?;
+        let base = open_base(&choice.model, choice.dtype)?;
         let loaded =
             choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
         Ok(Self { base, loaded })

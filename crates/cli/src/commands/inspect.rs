@@ -1,13 +1,14 @@
-//! `hydralora inspect`: parameters of a model, of an adapter, and of the paper's table.
+//! `hydralora inspect`: parameters of a model, of an adapter, of the paper's table; logits.
 
-use crate::args::{Global, InspectArguments};
+use super::table::{llama2_7b, paper_table};
+use crate::args::{Dimensions, Global, InspectArguments};
 use crate::failure::bad_input;
 use crate::plan::Parameters;
 use crate::ui::{result, table, thousands};
-use hydralora_kernels::DType;
-use hydralora_model::adapter::{Projection, Site, SiteShape};
-use hydralora_model::{Decoder, ModelConfig, ModelSource, RopeConfig, RopeScaling, hub};
-use hydralora_peft::{io, methods};
+use hydralora_kernels::{DType, no_grad};
+use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
+use hydralora_model::{Decoder, ModelSource, Packed, hub};
+use hydralora_peft::io;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,11 +17,6 @@ use std::process::ExitCode;
 pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
     let mut json = Map::new();
     let mut text = Vec::new();
-    if arguments.table {
-        let (value, shown) = paper_table()?;
-        json.insert("table".to_owned(), value);
-        text.push(shown);
-    }
     let opened = match &arguments.model {
         Some(spec) => {
             let path = hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
@@ -38,11 +34,56 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
         json.insert("adapter".to_owned(), value);
         text.push(shown);
     }
+    if arguments.table {
+        let (value, shown) = match &opened {
+            Some((source, _)) => paper_table(&source.config, &source.identity.name)?,
+            None => {
+                let Dimensions::Llama2Of7B = arguments.dims.unwrap_or(Dimensions::Llama2Of7B);
+                paper_table(&llama2_7b(), "LLaMA2-7B")?
+            }
+        };
+        json.insert("table".to_owned(), value);
+        text.push(shown);
+    }
+    if let (Some(prompt), Some((source, decoder))) = (&arguments.logits, &opened) {
+        let (value, shown) = logits(prompt, source, decoder, arguments.adapter.as_deref())?;
+        json.insert("logits".to_owned(), value);
+        text.push(shown);
+    }
     if text.is_empty() {
         return Err(bad_input("nothing to inspect; give --model, --adapter or --table"));
     }
     result(global, &Value::Object(json), &text.join("\n\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The logits after the last token of `prompt`.
+fn logits(
+    prompt: &str,
+    source: &ModelSource,
+    decoder: &Decoder,
+    adapter: Option<&Path>,
+) -> anyhow::Result<(Value, String)> {
+    let tokenizer = &source.tokenizer;
+    let mut tokens = tokenizer.encode(prompt)?;
+    if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+        tokens.insert(0, bos);
+    }
+    let loaded =
+        adapter.map(|folder| io::load(folder, &decoder.sites(), decoder.dtype())).transpose()?;
+    let adapter: &dyn Adapter = loaded.as_ref().map_or(&NoAdapter, |l| l.tuned.as_adapter());
+    let _guard = no_grad();
+    let packed = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
+    let hidden = decoder.hidden(packed, adapter, &Pass::inference())?;
+    let values = decoder.logits(hidden.value(), &[tokens.len() - 1]).to_f64();
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let mut shown = vec![format!("likeliest tokens after {} tokens", tokens.len())];
+    for &id in order.iter().take(5) {
+        let token = tokenizer.id_to_token(id as u32).unwrap_or_default();
+        shown.push(format!("{:>10.4}  {token:?}", values[id]));
+    }
+    Ok((json!({"tokens": tokens, "last": values}), shown.join("\n")))
 }
 
 fn model(source: &ModelSource, decoder: &Decoder) -> (Value, String) {
@@ -108,7 +149,7 @@ fn adapter(
             value["parameters"] = serde_json::to_value(&parameters)?;
         }
         None => {
-            let tensors = io::decode(&folder.join(io::TENSOR_FILE), DType::F32)?;
+            let tensors = io::decode(&io::stored_tensors(folder), DType::F32)?;
             let of = |part: &str| -> usize {
                 let of_part = tensors.iter().filter(|(name, _)| name.contains(part));
                 of_part.map(|(_, tensor)| tensor.len()).sum()
@@ -142,120 +183,4 @@ fn adapter(
         value["routing"] = serde_json::to_value(routing.overall())?;
     }
     Ok((value, text.join("\n")))
-}
-
-/// LLaMA2-7B's dimensions.
-fn llama2_7b() -> ModelConfig {
-    ModelConfig {
-        model_type: "llama".to_owned(),
-        vocab_size: 32_000,
-        hidden_size: 4096,
-        intermediate_size: 11_008,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 32,
-        head_dim: 128,
-        max_position_embeddings: 4096,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        tie_word_embeddings: false,
-        attention_bias: false,
-        mlp_bias: false,
-        sliding_window: None,
-        bos_token_id: Some(1),
-        eos_token_ids: vec![2],
-    }
-}
-
-/// A row of the paper's table: name, method, options, what the paper prints in percent, and whether
-/// the method's layers are its own affair instead of q and v or the FFN.
-type PaperRow = (&'static str, &'static str, Value, &'static str, bool);
-
-fn paper_rows() -> Vec<PaperRow> {
-    let virtual_tokens = || json!({"num_virtual_tokens": 20});
-    vec![
-        ("Prompt tuning v=20", "prompt-tuning", virtual_tokens(), ".001", true),
-        ("Prefix tuning v=20", "prefix-tuning", virtual_tokens(), ".077", true),
-        ("(IA)3", "ia3", json!({}), ".009", true),
-        ("AdaLoRA r0=12", "adalora", json!({"init_r": 12}), ".093", false),
-        ("LoRA r=8", "lora", json!({"rank": 8}), ".062", false),
-        ("LoRA r=16", "lora", json!({"rank": 16}), ".124", false),
-        ("LoRA r=32", "lora", json!({"rank": 32}), ".248", false),
-        ("LoRA-Split 4x8", "lora-split", json!({"rank": 8, "num_experts": 4}), ".248", false),
-        ("HydraLoRA r=8 N=3", "hydralora", json!({"rank": 8, "num_experts": 3}), ".124", false),
-        ("HydraLoRA r=8 N=10", "hydralora", json!({"rank": 8, "num_experts": 10}), ".341", false),
-    ]
-}
-
-/// Parameters of a method on `config`, without and of the router.
-fn parameters_on(
-    config: &ModelConfig,
-    method: &str,
-    options: &Map<String, Value>,
-) -> anyhow::Result<(usize, usize)> {
-    let options = methods::find(method)?
-        .read_recipe(options)
-        .map_err(|faults| hydralora_peft::Error::Options { faults })?;
-    let (sites, times) = if options.whole_model() {
-        (config.sites(), 1)
-    } else {
-        // One layer is enough: all are alike.
-        let layer = Projection::ALL.map(|projection| Site { layer: 0, projection });
-        let layer: Vec<SiteShape> = layer.map(|site| config.site_shape(site)).to_vec();
-        (options.targets().select(&layer)?, config.num_hidden_layers)
-    };
-    let tuned = options.build(&sites, DType::F32, 0);
-    let counted = Parameters::of(0, tuned.as_ref());
-    Ok(((counted.trainable - counted.router) * times, counted.router * times))
-}
-
-/// Counts on LLaMA2-7B, for the targets the paper's percentages fit and those its code uses.
-fn paper_table() -> anyhow::Result<(Value, String)> {
-    let config = llama2_7b();
-    let base = base_parameters(&config);
-    // The paper cuts digits off rather than rounding.
-    let percent = |count: usize| {
-        let exact = 100.0 * count as f64 / (base + count) as f64;
-        format!("{:.3}", (exact * 1000.0).floor() / 1000.0)
-    };
-    let mut rows = vec![
-        ["", "paper %", "q,v", "%", "router", "% with it", "FFN", "%", "router", "% with it"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    let mut values = Vec::new();
-    for (name, method, options, paper, own_layers) in paper_rows() {
-        let mut row = vec![name.to_owned(), paper.to_owned()];
-        let mut value = json!({"name": name, "paper_percent": paper});
-        let targets: &[&str] = if own_layers { &["own"] } else { &["qv", "ffn"] };
-        for &targets in targets {
-            let mut options = options.as_object().cloned().unwrap_or_default();
-            if !own_layers {
-                options.insert("targets".to_owned(), json!(targets));
-            }
-            let (counted, router) = parameters_on(&config, method, &options)?;
-            row.extend([thousands(counted), percent(counted)]);
-            row.extend([thousands(router), percent(counted + router)]);
-            value[targets] = json!({
-                "parameters": counted, "percent": percent(counted), "router": router,
-                "percent_with_router": percent(counted + router),
-            });
-        }
-        rows.push(row);
-        values.push(value);
-    }
-    let note = format!(
-        "LLaMA2-7B, {} parameters. Percent of trainable in all parameters, cut off after three digits. \
-         The paper's figures count q and v without the router; its code adapts the FFN. The first three \
-         methods have layers of their own.",
-        thousands(base)
-    );
-    Ok((Value::Array(values), format!("{}\n{note}", table(&rows))))
-}
-
-fn base_parameters(config: &ModelConfig) -> usize {
-    let linear: usize =
-        config.sites().iter().map(|shape| shape.in_features * shape.out_features).sum();
-    let norms = (2 * config.num_hidden_layers + 1) * config.hidden_size;
-    linear + norms + 2 * config.vocab_size * config.hidden_size
 }

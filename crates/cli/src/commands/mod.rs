@@ -1,9 +1,17 @@
 //! The commands, one file each.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod compose;
+pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod heads;
+pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 pub(crate) mod model;
 pub(crate) mod quickstart;
+mod table;
 pub(crate) mod train;

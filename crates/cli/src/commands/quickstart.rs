@@ -4,10 +4,9 @@
 use super::train::{Trained, open, train};
 use crate::args::{Global, QuickstartArguments};
 use crate::plan::{Base, encode_chat, open_base};
-use crate::recipe::Recipe;
+use crate::recipe::{ModelDtype, Recipe};
 use crate::ui::{result, say, table, thousands};
 use hydralora_data::{ChatTemplate, Message};
-use hydralora_kernels::DType;
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_model::durable::write_file;
 use hydralora_peft::methods;
@@ -44,7 +43,7 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
         write_file(&data.join(format!("{domain}.jsonl")), records.as_bytes())?;
     }
     say(global, format!("1/4  getting the base model {}", arguments.model));
-    let base = open_base(&arguments.model, DType::F32)?;
+    let base = open_base(&arguments.model, ModelDtype::F32)?;
     let before = answers(&base, &NoAdapter)?;
 
     let hydra =
@@ -205,7 +204,7 @@ fn lora_rank_of_equal_size(base: &Base, hydra: &Value) -> anyhow::Result<usize> 
             .read_recipe(&options)
             .map_err(|faults| hydralora_peft::Error::Options { faults })?;
         let sites = options.targets().select(&base.decoder.sites())?;
-        let tuned = options.build(&sites, DType::F32, 0);
+        let tuned = options.build(&sites, hydralora_kernels::DType::F32, 0);
         Ok(hydralora_peft::count(tuned.as_ref()).values().sum())
     };
     let wanted = size("hydralora", hydra)?;

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const BASELINE_FILE: &str = "baseline.json";
+const HEADS_FILE: &str = "heads.json";
 
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
@@ -36,7 +37,7 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
 }
 
 /// Opens a run, refusing to write over another one.
-pub(crate) fn open(recipe: Recipe, base: Option<Base>, resume: bool) -> anyhow::Result<Plan> {
+pub(crate) fn open(mut recipe: Recipe, base: Option<Base>, resume: bool) -> anyhow::Result<Plan> {
     let folder = &recipe.output;
     let there = !checkpoint::list(folder)?.is_empty() || folder.join("adapter").exists();
     if there && !resume {
@@ -51,7 +52,25 @@ pub(crate) fn open(recipe: Recipe, base: Option<Base>, resume: bool) -> anyhow::
             folder.display()
         )));
     }
+    if resume && recipe.auto_experts {
+        let found = recorded_experts(&recipe.output.join(HEADS_FILE))?;
+        recipe.set_num_experts(found)?;
+    }
     Plan::open(recipe, base)
+}
+
+/// The number of experts that a run found when it began.
+fn recorded_experts(path: &Path) -> anyhow::Result<usize> {
+    let missing = |message: String| {
+        bad_input(format!(
+            "--resume: method.num_experts is auto, and {}: {message}",
+            path.display()
+        ))
+    };
+    let text = fs::read(path).map_err(|error| missing(error.to_string()))?;
+    let heads: Value = serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))?;
+    let found = heads["num_experts"].as_u64().filter(|found| *found > 0);
+    Ok(found.ok_or_else(|| missing("it holds no num_experts".to_owned()))? as usize)
 }
 
 /// What a run gave.
@@ -97,7 +116,8 @@ impl Trained {
         } else {
             String::new()
         };
-        format!("{how}\n{losses}adapter  {folder}/adapter\nreport   {folder}/report.html")
+        let what = if self.plan.tuned.is_model() { "model  " } else { "adapter" };
+        format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
     }
 
     fn to_json(&self) -> Value {
@@ -148,17 +168,26 @@ pub(crate) fn train(
     let recipe = plan.recipe.to_yaml()?;
     write_file(&folder.join("recipe.yaml"), recipe.as_bytes())?;
     write_file(&folder.join("data.json"), &serde_json::to_vec_pretty(&plan.dataset.report)?)?;
+    if let Some(heads) = &plan.heads {
+        super::heads::write(&folder, heads)?;
+        say(global, format!("experts  {}: {}", heads.num_experts, heads.reasons.join("; ")));
+    }
     say(global, format!("model    {}", plan.metadata.base_model));
     say(global, format!("method   {}, {}", plan.recipe.method_name, plan.parameters()));
     say(global, plan.dataset.report.to_string());
 
+    if !resume {
+        plan.start_routers()?;
+    }
     let stop = stop_flag();
     let baseline = match baseline {
         Some(known) => Some(known),
         None => measure_baseline(global, &plan, resume)?,
     };
+    let Plan { base, tuned, .. } = &mut plan;
+    base.decoder.release(|name| tuned.takes_over(name));
     let fingerprint = plan.fingerprint();
-    let weights = plan.recipe.data.weights();
+    let weights = plan.dataset.report.weights();
     let run = Run {
         decoder: &plan.base.decoder,
         dataset: &plan.dataset,

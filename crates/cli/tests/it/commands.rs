@@ -73,6 +73,41 @@ fn a_recipe_becomes_an_adapter_a_report_and_better_answers() {
 }
 
 #[test]
+fn full_fine_tuning_leaves_a_model() {
+    let place = Place::new();
+    let method = "method={name: full}";
+    let checked = place.succeed(&["check", "recipe.yaml", "--set", method]);
+    assert!(checked.stdout.contains("260,032 trainable (100.000 % of all)"), "{}", checked.stdout);
+    let set = [method, "train.learning_rate=1e-3", "train.gradient_checkpointing=true"];
+    let mut arguments = vec!["train", "recipe.yaml", "--json"];
+    arguments.extend(set.iter().flat_map(|change| ["--set", change]));
+    let result = json(&place.succeed(&arguments).stdout);
+    let after = result["evaluation"]["loss"].as_f64().unwrap();
+    assert!(after < result["baseline"]["loss"].as_f64().unwrap());
+    for file in ["config.json", "tokenizer.json", "model.safetensors", "hydralora.json"] {
+        assert!(place.path("run/adapter").join(file).exists(), "{file} is missing");
+    }
+    let base = model().display().to_string();
+    let generate = |model: &str| {
+        let arguments = ["generate", "--model", model, "--prompt", "Sky 3?", "--raw", "--json"];
+        json(&place.succeed(&arguments).stdout)["text"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(generate("run/adapter"), generate(&base));
+
+    // It is the base of the next run, with the loss it ended with.
+    let set = ["model.path=run/adapter", "output=next", "train.max_steps=1"];
+    let mut arguments = vec!["train", "recipe.yaml", "--json"];
+    arguments.extend(set.iter().flat_map(|change| ["--set", change]));
+    let next = json(&place.succeed(&arguments).stdout);
+    assert_eq!(next["baseline"]["loss"].as_f64().unwrap(), after);
+
+    let ran =
+        place.run(&["generate", "--model", &base, "--adapter", "run/adapter", "--prompt", "a"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("give it as the model"), "{}", ran.stderr);
+}
+
+#[test]
 fn check_shows_the_plan_and_marks_what_is_trained() {
     let place = Place::new();
     let ran = place.succeed(&["check", "recipe.yaml"]);
@@ -136,13 +171,17 @@ fn the_paper_table_has_the_paper_percentages() {
     let place = Place::new();
     let result = json(&place.succeed(&["inspect", "--table", "--json"]).stdout);
     let rows = result["table"].as_array().unwrap();
-    assert_eq!(rows.len(), 10);
+    assert_eq!(rows.len(), 13);
     for row in rows {
         let ours = if row.get("own").is_some() { &row["own"] } else { &row["qv"] };
         let paper = row["paper_percent"].as_str().unwrap();
-        assert_eq!(format!("0{paper}"), ours["percent"].as_str().unwrap(), "{}", row["name"]);
+        let paper = if paper.starts_with('.') { format!("0{paper}") } else { paper.to_owned() };
+        assert_eq!(paper, ours["percent"].as_str().unwrap(), "{}", row["name"]);
     }
-    let hydra = &rows[8];
+    // The only encoder that fits the paper's figure.
+    assert_eq!(rows[1]["own"]["parameters"], 13_062_656);
+    assert_eq!(rows[11]["qv"]["parameters"], 20 * 4_194_304);
+    let hydra = &rows[9];
     assert_eq!(hydra["qv"]["parameters"], 8_388_608);
     assert_eq!(hydra["qv"]["router"], 786_432);
     assert_eq!(hydra["ffn"]["parameters"], 24_969_216);

@@ -3,6 +3,9 @@
 mod architecture;
 mod bad_input;
 mod commands;
+mod eval;
+mod heads;
+mod interop;
 mod quickstart;
 mod resume;
 mod support;

@@ -14,6 +14,12 @@ pub(super) static SOURCE: NamedSource = NamedSource {
     revision: "main",
     remote: "data/train-*.parquet",
     local: &["codealpaca/*.json", "code-alpaca/*.json"],
-    known: &["2daca5da1291f83fed3220791950b94e3caf1f8370d12b6fd45622ccb4723d1b", "4666bfa83c2da28fb523f96f9aa7d3d2a6f2ff7e306f128ba2befe9717134a9e"],
-    shapes: &[Shape { format: "prompt-response", fields: &[("response", "completion")] }, Shape { format: "alpaca", fields: &[] }],
+    known: &[
+        "2daca5da1291f83fed3220791950b94e3caf1f8370d12b6fd45622ccb4723d1b",
+        "4666bfa83c2da28fb523f96f9aa7d3d2a6f2ff7e306f128ba2befe9717134a9e",
+    ],
+    shapes: &[
+        Shape { format: "prompt-response", fields: &[("response", "completion")] },
+        Shape { format: "alpaca", fields: &[] },
+    ],
 };

@@ -14,6 +14,15 @@ pub(super) static SOURCE: NamedSource = NamedSource {
     revision: "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
     remote: "databricks-dolly-15k.jsonl",
     local: &["dolly/databricks-dolly-15k.jsonl", "dolly/*.jsonl", "dolly-15k/*.jsonl"],
-    known: &["2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec", "d9c16a545b4238e8424dc63b46b847787b7eb6ee20b77e698369814c5001b8a5"],
-    shapes: &[Shape { format: "alpaca", fields: &[("input", "context"), ("output", "response"), ("domain", "category")] }, Shape { format: "completion", fields: &[("completion", "answer")] }],
+    known: &[
+        "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec",
+        "d9c16a545b4238e8424dc63b46b847787b7eb6ee20b77e698369814c5001b8a5",
+    ],
+    shapes: &[
+        Shape {
+            format: "alpaca",
+            fields: &[("input", "context"), ("output", "response"), ("domain", "category")],
+        },
+        Shape { format: "completion", fields: &[("completion", "answer")] },
+    ],
 };

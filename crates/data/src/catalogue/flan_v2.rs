@@ -15,5 +15,12 @@ pub(super) static SOURCE: NamedSource = NamedSource {
     remote: "*.json",
     local: &["flanv2/*.json", "superni/*/train.json", "natural-instructions/tasks/*.json"],
     known: &[],
-    shapes: &[Shape { format: "natural-instructions", fields: &[("domain", "task")] }, Shape { format: "completion", fields: &[("prompt", "inputs"), ("completion", "targets"), ("domain", "task")] }, Shape { format: "completion", fields: &[("prompt", "inputs"), ("completion", "targets")] }],
+    shapes: &[
+        Shape { format: "natural-instructions", fields: &[("domain", "task")] },
+        Shape {
+            format: "completion",
+            fields: &[("prompt", "inputs"), ("completion", "targets"), ("domain", "task")],
+        },
+        Shape { format: "completion", fields: &[("prompt", "inputs"), ("completion", "targets")] },
+    ],
 };

@@ -13,5 +13,11 @@ pub(super) static SOURCE: NamedSource = NamedSource {
     remote: "*.json",
     local: &["icliniq/*.json"],
     known: &[],
-    shapes: &[Shape { format: "alpaca", fields: &[] }, Shape { format: "alpaca", fields: &[("instruction", "input"), ("output", "answer_icliniq")] }],
+    shapes: &[
+        Shape { format: "alpaca", fields: &[] },
+        Shape {
+            format: "prompt-response",
+            fields: &[("prompt", "input"), ("response", "answer_icliniq")],
+        },
+    ],
 };

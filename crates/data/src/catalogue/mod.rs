@@ -110,7 +110,11 @@ pub trait Fetch {
     ///
     /// # Errors
     /// A message for people.
-    fn list(&mut self, repository: &str, revision: &str) -> std::result::Result<Vec<String>, String>;
+    fn list(
+        &mut self,
+        repository: &str,
+        revision: &str,
+    ) -> std::result::Result<Vec<String>, String>;
     /// A file, from the cache or the hub. With `sha256`, only a file that has it.
     ///
     /// # Errors
@@ -264,7 +268,11 @@ mod tests {
             assert!(!source.licence.is_empty() && !source.shapes.is_empty(), "{}", source.name);
             for shape in source.shapes {
                 let known = format::field_names(shape.format).unwrap();
-                assert!(shape.fields.iter().all(|(ours, _)| known.contains(ours)), "{}", source.name);
+                assert!(
+                    shape.fields.iter().all(|(ours, _)| known.contains(ours)),
+                    "{}",
+                    source.name
+                );
             }
             assert!(source.known.iter().all(|sum| sum.len() == 64), "{}", source.name);
         }

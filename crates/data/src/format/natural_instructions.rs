@@ -132,7 +132,10 @@ mod tests {
             (r#"{"Instances": []}"#, "Definition"),
             (r#"{"Definition": "d", "Instances": {}}"#, "Instances"),
             (r#"{"Definition": "d", "Instances": [1]}"#, "Instances[0]"),
-            (r#"{"Definition": "d", "Instances": [{"input": "i", "output": []}]}"#, "Instances[0].output[0]"),
+            (
+                r#"{"Definition": "d", "Instances": [{"input": "i", "output": []}]}"#,
+                "Instances[0].output[0]",
+            ),
             (r#"{"Definition": "d", "Instances": [{"output": "o"}]}"#, "Instances[0].input"),
         ] {
             assert_eq!(rows(json).unwrap_err().field, field);

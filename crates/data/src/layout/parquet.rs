@@ -40,12 +40,13 @@ impl Layout for Parquet {
         };
         let file = fs_err::File::open(&path)?;
         // The library checks what it reads, but not everything: foreign bytes have made it panic.
-        let guarded = |row: usize, action: &mut dyn FnMut() -> parquet::errors::Result<Option<Row>>| {
-            match catch_unwind(AssertUnwindSafe(action)) {
-                Ok(result) => result.map_err(|error| damaged(row, plain(&error))),
-                Err(_) => Err(damaged(row, "its structure contradicts itself".to_owned())),
-            }
-        };
+        let guarded =
+            |row: usize, action: &mut dyn FnMut() -> parquet::errors::Result<Option<Row>>| {
+                match catch_unwind(AssertUnwindSafe(action)) {
+                    Ok(result) => result.map_err(|error| damaged(row, plain(&error))),
+                    Err(_) => Err(damaged(row, "its structure contradicts itself".to_owned())),
+                }
+            };
         let mut opened = None;
         let file: std::fs::File = file.into_parts().0;
         let mut file = Some(file);

@@ -140,7 +140,8 @@ fn one_meaning_in_four_formats_gives_the_same_tokens() {
     let config = config(&["alpaca.json", "messages.jsonl", "sharegpt.json", "completion.jsonl"]);
     let dataset = load(&config, folder.path()).unwrap();
     let train = all(&dataset.train);
-    let formats: Vec<&str> = dataset.report.sources.iter().map(|source| &source.format[..]).collect();
+    let formats: Vec<&str> =
+        dataset.report.sources.iter().map(|source| &source.format[..]).collect();
     assert_eq!(formats, ["alpaca", "messages", "sharegpt", "completion"]);
     for example in &train[1..3] {
         assert_eq!(example.tokens, train[0].tokens);
@@ -160,7 +161,8 @@ fn a_batch_predicts_the_answers() {
     let folder = folder(&[("a.jsonl", lines("a", 12).as_bytes())]);
     let config = config(&["a.jsonl"]);
     let dataset = load(&config, folder.path()).unwrap();
-    let sampler = Sampler::new(&dataset.train, &dataset.report.weights(), 5, None, 3, true).unwrap();
+    let sampler =
+        Sampler::new(&dataset.train, &dataset.report.weights(), 5, None, 3, true).unwrap();
     let mut answers = Vec::new();
     for indices in sampler.epoch(0).iter() {
         let examples: Vec<Example> = indices.map(|i| dataset.train.get(i).unwrap()).collect();

@@ -2,8 +2,13 @@
 
 mod bad_input;
 mod documentation;
+mod heads;
+mod layouts;
 mod loading;
+mod named;
+mod repeats;
 mod sample;
+mod streaming;
 
 use std::path::Path;
 

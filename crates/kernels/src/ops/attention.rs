@@ -7,12 +7,15 @@
 
 use crate::buffer::Buffer;
 use crate::dispatch;
+use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 use std::ops::Range;
+
+mod tiled;
 
 /// Query rows per task.
 const BLOCK: usize = 64;
@@ -56,6 +59,7 @@ pub fn spans(offsets: &[usize]) -> Vec<Span> {
 /// # Panics
 /// If shapes or spans disagree.
 pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: AttentionConfig) -> Var {
+    let _part = crate::profile::part("attention");
     let (queries, keys, values) = (q.value().clone(), k.value().clone(), v.value().clone());
     let rows = queries.rows();
     assert_eq!(queries.cols(), config.num_heads * config.head_dim, "query width");
@@ -86,9 +90,11 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
     let output = value.clone();
     let spans = spans.to_vec();
     Var::computed(value, &[q, k, v], move |gradient, parents| {
-        let [dq, dk, dv] = dispatch!(gradient.dtype(), E => backward::<E>(
-            [&queries, &keys, &values, &output, &log_sums, &gradient], &spans, config,
-        ));
+        let given = [&queries, &keys, &values, &output, &log_sums, &gradient];
+        let [dq, dk, dv] = match gradient.dtype() {
+            DType::F32 => backward::<f32>(given, &spans, config, tiled::backward_head),
+            DType::F64 => backward::<f64>(given, &spans, config, backward_head),
+        };
         parents.add(0, dq);
         parents.add(1, dk);
         parents.add(2, dv);
@@ -99,6 +105,7 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
 ///
 /// `out` and the queries are packed in the order of `sources`.
 pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config: AttentionConfig) {
+    let _part = crate::profile::part("attention");
     forward(sources, out, None, config);
 }
 
@@ -154,7 +161,18 @@ fn forward<E: TensorElement>(
         }
     }
     tasks.into_par_iter().for_each(|(source, block, out, log_sums)| {
-        forward_block(source, block, out, log_sums, config);
+        if E::DTYPE == DType::F32 {
+            let source = Source {
+                queries: bytemuck::cast_slice(source.queries),
+                keys: bytemuck::cast_slice(source.keys),
+                values: bytemuck::cast_slice(source.values),
+            };
+            let (out, log_sums) =
+                (bytemuck::cast_slice_mut(out), bytemuck::cast_slice_mut(log_sums));
+            tiled::forward_block(&source, &block, out, log_sums, config);
+        } else {
+            forward_block(source, block, out, log_sums, config);
+        }
     });
 }
 
@@ -234,13 +252,18 @@ struct HeadGradients<E: TensorElement> {
     dv: Buffer<E>,
 }
 
+/// Computes the gradients of one head from output, gradient and log-sums of its sequence.
+type BackwardOfHead<E> = fn(&Source<'_, E>, [&[E]; 3], usize, AttentionConfig) -> HeadGradients<E>;
+
 /// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ dO⊙O)`,
 /// `dQ = s dS K`, `dK = s dSᵀ Q`.
 fn backward<E: TensorElement>(
     [q, k, v, output, log_sums, gradient]: [&Tensor; 6],
     spans: &[Span],
     config: AttentionConfig,
+    of_head: BackwardOfHead<E>,
 ) -> [Tensor; 3] {
+    let _part = crate::profile::part("attention backward");
     let heads = config.num_heads;
     let parts: Vec<HeadGradients<E>> = (0..spans.len() * heads)
         .into_par_iter()
@@ -256,7 +279,7 @@ fn backward<E: TensorElement>(
                 rows_of(gradient, &span.queries),
                 rows_of(log_sums, &span.queries),
             ];
-            backward_head(&source, given, head, config)
+            of_head(&source, given, head, config)
         })
         .collect();
 
@@ -352,7 +375,6 @@ fn backward_head<E: TensorElement>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
     use crate::check;
 
     fn config(num_heads: usize, num_key_value_heads: usize, head_dim: usize) -> AttentionConfig {

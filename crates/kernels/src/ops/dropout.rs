@@ -2,6 +2,8 @@
 //! backward and a recomputed forward draw the same mask, and it does not depend on threads.
 
 use crate::dispatch;
+use crate::element::Element;
+use crate::graph::Var;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -33,20 +35,36 @@ impl Dropout {
 
     /// [`apply`](Self::apply) in the storage of `x`.
     pub fn apply_in_place(self, x: &mut Tensor) {
-        let threshold = (self.probability * f64::from(u32::MAX)) as u32;
         dispatch!(x.dtype(), E => {
-            let keep = (1.0 / (1.0 - self.probability)) as E;
-            x.data_mut::<E>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, x)| {
-                let start = (chunk * CHUNK) as u64;
-                vectorize(#[inline(always)] || {
-                    for (i, x) in x.iter_mut().enumerate() {
-                        let random = (mix(self.seed ^ (start + i as u64)) >> 32) as u32;
-                        *x *= if random < threshold { 0.0 } else { keep };
-                    }
-                });
-            });
+            x.data_mut::<E>()
+                .par_chunks_mut(CHUNK)
+                .enumerate()
+                .for_each(|(chunk, x)| self.apply_at(x, chunk * CHUNK));
         });
     }
+
+    /// Applies the mask to elements that start at index `first` of the whole.
+    pub(crate) fn apply_at<E: Element>(self, x: &mut [E], first: usize) {
+        let threshold = (self.probability * f64::from(u32::MAX)) as u32;
+        let keep = E::from_f64(1.0 / (1.0 - self.probability));
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, x) in x.iter_mut().enumerate() {
+                    let random = (mix(self.seed ^ (first + i) as u64) >> 32) as u32;
+                    *x *= if random < threshold { E::ZERO } else { keep };
+                }
+            },
+        );
+    }
+}
+
+/// [`Dropout::apply`] with a gradient.
+pub fn dropout(x: &Var, mask: Dropout) -> Var {
+    Var::computed(mask.apply(x.value()), &[x], move |mut gradient, parents| {
+        mask.apply_in_place(&mut gradient);
+        parents.add(0, gradient);
+    })
 }
 
 /// The finalizer of SplitMix64: a bijection in which every input bit changes every output bit with
@@ -80,6 +98,12 @@ mod tests {
         let mean = y.iter().sum::<f64>() / n as f64;
         assert!((dropped - 0.1).abs() < 0.005, "{dropped}");
         assert!((mean - 1.0).abs() < 0.005, "{mean}");
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let mask = Dropout { probability: 0.4, seed: 5 };
+        crate::check::gradients(&[&[5, 7]], |x| dropout(&x[0], mask));
     }
 
     #[test]

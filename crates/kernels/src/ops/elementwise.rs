@@ -10,6 +10,7 @@ use rayon::prelude::*;
 /// `a + b` for equal shapes. Works in the storage of `b` when nobody else holds it, so pass the
 /// freshly computed operand second.
 pub fn add(a: &Var, b: Var) -> Var {
+    let _part = crate::profile::part("add");
     let (mut sum, b) = b.take();
     sum.add_assign(a.value());
     Var::computed(sum, &[a, &b], |gradient, parents| {
@@ -54,6 +55,51 @@ pub fn scale_columns(x: &Var, l: &Var) -> Var {
             parents.add(0, times_columns(gradient, &factors));
         }
     })
+}
+
+/// [`scale_columns`] in the storage of `x` when nobody else holds it. What is kept for the gradient of
+/// `l` is the result, which its reader keeps as well more often than not, and `x = y / l`; a factor
+/// that is exactly zero gets no gradient.
+///
+/// # Panics
+/// If the widths differ.
+pub fn scale_columns_in_place(x: Var, l: &Var) -> Var {
+    assert_eq!(x.value().cols(), l.value().len(), "one factor per column");
+    let (y, x) = x.take();
+    let factors = l.value().clone();
+    let y = times_columns(y, &factors);
+    let saved = l.needs_grad().then(|| y.clone());
+    Var::computed(y, &[&x, l], move |gradient, parents| {
+        if let Some(saved) = saved.filter(|_| parents.needs(1)) {
+            let sums = dispatch!(gradient.dtype(), E => {
+                let mut sums = Buffer::<E>::zeros(factors.len());
+                add_column_products(gradient.data::<E>(), saved.data::<E>(), &mut sums);
+                for (sum, &l) in sums.iter_mut().zip(factors.data::<E>()) {
+                    *sum = if l == 0.0 { 0.0 } else { *sum / l };
+                }
+                Tensor::new(sums, factors.shape())
+            });
+            parents.add(1, sums);
+        }
+        if parents.needs(0) {
+            parents.add(0, times_columns(gradient, &factors));
+        }
+    })
+}
+
+/// `y_tj = x_tj + b_j` for a constant `shift: [n]`, in the storage of `x` when nobody else holds it.
+///
+/// # Panics
+/// If the widths differ.
+pub fn shift_columns(x: Var, shift: &Tensor) -> Var {
+    let (mut y, x) = x.take();
+    assert_eq!(y.cols(), shift.len(), "one shift per column");
+    dispatch!(y.dtype(), E => {
+        for row in y.data_mut::<E>().chunks_exact_mut(shift.len().max(1)) {
+            crate::simd::axpy(1.0, shift.data::<E>(), row);
+        }
+    });
+    Var::computed(y, &[&x], |gradient, parents| parents.add(0, gradient))
 }
 
 /// `y_ij = e_i · m_ij` for `m: [r, n]` and `e` of `r` elements under any shape.
@@ -134,6 +180,10 @@ mod tests {
     fn gradients_match_finite_differences() {
         check::gradients(&[&[2, 3], &[2, 3]], |x| add(&scale(&x[0], -1.5), x[1].clone()));
         check::gradients(&[&[4]], |x| add(&x[0], x[0].clone()));
+        let shift = check::inputs(&[&[3]])[0].value().clone();
+        check::gradients(&[&[4, 3]], |x| shift_columns(scale(&x[0], 2.0), &shift));
+        let moved = shift_columns(Var::constant(Tensor::zeros(shift.dtype(), [2, 3])), &shift);
+        assert_eq!(moved.value().to_f64(), shift.to_f64().repeat(2));
     }
 
     #[test]
@@ -141,6 +191,10 @@ mod tests {
         check::gradients(&[&[4, 3], &[3, 1]], |x| scale_columns(&x[0], &x[1]));
         check::gradients(&[&[4, 3], &[1, 3]], |x| {
             scale_columns(&scale_columns(&x[0], &x[1]), &x[1])
+        });
+        check::gradients(&[&[4, 3], &[1, 3]], |x| {
+            let once = scale_columns_in_place(scale(&x[0], 2.0), &x[1]);
+            scale_columns_in_place(once, &x[1])
         });
         check::gradients(&[&[4, 3], &[4, 1]], |x| scale_rows(&x[0], &x[1]));
         check::gradients(&[&[0, 3], &[3]], |x| scale_columns(&x[0], &x[1]));

@@ -2,14 +2,19 @@
 
 use crate::block::{self, BlockFormat};
 use crate::buffer::Buffer;
+use crate::dense;
 use crate::dispatch;
 use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
 use crate::tensor::Tensor;
+use crate::tile::Right;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
+
+pub(crate) mod few;
 
 /// A weight `[out, in]` of the base model.
 #[derive(Clone)]
@@ -21,12 +26,44 @@ pub enum FrozenWeight {
         /// How the bytes encode numbers.
         format: BlockFormat,
         /// Row-major blocks; every row starts a block.
-        bytes: Arc<[u8]>,
+        bytes: PackedBytes,
         /// `[out, in]`.
         shape: [usize; 2],
         /// Type of the widened numbers.
         dtype: DType,
     },
+}
+
+/// Bytes of a packed weight, shared with whoever holds them: a buffer, or a file mapped into memory.
+#[derive(Clone)]
+pub struct PackedBytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl PackedBytes {
+    /// Part of what `owner` holds.
+    ///
+    /// # Panics
+    /// If the range reaches past the end.
+    pub fn shared(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+        assert!(range.end <= owner.as_ref().as_ref().len(), "the range reaches past the bytes");
+        Self { owner, range }
+    }
+}
+
+impl From<Vec<u8>> for PackedBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { owner: Arc::new(bytes), range }
+    }
+}
+
+impl std::ops::Deref for PackedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.owner.as_ref().as_ref()[self.range.clone()]
+    }
 }
 
 /// Rows of a packed weight that are widened at a time.
@@ -98,6 +135,36 @@ impl FrozenLinear {
         &self.weight
     }
 
+    /// The same layer without its numbers, for when someone else holds the weight: it still knows
+    /// its shape and type, and computing with it panics.
+    #[must_use]
+    pub fn released(&self) -> Self {
+        let weight = FrozenWeight::Blocks {
+            format: BlockFormat::F32,
+            bytes: Vec::new().into(),
+            shape: self.shape(),
+            dtype: self.dtype(),
+        };
+        Self { weight, bias: self.bias.clone() }
+    }
+
+    /// The same layer without its bias.
+    #[must_use]
+    pub fn without_bias(&self) -> Self {
+        Self { weight: self.weight.clone(), bias: None }
+    }
+
+    /// The weight as plain numbers `[out, in]`; shares them if it is not packed.
+    pub fn dense_weight(&self) -> Tensor {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => weight.clone(),
+            FrozenWeight::Blocks { .. } => {
+                let rows: Vec<u32> = (0..self.out_features() as u32).collect();
+                self.gather(&rows)
+            }
+        }
+    }
+
     /// `x Wᵀ + b` for `x: [T, in]`, giving `[T, out]`.
     pub fn forward(&self, x: &Var) -> Var {
         let layer = self.clone();
@@ -109,9 +176,18 @@ impl FrozenLinear {
 
     /// [`forward`](Self::forward) without a graph.
     pub fn apply(&self, x: &Tensor) -> Tensor {
+        let _part = crate::profile::part("frozen_linear");
         let [out_features, in_features] = self.shape();
         assert_eq!(x.cols(), in_features, "input has another width than the layer");
         let rows = x.rows();
+        if x.dtype() == DType::F32 {
+            return if rows >= dense::FEWEST_ROWS {
+                self.apply_packed(x)
+            } else {
+                let out = few::product(self, x.data::<f32>(), rows, (&[], &[]));
+                Tensor::new(out, [rows, out_features])
+            };
+        }
         dispatch!(x.dtype(), E => {
             let mut out = Buffer::<E>::scratch(rows * out_features);
             let input = Mat::new(x.data::<E>(), rows, in_features);
@@ -156,8 +232,12 @@ impl FrozenLinear {
 
     /// `dy W`, added to `carried` if there is one.
     pub(crate) fn input_gradient(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
+        let _part = crate::profile::part("frozen_linear backward");
         let [out_features, in_features] = self.shape();
         let rows = gradient.rows();
+        if gradient.dtype() == DType::F32 && rows >= dense::FEWEST_ROWS {
+            return self.input_gradient_packed(gradient, carried);
+        }
         let write = if carried.is_some() { Write::Add } else { Write::Set };
         dispatch!(gradient.dtype(), E => {
             let mut out = carried.unwrap_or_else(|| {
@@ -197,6 +277,63 @@ impl FrozenLinear {
         })
     }
 
+    /// [`apply`](Self::apply) in `f32` for many rows, the weight packed for the whole product.
+    fn apply_packed(&self, x: &Tensor) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        let panels = dense::packed_transpose(&self.dense_f32(), in_features);
+        let right = Right::packed(&panels, in_features);
+        let mut out = Buffer::<f32>::scratch(x.rows() * out_features);
+        let x = x.data::<f32>();
+        dense::by_blocks(x, in_features, right, &mut out, out_features, Write::Set);
+        if let Some(bias) = &self.bias {
+            let bias = bias.data::<f32>();
+            out.par_chunks_exact_mut(out_features).for_each(|row| simd::axpy(1.0, bias, row));
+        }
+        let rows = x.len() / in_features.max(1);
+        Tensor::new(out, [rows, out_features])
+    }
+
+    /// [`input_gradient`](Self::input_gradient) likewise.
+    fn input_gradient_packed(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
+        let [out_features, in_features] = self.shape();
+        let rows = gradient.rows();
+        let write = if carried.is_some() { Write::Add } else { Write::Set };
+        let mut out = carried.unwrap_or_else(|| {
+            Tensor::new(Buffer::<f32>::scratch(rows * in_features), [rows, in_features])
+        });
+        let panels = dense::packed_rows(&self.dense_f32(), in_features);
+        let right = Right::packed(&panels, out_features);
+        let gradient = gradient.data::<f32>();
+        let sum = out.data_mut::<f32>();
+        dense::by_blocks(gradient, out_features, right, sum, in_features, write);
+        out
+    }
+
+    /// The weight in `f32`, widened if it is packed: `[out · in]`.
+    pub(crate) fn dense_f32(&self) -> Dense<'_> {
+        self.dense_rows(0, self.out_features())
+    }
+
+    /// `count` rows of the weight from row `first` on, likewise.
+    pub(crate) fn dense_rows(&self, first: usize, count: usize) -> Dense<'_> {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => {
+                let cols = weight.cols();
+                Dense::Kept(&weight.data::<f32>()[first * cols..(first + count) * cols])
+            }
+            FrozenWeight::Blocks { format, bytes, shape: [_, cols], .. } => {
+                if *format == BlockFormat::F32
+                    && let Ok(weight) = bytemuck::try_cast_slice::<u8, f32>(bytes)
+                {
+                    return Dense::Kept(&weight[first * cols..(first + count) * cols]);
+                }
+                let mut wide = Buffer::<f32>::scratch(count * cols);
+                widen(*format, bytes, first, count, *cols, &mut wide);
+                Dense::Widened(wide)
+            }
+        }
+    }
+
     /// Rows `ids` of the weight as `[ids, in]`: an embedding look-up.
     ///
     /// # Panics
@@ -223,6 +360,24 @@ impl FrozenLinear {
             }
             Tensor::new(out, [ids.len(), cols])
         })
+    }
+}
+
+/// A weight in `f32`.
+pub(crate) enum Dense<'a> {
+    /// As the layer keeps it.
+    Kept(&'a [f32]),
+    /// Widened for one product.
+    Widened(Buffer<f32>),
+}
+
+impl std::ops::Deref for Dense<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Dense::Kept(weight) => weight,
+            Dense::Widened(weight) => weight,
+        }
     }
 }
 

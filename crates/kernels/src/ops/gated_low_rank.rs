@@ -118,6 +118,7 @@ enum Routing {
 /// # Panics
 /// If the shapes of the tensors disagree.
 pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
+    let _part = crate::profile::part("gated_low_rank");
     let shape = shape_of(x, &y0, p);
     let (routing, gate_weight, gate_bias, given) = match p.gate {
         Gate::One => (Routing::Constant(1.0), None, None, None),
@@ -422,6 +423,7 @@ struct SavedForBackward {
 
 impl SavedForBackward {
     fn backward(&self, dy: Tensor, parents: &mut crate::graph::ParentGradients<'_>) {
+        let _part = crate::profile::part("gated_low_rank backward");
         dispatch!(dy.dtype(), E => self.backward_in::<E>(&dy, parents));
         parents.add(1, dy);
     }

@@ -36,6 +36,7 @@ fn inverse_rms<E: TensorElement>(row: &[E], epsilon: E) -> E {
 }
 
 fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    let _part = crate::profile::part("rms_norm");
     dispatch!(x.dtype(), E => {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::scratch(x.len());
@@ -62,6 +63,7 @@ fn input_gradient(
     epsilon: f64,
     carried: Option<Tensor>,
 ) -> Tensor {
+    let _part = crate::profile::part("rms_norm backward");
     let mut out = carried.unwrap_or_else(|| Tensor::zeros(x.dtype(), x.shape()));
     dispatch!(x.dtype(), E => {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));

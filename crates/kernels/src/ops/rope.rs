@@ -50,6 +50,7 @@ pub fn rope(x: Var, table: &RopeTable) -> Var {
 
 /// Rotates by `direction · θ`; the inverse rotation is the backward.
 fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
+    let _part = crate::profile::part("rope");
     let (rows, cols, head_dim) = (x.rows(), x.cols(), table.table.cols());
     assert_eq!(rows, table.table.rows(), "one position per token");
     assert_eq!(cols % head_dim, 0, "width is a whole number of heads");

@@ -1,6 +1,7 @@
 //! Moving rows and columns about: learned rows put before packed sequences and taken out again,
 //! ranges of columns, columns side by side.
 
+use crate::buffer::Buffer;
 use crate::dispatch;
 use crate::graph::Var;
 use crate::simd;
@@ -94,6 +95,38 @@ fn without_lead(x: &Tensor, lead: usize, offsets: &[usize], starts: &[bool]) -> 
     })
 }
 
+/// The given rows of `x: [T, d]`, in order; no row twice.
+///
+/// # Panics
+/// If a row is not below `T`.
+pub fn take_rows(x: &Var, rows: &[usize]) -> Var {
+    let value = select_rows(x.value(), rows);
+    let (rows, shape) = (rows.to_vec(), x.value().shape().to_vec());
+    Var::computed(value, &[x], move |gradient, parents| {
+        let width = gradient.cols();
+        let mut out = Tensor::zeros(gradient.dtype(), shape);
+        dispatch!(gradient.dtype(), E => {
+            let out = out.data_mut::<E>();
+            for (&row, from) in rows.iter().zip(gradient.data::<E>().chunks_exact(width.max(1))) {
+                out[row * width..(row + 1) * width].copy_from_slice(from);
+            }
+        });
+        parents.add(0, out);
+    })
+}
+
+/// The given rows of `x: [T, d]`, in order.
+pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
+    let cols = x.cols();
+    dispatch!(x.dtype(), E => {
+        let mut out = Buffer::<E>::scratch(rows.len() * cols);
+        for (out, &row) in out.chunks_exact_mut(cols.max(1)).zip(rows) {
+            out.copy_from_slice(&x.data::<E>()[row * cols..(row + 1) * cols]);
+        }
+        Tensor::new(out, [rows.len(), cols])
+    })
+}
+
 /// Columns `range` of `x: [T, n]`.
 ///
 /// # Panics
@@ -147,6 +180,11 @@ pub fn join_columns(a: &Var, b: &Var) -> Var {
 mod tests {
     use super::*;
     use crate::check;
+
+    #[test]
+    fn taken_rows_send_their_gradients_home() {
+        check::gradients(&[&[5, 3]], |x| take_rows(&x[0], &[4, 0, 2]));
+    }
 
     #[test]
     fn gradients_match_finite_differences() {

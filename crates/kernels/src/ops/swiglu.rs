@@ -30,6 +30,7 @@ pub fn swiglu(gate: &Var, up: &Var) -> Var {
 }
 
 fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
+    let _part = crate::profile::part("swiglu");
     dispatch!(gate.dtype(), E => {
         let mut out = Buffer::<E>::scratch(gate.len());
         out.par_chunks_mut(CHUNK)
@@ -49,6 +50,7 @@ fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
 /// `dg = dy ⊙ u ⊙ σ(g)(1 + g(1 − σ(g)))`, `du = dy ⊙ silu(g)`; reuses the storage of its arguments
 /// where they are not shared.
 fn backward(gate: Tensor, up: Tensor, gradient: Tensor) -> (Tensor, Tensor) {
+    let _part = crate::profile::part("swiglu backward");
     let (mut dg, mut du) = (gradient, up);
     dispatch!(gate.dtype(), E => {
         dg.data_mut::<E>()

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use hydralora_kernels::block::BlockFormat;
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -21,7 +22,23 @@ struct Pending<'a> {
     name: String,
     format: BlockFormat,
     shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
+    len: usize,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    Ready(Cow<'a, [u8]>),
+    /// Made when the file comes to it.
+    Later(Box<dyn Fn() -> Result<Vec<u8>> + 'a>),
+}
+
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Content::Ready(_) => "Ready",
+            Content::Later(_) => "Later",
+        })
+    }
 }
 
 impl<'a> GgufWriter<'a> {
@@ -44,11 +61,33 @@ impl<'a> GgufWriter<'a> {
         shape: &[usize],
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
+        let bytes = bytes.into();
         self.tensors.push(Pending {
             name: name.into(),
             format,
             shape: shape.to_vec(),
-            bytes: bytes.into(),
+            len: bytes.len(),
+            content: Content::Ready(bytes),
+        });
+        self
+    }
+
+    /// The same for a tensor of `len` bytes that `make` gives when the file comes to it, so that
+    /// not all tensors need be in memory at once.
+    pub fn lazy_tensor(
+        &mut self,
+        name: impl Into<String>,
+        format: BlockFormat,
+        shape: &[usize],
+        len: usize,
+        make: impl Fn() -> Result<Vec<u8>> + 'a,
+    ) -> &mut Self {
+        self.tensors.push(Pending {
+            name: name.into(),
+            format,
+            shape: shape.to_vec(),
+            len,
+            content: Content::Later(Box::new(make)),
         });
         self
     }
@@ -67,9 +106,16 @@ impl<'a> GgufWriter<'a> {
         let in_folder = |error: io::Error| {
             io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
         };
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(in_folder)?;
+        let mut temporary = tempfile::Builder::new();
+        // As readable as a file made in the usual way; a temporary one is its owner's alone.
+        #[cfg(unix)]
+        temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = temporary.tempfile_in(folder).map_err(in_folder)?;
         let mut out = BufWriter::new(file);
-        self.write_to(&mut out, alignment).map_err(in_folder)?;
+        self.write_to(&mut out, alignment, path).map_err(|error| match error {
+            Error::Io(error) => in_folder(error).into(),
+            other => other,
+        })?;
         let file = out.into_inner().map_err(|error| in_folder(error.into_error()))?;
         file.as_file().sync_all().map_err(in_folder)?;
         file.persist(path).map_err(|error| in_folder(error.error))?;
@@ -94,14 +140,11 @@ impl<'a> GgufWriter<'a> {
             let len: usize = tensor.shape.iter().product();
             if tensor.shape.len() > MAX_RANK
                 || !row.is_multiple_of(tensor.format.block_len())
-                || tensor.format.bytes_for(len) != tensor.bytes.len()
+                || tensor.format.bytes_for(len) != tensor.len
             {
                 let message = format!(
                     "tensor `{}`: shape {:?} and {} bytes do not fit the format {}",
-                    tensor.name,
-                    tensor.shape,
-                    tensor.bytes.len(),
-                    tensor.format
+                    tensor.name, tensor.shape, tensor.len, tensor.format
                 );
                 return Err(Error::malformed(path, message));
             }
@@ -119,7 +162,7 @@ impl<'a> GgufWriter<'a> {
             })
     }
 
-    fn write_to(&self, out: &mut impl Write, alignment: usize) -> io::Result<()> {
+    fn write_to(&self, out: &mut impl Write, alignment: usize, path: &Path) -> Result<()> {
         let mut head = Vec::new();
         head.extend_from_slice(MAGIC);
         head.extend_from_slice(&3u32.to_le_bytes());
@@ -138,14 +181,27 @@ impl<'a> GgufWriter<'a> {
             }
             head.extend_from_slice(&tensor.format.ggml_id().to_le_bytes());
             head.extend_from_slice(&(offset as u64).to_le_bytes());
-            offset = (offset + tensor.bytes.len()).next_multiple_of(alignment);
+            offset = (offset + tensor.len).next_multiple_of(alignment);
         }
         head.resize(head.len().next_multiple_of(alignment), 0);
         out.write_all(&head)?;
         let padding = vec![0; alignment];
         for tensor in &self.tensors {
-            let len = tensor.bytes.len();
-            out.write_all(&tensor.bytes)?;
+            let len = tensor.len;
+            let made;
+            let bytes: &[u8] = match &tensor.content {
+                Content::Ready(bytes) => bytes,
+                Content::Later(make) => {
+                    made = make()?;
+                    &made
+                }
+            };
+            if bytes.len() != len {
+                let message =
+                    format!("tensor `{}` has {} bytes, not {len}", tensor.name, bytes.len());
+                return Err(Error::malformed(path, message));
+            }
+            out.write_all(bytes)?;
             out.write_all(&padding[..len.next_multiple_of(alignment) - len])?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 mod from_folder;
 mod from_gguf;
 mod stream;
+mod to_gguf;
 mod words;
 
 pub use stream::TokenStream;
@@ -218,6 +219,19 @@ impl Tokenizer {
         let text = format!("{:#}\n", Value::Object(config));
         durable::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?;
         Ok(())
+    }
+
+    /// The tokenizer as the metadata of a GGUF file for a model with `rows` embeddings, with
+    /// `template` instead of its own chat template if one is given.
+    ///
+    /// # Errors
+    /// If GGUF has no form for its kind, or a token lies beyond the embeddings.
+    pub fn gguf_metadata(
+        &self,
+        rows: usize,
+        template: Option<&str>,
+    ) -> Result<Vec<(String, crate::gguf::Value)>> {
+        to_gguf::metadata(self, rows, template)
     }
 
     fn fault(&self, error: &tokenizers::Error) -> Error {

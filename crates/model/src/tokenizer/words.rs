@@ -1,6 +1,7 @@
 //! The rules by which byte-level tokenizers cut a text into words, under the names that GGUF files
 //! give them in `tokenizer.ggml.pre`.
 
+use serde_json::Value;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -71,6 +72,39 @@ pub(super) fn find(name: &str) -> Option<&'static Rule> {
     NAMES.iter().find(|(names, _)| names.contains(&name)).map(|(_, rule)| rule)
 }
 
+/// The first name whose rule is `pre_tokenizer`, a step of the `tokenizers` crate in JSON.
+pub(super) fn name_of(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
+    let wanted = steps(pre_tokenizer);
+    let same = |rule: &Rule| {
+        let built = rule.pre_tokenizer().ok().and_then(|step| serde_json::to_value(step).ok());
+        built.is_some_and(|built| steps(&built) == wanted)
+    };
+    let mut alike = NAMES.iter().filter(|(_, rule)| same(rule));
+    let first = alike.clone().next();
+    alike.find(|(_, rule)| rule.ignore_merges == ignore_merges).or(first).map(|row| row.0[0])
+}
+
+/// The steps of a rule, without the settings that do not decide where words end.
+fn steps(pre_tokenizer: &Value) -> Vec<String> {
+    let one = |step: &Value| match step["type"].as_str() {
+        Some("Split") => {
+            let invert = step["invert"] == true;
+            format!("split {} {} {invert}", step["pattern"]["Regex"], step["behavior"])
+        }
+        Some("Digits") => format!("digits {}", step["individual_digits"]),
+        Some("ByteLevel") => {
+            let [prefix, regex] = [("add_prefix_space", false), ("use_regex", true)]
+                .map(|(key, default)| step[key].as_bool().unwrap_or(default));
+            format!("bytes {prefix} {regex}")
+        }
+        _ => format!("other {step}"),
+    };
+    match pre_tokenizer["pretokenizers"].as_array() {
+        Some(several) => several.iter().map(one).collect(),
+        None => vec![one(pre_tokenizer)],
+    }
+}
+
 /// All names, for messages.
 pub(super) fn known() -> String {
     NAMES.iter().flat_map(|(names, _)| names.iter().copied()).collect::<Vec<_>>().join(", ")
@@ -120,6 +154,21 @@ mod tests {
             }
         }
         assert!(find("unheard-of").is_none());
+    }
+
+    #[test]
+    fn a_rule_in_json_has_its_name() {
+        for (names, rule) in NAMES {
+            let json = serde_json::to_value(rule.pre_tokenizer().unwrap()).unwrap();
+            let found = name_of(&json, rule.ignore_merges).unwrap();
+            // Two names may stand for one rule; then the first does.
+            let same = find(found).unwrap();
+            let again = serde_json::to_value(same.pre_tokenizer().unwrap()).unwrap();
+            assert_eq!(steps(&again), steps(&json), "{names:?} came back as {found}");
+            assert_eq!(same.ignore_merges, rule.ignore_merges, "{names:?} came back as {found}");
+        }
+        let other = serde_json::json!({"type": "Whitespace"});
+        assert_eq!(name_of(&other, false), None);
     }
 
     #[test]

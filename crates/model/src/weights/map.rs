@@ -35,6 +35,12 @@ impl MappedFile {
     }
 }
 
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 #[allow(unsafe_code)]
 fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
     // SAFETY: the map is private and read-only, and every byte pattern is a valid `u8`. A process

@@ -11,13 +11,17 @@ mod safetensors;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::ops::frozen_linear::PackedBytes;
 use map::MappedFile;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use names::{interleaved_row, to_gguf};
 
 /// Single weight file of a model folder.
 const SINGLE: &str = "model.safetensors";
@@ -32,7 +36,7 @@ const NEAREST: usize = 3;
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    files: Vec<MappedFile>,
+    files: Vec<Arc<MappedFile>>,
     entries: BTreeMap<String, Entry>,
     gguf: Option<GgufFile>,
 }
@@ -113,7 +117,7 @@ impl Weights {
         for path in files {
             let file = MappedFile::open(path)?;
             let tensors = safetensors::read(file.bytes(), path)?;
-            weights.files.push(file);
+            weights.files.push(Arc::new(file));
             for tensor in tensors {
                 weights.insert(
                     tensor.name,
@@ -166,7 +170,7 @@ impl Weights {
         let gguf = GgufFile::parse(file.bytes(), path)?;
         let mut weights = Self {
             path: path.to_path_buf(),
-            files: vec![file],
+            files: vec![Arc::new(file)],
             entries: BTreeMap::new(),
             gguf: None,
         };
@@ -275,6 +279,27 @@ impl Weights {
         Ok(view)
     }
 
+    /// The tensor `name` as stored, kept where it is: in the mapped file, unless its rows have to be
+    /// put in another order. It must have the shape `expected`, and then counts as used.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_packed(
+        &self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<(BlockFormat, PackedBytes)> {
+        let view = self.take(name, expected)?;
+        let bytes = match view.bytes {
+            Cow::Owned(bytes) => bytes.into(),
+            Cow::Borrowed(_) => {
+                let entry = self.entry(name)?;
+                PackedBytes::shared(self.files[entry.file].clone(), entry.range.clone())
+            }
+        };
+        Ok((view.format, bytes))
+    }
+
     /// The tensor `name` widened to `f32`, row by row; it must have the shape `expected`, and then
     /// counts as used.
     ///
@@ -371,6 +396,6 @@ impl Weights {
 }
 
 /// Whether a tensor only repeats what the configuration says.
-fn is_derived(name: &str) -> bool {
+pub(crate) fn is_derived(name: &str) -> bool {
     name == "rope_freqs.weight" || name.ends_with("rotary_emb.inv_freq")
 }

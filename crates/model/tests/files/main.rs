@@ -2,6 +2,7 @@
 
 mod config;
 mod gguf;
+mod save;
 mod smollm2;
 mod source;
 mod tokenizer;

@@ -13,33 +13,33 @@
 //! rank `r₀ = init_r` of the start, importance is taken with the values after the optimizer's step,
 //! and a value set to zero may grow again until the budget is final at `T − t_final`.
 
+use crate::described::Described;
 use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
+use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    Method, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
+    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
     read_section, take_tensor,
 };
-use crate::options::{if_sound, LoraConfigKeys, check_common, to_map};
+use crate::options::{LoraConfigKeys, check_common, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank};
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
+use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
-use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch};
+use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch, no_grad};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-pub(super) struct AdaLora;
-pub(super) static METHOD: AdaLora = AdaLora;
-
 /// Options of AdaLoRA in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Options {
+pub(super) struct Options {
     /// Rank every layer starts with.
     init_r: usize,
     /// Rank that is left per layer on average.
@@ -91,6 +91,31 @@ impl Default for Options {
 }
 
 impl Options {
+    /// A fault if the budget has no step to fall in.
+    fn schedule_fault(&self, total: usize) -> Option<Fault> {
+        let (tinit, tfinal) = (self.tinit, self.tfinal);
+        (total <= tinit.saturating_add(tfinal)).then(|| {
+            let message = format!(
+                "tinit {tinit} and tfinal {tfinal} leave no step of {total} to lower the budget in"
+            );
+            Fault::new("method.tinit", message)
+        })
+    }
+
+    fn peft_scale(&self) -> f64 {
+        self.alpha / (self.init_r as f64 + 1e-5)
+    }
+}
+
+/// Options that a file names as a recipe does.
+const OWN_KEYS: [&str; 8] =
+    ["init_r", "target_r", "tinit", "tfinal", "beta1", "beta2", "orth_reg_weight", "total_step"];
+
+impl Described for Options {
+    const NAME: &'static str = "adalora";
+    const SUMMARY: &'static str = "LoRA whose rank moves to the layers that need it while training";
+    const PEFT_TYPE: &'static str = "ADALORA";
+
     fn faults(&self) -> Vec<Fault> {
         let mut faults = check_common(self.init_r, self.alpha, self.dropout, &self.targets);
         for fault in &mut faults {
@@ -119,50 +144,7 @@ impl Options {
         faults
     }
 
-    /// A fault if the budget has no step to fall in.
-    fn schedule_fault(&self, total: usize) -> Option<Fault> {
-        let (tinit, tfinal) = (self.tinit, self.tfinal);
-        (total <= tinit.saturating_add(tfinal)).then(|| {
-            let message = format!(
-                "tinit {tinit} and tfinal {tfinal} leave no step of {total} to lower the budget in"
-            );
-            Fault::new("method.tinit", message)
-        })
-    }
-
-    fn peft_scale(&self) -> f64 {
-        self.alpha / (self.init_r as f64 + 1e-5)
-    }
-}
-
-/// Options that a file names as a recipe does.
-const OWN_KEYS: [&str; 8] =
-    ["init_r", "target_r", "tinit", "tfinal", "beta1", "beta2", "orth_reg_weight", "total_step"];
-
-impl Method for AdaLora {
-    fn name(&self) -> &'static str {
-        "adalora"
-    }
-
-    fn summary(&self) -> &'static str {
-        "LoRA whose rank moves to the layers that need it while training"
-    }
-
-    fn claims(&self, config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!("ADALORA"))
-    }
-
-    fn defaults(&self) -> Map<String, Value> {
-        Options::default().to_recipe()
-    }
-
-    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: Options = read_section("method", section, &self.defaults())?;
-        let faults = options.faults();
-        if_sound(options, faults)
-    }
-
-    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let mut own: Map<String, Value> = OWN_KEYS
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
@@ -170,11 +152,11 @@ impl Method for AdaLora {
         if let Some(steps) = config.get("deltaT") {
             own.insert("delta_t".to_owned(), steps.clone());
         }
-        let options: Options = read_section("adapter_config", &own, &self.defaults())?;
+        let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
         let mut common = config.clone();
         common.insert("r".to_owned(), json!(options.init_r));
         let pattern = common.remove("rank_pattern");
-        let keys = LoraConfigKeys::read(&common)?;
+        let keys = LoraConfigKeys::read(&common, &[])?;
         let mut faults = Vec::new();
         if keys.use_rslora {
             faults.push(Fault::new("use_rslora", "`true` is not supported here"));
@@ -183,7 +165,7 @@ impl Method for AdaLora {
             faults.push(fault);
             BTreeMap::new()
         });
-        let options = Options {
+        let options = Self {
             alpha: keys.alpha,
             dropout: keys.dropout,
             targets: keys.targets,
@@ -191,9 +173,9 @@ impl Method for AdaLora {
             ..options
         };
         // The layers are taken from the tensors, so what a file calls its targets is not checked.
-        let any = Options { targets: Targets::One("all".to_owned()), ..options.clone() };
+        let any = Self { targets: Targets::One("all".to_owned()), ..options.clone() };
         faults.extend(any.faults());
-        if_sound(options, faults)
+        if faults.is_empty() { Ok(options) } else { Err(faults) }
     }
 }
 
@@ -402,9 +384,12 @@ impl AdaLoraAdapter {
 }
 
 impl Adapter for AdaLoraAdapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let base = frozen.forward(x);
-        let Some(tensors) = self.sites.get(&site) else { return base };
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
         let probability = self.options.dropout;
         let mask = match pass.dropout_seed().filter(|_| probability > 0.0) {
             None => Mask::None,
@@ -422,7 +407,7 @@ impl Adapter for AdaLoraAdapter {
             scale: self.options.peft_scale(),
             mask,
         };
-        gated_low_rank(x, base, &update).y
+        adapted_linear(x, frozen, &update).y
     }
 }
 
@@ -579,6 +564,17 @@ impl Tuned for AdaLoraAdapter {
             self.importance.insert(site, importance);
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
+        let _guard = no_grad();
+        Merge::Delta(Factors {
+            a: scale_rows(tensors[A].var(), tensors[E].var()).into_value(),
+            b: tensors[B].parameter.value().clone(),
+            scale: self.options.peft_scale(),
+            num_experts: 1,
+        })
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -3,11 +3,12 @@
 //!
 //! Liu et al., arXiv 2205.05638. All factors start at one, so training starts from the base model.
 
+use crate::described::Described;
 use crate::error::{Fault, Result};
 use crate::io::module_names;
+use crate::merge::{Gates, Merge};
 use crate::method::{
-    Method, MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
-    read_section,
+    MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
 };
 use crate::options::{refuse_unless, to_map};
 use crate::targets::Targets;
@@ -19,13 +20,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-pub(super) struct Ia3;
-pub(super) static METHOD: Ia3 = Ia3;
-
 /// Options of (IA)³ in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Options {
+pub(super) struct Options {
     /// The layers to change.
     targets: Targets,
     /// Which of them have their input scaled instead of their output.
@@ -43,33 +41,18 @@ impl Default for Options {
     }
 }
 
-impl Method for Ia3 {
-    fn name(&self) -> &'static str {
-        "ia3"
+impl Described for Options {
+    const NAME: &'static str = "ia3";
+    const SUMMARY: &'static str = "learned factors on keys, values and feed-forward activations";
+    const PEFT_TYPE: &'static str = "IA3";
+
+    fn faults(&self) -> Vec<Fault> {
+        let empty = self.targets.entries().is_empty();
+        let message = "is empty; expected at least one layer";
+        empty.then(|| Fault::new("method.targets", message)).into_iter().collect()
     }
 
-    fn summary(&self) -> &'static str {
-        "learned factors on keys, values and feed-forward activations"
-    }
-
-    fn claims(&self, config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!("IA3"))
-    }
-
-    fn defaults(&self) -> Map<String, Value> {
-        Options::default().to_recipe()
-    }
-
-    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: Options = read_section("method", section, &self.defaults())?;
-        if options.targets.entries().is_empty() {
-            let message = "is empty; expected at least one layer";
-            return Err(vec![Fault::new("method.targets", message)]);
-        }
-        Ok(Box::new(options))
-    }
-
-    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let mut faults = refuse_unless(
             config,
             &[("fan_in_fan_out", &["false", "null"]), ("modules_to_save", &["null", "[]"])],
@@ -83,7 +66,7 @@ impl Method for Ia3 {
         };
         let targets = names("target_modules", None);
         let feedforward = names("feedforward_modules", Some(Targets::default()));
-        if faults.is_empty() { Ok(Box::new(Options { targets, feedforward })) } else { Err(faults) }
+        if faults.is_empty() { Ok(Self { targets, feedforward }) } else { Err(faults) }
     }
 }
 
@@ -139,6 +122,10 @@ struct Ia3Adapter {
 }
 
 impl Adapter for Ia3Adapter {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _pass: &Pass<'_>) -> Var {
         match self.sites.get(&site) {
             None => frozen.forward(x),
@@ -195,6 +182,17 @@ impl Tuned for Ia3Adapter {
         config.insert("feedforward_modules".to_owned(), json!(feedforward));
         config.insert("target_modules".to_owned(), json!(names));
         config
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        match self.sites.get(&site) {
+            None => Merge::Unchanged,
+            Some(factors) => {
+                let l = factors.l.parameter.value();
+                let l = l.clone().reshape([l.len()]);
+                if factors.feedforward { Merge::ScaleInput(l) } else { Merge::ScaleOutput(l) }
+            }
+        }
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

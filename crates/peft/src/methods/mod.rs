@@ -1,5 +1,6 @@
 //! The fine-tuning methods: one file each, listed once below.
 
+use crate::described::Registered;
 use crate::error::{Error, Result};
 use crate::method::Method;
 
@@ -7,12 +8,12 @@ macro_rules! methods {
     ($($method:ident),* $(,)?) => {
         $(mod $method;)*
         /// Every method there is.
-        pub static METHODS: &[&dyn Method] = &[$(&$method::METHOD),*];
+        pub static METHODS: &[&dyn Method] = &[$(&Registered::<$method::Options>::ENTRY),*];
     };
 }
 
 methods! {
-    lora, lora_split, hydralora, loramoe, adalora, ia3, prompt_tuning, p_tuning, prefix_tuning,
+    full, lora, lora_split, hydralora, loramoe, adalora, ia3, prompt_tuning, p_tuning, prefix_tuning,
 }
 
 /// The method of that name.

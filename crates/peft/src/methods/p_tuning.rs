@@ -4,26 +4,24 @@
 //! Liu et al., arXiv 2103.10385; the networks are PEFT's. After training only what the network made
 //! is kept.
 
+use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{if_sound, refuse_unless, to_map};
+use crate::method::{MethodOptions, Tuned};
+use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
-    common_config,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
+    common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-pub(super) struct PTuning;
-pub(super) static METHOD: PTuning = PTuning;
-
 /// The network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum EncoderKind {
+pub(super) enum EncoderKind {
     /// Three linear layers with ReLU between them.
     #[default]
     Mlp,
@@ -36,7 +34,7 @@ enum EncoderKind {
 /// Options of P-tuning in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Options {
+pub(super) struct Options {
     /// Number `p` of embeddings.
     num_virtual_tokens: usize,
     /// The network: `mlp`, `lstm` or `none`.
@@ -47,10 +45,6 @@ struct Options {
     encoder_num_layers: usize,
     #[serde(skip, default = "every_layer")]
     targets: Targets,
-}
-
-fn every_layer() -> Targets {
-    Targets::One("all".to_owned())
 }
 
 impl Default for Options {
@@ -65,63 +59,35 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl Options {}
+
+impl Described for Options {
+    const NAME: &'static str = "p-tuning";
+    const SUMMARY: &'static str = "embeddings before every sequence, made by a small trained network";
+    const PEFT_TYPE: &'static str = "P_TUNING";
+
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
-        if self.encoder_hidden_size == Some(0) {
-            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
-        }
+        let mut faults = check_sizes(self.num_virtual_tokens, self.encoder_hidden_size);
         if self.encoder == EncoderKind::Lstm && self.encoder_num_layers == 0 {
             faults.push(Fault::new("method.encoder_num_layers", "is 0; expected at least 1"));
         }
         faults
     }
-}
 
-impl Method for PTuning {
-    fn name(&self) -> &'static str {
-        "p-tuning"
-    }
-
-    fn summary(&self) -> &'static str {
-        "embeddings before every sequence, made by a small trained network"
-    }
-
-    fn claims(&self, config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!("P_TUNING"))
-    }
-
-    fn defaults(&self) -> Map<String, Value> {
-        Options::default().to_recipe()
-    }
-
-    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: Options = read_section("method", section, &self.defaults())?;
-        let faults = options.faults();
-        if_sound(options, faults)
-    }
-
-    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let mut faults = refuse_unless(config, REFUSED_UNLESS);
-        // The encoder's dropout matters only while the encoder is trained, and a file has none.
-        let mut own = Map::new();
-        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
-        own.insert("num_virtual_tokens".to_owned(), count);
-        for key in ["encoder_hidden_size", "encoder_num_layers"] {
-            if let Some(value) = config.get(key) {
-                own.insert(key.to_owned(), value.clone());
-            }
+    // The encoder's dropout matters only while the encoder is trained, and a file has none.
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+        let mut config = config.clone();
+        if let Some(Value::String(kind)) = config.get_mut("encoder_reparameterization_type") {
+            kind.make_ascii_lowercase();
         }
-        if let Some(Value::String(kind)) = config.get("encoder_reparameterization_type") {
-            own.insert("encoder".to_owned(), json!(kind.to_lowercase()));
-        }
-        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
-        let options = read.unwrap_or_else(|found| {
-            faults.extend(found);
-            Options::default()
-        });
-        faults.extend(options.faults());
-        if_sound(options, faults)
+        from_file(
+            &config,
+            &[
+                ("encoder_hidden_size", "encoder_hidden_size"),
+                ("encoder_num_layers", "encoder_num_layers"),
+                ("encoder_reparameterization_type", "encoder"),
+            ],
+        )
     }
 }
 

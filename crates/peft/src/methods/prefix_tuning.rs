@@ -4,26 +4,24 @@
 //! `W₂ tanh(W₁ E + b₁) + b₂`, of which only the result is kept after training. Keys are learned as
 //! they are used, without rotation, and tokens keep positions `p`, `p + 1`, …, as in PEFT.
 
+use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{if_sound, refuse_unless, to_map};
+use crate::method::{MethodOptions, Tuned};
+use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
-    common_config,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
+    common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-pub(super) struct PrefixTuning;
-pub(super) static METHOD: PrefixTuning = PrefixTuning;
-
 /// What the keys and values start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Init {
+pub(super) enum Init {
     /// Normally distributed numbers.
     #[default]
     Random,
@@ -34,7 +32,7 @@ enum Init {
 /// Options of prefix tuning in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Options {
+pub(super) struct Options {
     /// Number `p` of learned positions.
     num_virtual_tokens: usize,
     /// Whether a small network makes them.
@@ -45,10 +43,6 @@ struct Options {
     init: Init,
     #[serde(skip, default = "every_layer")]
     targets: Targets,
-}
-
-fn every_layer() -> Targets {
-    Targets::One("all".to_owned())
 }
 
 impl Default for Options {
@@ -63,58 +57,22 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl Options {}
+
+impl Described for Options {
+    const NAME: &'static str = "prefix-tuning";
+    const SUMMARY: &'static str = "learned keys and values before every sequence in every layer";
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
-        if self.encoder_hidden_size == Some(0) {
-            faults.push(Fault::new("method.encoder_hidden_size", "is 0; expected at least 1"));
-        }
-        faults
-    }
-}
-
-impl Method for PrefixTuning {
-    fn name(&self) -> &'static str {
-        "prefix-tuning"
+        check_sizes(self.num_virtual_tokens, self.encoder_hidden_size)
     }
 
-    fn summary(&self) -> &'static str {
-        "learned keys and values before every sequence in every layer"
-    }
-
-    fn claims(&self, config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!("PREFIX_TUNING"))
-    }
-
-    fn defaults(&self) -> Map<String, Value> {
-        Options::default().to_recipe()
-    }
-
-    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: Options = read_section("method", section, &self.defaults())?;
-        let faults = options.faults();
-        if_sound(options, faults)
-    }
-
-    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let mut faults = refuse_unless(config, REFUSED_UNLESS);
-        let mut own = Map::new();
-        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
-        own.insert("num_virtual_tokens".to_owned(), count);
-        for (key, option) in
-            [("encoder_hidden_size", "encoder_hidden_size"), ("prefix_projection", "projection")]
-        {
-            if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
-                own.insert(option.to_owned(), value.clone());
-            }
-        }
-        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
-        let options = read.unwrap_or_else(|found| {
-            faults.extend(found);
-            Options::default()
-        });
-        faults.extend(options.faults());
-        if_sound(options, faults)
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+        from_file(
+            config,
+            &[("encoder_hidden_size", "encoder_hidden_size"), ("prefix_projection", "projection")],
+        )
     }
 }
 

@@ -3,26 +3,24 @@
 //! Lester et al., arXiv 2104.08691. They start from normally distributed numbers, as in PEFT, from
 //! the embeddings of random tokens, or from those of a text.
 
+use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{Method, MethodOptions, Tuned, read_section};
-use crate::options::{if_sound, refuse_unless, to_map};
+use crate::method::{MethodOptions, Tuned};
+use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, REFUSED_UNLESS, Start, VirtualSpec, VirtualTokens, Widths, check_count,
-    common_config,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
+    common_config, every_layer, from_file,
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-pub(super) struct PromptTuning;
-pub(super) static METHOD: PromptTuning = PromptTuning;
-
 /// What the embeddings start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Init {
+pub(super) enum Init {
     /// Normally distributed numbers.
     #[default]
     Random,
@@ -35,7 +33,7 @@ enum Init {
 /// Options of prompt tuning in a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Options {
+pub(super) struct Options {
     /// Number `p` of learned embeddings.
     num_virtual_tokens: usize,
     /// What they start from: `random`, `vocab` or `text`.
@@ -44,10 +42,6 @@ struct Options {
     init_text: Option<String>,
     #[serde(skip, default = "every_layer")]
     targets: Targets,
-}
-
-fn every_layer() -> Targets {
-    Targets::One("all".to_owned())
 }
 
 impl Default for Options {
@@ -61,9 +55,15 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl Options {}
+
+impl Described for Options {
+    const NAME: &'static str = "prompt-tuning";
+    const SUMMARY: &'static str = "learned embeddings before every sequence";
+    const PEFT_TYPE: &'static str = "PROMPT_TUNING";
+
     fn faults(&self) -> Vec<Fault> {
-        let mut faults: Vec<Fault> = check_count(self.num_virtual_tokens).into_iter().collect();
+        let mut faults = check_sizes(self.num_virtual_tokens, None);
         let text = self.init_text.as_deref().is_some_and(|text| !text.trim().is_empty());
         if self.init == Init::Text && !text {
             faults.push(Fault::new("method.init_text", "is missing; `init: text` needs it"));
@@ -73,43 +73,10 @@ impl Options {
         }
         faults
     }
-}
 
-impl Method for PromptTuning {
-    fn name(&self) -> &'static str {
-        "prompt-tuning"
-    }
-
-    fn summary(&self) -> &'static str {
-        "learned embeddings before every sequence"
-    }
-
-    fn claims(&self, config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!("PROMPT_TUNING"))
-    }
-
-    fn defaults(&self) -> Map<String, Value> {
-        Options::default().to_recipe()
-    }
-
-    fn read_recipe(&self, section: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: Options = read_section("method", section, &self.defaults())?;
-        let faults = options.faults();
-        if_sound(options, faults)
-    }
-
-    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let mut faults = refuse_unless(config, REFUSED_UNLESS);
-        let count = config.get("num_virtual_tokens").cloned().unwrap_or(Value::Null);
-        let own = [("num_virtual_tokens".to_owned(), count)].into_iter().collect();
-        let read: Result<Options, _> = read_section("adapter_config", &own, &self.defaults());
-        let options = read.unwrap_or_else(|found| {
-            faults.extend(found);
-            Options::default()
-        });
-        // A file's tokens are learned; what they once started from no longer matters.
-        faults.extend(options.faults());
-        if_sound(options, faults)
+    // A file's tokens are learned; what they once started from no longer matters.
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+        from_file(config, &[])
     }
 }
 

@@ -3,12 +3,12 @@
 //! `tests/fixtures/parity` by default; `HYDRALORA_PARITY_DIR` and `HYDRALORA_PARITY_MODELS` name
 //! other references and their base models (a folder, or a GGUF file, by the model's name).
 
-use hydralora_kernels::ops::elementwise::add;
-use hydralora_kernels::{DType, Gradients};
+use hydralora_kernels::{DType, Gradients, Tensor};
 use hydralora_model::adapter::Pass;
 use hydralora_model::source::open_weights;
-use hydralora_model::{Decoder, IGNORE_LABEL, Packed};
-use hydralora_peft::{TensorMap, TrainingPlan, Tuned, io, methods};
+use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
+use hydralora_peft::io::Metadata;
+use hydralora_peft::{Base, TensorMap, TrainingPlan, Tuned, io, methods};
 use hydralora_train::{AdamW, AdamWConfig};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -97,7 +97,9 @@ impl Reference {
     /// The adapter's configuration as a file would hold it.
     fn config(&self) -> Map<String, Value> {
         let peft = self.path.join("peft_format").join(io::CONFIG_FILE);
-        let config = if peft.exists() {
+        let config = if self.result["config"].is_object() {
+            self.result["config"].clone()
+        } else if peft.exists() {
             read_json(&peft)
         } else {
             json!({
@@ -109,25 +111,27 @@ impl Reference {
     }
 
     /// The loss with what the method adds to it, and its gradients.
-    fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned) -> (f64, Gradients) {
+    fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned, checkpointing: bool) -> (f64, Gradients) {
         let labels = self.labels.iter().filter(|&&label| label != IGNORE_LABEL).count();
-        let pass = Pass::training(0);
-        let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &pass).unwrap();
-        let found = decoder.loss(&hidden, &self.labels, 1.0 / labels as f64);
-        let mut loss = found.token_losses.iter().sum::<f64>() / labels as f64;
-        let mut total = found.loss;
-        if let Some(term) = tuned.aux_loss(&pass) {
-            loss += term.value().item();
-            total = add(&total, term);
-        }
-        (loss, total.backward())
+        let pass = Pass::training(0).checkpointing(checkpointing);
+        let factor = 1.0 / labels as f64;
+        let found = decoder.gradients(
+            self.packed(),
+            &self.labels,
+            factor,
+            tuned.as_adapter(),
+            &pass,
+            &|pass| tuned.aux_loss(pass),
+        );
+        let found = found.unwrap();
+        (found.loss + found.added, found.gradients)
     }
 
     /// How far the logits after each sequence are from the reference.
     fn check_logits(&self, decoder: &Decoder, tuned: &dyn Tuned, what: &str) {
         let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &Pass::inference()).unwrap();
         let last: Vec<usize> = self.offsets[1..].iter().map(|end| end - 1).collect();
-        let logits = decoder.logits(hidden.value(), &last).to_f64();
+        let logits = decoder.logits_with(tuned.as_adapter(), hidden.value(), &last).to_f64();
         let expected = last_logits(&self.path);
         assert_eq!(logits.len(), expected.len());
         let off = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -176,6 +180,13 @@ fn worst(got: &TensorMap, expected: &TensorMap) -> (f64, String) {
         .fold((0.0, String::new()), |a, b| if b.0 > a.0 { b } else { a })
 }
 
+/// Name and shape of every tensor of an adapter's file, as they are there.
+fn stored(folder: &Path) -> BTreeMap<String, Vec<usize>> {
+    let bytes = fs::read(folder.join(io::TENSOR_FILE)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect()
+}
+
 /// The double-precision logits; the file also holds integers, which adapters never do.
 fn last_logits(folder: &Path) -> Vec<f64> {
     let bytes = fs::read(folder.join("logits_last.safetensors")).unwrap();
@@ -193,11 +204,15 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     let dtype = decoder.dtype();
     let options = method.read_peft(&config).unwrap_or_else(|faults| panic!("{faults:?}"));
     let read = |name: &str| io::decode(&reference.path.join(name), dtype).unwrap();
-    let start = read("adapter.safetensors");
+    // What is trained whole starts from the model itself.
+    let start = match reference.path.join("adapter.safetensors").exists() {
+        true => read("adapter.safetensors"),
+        false => decoder.named_weights(),
+    };
     let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
     let mut tuned = attached.unwrap();
 
-    let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+    let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), false);
     let expected = reference.result["loss_f64"].as_f64().unwrap();
     assert!(
         (loss - expected).abs() <= 1e-5 * expected,
@@ -221,6 +236,11 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     if folder.join(io::TENSOR_FILE).exists() {
         let loaded = io::load(&folder, &decoder.sites(), dtype).unwrap();
         reference.check_logits(decoder, loaded.tuned.as_ref(), "PEFT's own folder");
+        // Written again, it holds the same tensors under PEFT's names.
+        let again = tempfile::tempdir().unwrap();
+        let again = again.path().join("adapter");
+        io::save(&again, loaded.tuned.as_ref(), &Metadata::default(), &decoder.sites()).unwrap();
+        assert_eq!(stored(&again), stored(&folder), "{}", reference.name);
     }
 
     let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
@@ -234,7 +254,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     tuned.begin(&TrainingPlan { total_steps: curve.len() - 1, domains: &[] }).unwrap();
     let mut steps = 0;
     for (step, expected) in curve.iter().enumerate() {
-        let (loss, gradients) = reference.loss(decoder, tuned.as_ref());
+        let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), true);
         assert!(
             (loss - expected).abs() < allowed * expected.abs().max(1.0),
             "{}: loss {loss} before step {step}, reference {expected}",
@@ -281,6 +301,93 @@ fn run(dtype: DType, tolerance: f64, only_small: bool) {
             check(reference, &decoder, tolerance);
         }
     }
+}
+
+/// PiSSA's start is compared as a product, since the signs of singular vectors are free; from PEFT's
+/// own signs gradients and steps follow, and what is written is what PEFT converts to.
+#[test]
+fn pissa_starts_and_converts_as_peft_does() {
+    let folder = fixtures().join("tiny/lora_pissa");
+    let (config, weights) = open_weights(&fixtures().join("models/tiny-llama")).unwrap();
+    let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
+    let result = read_json(&folder.join("pissa.json"));
+    let section = json!({
+        "rank": result["r"], "alpha": result["lora_alpha"], "targets": result["target_modules"],
+        "init_lora_weights": "pissa",
+    });
+    let options = methods::find("lora").unwrap().read_recipe(section.as_object().unwrap()).unwrap();
+    let sites = options.targets().select(&decoder.sites()).unwrap();
+    let tokenizer = source_of_any_tokenizer().tokenizer;
+    let mut tuned = options.build(&sites, DType::F64, 0);
+    tuned.start_from(&Base { decoder: &decoder, tokenizer: &tokenizer }).unwrap();
+
+    let read = |name: &str| io::decode(&folder.join(name), DType::F64).unwrap();
+    let (own, theirs) = (tuned.tensors(), read("adapter.safetensors"));
+    assert!(own.keys().eq(theirs.keys()));
+    for site in sites.iter().map(|shape| shape.site) {
+        let product = |map: &TensorMap| {
+            let [a, b] = ["A", "B"].map(|part| &map[&format!("{site}.lora_{part}.weight")]);
+            multiply(b, a)
+        };
+        let error = relative_error(&product(&own), &product(&theirs));
+        // Theirs is found in single precision.
+        assert!(error < 1e-4, "{site}: the start is off by {error}");
+    }
+
+    tuned.load(&mut theirs.clone()).unwrap();
+    let renamed = |(name, tensor): (&String, &Tensor)| {
+        (name.replace(".weight", "_start.weight"), tensor.clone())
+    };
+    tuned.load_state(&mut theirs.iter().map(renamed).collect()).unwrap();
+    let reference = Reference {
+        name: "lora_pissa".to_owned(),
+        result: result.clone(),
+        path: folder.clone(),
+        ..Reference::read(&fixtures().join("tiny/lora"))
+    };
+    let (loss, gradients) = reference.loss(&decoder, tuned.as_ref(), false);
+    assert!((loss - result["loss_f64"].as_f64().unwrap()).abs() < 1e-6);
+    let exported = tuned.export(&|trainable| gradients.get(trainable.var()).unwrap().clone());
+    let (error, name) = worst(&exported, &read("grads_f64_rounded_to_f32.safetensors"));
+    assert!(error < 1e-5, "gradient of {name} is off by {error}");
+    reference.check_logits(&decoder, tuned.as_ref(), "the start");
+
+    let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
+    for step in 0..10 {
+        let (loss, gradients) = reference.loss(&decoder, tuned.as_ref(), false);
+        assert!((loss - result["curve"][step].as_f64().unwrap()).abs() < 1e-4, "step {step}");
+        optimizer.step(tuned.as_mut(), &gradients, result["lr"].as_f64().unwrap());
+    }
+    let converted = tuned.file_tensors();
+    let (error, name) = worst(&converted, &read("converted/adapter_model.safetensors"));
+    assert!(error < 1e-4, "{name} is off by {error}");
+    let written = tuned.peft_config(&decoder.sites());
+    let theirs = read_json(&folder.join("converted").join(io::CONFIG_FILE));
+    for key in ["r", "lora_alpha", "init_lora_weights", "use_rslora"] {
+        assert_eq!(written[key], theirs[key], "{key}");
+    }
+    // PEFT's conversion, read here, is the same model.
+    let loaded = io::load(&folder.join("converted"), &decoder.sites(), DType::F64).unwrap();
+    let (ours, _) = reference.loss(&decoder, tuned.as_ref(), false);
+    let (theirs, _) = reference.loss(&decoder, loaded.tuned.as_ref(), false);
+    assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");
+}
+
+/// `b · a`.
+fn multiply(b: &Tensor, a: &Tensor) -> Vec<f64> {
+    let (rank, inputs) = (a.rows(), a.cols());
+    let (a, b) = (a.to_f64(), b.to_f64());
+    let entry = |i: usize, j: usize| (0..rank).map(|k| b[i * rank + k] * a[k * inputs + j]).sum();
+    (0..b.len() / rank)
+        .flat_map(|i| (0..inputs).map(move |j| (i, j)))
+        .map(|(i, j)| entry(i, j))
+        .collect()
+}
+
+/// A tokenizer where one has to be given and none is used.
+fn source_of_any_tokenizer() -> ModelSource {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/stories260K");
+    ModelSource::open(&folder).unwrap()
 }
 
 #[test]

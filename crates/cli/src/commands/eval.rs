@@ -1,0 +1,476 @@
+//! `hydralora eval`: benchmark scores of a base model and of adapters on it.
+
+use crate::args::Global;
+use crate::failure::bad_input;
+use crate::plan::{Base, open_base};
+use crate::ui::{result, say, table};
+use anyhow::Context;
+use clap::Args;
+use hydralora_data::ChatTemplate;
+use hydralora_model::Tokenizer;
+use hydralora_model::adapter::{NoAdapter, Pass};
+use hydralora_peft::io::{CONFIG_FILE, LoadedAdapter, TENSOR_FILE};
+use hydralora_run::eval::{
+    self, Comparison, Error, Log, Opened, Progress, Reader, Results, Settings, Subject, tasks,
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The name of the model without an adapter.
+const BASE: &str = "base";
+/// Seconds between lines of progress where stderr is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+
+/// Options of `eval`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, required_unless_present_any = ["compare", "list_tasks"])]
+    model: Option<String>,
+    /// Adapter folder; repeat it to score several in one pass over the data.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<String>,
+    /// Score the adapters only.
+    #[arg(long, requires = "adapter")]
+    skip_base: bool,
+    /// Tasks and groups, with commas between them; `loss:FILE` and `exact:FILE` read that file.
+    #[arg(long, value_delimiter = ',', required_unless_present_any = ["compare", "list_tasks"])]
+    tasks: Vec<String>,
+    /// Print the tasks there are.
+    #[arg(long)]
+    list_tasks: bool,
+    /// Folder that holds `mmlu`, `gsm8k`, `bbh` and `humaneval`, or one of them.
+    #[arg(long, default_value = "data/eval-sample")]
+    data: PathBuf,
+    /// Only the first N records of each task.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Examples before each question [default: the task's own number].
+    #[arg(long, value_name = "K")]
+    shots: Option<usize>,
+    /// Seed of drawn examples and sampled programs.
+    #[arg(long, default_value_t = 1234)]
+    seed: u64,
+    /// Programs to draw for each HumanEval problem; 10 or more give pass@10.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    repeats: Option<u64>,
+    /// Temperature of drawn programs [default: 0 for one, 0.2 for several].
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Most tokens to write [default: the task's own number].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_new_tokens: Option<u64>,
+    /// Put prompts through the chat template, examples as turns.
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// Let HumanEval run the programs that the model writes, in a sandbox.
+    #[arg(long)]
+    allow_code_execution: bool,
+    /// Log of every record; a run that was interrupted goes on from it.
+    #[arg(long, value_name = "FILE.jsonl")]
+    samples: Option<PathBuf>,
+    /// Results file; with several models one file each, `FILE.NAME.json`.
+    #[arg(long, value_name = "FILE.json")]
+    out: Option<PathBuf>,
+    /// Compare two results files instead: paired differences with a bootstrap interval.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with = "model")]
+    compare: Option<Vec<PathBuf>>,
+}
+
+pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<ExitCode> {
+    if arguments.list_tasks {
+        return list(global);
+    }
+    if let Some([first, second]) = arguments.compare.as_deref() {
+        let comparison = eval::compare(first, second)?;
+        result(global, &comparison_json(&comparison), &comparison_text(&comparison))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let spec = arguments.model.as_deref().unwrap_or_default();
+    let settings = settings(arguments)?;
+    // Wrong names are found before the model is opened.
+    for task in &arguments.tasks {
+        tasks::known(task)?;
+    }
+    let base = open_base(spec, crate::recipe::ModelDtype::F32)?;
+    let adapters = open_adapters(&base, &arguments.adapter)?;
+    // What an adapter puts before every sequence takes its part of the context.
+    let leads = adapters.iter().map(|adapter| {
+        base.decoder.lead_rows(adapter.loaded.tuned.as_adapter(), &Pass::inference())
+    });
+    let lead = leads.max().unwrap_or(0);
+    let context = base.source.config.max_position_embeddings.saturating_sub(lead);
+    let settings = Settings { context, ..settings };
+    let template = template(&base, &adapters, arguments)?;
+    let reader = Reader {
+        tokenizer: base.tokenizer(),
+        template: template.as_ref().filter(|_| arguments.apply_chat_template),
+        record_template: template.as_ref(),
+    };
+    let opened: Vec<Opened> = (arguments.tasks.iter())
+        .map(|task| tasks::open(task, &settings, &reader))
+        .collect::<eval::Result<_>>()?;
+    let subjects = subjects(&base, &adapters, arguments.skip_base);
+    let end_ids = end_ids(&base, &opened, arguments.apply_chat_template);
+    let run = eval::Base { decoder: &base.decoder, reader, end_ids: &end_ids };
+
+    let mut log = match &arguments.samples {
+        Some(path) => {
+            let identities: Vec<&Value> =
+                subjects.iter().map(|subject| &subject.identity).collect();
+            let fingerprint = json!({
+                "models": identities,
+                "seed": settings.seed,
+                "temperature": settings.temperature,
+                "chat_template": reader.template.map(ChatTemplate::source),
+            });
+            Some(Log::open(path, &fingerprint)?)
+        }
+        None => None,
+    };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))
+        .context("cannot watch for interruption")?;
+    let mut bar = Bar::new(global);
+    let done = eval::run(run, &subjects, &opened, &settings, log.as_mut(), &mut |progress| {
+        bar.show(progress);
+        if interrupted.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
+    });
+    bar.end();
+    let results = match done {
+        Err(Error::Interrupted) => {
+            match &arguments.samples {
+                Some(path) => {
+                    let path = path.display();
+                    say(global, format!("interrupted; the same command goes on from {path}"));
+                }
+                None => say(global, "interrupted; with --samples FILE.jsonl a run can go on"),
+            }
+            return Ok(ExitCode::from(130));
+        }
+        other => other?,
+    };
+    if let Some(out) = &arguments.out {
+        for results in &results {
+            let path = out_path(out, &results.name, subjects.len());
+            results.save(&path)?;
+            say(global, format!("results  {}", path.display()));
+        }
+    }
+    let models: Map<String, Value> =
+        results.iter().map(|results| (results.name.clone(), results.to_json())).collect();
+    result(global, &json!({"models": models}), &results_text(&results))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(arguments: &EvalArguments) -> anyhow::Result<Settings> {
+    let number = |value: Option<u64>| value.map(|value| value as usize);
+    if let Some(temperature) = arguments.temperature
+        && !(temperature.is_finite() && temperature >= 0.0)
+    {
+        return Err(bad_input(format!("--temperature: is {temperature}; expected 0 or more")));
+    }
+    Ok(Settings {
+        data: arguments.data.clone(),
+        shots: arguments.shots,
+        limit: number(arguments.limit),
+        seed: arguments.seed,
+        repeats: number(arguments.repeats),
+        temperature: arguments.temperature,
+        max_new_tokens: number(arguments.max_new_tokens),
+        allow_code_execution: arguments.allow_code_execution,
+        context: 0,
+    })
+}
+
+fn list(global: &Global) -> anyhow::Result<ExitCode> {
+    let rows: Vec<Vec<String>> = (tasks::FAMILIES.iter())
+        .flat_map(|family| {
+            let names = family.names();
+            let more = names.len() - 1;
+            let first = names.into_iter().next().unwrap_or_default();
+            let more = if more > 0 { format!("and {more} parts") } else { String::new() };
+            [vec![format!("{first}  {}", family.summary()), more]]
+        })
+        .collect();
+    result(global, &json!({"tasks": tasks::names()}), &table(&rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An adapter with the name it is reported under.
+struct Named {
+    name: String,
+    folder: PathBuf,
+    loaded: LoadedAdapter,
+}
+
+fn open_adapters(base: &Base, specs: &[String]) -> anyhow::Result<Vec<Named>> {
+    let mut adapters: Vec<Named> = Vec::new();
+    for spec in specs {
+        let (name, folder) = match spec.split_once('=') {
+            Some((name, folder)) => (name.to_owned(), PathBuf::from(folder)),
+            None => (name_of(Path::new(spec)), PathBuf::from(spec)),
+        };
+        if name == BASE || adapters.iter().any(|adapter| adapter.name == name) {
+            return Err(bad_input(format!(
+                "--adapter: `{name}` is taken; give each a name of its own, as in --adapter NAME=DIR"
+            )));
+        }
+        if name.is_empty() || name.contains(['/', '\\']) {
+            return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
+        }
+        let loaded = base.load_adapter(&folder)?;
+        adapters.push(Named { name, folder, loaded });
+    }
+    Ok(adapters)
+}
+
+/// The folder's name, or of `runs/law/adapter` the run's.
+fn name_of(folder: &Path) -> String {
+    let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let own = last(folder).unwrap_or_default();
+    let parent = folder.parent().and_then(last).filter(|name| !name.is_empty());
+    match (own.as_str(), parent) {
+        ("adapter" | "best", Some(parent)) => parent,
+        _ => own,
+    }
+}
+
+/// The chat template of all models in this run, with the tokens it needs in the vocabulary.
+fn template(
+    base: &Base,
+    adapters: &[Named],
+    arguments: &EvalArguments,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let own = base.template()?;
+    let mut trained: Vec<(&str, &str)> = Vec::new();
+    for adapter in adapters {
+        let metadata = adapter.loaded.metadata.as_ref();
+        if let Some(source) = metadata.and_then(|metadata| metadata.chat_template.as_deref()) {
+            trained.push((&adapter.name, source));
+        }
+    }
+    let alone = arguments.skip_base || own.is_none();
+    let template = match trained.first() {
+        Some((_, source)) if alone => Some(ChatTemplate::from_source("of the adapter", *source)?),
+        _ => own,
+    };
+    if !arguments.apply_chat_template {
+        return Ok(template);
+    }
+    let Some(template) = template else {
+        return Err(bad_input("--apply-chat-template: the model has no chat template"));
+    };
+    if let Some((name, _)) = trained.iter().find(|(_, source)| *source != template.source()) {
+        return Err(bad_input(format!(
+            "--apply-chat-template: the adapter `{name}` was trained with another chat template; \
+             score it in a run of its own, with --skip-base"
+        )));
+    }
+    let missing = missing_tokens(template.source(), base.tokenizer());
+    if !missing.is_empty() {
+        return Err(bad_input(format!(
+            "--apply-chat-template: the template {} writes {}, which the model's vocabulary lacks",
+            template.name(),
+            missing.join(", ")
+        )));
+    }
+    Ok(Some(template))
+}
+
+/// Special tokens that a template spells out and the vocabulary lacks.
+fn missing_tokens(source: &str, tokenizer: &Tokenizer) -> Vec<String> {
+    let mut missing: Vec<String> = Vec::new();
+    for (at, _) in source.match_indices("<|") {
+        let Some(len) = source[at..].find("|>") else { continue };
+        let token = &source[at..at + len + 2];
+        let plain = token.len() <= 40 && !token.contains(char::is_whitespace);
+        if plain && tokenizer.token_to_id(token).is_none() && !missing.iter().any(|m| m == token) {
+            missing.push(token.to_owned());
+        }
+    }
+    missing
+}
+
+fn subjects<'a>(base: &'a Base, adapters: &'a [Named], skip_base: bool) -> Vec<Subject<'a>> {
+    let identity = &base.source.identity;
+    let of = |adapter: Value| {
+        json!({
+            "model": identity.name,
+            "model_fingerprint": identity.fingerprint,
+            "adapter": adapter,
+        })
+    };
+    let alone = Subject { name: BASE.to_owned(), adapter: &NoAdapter, identity: of(Value::Null) };
+    let with = adapters.iter().map(|adapter| Subject {
+        name: adapter.name.clone(),
+        adapter: adapter.loaded.tuned.as_adapter(),
+        identity: of(json!({
+            "path": adapter.folder.display().to_string(),
+            "sha256": folder_hashes(&adapter.folder),
+        })),
+    });
+    (!skip_base).then_some(alone).into_iter().chain(with).collect()
+}
+
+/// SHA-256 of an adapter's two files.
+fn folder_hashes(folder: &Path) -> Value {
+    let hash = |name: &str| {
+        let bytes = std::fs::read(folder.join(name)).unwrap_or_default();
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    json!({CONFIG_FILE: hash(CONFIG_FILE), TENSOR_FILE: hash(TENSOR_FILE)})
+}
+
+/// Plain texts end where the model's configuration says; turns also where its template says.
+fn end_ids(base: &Base, opened: &[Opened], templated: bool) -> Vec<u32> {
+    let mut tasks = opened.iter().flat_map(|opened| &opened.tasks);
+    let talks = tasks.any(|task| task.items().iter().any(|i| i.prompt.conversation.is_some()));
+    if templated || talks {
+        return base.tokenizer().end_ids().to_vec();
+    }
+    let mut ids = base.source.config.eos_token_ids.clone();
+    ids.extend(base.tokenizer().eos().map(|(id, _)| id));
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+fn out_path(out: &Path, name: &str, models: usize) -> PathBuf {
+    if models == 1 { out.to_path_buf() } else { out.with_extension(format!("{name}.json")) }
+}
+
+/// The table: a row a metric, a column a model.
+fn results_text(results: &[Results]) -> String {
+    let mut header: Vec<String> = ["task", "n", "shots", "metric"].map(str::to_owned).to_vec();
+    header.extend(results.iter().map(|results| results.name.clone()));
+    let mut rows = vec![header];
+    let Some(first) = results.first() else { return String::new() };
+    for (index, line) in first.lines.iter().enumerate() {
+        let mut row = vec![
+            line.task.clone(),
+            line.records.to_string(),
+            line.shots.to_string(),
+            line.metric.trim_end_matches(",none").to_owned(),
+        ];
+        row.extend(results.iter().map(|results| {
+            let line = &results.lines[index];
+            match line.stderr {
+                Some(stderr) => format!("{:.4} ± {stderr:.4}", line.value),
+                None => format!("{:.4}", line.value),
+            }
+        }));
+        rows.push(row);
+    }
+    table(&rows)
+}
+
+fn comparison_text(comparison: &Comparison) -> String {
+    let Comparison { first, second, differences, warnings } = comparison;
+    let mut rows = vec![vec![
+        "task".to_owned(),
+        "n".to_owned(),
+        "metric".to_owned(),
+        first.clone(),
+        second.clone(),
+        "difference".to_owned(),
+        "95 % interval".to_owned(),
+        "higher/lower".to_owned(),
+    ]];
+    for row in differences {
+        let [low, high] = row.interval;
+        let [higher, lower] = row.higher_lower;
+        rows.push(vec![
+            row.task.clone(),
+            row.records.to_string(),
+            row.metric.trim_end_matches(",none").to_owned(),
+            format!("{:.4}", row.first),
+            format!("{:.4}", row.second),
+            format!("{:+.4}", row.difference),
+            format!("{low:+.4} to {high:+.4}"),
+            format!("{higher}/{lower}"),
+        ]);
+    }
+    let notes: String = warnings.iter().map(|warning| format!("\nnote: {warning}")).collect();
+    table(&rows) + &notes
+}
+
+fn comparison_json(comparison: &Comparison) -> Value {
+    let row = |row: &eval::Difference| {
+        json!({
+            "task": row.task,
+            "metric": row.metric,
+            "records": row.records,
+            "first": row.first,
+            "second": row.second,
+            "difference": row.difference,
+            "interval_95": row.interval,
+            "higher": row.higher_lower[0],
+            "lower": row.higher_lower[1],
+        })
+    };
+    json!({
+        "first": comparison.first,
+        "second": comparison.second,
+        "differences": comparison.differences.iter().map(row).collect::<Vec<_>>(),
+        "warnings": comparison.warnings,
+    })
+}
+
+/// How far the run is, and how long it takes yet.
+struct Bar {
+    bar: ProgressBar,
+    /// Print lines, because nobody sees a bar.
+    lines: bool,
+    started: Instant,
+    last: Instant,
+}
+
+impl Bar {
+    fn new(global: &Global) -> Self {
+        let terminal = std::io::stderr().is_terminal() && !global.quiet;
+        let bar = ProgressBar::new(0);
+        if !terminal {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = "{bar:28.cyan/dim} {pos}/{len}  {msg}";
+        bar.set_style(
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        let now = Instant::now();
+        Self { bar, lines: !terminal && !global.quiet, started: now, last: now }
+    }
+
+    fn show(&mut self, progress: Progress<'_>) {
+        let fresh = progress.done - progress.resumed;
+        let left = match fresh {
+            0 => String::new(),
+            _ => {
+                let each = self.started.elapsed().as_secs_f64() / fresh as f64;
+                format!("  {:.0} s left", each * (progress.total - progress.done) as f64)
+            }
+        };
+        if self.lines {
+            if self.last.elapsed() >= LINE_EVERY {
+                self.last = Instant::now();
+                eprintln!("{}/{}  {}{left}", progress.done, progress.total, progress.task);
+            }
+            return;
+        }
+        self.bar.set_length(progress.total as u64);
+        self.bar.set_position(progress.done as u64);
+        self.bar.set_message(format!("{}{left}", progress.task));
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,110 @@
+//! `hydralora export`: an adapter in another program's form.
+
+use crate::args::Global;
+use crate::calibration::{
+    Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
+};
+use crate::exchange_args::{ExportArguments, ExportForm};
+use crate::failure::bad_input;
+use crate::output::check_out;
+use crate::ui::{result, thousands};
+use hydralora_kernels::DType;
+use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
+use hydralora_peft::io;
+use hydralora_peft::merge::{Gates, MergePlan};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
+    let folder = &arguments.adapter;
+    check_out(&arguments.out, io::CONFIG_FILE, &[folder])?;
+    let source = arguments.model.as_deref().map(open_source).transpose()?;
+    let gguf = arguments.form == ExportForm::LoraGguf;
+    if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {
+        let option = if gguf { "--as lora-gguf" } else { "--calibration" };
+        return Err(bad_input(format!("{option}: needs the base model; expected --model")));
+    }
+    let config = io::read_config(folder)?;
+    let (loaded, all) = match &source {
+        Some(source) => (load_on(source, folder)?, source.config.sites()),
+        None => {
+            let options = io::read_options(folder)?;
+            let shapes = if options.whole_model() {
+                Vec::new()
+            } else {
+                shapes_in(&io::decode(&io::stored_tensors(folder), DType::F32)?)
+            };
+            if options.whole_model() {
+                // Its tensors cannot be placed without the model, but the answer is the same.
+                let tuned = options.build(&[], DType::F32, 0);
+                let any = hydralora_model::adapter::SiteShape {
+                    site: hydralora_model::adapter::Site {
+                        layer: 0,
+                        projection: hydralora_model::adapter::Projection::Query,
+                    },
+                    in_features: 1,
+                    out_features: 1,
+                };
+                MergePlan::new(tuned.as_ref(), &[any], &Gates::Uniform)?;
+            }
+            (io::load(folder, &shapes, DType::F32)?, shapes)
+        }
+    };
+    let tuned = loaded.tuned.as_ref();
+    let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
+    if arguments.form == ExportForm::HydraloraOfficial {
+        write_official(&arguments.out, tuned, base, &all)?;
+        let json = json!({"out": arguments.out, "as": "hydralora-official"});
+        result(global, &json, &format!("{}: written", arguments.out.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut gates = chosen_gates(&arguments.gates);
+    let mut measured = None;
+    if let (Some(file), Some(source)) = (&arguments.gates.calibration, &source) {
+        MergePlan::new(tuned, &all, &Gates::Uniform)?;
+        let data = Measured::read(file, source, loaded.metadata.as_ref(), true)?;
+        let decoder = open_decoder(source)?;
+        gates = data.gates(&decoder, tuned)?;
+        let adapted = data.held_out_loss(&decoder, tuned.as_adapter())?;
+        measured = Some((data, decoder, adapted));
+    }
+    let mut lora = Lora::from_tuned(tuned, &all, &gates, arguments.compact)
+        .map_err(|error| with_advice(error, tuned, &all))?;
+    lora.base_model = base.to_owned();
+    lora.metadata = loaded.metadata.clone();
+    if source.is_none()
+        && let Some(names) = config.get("target_modules")
+    {
+        lora.target_modules = names.clone();
+    }
+    match (&source, gguf) {
+        (Some(source), true) => write_gguf(&lora, &source.config, &arguments.out)?,
+        _ => lora.write(&arguments.out)?,
+    }
+    let mut text = format!(
+        "{}: LoRA of rank {}, scale {}, {} layers",
+        arguments.out.display(),
+        lora.rank,
+        lora.scale(),
+        lora.sites.len()
+    );
+    let mut json = json!({
+        "out": arguments.out, "as": if gguf { "lora-gguf" } else { "lora" },
+        "rank": lora.rank, "alpha": lora.alpha, "layers": lora.sites.len(),
+    });
+    if let Some((data, decoder, adapted)) = measured {
+        let live = lora.attach(&all, DType::F32)?;
+        let fixed = data.held_out_loss(&decoder, live.as_adapter())?;
+        let cost = Cost { adapted, fixed };
+        if matches!(gates, Gates::Fixed(_)) {
+            text.push_str(&format!(
+                "\ngates          mean over {} tokens",
+                thousands(data.tokens())
+            ));
+        }
+        text.push_str(&format!("\n{}", cost.line("exported")));
+        json["held_out_loss"] = cost.json();
+    }
+    result(global, &json, &text)?;
+    Ok(ExitCode::SUCCESS)
+}

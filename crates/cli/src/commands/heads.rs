@@ -1,0 +1,144 @@
+//! `hydralora heads`: how many experts a data set needs.
+
+use crate::args::{FeatureChoice, Global, HeadsArguments};
+use crate::failure::bad_input;
+use crate::hidden::mean_hidden;
+use crate::plan::open_base;
+use crate::recipe::ModelDtype;
+use crate::ui::{result, say, table, thousands};
+use hydralora_data::SourceConfig;
+use hydralora_data::heads::{
+    Corpus, Features, HeadsOptions, HeadsReport, elbow_svg, find_heads, map_svg, page,
+};
+
+use hydralora_model::durable::write_file;
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<ExitCode> {
+    let options = HeadsOptions {
+        k_min: arguments.k_min,
+        k_max: arguments.k_max,
+        seeds: arguments.seeds,
+        seed: arguments.seed,
+        rule: arguments.rule.into(),
+    };
+    let sources: Vec<SourceConfig> =
+        arguments.data.iter().map(|path| source(arguments, path)).collect();
+    let corpus = Corpus::read(&sources, Path::new(""))?;
+    say(global, format!("{} texts from {} files", thousands(corpus.len()), sources.len()));
+    let features = match arguments.features {
+        FeatureChoice::Tfidf if arguments.model.is_some() || arguments.layer.is_some() => {
+            return Err(bad_input("--model and --layer are for --features model"));
+        }
+        FeatureChoice::Tfidf => Features::tfidf(&corpus, arguments.dimensions, arguments.seed)?,
+        FeatureChoice::Model => of_model(global, arguments, &corpus)?,
+    };
+    let report = find_heads(&features, &corpus, &options)?;
+    if let Some(folder) = &arguments.out {
+        write(folder, &report)?;
+    }
+    result(global, &report, &text(&report, arguments.out.as_deref()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn source(arguments: &HeadsArguments, path: &Path) -> SourceConfig {
+    let mut source = SourceConfig::new(path);
+    source.format.clone_from(&arguments.format);
+    source.limit = arguments.limit;
+    if let Some(field) = &arguments.domain_field {
+        source.fields.insert("domain".to_owned(), field.clone());
+    }
+    source
+}
+
+fn of_model(
+    global: &Global,
+    arguments: &HeadsArguments,
+    corpus: &Corpus,
+) -> anyhow::Result<Features> {
+    let Some(model) = &arguments.model else {
+        return Err(bad_input("--features model needs --model: whose hidden states to cluster"));
+    };
+    let base = open_base(model, ModelDtype::F32)?;
+    let layers = base.decoder.config().num_hidden_layers;
+    let layer = arguments.layer.unwrap_or(layers / 2);
+    if layer > layers {
+        return Err(bad_input(format!(
+            "--layer: is {layer}; {model} has the layers 0 to {}, and {layers} for the final state",
+            layers - 1
+        )));
+    }
+    say(global, format!("hidden states of layer {layer} of {layers}"));
+    let values = mean_hidden(global, &base, corpus.texts(), layer)?;
+    let width = base.decoder.config().hidden_size;
+    Ok(Features::dense(values, width, arguments.dimensions, arguments.seed)?)
+}
+
+/// `heads.json`, `heads.html` and the pictures.
+pub(crate) fn write(folder: &Path, report: &HeadsReport) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).map_err(|error| {
+        bad_input(format!("--out: cannot create {}: {error}", folder.display()))
+    })?;
+    write_file(&folder.join("heads.json"), &serde_json::to_vec_pretty(report)?)?;
+    write_file(&folder.join("heads.html"), page(report).as_bytes())?;
+    write_file(&folder.join("elbow.svg"), elbow_svg(report).as_bytes())?;
+    write_file(&folder.join("map.svg"), map_svg(report).as_bytes())?;
+    Ok(())
+}
+
+fn text(report: &HeadsReport, out: Option<&Path>) -> String {
+    let mut lines = vec![format!("suggested number of heads: {}", report.num_experts)];
+    lines.extend(report.reasons.iter().map(|reason| format!("  - {reason}")));
+    lines.extend(report.notes.iter().map(|note| format!("  note: {note}")));
+    if !report.curve.is_empty() {
+        let head = ["k", "error", "silhouette", "gap", "strength"].map(str::to_owned);
+        let mut rows = vec![head.to_vec()];
+        let number = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:.3}"));
+        for at in &report.curve {
+            rows.push(vec![
+                at.k.to_string(),
+                format!("{:.4}", at.error),
+                number(at.silhouette),
+                format!("{:.3}", at.gap),
+                number(at.strength),
+            ]);
+        }
+        lines.push(format!("\n{}", table(&rows)));
+    }
+    lines.push(String::new());
+    let several = report.domains.len() > 1;
+    for (at, cluster) in report.clusters.iter().enumerate() {
+        let what = match cluster.terms.as_slice() {
+            [] => format!("\"{}\"", cluster.example),
+            terms => terms.join(", "),
+        };
+        let mut line = format!(
+            "cluster {}  {} rows ({:.1} %)  {what}",
+            at + 1,
+            thousands(cluster.size),
+            100.0 * cluster.share,
+        );
+        if several {
+            let from: Vec<String> = cluster
+                .domains
+                .iter()
+                .take(4)
+                .map(|d| format!("{} {}", d.domain, d.rows))
+                .collect();
+            line.push_str(&format!("\n           from {}", from.join(", ")));
+        }
+        lines.push(line);
+    }
+    if let Some(agreement) = &report.agreement {
+        lines.push(format!(
+            "\nagreement with the domains: adjusted Rand index {:.3}, normalised mutual information {:.3}",
+            agreement.adjusted_rand, agreement.normalized_mutual_information
+        ));
+    }
+    if let Some(out) = out {
+        lines.push(format!("\nreport   {}", out.join("heads.html").display()));
+    }
+    lines.join("\n")
+}

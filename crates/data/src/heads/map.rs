@@ -1,0 +1,100 @@
+//! A map of the rows: two dimensions in which neighbours stay neighbours, by t-SNE (van der Maaten,
+//! Hinton 2008) from the two leading dimensions.
+
+use super::kmeans::Clustering;
+use super::matrix::{Matrix, squared_distance};
+use super::random::Random;
+
+/// Rows on the map.
+const MOST_ROWS: usize = 800;
+const EPOCHS: usize = 400;
+const PERPLEXITY: f32 = 30.0;
+
+/// A row's place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Place {
+    pub(super) row: usize,
+    pub(super) cluster: u32,
+    pub(super) x: f32,
+    pub(super) y: f32,
+}
+
+/// Places of a sample of rows.
+pub(super) fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Place> {
+    let sample = Random::new(seed, 8).sample(rows.rows(), MOST_ROWS);
+    let leading = |row: usize, at: usize| rows.row(row).get(at).copied().unwrap_or(0.0);
+    // The first dimension of uncentred rows is what all have in common, so the map starts from the
+    // next two.
+    let start: Vec<f32> =
+        sample.iter().flat_map(|&row| [1e-2 * leading(row, 1), 1e-2 * leading(row, 2)]).collect();
+    let perplexity = PERPLEXITY.min((sample.len() as f32 - 1.0) / 3.0 - 1.0);
+    let places = if perplexity < 2.0 {
+        start
+    } else {
+        let points: Vec<&[f32]> = sample.iter().map(|&row| rows.row(row)).collect();
+        let embed = || {
+            bhtsne::tSNE::<f32, &[f32], 2>::new(&points)
+                .perplexity(perplexity)
+                .epochs(EPOCHS)
+                .initial_embedding(start.as_slice())
+                .exact(|a, b| squared_distance(a, b).sqrt())
+                .embedding()
+        };
+        // Its sums depend on the number of threads, so it gets one.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        alone.map_or_else(|_| start.clone(), |pool| pool.install(embed))
+    };
+    let place = |(&row, at): (&usize, &[f32])| Place {
+        row,
+        cluster: clustering.assignment[row],
+        x: at[0],
+        y: at[1],
+    };
+    sample.iter().zip(places.chunks_exact(2)).map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cluster;
+    use super::*;
+
+    fn groups() -> Matrix {
+        let mut random = Random::new(6, 0);
+        let mut rows = Matrix::zeros(200, 4);
+        for row in 0..200 {
+            rows.row_mut(row).iter_mut().for_each(|v| *v = 0.1 * random.normal() as f32);
+            rows.row_mut(row)[row % 4] += 1.0;
+        }
+        rows
+    }
+
+    #[test]
+    fn groups_lie_apart_and_threads_change_nothing() {
+        let rows = groups();
+        let clustering = cluster(&rows, 4, 1);
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| map(&rows, &clustering, 1))
+        };
+        let places = with(1);
+        assert!(places == with(3), "the places differ");
+        let distance = |a: &Place, b: &Place| (a.x - b.x).hypot(a.y - b.y);
+        let mean = |same: bool| {
+            let pairs = places.iter().flat_map(|a| places.iter().map(move |b| (a, b)));
+            let found: Vec<f32> = pairs
+                .filter(|(a, b)| a.row != b.row && (a.cluster == b.cluster) == same)
+                .map(|(a, b)| distance(a, b))
+                .collect();
+            found.iter().sum::<f32>() / found.len() as f32
+        };
+        assert!(mean(false) > 3.0 * mean(true), "{} {}", mean(false), mean(true));
+    }
+
+    #[test]
+    fn a_handful_of_rows_is_placed_too() {
+        let rows = Matrix { data: vec![1.0, 0.0, 0.0, 1.0], width: 2 };
+        let places = map(&rows, &cluster(&rows, 2, 0), 0);
+        assert_eq!(places.len(), 2);
+        assert!(places.iter().all(|place| place.x.is_finite() && place.y.is_finite()));
+    }
+}

@@ -1,0 +1,203 @@
+//! Finding the heads: how many experts a data set needs.
+//!
+//! The paper (section 3.4, appendix B) clusters TF-IDF vectors of the corpus by k-means for a range
+//! of k, takes the elbow of the squared error for the number `N` of B heads, and repeats that 15
+//! times. This is that, with what it leaves open filled in and other rules beside the elbow:
+//!
+//! 1. [`Features`]: texts → TF-IDF of stemmed words → latent semantic analysis → rows of length 1;
+//!    or rows from a model.
+//! 2. For each seed, a sample of the rows; for each k, k-means on it, and what the four rules
+//!    ([`Rule`]) look at.
+//! 3. The rule's choice from the means over the seeds; the clustering of all rows with that k.
+//!
+//! Work per seed is on a sample of fixed size, so only the features and the last clustering grow
+//! with the rows, both linearly. Every random number follows from the seed, and sums are taken over
+//! pieces of fixed size: the number of threads changes nothing.
+
+mod agreement;
+mod corpus;
+mod density;
+mod features;
+mod kmeans;
+mod map;
+mod matrix;
+mod picture;
+mod project;
+mod random;
+mod report;
+mod rules;
+mod terms;
+
+pub use agreement::Agreement;
+pub use corpus::Corpus;
+pub use density::DensityClusters;
+pub use features::Features;
+pub use picture::{elbow_svg, map_svg, page};
+pub use report::{
+    Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,
+};
+pub use rules::{Measured, Rule};
+
+use crate::error::{Error, Result};
+use matrix::Matrix;
+use random::Random;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// Rows a repetition works on, at most.
+const SAMPLE_ROWS: usize = 5_000;
+/// The share of all rows it works on where there are fewer.
+const SAMPLE_SHARE: f64 = 0.8;
+/// Rows the final clustering starts from.
+const START_ROWS: usize = 20_000;
+/// Starts of each k-means run of a repetition, and of the final one.
+const RESTARTS: usize = 5;
+const FINAL_RESTARTS: usize = 10;
+
+/// How to look for heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadsOptions {
+    /// The smallest number of clusters to try.
+    pub k_min: usize,
+    /// The largest; lowered where there are too few rows for it.
+    pub k_max: usize,
+    /// How often the choice is repeated, each time on another sample from other starts.
+    pub seeds: usize,
+    /// What all randomness follows from.
+    pub seed: u64,
+    /// Whose choice counts.
+    pub rule: Rule,
+}
+
+impl Default for HeadsOptions {
+    fn default() -> Self {
+        Self { k_min: 1, k_max: 10, seeds: 15, seed: 41, rule: Rule::Stability }
+    }
+}
+
+/// Dimensions of the features by default.
+pub const DIMENSIONS: usize = 8;
+
+impl HeadsOptions {
+    fn check(&self, rows: usize) -> Result<usize> {
+        let wrong = |message: String| Err(Error::HeadsOptions(message));
+        if self.k_min == 0 {
+            return wrong("k_min is 0; expected at least 1".to_owned());
+        }
+        if self.k_max < self.k_min {
+            return wrong(format!("k_max is {}, below k_min, which is {}", self.k_max, self.k_min));
+        }
+        if self.seeds == 0 {
+            return wrong("seeds is 0; expected at least 1".to_owned());
+        }
+        if rows < self.k_min.max(2) {
+            return Err(Error::TooFewRows { rows, needed: self.k_min.max(2) });
+        }
+        Ok(self.k_max.min(sample_size(rows)).max(self.k_min))
+    }
+}
+
+fn sample_size(rows: usize) -> usize {
+    let share = (SAMPLE_SHARE * rows as f64).ceil() as usize;
+    share.max(rows.min(50)).min(SAMPLE_ROWS)
+}
+
+/// How many clusters, and what was measured to say so.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Choice {
+    /// The number of clusters.
+    pub num_experts: usize,
+    /// The largest number tried.
+    pub k_max: usize,
+    /// What each rule chose.
+    pub rules: Vec<RuleChoice>,
+    /// Means over the repetitions for every number tried; empty where all rows are alike.
+    pub curve: Vec<KSummary>,
+}
+
+/// Chooses the number of clusters of `features`.
+///
+/// # Errors
+/// If an option makes no sense, or there are fewer rows than `k_min`.
+pub fn choose(features: &Features, options: &HeadsOptions) -> Result<Choice> {
+    let rows = &features.rows;
+    let k_max = options.check(rows.rows())?;
+    let ks: Vec<usize> = (options.k_min..=k_max).collect();
+    let repetitions = if alike(rows) { Vec::new() } else { repeat(rows, &ks, options) };
+    let rules: Vec<RuleChoice> =
+        Rule::ALL.into_iter().map(|rule| RuleChoice::of(rule, &repetitions)).collect();
+    let chosen = rules.iter().find(|choice| choice.rule == options.rule);
+    let num_experts = chosen.and_then(|choice| choice.chosen).unwrap_or(options.k_min);
+    Ok(Choice { num_experts, k_max, rules, curve: report::curve(&repetitions) })
+}
+
+/// Finds how many heads the texts behind `features` call for, and describes the clusters; `corpus`
+/// is what the features were made of.
+///
+/// # Errors
+/// As [`choose`].
+pub fn find_heads(
+    features: &Features,
+    corpus: &Corpus,
+    options: &HeadsOptions,
+) -> Result<HeadsReport> {
+    let choice = choose(features, options)?;
+    let clustering = cluster(&features.rows, choice.num_experts, options.seed);
+    let map = map::map(&features.rows, &clustering, options.seed);
+    Ok(report::build(features, corpus, options, choice, clustering, map))
+}
+
+/// The cluster of every text when the rows fall into `k` clusters; none for a text without a row.
+///
+/// # Errors
+/// If there are fewer rows than clusters.
+pub fn partition(
+    features: &Features,
+    texts: usize,
+    k: usize,
+    seed: u64,
+) -> Result<Vec<Option<u32>>> {
+    let options = HeadsOptions { k_min: k, k_max: k, seed, ..HeadsOptions::default() };
+    options.check(features.rows.rows())?;
+    let clustering = cluster(&features.rows, k, seed);
+    let mut found = vec![None; texts.max(features.len() + features.blank)];
+    for (&text, &cluster) in features.origin.iter().zip(&clustering.assignment) {
+        found[text] = Some(cluster);
+    }
+    Ok(found)
+}
+
+/// Whether all rows are the same: then there is nothing to divide.
+fn alike(rows: &Matrix) -> bool {
+    (1..rows.rows()).all(|row| matrix::squared_distance(rows.row(0), rows.row(row)) < 1e-9)
+}
+
+fn repeat(rows: &Matrix, ks: &[usize], options: &HeadsOptions) -> Vec<Vec<Measured>> {
+    let size = sample_size(rows.rows());
+    (0..options.seeds as u64)
+        .into_par_iter()
+        .map(|repetition| {
+            let seed = options.seed.wrapping_add(repetition);
+            let sample = Random::new(seed, 6).sample(rows.rows(), size);
+            rules::measure(&rows.select(&sample), ks, RESTARTS, seed)
+        })
+        .collect()
+}
+
+/// All rows in `k` clusters, the largest first.
+fn cluster(rows: &Matrix, k: usize, seed: u64) -> kmeans::Clustering {
+    let mut random = Random::new(seed, 7);
+    let sample = rows.select(&random.sample(rows.rows(), START_ROWS));
+    let start = kmeans::kmeans(&sample, k, FINAL_RESTARTS, &mut random);
+    let mut found = kmeans::refine(rows, start.centres, seed);
+    let sizes = found.sizes();
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by(|&a, &b| sizes[b].cmp(&sizes[a]).then(a.cmp(&b)));
+    let mut place = vec![0_u32; k];
+    for (at, &centre) in order.iter().enumerate() {
+        place[centre] = at as u32;
+    }
+    found.centres = found.centres.select(&order);
+    found.assignment.iter_mut().for_each(|centre| *centre = place[*centre as usize]);
+    found
+}

@@ -1,0 +1,184 @@
+//! One chunk of rows in `f32`, its logits transposed.
+
+use crate::buffer::Buffer;
+use crate::dense;
+use crate::element::Element;
+use crate::matmul::Write;
+use crate::ops::frozen_linear::FrozenLinear;
+use crate::simd::vectorize;
+use crate::tensor::Tensor;
+use crate::tile::{Left, Right, Segment, multiply};
+use rayon::prelude::*;
+
+/// Rows of the output layer that are multiplied at a time, to stay in a core's cache.
+const BLOCK: usize = 256;
+
+/// Blocks whose contributions to the gradient are added up apart; fixed, so that results do not
+/// depend on the number of threads.
+const BLOCKS_PER_PART: usize = 16;
+
+/// Appends the loss of each row of `h: [n, d]` and, if it is `wanted`, gives the gradient of
+/// `factor` times their sum with respect to `h`; the gradient with respect to the output layer is
+/// added to `weight_gradient: [V, d]`.
+pub(super) fn chunk(
+    h: &Tensor,
+    head: &FrozenLinear,
+    targets: &[u32],
+    factor: f32,
+    losses: &mut Vec<f64>,
+    wanted: bool,
+    weight_gradient: Option<&mut Tensor>,
+) -> Option<Tensor> {
+    let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
+    assert_eq!(inner, head.in_features(), "the hidden state has another width");
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+        panic!("label {target} is not below the vocabulary {vocabulary}");
+    }
+    let _part = crate::profile::part("cross_entropy products");
+    crate::profile::product(rows, inner, vocabulary * if wanted { 2 } else { 1 });
+    let panels = dense::packed_transpose(h.data::<f32>(), inner);
+    let bias = head.bias().map(|bias| bias.data::<f32>());
+    let block_count = vocabulary.div_ceil(BLOCK);
+
+    // First way through the vocabulary: `exp(logit − peak)` with a peak for every block and row, and
+    // the sums of it.
+    let mut logits = Buffer::<f32>::scratch(vocabulary * rows);
+    let mut peaks = Buffer::<f32>::scratch(block_count * rows);
+    let mut sums = Buffer::<f32>::zeros(block_count * rows);
+    let mut wanted_logits = vec![0.0_f32; rows];
+    let found: Vec<Vec<(usize, f32)>> = logits
+        .par_chunks_mut(BLOCK * rows)
+        .zip(peaks.par_chunks_mut(rows))
+        .zip(sums.par_chunks_mut(rows))
+        .enumerate()
+        .map(|(block, ((logits, peaks), sums))| {
+            let first = block * BLOCK;
+            let count = logits.len() / rows;
+            let weight = head.dense_rows(first, count);
+            let segment = Segment {
+                left: Left::rows(&weight, inner),
+                right: Right::packed(&panels, inner),
+                depth: inner,
+            };
+            multiply(&[segment], count, rows, logits, rows, Write::Set);
+            if let Some(bias) = bias {
+                for (logits, &bias) in logits.chunks_exact_mut(rows).zip(&bias[first..]) {
+                    logits.iter_mut().for_each(|logit| *logit += bias);
+                }
+            }
+            let found = targets.iter().enumerate().filter_map(|(row, &target)| {
+                let at = (target as usize).checked_sub(first).filter(|&at| at < count)?;
+                Some((row, logits[at * rows + row]))
+            });
+            let found = found.collect();
+            vectorize(
+                #[inline(always)]
+                || {
+                    peaks.fill(f32::NEG_INFINITY);
+                    for logits in logits.chunks_exact(rows) {
+                        for (peak, &logit) in peaks.iter_mut().zip(logits) {
+                            *peak = if logit > *peak { logit } else { *peak };
+                        }
+                    }
+                    for logits in logits.chunks_exact_mut(rows) {
+                        for ((logit, &peak), sum) in
+                            logits.iter_mut().zip(peaks.iter()).zip(sums.iter_mut())
+                        {
+                            *logit = Element::exp(*logit - peak);
+                            *sum += *logit;
+                        }
+                    }
+                },
+            );
+            found
+        })
+        .collect();
+    for (row, logit) in found.into_iter().flatten() {
+        wanted_logits[row] = logit;
+    }
+    let log_sums: Vec<f64> = (0..rows)
+        .map(|row| {
+            let of_row = |values: &[f32], block: usize| f64::from(values[block * rows + row]);
+            let peak = (0..block_count)
+                .map(|block| of_row(&peaks, block))
+                .fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = (0..block_count)
+                .map(|block| of_row(&sums, block) * (of_row(&peaks, block) - peak).exp())
+                .sum();
+            peak + sum.ln()
+        })
+        .collect();
+    losses.extend(log_sums.iter().zip(&wanted_logits).map(|(sum, &logit)| sum - f64::from(logit)));
+    if !wanted && weight_gradient.is_none() {
+        return None;
+    }
+    let of_weight = weight_gradient.map_or(&mut [][..], |gradient| gradient.data_mut::<f32>());
+    let part_rows = BLOCKS_PER_PART * BLOCK;
+    let part_count = vocabulary.div_ceil(part_rows);
+    let mut of_weight: Vec<&mut [f32]> = of_weight.chunks_mut(part_rows * inner).collect();
+    of_weight.resize_with(part_count, Default::default);
+    let h = h.data::<f32>();
+
+    // Second way: `factor · (softmax − onehot)`, times the output layer.
+    let parts: Vec<Buffer<f32>> = logits
+        .par_chunks_mut(part_rows * rows)
+        .zip(of_weight)
+        .enumerate()
+        .map(|(part, (logits, of_weight))| {
+            let mut out = Buffer::<f32>::zeros(rows * inner);
+            let mut factors = vec![0.0_f32; rows];
+            for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
+                let block = part * BLOCKS_PER_PART + index;
+                let (first, count) = (block * BLOCK, logits.len() / rows);
+                for (row, scale) in factors.iter_mut().enumerate() {
+                    let peak = f64::from(peaks[block * rows + row]);
+                    *scale = factor * (peak - log_sums[row]).exp() as f32;
+                }
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for logits in logits.chunks_exact_mut(rows) {
+                            for (logit, &scale) in logits.iter_mut().zip(&factors) {
+                                *logit *= scale;
+                            }
+                        }
+                    },
+                );
+                for (row, &target) in targets.iter().enumerate() {
+                    if let Some(at) = (target as usize).checked_sub(first).filter(|&at| at < count)
+                    {
+                        logits[at * rows + row] -= factor;
+                    }
+                }
+                if !of_weight.is_empty() {
+                    let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
+                    let segment = Segment {
+                        left: Left::rows(logits, rows),
+                        right: Right::rows(h, inner),
+                        depth: rows,
+                    };
+                    multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
+                }
+                if !wanted {
+                    continue;
+                }
+                let weight = head.dense_rows(first, count);
+                let segment = Segment {
+                    left: Left::columns(logits, rows),
+                    right: Right::rows(&weight, inner),
+                    depth: count,
+                };
+                multiply(&[segment], rows, inner, &mut out, inner, Write::Add);
+            }
+            out
+        })
+        .collect();
+    if !wanted {
+        return None;
+    }
+    let mut total = Buffer::<f32>::zeros(rows * inner);
+    for part in &parts {
+        crate::simd::axpy(1.0, part, &mut total);
+    }
+    Some(Tensor::new(total, [rows, inner]))
+}

@@ -1,0 +1,121 @@
+//! `config.json` as transformers reads it.
+
+use crate::config::{ModelConfig, RopeScaling};
+use serde_json::{Map, Value, json};
+
+impl ModelConfig {
+    /// The content of a `config.json` that says what this configuration says, for weights stored
+    /// as `dtype` (`float32`, `float16`, …). Reading it back gives an equal configuration.
+    pub fn to_json(&self, dtype: &str) -> Value {
+        let architecture = match self.model_type.as_str() {
+            "mistral" => "MistralForCausalLM",
+            _ => "LlamaForCausalLM",
+        };
+        let eos = match self.eos_token_ids.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        };
+        let scaling = match self.rope.scaling {
+            RopeScaling::None => json!({"rope_type": "default"}),
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            }),
+        };
+        // Both layouts, so that older releases of transformers read the same numbers.
+        let older =
+            if self.rope.scaling == RopeScaling::None { Value::Null } else { scaling.clone() };
+        let mut newer = scaling;
+        newer["rope_theta"] = json!(self.rope.theta);
+        let mut config = Map::new();
+        for (key, value) in [
+            ("architectures", json!([architecture])),
+            ("model_type", json!(self.model_type)),
+            ("dtype", json!(dtype)),
+            ("torch_dtype", json!(dtype)),
+            ("vocab_size", json!(self.vocab_size)),
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            ("num_hidden_layers", json!(self.num_hidden_layers)),
+            ("num_attention_heads", json!(self.num_attention_heads)),
+            ("num_key_value_heads", json!(self.num_key_value_heads)),
+            ("head_dim", json!(self.head_dim)),
+            ("hidden_act", json!("silu")),
+            ("max_position_embeddings", json!(self.max_position_embeddings)),
+            ("rms_norm_eps", json!(self.rms_norm_eps)),
+            ("rope_theta", json!(self.rope.theta)),
+            ("rope_scaling", older),
+            ("rope_parameters", newer),
+            ("tie_word_embeddings", json!(self.tie_word_embeddings)),
+            ("attention_bias", json!(self.attention_bias)),
+            ("mlp_bias", json!(self.mlp_bias)),
+            ("sliding_window", json!(self.sliding_window)),
+            ("bos_token_id", json!(self.bos_token_id)),
+            ("eos_token_id", eos),
+        ] {
+            config.insert(key.to_owned(), value);
+        }
+        Value::Object(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RopeConfig;
+    use std::path::Path;
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let mut config = ModelConfig {
+            model_type: "llama".to_owned(),
+            vocab_size: 320,
+            hidden_size: 48,
+            intermediate_size: 96,
+            num_hidden_layers: 2,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+            head_dim: 8,
+            max_position_embeddings: 256,
+            rms_norm_eps: 1e-5,
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            sliding_window: None,
+            bos_token_id: Some(1),
+            eos_token_ids: vec![2],
+        };
+        let check = |config: &ModelConfig| {
+            let json = config.to_json("float32");
+            let read = ModelConfig::from_json(&json, Path::new("config.json")).unwrap();
+            assert_eq!(&read, config);
+        };
+        check(&config);
+        config.rope.scaling = RopeScaling::Linear { factor: 4.0 };
+        config.eos_token_ids = vec![2, 3];
+        config.attention_bias = true;
+        check(&config);
+        config.rope.scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 128,
+        };
+        config.model_type = "mistral".to_owned();
+        config.attention_bias = false;
+        config.sliding_window = Some(64);
+        config.tie_word_embeddings = false;
+        config.bos_token_id = None;
+        config.eos_token_ids.clear();
+        check(&config);
+    }
+}

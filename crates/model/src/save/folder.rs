@@ -1,0 +1,193 @@
+//! A Hugging Face folder.
+
+use super::Saving;
+use crate::config::{ModelConfig, RopeScaling};
+use crate::durable::replace_folder;
+use crate::error::{Error, Result};
+use hydralora_kernels::block::BlockFormat;
+use safetensors::Dtype;
+use safetensors::tensor::View;
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+/// Files of a folder that stay as they are.
+const CARRIED: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
+    let (dtype, name) = match saving.format {
+        BlockFormat::F32 => (Dtype::F32, "float32"),
+        BlockFormat::F16 => (Dtype::F16, "float16"),
+        BlockFormat::BF16 => (Dtype::BF16, "bfloat16"),
+        other => {
+            let message = format!("{other} is no format of safetensors; expected f32, f16 or bf16");
+            return Err(Error::malformed(out, message));
+        }
+    };
+    let weights = &saving.source.weights;
+    // Of a GGUF file only what it says is left to write; a folder has files to carry over.
+    let from = weights.gguf().is_none().then(|| beside(weights.path()));
+    replace_folder(out, |folder| {
+        let config = match &from {
+            Some(from) => carried_config(&from.join("config.json"), name)?,
+            None => fresh_config(&saving.source.config, name),
+        };
+        write_json(&folder.join("config.json"), &config)?;
+        match &from {
+            Some(from) => {
+                for file in CARRIED.iter().filter(|file| from.join(file).is_file()) {
+                    fs_err::copy(from.join(file), folder.join(file))?;
+                }
+            }
+            None => saving.source.tokenizer.save(folder)?,
+        }
+        if let Some(template) = saving.chat_template {
+            fs_err::write(folder.join("chat_template.jinja"), template)?;
+        }
+        let weights = folder.join("model.safetensors");
+        write_weights(saving, &weights, dtype)?;
+        // The format's own writer makes a file that only its owner may read.
+        let usual = fs_err::metadata(folder.join("config.json"))?.permissions();
+        Ok(fs_err::set_permissions(&weights, usual)?)
+    })
+}
+
+/// The folder of a model's other files.
+fn beside(path: &Path) -> PathBuf {
+    match path.parent() {
+        _ if path.is_dir() => path.to_path_buf(),
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    Ok(fs_err::write(path, format!("{value:#}\n"))?)
+}
+
+fn carried_config(path: &Path, dtype: &str) -> Result<Value> {
+    let text = fs_err::read(path)?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text)
+        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    config.insert(key.to_owned(), json!(dtype));
+    Ok(Value::Object(config))
+}
+
+/// The `config.json` of a model that came without one.
+fn fresh_config(config: &ModelConfig, dtype: &str) -> Value {
+    let class = match config.model_type.as_str() {
+        "mistral" => "MistralForCausalLM",
+        _ => "LlamaForCausalLM",
+    };
+    let scaling = match config.rope.scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+    };
+    let ends = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
+    let mut value = json!({
+        "architectures": [class],
+        "model_type": config.model_type,
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends,
+        "torch_dtype": dtype,
+    });
+    if let Some(window) = config.sliding_window {
+        value["sliding_window"] = json!(window);
+    }
+    value
+}
+
+/// A tensor that is computed when the file's writer comes to it.
+struct Lazy<'a> {
+    saving: &'a Saving<'a>,
+    name: &'a str,
+    dtype: Dtype,
+    /// The first error, since the writer's interface has no place for one.
+    failed: &'a RefCell<Option<Error>>,
+}
+
+impl View for &Lazy<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.saving.shape(self.name)
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let failed_before = self.failed.borrow().is_some();
+        let encoded = if failed_before {
+            Ok(vec![0; self.data_len()])
+        } else {
+            self.saving.encode(self.name, self.saving.format, None)
+        };
+        Cow::Owned(encoded.unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            vec![0; self.data_len()]
+        }))
+    }
+
+    fn data_len(&self) -> usize {
+        self.saving.format.bytes_for(self.shape().iter().product())
+    }
+}
+
+fn write_weights(saving: &Saving<'_>, path: &Path, dtype: Dtype) -> Result<()> {
+    let failed = RefCell::new(None);
+    let tensors: Vec<Lazy<'_>> =
+        saving.names().map(|name| Lazy { saving, name, dtype, failed: &failed }).collect();
+    let views = tensors.iter().map(|tensor| (tensor.name, tensor));
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let written = safetensors::serialize_to_file(views, Some(metadata), path);
+    if let Some(error) = failed.take() {
+        return Err(error);
+    }
+    written.map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(error) => error.into(),
+        other => Error::malformed(path, other.to_string()),
+    })
+}

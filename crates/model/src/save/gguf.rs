@@ -1,0 +1,170 @@
+//! A GGUF file.
+
+use super::Saving;
+use crate::config::{ModelConfig, RopeScaling};
+use crate::error::{Error, Result};
+use crate::gguf::{GgufFile, GgufWriter, Value};
+use crate::weights::{interleaved_row, to_gguf};
+use hydralora_kernels::block::{BlockFormat, quantize};
+use std::path::Path;
+
+/// Tensor of divisors of the rotary frequencies.
+const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// Metadata that is written anew, or holds only for the file it was in.
+const NOT_CARRIED: &[&str] = &["general.file_type", "general.name", "general.alignment"];
+
+pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
+    let config = &saving.source.config;
+    let file_type = match saving.format {
+        BlockFormat::F32 => 0,
+        BlockFormat::F16 => 1,
+        BlockFormat::Q8_0 => 7,
+        BlockFormat::BF16 => 32,
+        other => {
+            let message = format!("{other} cannot be written; expected f32, f16, bf16 or q8_0");
+            return Err(Error::malformed(out, message));
+        }
+    };
+    let mut writer = GgufWriter::new();
+    let base = saving.source.weights.gguf();
+    match base {
+        Some(base) => carry_metadata(&mut writer, base, saving),
+        None => fresh_metadata(&mut writer, saving)?,
+    }
+    writer.metadata("general.file_type", Value::U32(file_type));
+    if saving.format == BlockFormat::Q8_0
+        && base.is_none_or(|base| base.get("general.quantization_version").is_none())
+    {
+        writer.metadata("general.quantization_version", Value::U32(2));
+    }
+    if let Some(factors) = frequency_factors(config) {
+        let mut bytes = Vec::new();
+        quantize(BlockFormat::F32, &factors, &mut bytes);
+        writer.tensor(FREQUENCY_FACTORS, BlockFormat::F32, &[factors.len()], bytes);
+    }
+    let architecture = |base: &GgufFile| base.get("general.architecture").cloned();
+    let permuted =
+        base.is_none_or(|base| architecture(base) == Some(Value::String("llama".to_owned())));
+    for name in saving.names() {
+        let stored = to_gguf(name).ok_or_else(|| {
+            Error::malformed(
+                saving.source.weights.path(),
+                format!("tensor `{name}` has no name in a GGUF file"),
+            )
+        })?;
+        let shape = saving.shape(name);
+        let format = match (shape, saving.format) {
+            ([_], _) => BlockFormat::F32,
+            ([.., width], format) if !width.is_multiple_of(format.block_len()) => BlockFormat::F16,
+            (_, format) => format,
+        };
+        let rows = shape.first().copied().unwrap_or(0);
+        let heads = interleaved(config, name).filter(|_| permuted);
+        if let Some(heads) = heads.filter(|&heads| !rows.is_multiple_of(2 * heads)) {
+            let message = format!("tensor `{name}` has {rows} rows for {heads} heads");
+            return Err(Error::malformed(saving.source.weights.path(), message));
+        }
+        let len = shape.iter().product();
+        writer.lazy_tensor(stored, format, shape, format.bytes_for(len), move || match heads {
+            Some(heads) => {
+                let order = move |row: usize| interleaved_row(row, rows, heads);
+                saving.encode(name, format, Some(&order))
+            }
+            None => saving.encode(name, format, None),
+        });
+    }
+    writer.write(out)
+}
+
+/// Number of heads whose rows llama.cpp wants interleaved in the tensor of this Hugging Face name.
+fn interleaved(config: &ModelConfig, name: &str) -> Option<usize> {
+    if name.contains(".self_attn.q_proj.") {
+        Some(config.num_attention_heads)
+    } else if name.contains(".self_attn.k_proj.") {
+        Some(config.num_key_value_heads)
+    } else {
+        None
+    }
+}
+
+fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {
+    let template = "tokenizer.chat_template";
+    for (key, value) in base.metadata() {
+        let dropped = NOT_CARRIED.contains(&key.as_str())
+            || key.starts_with("split.")
+            || (key == template && saving.chat_template.is_some());
+        if !dropped {
+            writer.metadata(key.clone(), value.clone());
+        }
+    }
+    writer.metadata("general.name", Value::String(saving.name.to_owned()));
+    if let Some(text) = saving.chat_template {
+        writer.metadata(template, Value::String(text.to_owned()));
+    }
+}
+
+fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()> {
+    let config = &saving.source.config;
+    let path = saving.source.weights.path();
+    let window = config.sliding_window.filter(|&window| window < config.max_position_embeddings);
+    if let Some(window) = window {
+        let message = format!(
+            "attention reaches {window} tokens back, which a GGUF file of the architecture `llama` \
+             cannot say; write a Hugging Face folder instead"
+        );
+        return Err(Error::config(path, "sliding_window", message));
+    }
+    let size = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
+    // llama.cpp knows all models of this layer as `llama`.
+    writer.metadata("general.architecture", Value::String("llama".to_owned()));
+    writer.metadata("general.type", Value::String("model".to_owned()));
+    writer.metadata("general.name", Value::String(saving.name.to_owned()));
+    for (key, value) in [
+        ("vocab_size", size(config.vocab_size)),
+        ("context_length", size(config.max_position_embeddings)),
+        ("embedding_length", size(config.hidden_size)),
+        ("block_count", size(config.num_hidden_layers)),
+        ("feed_forward_length", size(config.intermediate_size)),
+        ("attention.head_count", size(config.num_attention_heads)),
+        ("attention.head_count_kv", size(config.num_key_value_heads)),
+        ("attention.key_length", size(config.head_dim)),
+        ("attention.value_length", size(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32)),
+        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.freq_base", Value::F32(config.rope.theta as f32)),
+    ] {
+        writer.metadata(format!("llama.{key}"), value);
+    }
+    if let RopeScaling::Linear { factor } = config.rope.scaling {
+        writer.metadata("llama.rope.scaling.type", Value::String("linear".to_owned()));
+        writer.metadata("llama.rope.scaling.factor", Value::F32(factor as f32));
+    }
+    let template = saving.chat_template;
+    for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {
+        writer.metadata(key, value);
+    }
+    Ok(())
+}
+
+/// The divisors by which llama.cpp stretches the rotary frequencies as Llama 3 does.
+fn frequency_factors(config: &ModelConfig) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 {
+        factor,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings,
+    } = config.rope.scaling
+    else {
+        return None;
+    };
+    let pairs = config.head_dim / 2;
+    let factors = (0..pairs).map(|i| {
+        let frequency = config.rope.theta.powf(-(i as f64) / pairs as f64);
+        let turns =
+            original_max_position_embeddings as f64 * frequency / (2.0 * std::f64::consts::PI);
+        let smooth =
+            ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+        (1.0 / (smooth + (1.0 - smooth) / factor)) as f32
+    });
+    Some(factors.collect())
+}

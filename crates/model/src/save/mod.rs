@@ -1,0 +1,118 @@
+//! Writing a base model with some of its weights changed: as a Hugging Face folder, or as a GGUF
+//! file.
+//!
+//! Tensors are read, changed, narrowed and written one at a time, so the memory needed is that of
+//! the largest tensor.
+
+mod folder;
+mod gguf;
+
+use crate::error::{Error, Result};
+use crate::source::ModelSource;
+use hydralora_kernels::Tensor;
+use hydralora_kernels::block::{BlockFormat, quantize};
+use std::fmt;
+use std::path::Path;
+
+/// Largest magnitude that still rounds to a finite half-precision number.
+const HALF_LIMIT: f32 = 65520.0;
+
+/// A base model about to be written.
+pub struct Saving<'a> {
+    /// The model to start from.
+    pub source: &'a ModelSource,
+    /// Number format of matrices; vectors (and rows that are no whole number of blocks) stay wider.
+    pub format: BlockFormat,
+    /// Chat template to write instead of the model's own.
+    pub chat_template: Option<&'a str>,
+    /// Name to write into the file's metadata.
+    pub name: &'a str,
+    /// Gives what to write for the tensor of a Hugging Face name, `f32` in its own shape.
+    pub edit: &'a dyn Fn(&str, Tensor) -> Tensor,
+}
+
+impl fmt::Debug for Saving<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Saving").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl Saving<'_> {
+    /// Writes a Hugging Face folder: `config.json`, `model.safetensors`, the tokenizer's files;
+    /// whole or not at all.
+    ///
+    /// # Errors
+    /// If the format is not one of safetensors', a number does not fit it, or the file system
+    /// refuses.
+    pub fn folder(&self, out: &Path) -> Result<()> {
+        folder::write(self, out)
+    }
+
+    /// Writes a GGUF file, whole or not at all. Query and key rows are in the order llama.cpp
+    /// rotates them; the tokenizer comes along.
+    ///
+    /// # Errors
+    /// If the model or its tokenizer has no form in GGUF, a number does not fit the format, or the
+    /// file system refuses.
+    pub fn gguf(&self, out: &Path) -> Result<()> {
+        gguf::write(self, out)
+    }
+
+    /// Names of the tensors the decoder computes with, sorted.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let tied = self.source.config.tie_word_embeddings;
+        self.source.weights.names().filter(move |name| {
+            let repeated = tied && *name == "lm_head.weight";
+            !repeated && !crate::weights::is_derived(name)
+        })
+    }
+
+    fn shape(&self, name: &str) -> &[usize] {
+        self.source.weights.describe(name).map_or(&[], |(shape, _)| shape)
+    }
+
+    /// The changed tensor `name`, its rows reordered by `order`, as bytes of `format`.
+    fn encode(
+        &self,
+        name: &str,
+        format: BlockFormat,
+        order: Option<&dyn Fn(usize) -> usize>,
+    ) -> Result<Vec<u8>> {
+        let shape = self.shape(name).to_vec();
+        let values = self.source.weights.take_f32(name, &shape)?;
+        let tensor = (self.edit)(name, Tensor::new(values, shape.clone()));
+        let path = self.source.weights.path();
+        if tensor.shape() != shape {
+            let message =
+                format!("`{name}` would change its shape from {shape:?} to {:?}", tensor.shape());
+            return Err(Error::malformed(path, message));
+        }
+        if !tensor.is_finite() {
+            return Err(Error::NonFinite { path: path.to_path_buf(), name: name.to_owned() });
+        }
+        let values = tensor.data::<f32>();
+        if format == BlockFormat::F16
+            && let Some(value) = values.iter().find(|value| value.abs() >= HALF_LIMIT)
+        {
+            let message = format!(
+                "tensor `{name}` holds {value}, beyond half precision's 65504; expected another \
+                 number format (bf16 or f32)"
+            );
+            return Err(Error::malformed(path, message));
+        }
+        let mut bytes = Vec::new();
+        match order {
+            None => quantize(format, values, &mut bytes),
+            Some(row_of) => {
+                let rows = shape[0];
+                let width = values.len() / rows.max(1);
+                let mut ordered = vec![0.0f32; values.len()];
+                for (row, from) in values.chunks_exact(width.max(1)).enumerate() {
+                    ordered[row_of(row) * width..][..width].copy_from_slice(from);
+                }
+                quantize(format, &ordered, &mut bytes);
+            }
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,137 @@
+//! The tokenizer as the metadata of a GGUF file.
+//!
+//! Byte-level BPE becomes a vocabulary, merges and the name of the rule that cuts words; BPE with
+//! byte fallback, as converted from SentencePiece, becomes pieces with scores. Both are read from the
+//! tokenizer's own JSON form.
+
+use super::{Tokenizer, words};
+use crate::error::{Error, Result};
+use crate::gguf::{Array, Value};
+use serde_json::Value as Json;
+use std::collections::HashMap;
+
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// The metadata of `tokenizer` for a model with `rows` embeddings.
+pub(super) fn metadata(
+    tokenizer: &Tokenizer,
+    rows: usize,
+    template: Option<&str>,
+) -> Result<Vec<(String, Value)>> {
+    let text = tokenizer.inner.to_string(false).map_err(|error| tokenizer.fault(&error))?;
+    let path = &tokenizer.path;
+    let json: Json =
+        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
+    let model = &json["model"];
+    if model["type"] != "BPE" {
+        let message = format!("{} cannot be written to a GGUF file; expected BPE", model["type"]);
+        return Err(Error::tokenizer(path, message));
+    }
+    let vocabulary = model["vocab"].as_object();
+    let vocabulary: HashMap<&str, usize> = vocabulary
+        .into_iter()
+        .flatten()
+        .filter_map(|(token, id)| Some((token.as_str(), usize::try_from(id.as_u64()?).ok()?)))
+        .collect();
+    let mut tokens: Vec<String> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
+    let mut kinds = vec![UNUSED; rows];
+    let outside = |id: usize| {
+        Error::tokenizer(path, format!("token {id} has no row in an embedding of {rows}"))
+    };
+    let byte_fallback = model["byte_fallback"] == true;
+    for (&token, &id) in &vocabulary {
+        let slot = tokens.get_mut(id).ok_or_else(|| outside(id))?;
+        token.clone_into(slot);
+        kinds[id] = if byte_fallback && is_byte(token) { BYTE } else { NORMAL };
+    }
+    for added in json["added_tokens"].as_array().into_iter().flatten() {
+        let (Some(id), Some(content)) = (added["id"].as_u64(), added["content"].as_str()) else {
+            continue;
+        };
+        let id = usize::try_from(id).unwrap_or(usize::MAX);
+        let slot = tokens.get_mut(id).ok_or_else(|| outside(id))?;
+        content.clone_into(slot);
+        kinds[id] = if added["special"] == true { CONTROL } else { USER_DEFINED };
+    }
+    let unknown = model["unk_token"].as_str().and_then(|token| vocabulary.get(token).copied());
+    let merges = merges(model);
+    let mut out: Vec<(String, Value)> = Vec::new();
+    let mut put = |key: &str, value: Value| out.push((format!("tokenizer.{key}"), value));
+    if byte_fallback {
+        if let Some(id) = unknown {
+            kinds[id] = UNKNOWN;
+        }
+        put("ggml.model", Value::String("llama".to_owned()));
+        put("ggml.pre", Value::String("default".to_owned()));
+        let scores = scores(&tokens, &merges);
+        put("ggml.scores", Value::Array(Array::F32(scores)));
+        let prefix = json["normalizer"].to_string().contains("\"Prepend\"")
+            || json["pre_tokenizer"]["prepend_scheme"] == "first"
+            || json["pre_tokenizer"]["prepend_scheme"] == "always";
+        put("ggml.add_space_prefix", Value::Bool(prefix));
+    } else {
+        let rule = words::name_of(&json["pre_tokenizer"], model["ignore_merges"] == true)
+            .ok_or_else(|| {
+                let message = "GGUF has no name for its rule to cut words; write a Hugging Face \
+                               folder instead";
+                Error::tokenizer(path, message)
+            })?;
+        put("ggml.model", Value::String("gpt2".to_owned()));
+        put("ggml.pre", Value::String(rule.to_owned()));
+        let joined = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+        put("ggml.merges", Value::Array(Array::String(joined)));
+    }
+    put("ggml.tokens", Value::Array(Array::String(tokens)));
+    put("ggml.token_type", Value::Array(Array::I32(kinds)));
+    let unknown = unknown.and_then(|id| u32::try_from(id).ok());
+    for (role, id) in [
+        ("bos", tokenizer.bos().map(|(id, _)| id)),
+        ("eos", tokenizer.eos().map(|(id, _)| id)),
+        ("padding", tokenizer.pad().map(|(id, _)| id)),
+        ("unknown", unknown),
+    ] {
+        if let Some(id) = id {
+            put(&format!("ggml.{role}_token_id"), Value::U32(id));
+        }
+    }
+    put("ggml.add_bos_token", Value::Bool(tokenizer.add_bos()));
+    if let Some(template) = template.or(tokenizer.chat_template()) {
+        put("chat_template", Value::String(template.to_owned()));
+    }
+    Ok(out)
+}
+
+/// Whether a piece stands for a byte, as `<0x0A>`.
+fn is_byte(token: &str) -> bool {
+    let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    hex.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())
+}
+
+/// Merges in order, written as pairs or with a space between.
+fn merges(model: &Json) -> Vec<(String, String)> {
+    fn pair(merge: &Json) -> Option<(String, String)> {
+        let (left, right) = match merge {
+            Json::Array(pair) => (pair.first()?.as_str()?, pair.get(1)?.as_str()?),
+            Json::String(joined) => joined.split_once(' ')?,
+            _ => return None,
+        };
+        Some((left.to_owned(), right.to_owned()))
+    }
+    model["merges"].as_array().into_iter().flatten().filter_map(pair).collect()
+}
+
+/// SentencePiece joins the neighbours whose union scores best, so a piece scores by the first merge
+/// that makes it.
+fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f32> {
+    let mut ranks: HashMap<String, usize> = HashMap::new();
+    for (rank, (left, right)) in merges.iter().enumerate() {
+        ranks.entry(format!("{left}{right}")).or_insert(rank);
+    }
+    let last = merges.len();
+    tokens.iter().map(|token| -(ranks.get(token).copied().unwrap_or(last) as f32)).collect()
+}

@@ -1,0 +1,91 @@
+//! The registry's side of a method: everything but its options' fields follows from a few words.
+
+use crate::error::{Fault, Result};
+use crate::method::{Method, MethodOptions, read_section};
+use crate::options::refuse_unless;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use std::marker::PhantomData;
+
+/// Options that describe their method.
+pub(crate) trait Described: MethodOptions + Default + DeserializeOwned + 'static {
+    /// The name in a recipe, `method.name`.
+    const NAME: &'static str;
+    /// One line for `--help` and the docs.
+    const SUMMARY: &'static str;
+    /// `peft_type` in an `adapter_config.json`.
+    const PEFT_TYPE: &'static str;
+
+    /// Whether an `adapter_config.json` describes this method.
+    fn claims(config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!(Self::PEFT_TYPE))
+    }
+
+    /// Every option whose value makes no sense.
+    fn faults(&self) -> Vec<Fault>;
+
+    /// Reads the options, and checks them, out of an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// Every option that is wrong or not supported here.
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>>;
+}
+
+/// The registry's entry of the method whose options are `O`.
+pub(crate) struct Registered<O>(PhantomData<fn() -> O>);
+
+impl<O> Registered<O> {
+    /// The entry.
+    pub(crate) const ENTRY: Self = Self(PhantomData);
+}
+
+impl<O: Described> Method for Registered<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn summary(&self) -> &'static str {
+        O::SUMMARY
+    }
+
+    fn claims(&self, config: &Map<String, Value>) -> bool {
+        O::claims(config)
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        O::default().to_recipe()
+    }
+
+    fn read_recipe(
+        &self,
+        section: &Map<String, Value>,
+    ) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        let options: O = read_section("method", section, &self.defaults())?;
+        let faults = options.faults();
+        if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
+    }
+
+    fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
+        Ok(Box::new(O::from_peft(config)?))
+    }
+}
+
+/// Reads options that a file names as a recipe does, from `own`, and refuses what the rest of
+/// `config` asks for and `accepted` does not list; finds every fault at once.
+///
+/// # Errors
+/// Every option that is wrong or not supported here.
+pub(crate) fn from_own<O: Described>(
+    config: &Map<String, Value>,
+    accepted: &[(&str, &[&str])],
+    own: &Map<String, Value>,
+) -> Result<O, Vec<Fault>> {
+    let mut faults = refuse_unless(config, accepted);
+    let read: Result<O, _> = read_section("adapter_config", own, &O::default().to_recipe());
+    let options = read.unwrap_or_else(|found| {
+        faults.extend(found);
+        O::default()
+    });
+    faults.extend(options.faults());
+    if faults.is_empty() { Ok(options) } else { Err(faults) }
+}

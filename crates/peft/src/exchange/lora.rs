@@ -1,0 +1,280 @@
+//! Plain LoRAs as PEFT's folders hold them, apart from any model: `A` and `B` per layer and one
+//! scale.
+
+use super::shapes_in;
+use crate::error::{Error, Result};
+use crate::io::{self, Metadata, module_names};
+use crate::merge::{Factors, Gates, Merge, MergePlan};
+use crate::method::{TensorMap, Tuned};
+use crate::methods;
+use crate::options;
+use hydralora_kernels::{DType, Tensor};
+use hydralora_model::adapter::{Site, SiteShape};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The two matrices of a layer.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+}
+
+/// A LoRA: `y = W0 x + scale · B A x` at some layers, tensors in `f32`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// Where it was read from, for messages.
+    pub path: PathBuf,
+    /// Rank `r` of every pair.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f64,
+    /// Whether the scale is `alpha / √r` instead of `alpha / r`.
+    pub use_rslora: bool,
+    /// The pairs by layer.
+    pub sites: BTreeMap<Site, Pair>,
+    /// The layers' names in the configuration.
+    pub target_modules: Value,
+    /// The base's name in the configuration.
+    pub base_model: String,
+    /// What it was trained with, if that is recorded.
+    pub metadata: Option<Metadata>,
+}
+
+impl Lora {
+    /// Reads a LoRA's folder.
+    ///
+    /// # Errors
+    /// If it is not a plain LoRA, or something in it is malformed or not supported.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let config = io::read_config(folder)?;
+        let options = io::read_options(folder)?.to_peft();
+        let kind = options.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+        let plain = kind == "LORA"
+            && !config.contains_key("lora_nums")
+            && options.get("use_dora") != Some(&json!(true));
+        if !plain {
+            return Err(Error::Malformed {
+                path: folder.join(io::CONFIG_FILE),
+                message: format!("is no plain LoRA (peft_type {kind}); expected one"),
+            });
+        }
+        let number = |key: &str| options.get(key).and_then(Value::as_f64).unwrap_or_default();
+        let rank = number("r") as usize;
+        let path = io::stored_tensors(folder);
+        let mut tensors = io::decode(&path, DType::F32)?;
+        let shapes = shapes_in(&tensors);
+        let mut mismatches = Vec::new();
+        let mut sites = BTreeMap::new();
+        for SiteShape { site, in_features, out_features } in shapes {
+            let mut take = |part: &str, shape: [usize; 2]| {
+                let name = format!("{site}.{part}.weight");
+                crate::method::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
+            };
+            let (a, b) =
+                (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
+            if let (Some(a), Some(b)) = (a, b) {
+                sites.insert(site, Pair { a, b });
+            }
+        }
+        mismatches.extend(tensors.keys().map(|name| format!("`{name}` is not LoRA's")));
+        if sites.is_empty() && mismatches.is_empty() {
+            mismatches.push("holds no tensor of a layer".to_owned());
+        }
+        if !mismatches.is_empty() {
+            mismatches.truncate(8);
+            return Err(Error::Tensors { path, mismatches });
+        }
+        let base = config.get("base_model_name_or_path").and_then(Value::as_str);
+        Ok(Self {
+            path: folder.to_path_buf(),
+            rank,
+            alpha: number("lora_alpha"),
+            use_rslora: options.get("use_rslora") == Some(&json!(true)),
+            sites,
+            target_modules: config.get("target_modules").cloned().unwrap_or(Value::Null),
+            base_model: base.unwrap_or_default().to_owned(),
+            metadata: io::read_metadata(folder)?,
+        })
+    }
+
+    /// The LoRA that does what `tuned` does with the gates of routed layers held at `gates`. Its
+    /// rank is `N·r` for `N` heads, each head's columns scaled by its gate; with `compact` the heads
+    /// of a shared `A` are added up, which gives the same update in rank `r`.
+    ///
+    /// # Errors
+    /// If some layer's change is no product of thin matrices.
+    pub fn from_tuned(
+        tuned: &dyn Tuned,
+        all: &[SiteShape],
+        gates: &Gates,
+        compact: bool,
+    ) -> Result<Self> {
+        let plan = MergePlan::new(tuned, all, gates)?;
+        let (mut sites, mut scales) = (BTreeMap::new(), Vec::new());
+        for (&site, merge) in plan.sites() {
+            let Merge::Delta(factors) = merge else {
+                let reason = format!(
+                    "what it does to {site} is no product of two thin matrices, as LoRA's is; merge \
+                     it into the base instead"
+                );
+                return Err(Error::CannotMerge { reason });
+            };
+            let (a, b) = if compact { factors.compact() } else { factors.stacked() };
+            scales.push(factors.scale);
+            let pair = Pair { a: a.to_dtype(DType::F32), b: b.to_dtype(DType::F32) };
+            sites.insert(site, pair);
+        }
+        let rank = sites.values().map(|pair: &Pair| pair.a.rows()).max().unwrap_or(0);
+        let scale = scales.first().copied().unwrap_or(1.0);
+        if scales.iter().any(|other| *other != scale)
+            || sites.values().any(|pair| pair.a.rows() != rank)
+        {
+            let reason = "its layers differ in rank or scale, which one LoRA cannot say";
+            return Err(Error::CannotMerge { reason: reason.to_owned() });
+        }
+        let names = module_names(&sites.keys().copied().collect::<Vec<_>>(), all);
+        Ok(Self {
+            path: PathBuf::new(),
+            rank,
+            alpha: scale * rank as f64,
+            use_rslora: false,
+            sites,
+            target_modules: json!(names),
+            base_model: String::new(),
+            metadata: None,
+        })
+    }
+
+    /// The factor on `B A`.
+    pub fn scale(&self) -> f64 {
+        options::scale(self.alpha, self.rank, self.use_rslora)
+    }
+
+    /// The tensors under PEFT's names, without its prefix.
+    pub fn tensors(&self) -> TensorMap {
+        let mut map = TensorMap::new();
+        for (site, pair) in &self.sites {
+            map.insert(format!("{site}.lora_A.weight"), pair.a.clone());
+            map.insert(format!("{site}.lora_B.weight"), pair.b.clone());
+        }
+        map
+    }
+
+    /// The live adapter on a model whose layers are `all`.
+    ///
+    /// # Errors
+    /// If the model lacks a layer or has another width there.
+    pub fn attach(&self, all: &[SiteShape], dtype: DType) -> Result<Box<dyn Tuned>> {
+        let config = self.config();
+        let options = methods::find("lora")?
+            .read_peft(&config)
+            .map_err(|faults| Error::Options { faults })?;
+        let tensors = self.tensors().into_iter().map(|(name, t)| (name, t.to_dtype(dtype)));
+        io::attach(&self.path, options.as_ref(), tensors.collect(), all, dtype)
+    }
+
+    /// The `adapter_config.json`.
+    fn config(&self) -> Map<String, Value> {
+        let keys = options::LoraConfigKeys {
+            rank: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            dropout: 0.0,
+            targets: crate::targets::Targets::default(),
+        };
+        let mut config = keys.write("LORA");
+        config.insert("target_modules".to_owned(), self.target_modules.clone());
+        config.insert("base_model_name_or_path".to_owned(), json!(self.base_model));
+        config
+    }
+
+    /// Writes the folder, whole or not at all.
+    ///
+    /// # Errors
+    /// If a tensor holds a number that is not finite or the file system refuses.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        io::save_parts(folder, self.config(), self.tensors(), self.metadata.as_ref())
+    }
+
+    /// The layers with their widths.
+    pub fn shapes(&self) -> Vec<SiteShape> {
+        shapes_in(&self.tensors())
+    }
+
+    /// The update at `site`, if there is one.
+    pub fn factors(&self, site: Site) -> Option<Factors> {
+        let Pair { a, b } = self.sites.get(&site)?;
+        Some(Factors { a: a.clone(), b: b.clone(), scale: self.scale(), num_experts: 1 })
+    }
+
+    /// Records a common origin: configuration, base and metadata of `others`, as far as they agree.
+    pub(crate) fn inherit(&mut self, others: &[Lora]) {
+        let Some(first) = others.first() else { return };
+        self.base_model.clone_from(&first.base_model);
+        let same_targets = others.iter().all(|other| other.target_modules == first.target_modules);
+        self.target_modules = if same_targets {
+            first.target_modules.clone()
+        } else {
+            json!(self.sites.keys().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        self.metadata = first.metadata.clone().map(|mut metadata| {
+            let agree = others
+                .iter()
+                .filter_map(|other| other.metadata.as_ref())
+                .all(|other| other.chat_template == metadata.chat_template);
+            if !agree {
+                metadata.chat_template = None;
+            }
+            metadata
+        });
+    }
+}
+
+/// Reads several LoRAs that were trained on the same base.
+///
+/// # Errors
+/// If one cannot be read, or their bases, or the widths of a layer, differ.
+pub fn read_loras(folders: &[PathBuf]) -> Result<Vec<Lora>> {
+    let loras: Vec<Lora> =
+        folders.iter().map(|folder| Lora::read(folder)).collect::<Result<_>>()?;
+    let Some((first, rest)) = loras.split_first() else { return Ok(loras) };
+    let differ = |other: &Lora, what: &str, a: String, b: String| Error::Incompatible {
+        first: first.path.clone(),
+        second: other.path.clone(),
+        message: format!("{what}: {a} and {b}; expected the same"),
+    };
+    for other in rest {
+        match (&first.metadata, &other.metadata) {
+            (Some(a), Some(b)) if a.base_fingerprint != b.base_fingerprint => {
+                let show = |m: &Metadata| {
+                    let start: String = m.base_fingerprint.chars().take(12).collect();
+                    format!("`{}` (fingerprint {start}…)", m.base_model)
+                };
+                return Err(differ(other, "base models", show(a), show(b)));
+            }
+            (Some(_), Some(_)) => {}
+            _ if !first.base_model.is_empty()
+                && !other.base_model.is_empty()
+                && first.base_model != other.base_model =>
+            {
+                let quoted = |name: &str| format!("`{name}`");
+                let (a, b) = (quoted(&first.base_model), quoted(&other.base_model));
+                return Err(differ(other, "base models", a, b));
+            }
+            _ => {}
+        }
+        for (site, pair) in &other.sites {
+            let Some(own) = first.sites.get(site) else { continue };
+            let widths = |pair: &Pair| [pair.b.rows(), pair.a.cols()];
+            if widths(own) != widths(pair) {
+                let show = |pair: &Pair| format!("{:?}", widths(pair));
+                return Err(differ(other, &site.to_string(), show(own), show(pair)));
+            }
+        }
+    }
+    Ok(loras)
+}

@@ -1,0 +1,208 @@
+//! The options that LoRA and its relatives share, written once: a macro puts their five fields
+//! before a method's own, and a trait derives recipe, file and registry from the rest.
+
+use crate::described::Described;
+use crate::error::{Fault, Result};
+use crate::low_rank::{Balance, LowRankAdapter, LowRankSpec};
+use crate::method::{MethodOptions, Tuned, read_section};
+use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
+use crate::targets::Targets;
+use hydralora_kernels::DType;
+use hydralora_model::adapter::SiteShape;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+/// `struct Options` with the shared fields and, behind them, those given.
+macro_rules! low_rank_options {
+    (
+        $(#[$meta:meta])*
+        rank = $rank:expr, alpha = $alpha:expr, targets = $targets:expr;
+        $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)*
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct Options {
+            /// Rank `r` of each `A` and `B`.
+            rank: usize,
+            /// Numerator of the scale.
+            alpha: f64,
+            /// Scale by `alpha / √r` instead of `alpha / r`.
+            use_rslora: bool,
+            /// Dropout probability on the input of `A`.
+            dropout: f64,
+            /// The layers to change.
+            targets: crate::targets::Targets,
+            $($(#[$field_meta])* $field: $type,)*
+        }
+
+        impl Default for Options {
+            fn default() -> Self {
+                Self {
+                    rank: $rank,
+                    alpha: $alpha,
+                    use_rslora: false,
+                    dropout: 0.0,
+                    targets: crate::targets::Targets::One($targets.to_owned()),
+                    $($field: $default,)*
+                }
+            }
+        }
+
+        impl crate::low_rank_options::Shared for Options {
+            fn keys(&self) -> crate::options::LoraConfigKeys {
+                crate::options::LoraConfigKeys {
+                    rank: self.rank,
+                    alpha: self.alpha,
+                    use_rslora: self.use_rslora,
+                    dropout: self.dropout,
+                    targets: self.targets.clone(),
+                }
+            }
+
+            fn with_keys(self, keys: crate::options::LoraConfigKeys) -> Self {
+                let crate::options::LoraConfigKeys { rank, alpha, use_rslora, dropout, targets } =
+                    keys;
+                Self { rank, alpha, use_rslora, dropout, targets, ..self }
+            }
+
+            fn targets(&self) -> &crate::targets::Targets {
+                &self.targets
+            }
+        }
+    };
+}
+pub(crate) use low_rank_options;
+
+/// Access to the shared fields.
+pub(crate) trait Shared {
+    /// Their values.
+    fn keys(&self) -> LoraConfigKeys;
+    /// The same options with other values of them.
+    fn with_keys(self, keys: LoraConfigKeys) -> Self;
+    /// The layers to change.
+    fn targets(&self) -> &Targets;
+}
+
+/// What a relative of LoRA says beyond its options' fields.
+pub(crate) trait LowRankOptions:
+    Shared + Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// As [`Described::NAME`].
+    const NAME: &'static str;
+    /// As [`Described::SUMMARY`].
+    const SUMMARY: &'static str;
+    /// As [`Described::PEFT_TYPE`].
+    const PEFT_TYPE: &'static str;
+    /// Options that a file names as a recipe does.
+    const OWN_KEYS: &'static [&'static str] = &[];
+
+    /// As [`Described::claims`].
+    fn claims(config: &Map<String, Value>) -> bool {
+        config.get("peft_type") == Some(&json!(Self::PEFT_TYPE))
+    }
+    /// Every own option whose value makes no sense.
+    fn own_faults(&self) -> Vec<Fault> {
+        Vec::new()
+    }
+    /// How many experts there are, if they are an option.
+    fn num_experts(&self) -> Option<usize> {
+        None
+    }
+    /// As [`MethodOptions::router_clusters`].
+    fn clusters_to_start_from(&self) -> Option<usize> {
+        None
+    }
+    /// What the adapter computes.
+    fn spec(&self) -> LowRankSpec;
+    /// The penalty on uneven loads, if there is one.
+    fn balance(&self) -> Option<Balance> {
+        None
+    }
+}
+
+impl<O: LowRankOptions> MethodOptions for O {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let mut config = self.keys().write(O::PEFT_TYPE);
+        if let Some(experts) = self.num_experts() {
+            config.insert("lora_nums".to_owned(), json!(experts));
+        }
+        let own = self.to_recipe();
+        config.extend(O::OWN_KEYS.iter().map(|&key| (key.to_owned(), own[key].clone())));
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        Shared::targets(self)
+    }
+
+    fn router_clusters(&self) -> Option<usize> {
+        self.clusters_to_start_from()
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let options = Box::new(self.clone());
+        let adapter = LowRankAdapter::new(options, self.spec(), sites, dtype, seed);
+        Box::new(match self.balance() {
+            Some(balance) => adapter.balanced(balance),
+            None => adapter,
+        })
+    }
+}
+
+impl<O: LowRankOptions> Described for O {
+    const NAME: &'static str = <O as LowRankOptions>::NAME;
+    const SUMMARY: &'static str = <O as LowRankOptions>::SUMMARY;
+    const PEFT_TYPE: &'static str = <O as LowRankOptions>::PEFT_TYPE;
+
+    fn claims(config: &Map<String, Value>) -> bool {
+        <O as LowRankOptions>::claims(config)
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let keys = self.keys();
+        let mut faults = check_common(keys.rank, keys.alpha, keys.dropout, &keys.targets);
+        faults.extend(self.num_experts().and_then(check_experts));
+        faults.extend(self.own_faults());
+        faults
+    }
+
+    /// The number of experts is `lora_nums`, as the published code calls it.
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+        let keys = LoraConfigKeys::read(config, O::OWN_KEYS)?;
+        let own: Map<String, Value> = (O::OWN_KEYS.iter())
+            .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
+            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
+            .filter(|(_, value)| !value.is_null())
+            // PEFT's word for the usual start.
+            .filter(|(key, value)| key != "init_lora_weights" || !value.is_boolean())
+            .collect();
+        let options: O = read_section("adapter_config", &own, &O::default().to_recipe())?;
+        let mut faults: Vec<Fault> =
+            options.num_experts().and_then(check_experts).into_iter().collect();
+        let options = options.with_keys(keys);
+        faults.extend(options.own_faults());
+        if faults.is_empty() { Ok(options) } else { Err(faults) }
+    }
+}
+
+/// Faults of a router that sends each token to its `top_k` largest experts.
+pub(crate) fn check_top_k(top_k: Option<usize>, num_experts: usize) -> Option<Fault> {
+    let k = top_k.filter(|k| !(2..=num_experts.max(2)).contains(k))?;
+    let message = format!(
+        "is {k}; expected 2 to num_experts (the gate of a single expert is 1 whatever the router \
+         says, so it would not learn)"
+    );
+    Some(Fault::new("method.router_top_k", message))
+}
+
+/// A fault if a penalty's factor is no weight.
+pub(crate) fn check_weight(option: &str, weight: f64) -> Option<Fault> {
+    (!(weight.is_finite() && weight >= 0.0))
+        .then(|| Fault::new(format!("method.{option}"), format!("is {weight}; expected 0 or more")))
+}

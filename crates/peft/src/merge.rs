@@ -1,0 +1,201 @@
+//! Folding an adapter into the base's weights.
+//!
+//! ```text
+//! Delta   W' = W + scale · Σ_i w_i B_i A_i
+//! Scale   W'_oj = l_o W_oj, b'_o = l_o b_o       or       W'_oj = W_oj l_j
+//! ```
+//!
+//! A router's gates depend on the token, so a routed layer has no such `W'` unless its gates are
+//! held fixed; [`Gates`] says at which values.
+
+use crate::error::{Error, Result};
+use crate::method::Tuned;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::{DType, Tensor};
+use hydralora_model::adapter::{Site, SiteShape};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// At which values the gates of routed layers are held.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Gates {
+    /// At none: they are computed per token, and a routed layer cannot be folded.
+    #[default]
+    PerToken,
+    /// At `1/N` for each of `N` experts.
+    Uniform,
+    /// At these values for each layer, in the order of the experts.
+    Fixed(BTreeMap<Site, Vec<f64>>),
+}
+
+/// What an adapter does to a layer's weight.
+pub enum Merge<'a> {
+    /// Nothing.
+    Unchanged,
+    /// Adds a product of thin matrices.
+    Delta(Factors),
+    /// Multiplies every output (row of the weight) by `l: [out]`, the bias too.
+    ScaleOutput(Tensor),
+    /// Multiplies every input (column of the weight) by `l: [in]`.
+    ScaleInput(Tensor),
+    /// Replaces the weight `[out, in]` by what this makes of it.
+    Map(Box<dyn Fn(Tensor) -> Tensor + 'a>),
+    /// Nothing that a weight could do instead, for this reason.
+    Refused(String),
+}
+
+impl fmt::Debug for Merge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Merge::Unchanged => f.write_str("Unchanged"),
+            Merge::Delta(factors) => f.debug_tuple("Delta").field(factors).finish(),
+            Merge::ScaleOutput(l) => f.debug_tuple("ScaleOutput").field(l).finish(),
+            Merge::ScaleInput(l) => f.debug_tuple("ScaleInput").field(l).finish(),
+            Merge::Map(_) => f.write_str("Map"),
+            Merge::Refused(why) => f.debug_tuple("Refused").field(why).finish(),
+        }
+    }
+}
+
+/// `scale · Σ_i B_i A_i`, the gates already in the `B_i`.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// `[r, in]` if all experts share it, else `[N·r, in]`.
+    pub a: Tensor,
+    /// `[out, N·r]`: the experts' `B_i`, each times its gate, side by side.
+    pub b: Tensor,
+    /// The factor on the product.
+    pub scale: f64,
+    /// Number `N` of experts.
+    pub num_experts: usize,
+}
+
+impl Factors {
+    /// Whether all experts use the same `A`.
+    fn shared_a(&self) -> bool {
+        self.num_experts > 1 && self.a.rows() < self.b.cols()
+    }
+
+    /// The pair `[N·r, in]`, `[out, N·r]` of the same product, a shared `A` repeated for every head.
+    pub fn stacked(&self) -> (Tensor, Tensor) {
+        if !self.shared_a() {
+            return (self.a.clone(), self.b.clone());
+        }
+        let one = self.a.to_f32();
+        let stack: Vec<f32> = (0..self.num_experts).flat_map(|_| one.iter().copied()).collect();
+        (Tensor::new(stack, [self.b.cols(), self.a.cols()]), self.b.clone())
+    }
+
+    /// The pair of lowest rank of the same product: the heads of a shared `A` added up.
+    pub fn compact(&self) -> (Tensor, Tensor) {
+        if !self.shared_a() {
+            return (self.a.clone(), self.b.clone());
+        }
+        let rank = self.a.rows();
+        let sums: Vec<f64> = self
+            .b
+            .to_f64()
+            .chunks_exact(self.b.cols())
+            .flat_map(|row| {
+                (0..rank).map(|k| row.iter().skip(k).step_by(rank).sum::<f64>()).collect::<Vec<_>>()
+            })
+            .collect();
+        (self.a.clone(), Tensor::from_f64(self.b.dtype(), &sums, [self.b.rows(), rank]))
+    }
+
+    /// `scale · B A` as `[out, in]` in `f32`.
+    pub fn product(&self) -> Tensor {
+        let (a, b) = self.compact();
+        let (rank, inputs) = (a.rows(), a.cols());
+        let values = a.to_f32();
+        let transposed: Vec<f32> = (0..inputs)
+            .flat_map(|column| (0..rank).map(move |row| row * inputs + column))
+            .map(|at| values[at])
+            .collect();
+        let layer = FrozenLinear::dense(Tensor::new(transposed, [inputs, rank]));
+        let mut product = layer.apply(&b.to_dtype(DType::F32));
+        product.scale(self.scale);
+        product
+    }
+}
+
+impl Merge<'_> {
+    /// What becomes of the weight `[out, in]`, in `f32`.
+    pub fn weight(&self, mut weight: Tensor) -> Tensor {
+        match self {
+            Merge::Unchanged | Merge::Refused(_) => {}
+            Merge::Delta(factors) => weight.add_assign(&factors.product()),
+            Merge::ScaleOutput(l) => {
+                let width = weight.cols();
+                let l = l.to_f32();
+                for (row, l) in weight.data_mut::<f32>().chunks_exact_mut(width).zip(l) {
+                    row.iter_mut().for_each(|w| *w *= l);
+                }
+            }
+            Merge::ScaleInput(l) => {
+                let width = weight.cols();
+                let l = l.to_f32();
+                for row in weight.data_mut::<f32>().chunks_exact_mut(width) {
+                    row.iter_mut().zip(&l).for_each(|(w, l)| *w *= l);
+                }
+            }
+            Merge::Map(map) => weight = map(weight),
+        }
+        weight
+    }
+
+    /// What becomes of the bias `[out]`, in `f32`.
+    pub fn bias(&self, mut bias: Tensor) -> Tensor {
+        if let Merge::ScaleOutput(l) = self {
+            let l = l.to_f32();
+            bias.data_mut::<f32>().iter_mut().zip(l).for_each(|(b, l)| *b *= l);
+        }
+        bias
+    }
+}
+
+/// An adapter ready to be folded.
+#[derive(Debug)]
+pub struct MergePlan<'a> {
+    sites: BTreeMap<Site, Merge<'a>>,
+}
+
+impl<'a> MergePlan<'a> {
+    /// What `tuned` does to each layer of `all` with the gates of routed layers held at `gates`.
+    ///
+    /// # Errors
+    /// If a layer cannot be folded, with the reason.
+    pub fn new(tuned: &'a dyn Tuned, all: &[SiteShape], gates: &Gates) -> Result<Self> {
+        let mut sites = BTreeMap::new();
+        for shape in all {
+            match tuned.merge(shape.site, gates) {
+                Merge::Unchanged => {}
+                Merge::Refused(reason) => return Err(Error::CannotMerge { reason }),
+                merge => {
+                    sites.insert(shape.site, merge);
+                }
+            }
+        }
+        Ok(Self { sites })
+    }
+
+    /// What happens at each layer that changes.
+    pub fn sites(&self) -> &BTreeMap<Site, Merge<'a>> {
+        &self.sites
+    }
+
+    /// What becomes of the base's tensor `name`, given in `f32`.
+    pub fn edit(&self, name: &str, tensor: Tensor) -> Tensor {
+        let of = |suffix: &str| {
+            let site = name.strip_suffix(suffix)?.parse::<Site>().ok()?;
+            self.sites.get(&site)
+        };
+        if let Some(merge) = of(".weight") {
+            merge.weight(tensor)
+        } else if let Some(merge) = of(".bias") {
+            merge.bias(tensor)
+        } else {
+            tensor
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! HumanEval (Chen et al., arXiv 2107.03374): programs that have to pass their tests.
+//!
+//! As lm-evaluation-harness's `humaneval`: the prompt alone, up to `\nclass`, `\ndef`, `\n#`, `\nif`
+//! or `\nprint` or 1,024 tokens; prompt, completion and tests are one program, which passes if it
+//! ends without an exception within 3 s. One greedy program gives `pass@1`; with `--repeats N`
+//! programs are drawn at a temperature of 0.2 and the likeliest tokens that reach 0.95, and
+//! `pass@k` is estimated without bias for `k` = 1, 10 and 100 up to `N`.
+//!
+//! Programs run in a [sandbox](crate::eval::sandbox), and only if that was allowed.
+
+use crate::eval::error::{Error, Result};
+use crate::eval::metrics::pass_at_k;
+use crate::eval::prompt::{Prompt, Reader};
+use crate::eval::sandbox::{Limits, Sandbox, Verdict};
+use crate::eval::task::{
+    Answer, Family, Files, Info, Item, Metric, Opened, Score, Settings, Task, Work, locate, object,
+};
+use serde::Deserialize;
+use serde_json::json;
+use std::num::NonZero;
+
+const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
+const EXPECTED: &str = "an object with the texts `task_id`, `prompt`, `test` and `entry_point`";
+
+/// The only member of its family.
+pub(crate) static FAMILY: HumanEvalFamily = HumanEvalFamily;
+
+pub(crate) struct HumanEvalFamily;
+
+impl Family for HumanEvalFamily {
+    fn names(&self) -> Vec<String> {
+        vec!["humaneval".to_owned()]
+    }
+
+    fn summary(&self) -> &'static str {
+        "HumanEval: programs run against their tests (needs --allow-code-execution)"
+    }
+
+    fn open(&self, name: &str, settings: &Settings, _: &Reader<'_>) -> Result<Opened> {
+        if !settings.allow_code_execution {
+            return Err(Error::Option {
+                option: "allow-code-execution",
+                message: "is not given; `humaneval` runs programs that the model writes, in a \
+                          sandbox"
+                    .to_owned(),
+            });
+        }
+        settings.examples(name, 0, 0)?;
+        let sandbox = Sandbox::new(Limits::default())?;
+        let places = ["humaneval/HumanEval.jsonl", "HumanEval.jsonl"];
+        let places = places.map(|place| settings.data.join(place)).to_vec();
+        let file = locate(name, "HumanEval.jsonl (unpack HumanEval.jsonl.gz)", places)?;
+        let mut files = Files::default();
+        let (problems, original) = files.json_lines::<Problem>(&file, EXPECTED, settings.limit)?;
+        let repeats = settings.repeats.unwrap_or(1).max(1);
+        let temperature = settings.temperature.unwrap_or(if repeats == 1 { 0.0 } else { 0.2 });
+        if repeats > 1 && temperature == 0.0 {
+            return Err(Error::Option {
+                option: "temperature",
+                message: format!("is 0, at which all {repeats} programs are the same"),
+            });
+        }
+        let top_p = if temperature == 0.0 { 1.0 } else { 0.95 };
+        let max_new_tokens = settings.new_tokens(1024)?;
+        let mut tests = Vec::new();
+        let mut items = Vec::new();
+        for (id, (record, problem)) in problems.into_iter().enumerate() {
+            tests.push(format!("{}\ncheck({})", problem.test, problem.entry_point));
+            items.push(Item {
+                id,
+                record,
+                prompt: Prompt::plain(problem.prompt),
+                work: Work::Write {
+                    stops: STOPS.map(str::to_owned).to_vec(),
+                    max_new_tokens,
+                    repeats,
+                    temperature,
+                    top_p,
+                },
+                target: problem.task_id,
+            });
+        }
+        let counts: Vec<usize> = [1, 10, 100].into_iter().filter(|k| *k <= repeats).collect();
+        let config = json!({
+            "generation_kwargs": {
+                "until": STOPS, "do_sample": temperature > 0.0, "temperature": temperature,
+                "top_p": top_p, "max_gen_toks": max_new_tokens, "seed": settings.seed,
+            },
+            "repeats": repeats,
+            "unsafe_code": true,
+            "sandbox": {"seconds": Limits::default().seconds, "memory": Limits::default().memory},
+        });
+        let metric = |k: &usize| Metric::new(format!("pass@{k}"), "create_test");
+        let info = Info {
+            name: name.to_owned(),
+            version: 1.0,
+            shots: 0,
+            output_type: "generate_until",
+            metrics: counts.iter().map(metric).collect(),
+            config: object(config),
+            data: files.hashes,
+            original,
+        };
+        let task = HumanEval { info, items, tests, counts, sandbox };
+        Ok(Opened { tasks: vec![Box::new(task)], groups: Vec::new() })
+    }
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    task_id: String,
+    prompt: String,
+    test: String,
+    entry_point: String,
+}
+
+struct HumanEval {
+    info: Info,
+    items: Vec<Item>,
+    tests: Vec<String>,
+    /// The `k` of each metric.
+    counts: Vec<usize>,
+    sandbox: Sandbox,
+}
+
+impl HumanEval {
+    fn verdicts(&self, item: &Item, completions: &[String]) -> Result<Vec<Verdict>> {
+        let program = |completion: &String| {
+            format!("{}{completion}\n{}", item.prompt.question, self.tests[item.id])
+        };
+        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let share = completions.len().div_ceil(workers).max(1);
+        let parts: Vec<Result<Vec<Verdict>>> = std::thread::scope(|scope| {
+            let running: Vec<_> = completions
+                .chunks(share)
+                .map(|part| {
+                    scope.spawn(move || part.iter().map(|c| self.sandbox.run(&program(c))).collect())
+                })
+                .collect();
+            let failed = || Err(Error::Sandbox("a thread of the sandbox died".to_owned()));
+            running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| failed())).collect()
+        });
+        let parts: Vec<Vec<Verdict>> = parts.into_iter().collect::<Result<_>>()?;
+        Ok(parts.concat())
+    }
+}
+
+impl Task for HumanEval {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    fn score(&self, item: &Item, answer: &Answer) -> Result<Vec<Score>> {
+        let verdicts = self.verdicts(item, answer.texts())?;
+        let right = verdicts.iter().filter(|verdict| **verdict == Verdict::Passed).count();
+        let words: Vec<&str> = verdicts
+            .iter()
+            .map(|verdict| match verdict {
+                Verdict::Passed => "passed",
+                Verdict::Failed(why) => why,
+            })
+            .collect();
+        Ok(self
+            .counts
+            .iter()
+            .map(|&k| Score {
+                value: pass_at_k(verdicts.len(), right, k),
+                weight: 1.0,
+                filtered: words.join("; "),
+            })
+            .collect())
+    }
+}

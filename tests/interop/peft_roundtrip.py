@@ -1,0 +1,95 @@
+"""What hydralora trains, merges and exports gives the same logits in PEFT and transformers.
+
+    python tests/interop/peft_roundtrip.py PATH_TO_hydralora
+
+PEFT's adapters in hydralora are the other half: crates/cli/tests/it/interop.rs, on fixtures of make_fixtures.py.
+"""
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+BINARY = sys.argv[1]
+MODEL = Path(__file__).resolve().parents[2] / "crates/model/tests/fixtures/stories260K"
+PROMPT = "Once upon a time"
+# Relative to the largest logit; both sides compute in f32.
+LIMIT = 2e-5
+METHODS = {
+    "lora": {"rank": 4, "targets": "all"},
+    "adalora": {"init_r": 4, "target_r": 2},
+    "ia3": {},
+    "prompt-tuning": {"num_virtual_tokens": 4},
+    "p-tuning": {"num_virtual_tokens": 4},
+    "prefix-tuning": {"num_virtual_tokens": 4},
+    "hydralora": {"rank": 2, "num_experts": 3, "targets": "ffn"},
+}
+MERGED = ["lora", "adalora", "ia3"]
+
+
+def run(*arguments):
+    done = subprocess.run([BINARY, *map(str, arguments), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def ours(model, adapter=None):
+    more = ["--adapter", adapter] if adapter else []
+    found = run("inspect", "--model", model, *more, "--logits", PROMPT)["logits"]
+    return torch.tensor([found["tokens"]]), torch.tensor(found["last"])
+
+
+def base(folder=MODEL):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def check(what, model, ids, wanted):
+    model.eval()
+    with torch.no_grad():
+        found = model(ids).logits[0, -1]
+    error = ((found - wanted).abs().max() / wanted.abs().max()).item()
+    print(f"{what:<32} {error:.1e}", flush=True)
+    assert error < LIMIT, what
+
+
+with tempfile.TemporaryDirectory() as work:
+    work = Path(work)
+    rows = [{"instruction": f"Sky {i}", "output": "The sky is blue."} for i in range(24)]
+    (work / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = ours(MODEL)[1]
+    for name, options in METHODS.items():
+        recipe = {
+            "model": {"path": str(MODEL)},
+            "data": {"train": [{"path": str(work / "data.jsonl")}], "template": "plain", "valid_fraction": 0.1,
+                     "max_seq_len": 64},
+            "method": {"name": name, **options},
+            "train": {"batch_size": 4, "max_steps": 6, "learning_rate": 0.05},
+            "output": str(work / name),
+        }
+        (work / f"{name}.yaml").write_text(json.dumps(recipe))
+        run("train", work / f"{name}.yaml")
+        adapter = work / name / "adapter"
+        ids, wanted = ours(MODEL, adapter)
+        assert (wanted - plain).abs().max() > 1e-2, f"{name} learned nothing"
+        if name == "hydralora":
+            out = work / "exported"
+            run("export", "--adapter", adapter, "--as", "lora", "--gate", "uniform", "--out", out)
+            ids, wanted = ours(MODEL, out)
+            check("hydralora export, PEFT", PeftModel.from_pretrained(base(), out), ids, wanted)
+            run("export", "--adapter", adapter, "--as", "hydralora-official", "--out", work / "official")
+            saved = torch.load(work / "official/adapter_model.bin", weights_only=True)
+            assert len(saved) == 5 * 3 * (1 + 3 + 1), len(saved)
+            _, again = ours(MODEL, work / "official")
+            _, own = ours(MODEL, adapter)
+            assert (again - own).abs().max() < 1e-5
+            print("hydralora official, torch.load   ok")
+            continue
+        check(f"{name}, PEFT", PeftModel.from_pretrained(base(), adapter), ids, wanted)
+        if name in MERGED:
+            out = work / f"{name}-merged"
+            run("merge", "--model", MODEL, "--adapter", adapter, "--out", out, "--dtype", "f32")
+            check(f"{name} merged, transformers", base(out), ids, wanted)
