@@ -3,7 +3,7 @@
 use crate::encoder::ModelEncoder;
 use crate::exchange_args::GateArguments;
 use crate::failure::bad_input;
-use hydralora_data::{ChatTemplate, DataConfig, Dataset, Example, SourceConfig};
+use hydralora_data::{ChatTemplate, DataConfig, Dataset, Examples, SourceConfig};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::{Adapter, SiteShape};
 use hydralora_model::{Decoder, ModelSource, hub};
@@ -80,7 +80,7 @@ impl Measured {
 
     /// Tokens of the records that are not kept apart.
     pub(crate) fn tokens(&self) -> usize {
-        self.dataset.train.iter().map(|example| example.tokens.len()).sum()
+        self.dataset.train.lengths().iter().map(|&length| length as usize).sum()
     }
 
     /// Mean gates of every routed layer over those tokens; none if the adapter does not route.
@@ -113,7 +113,7 @@ impl Measured {
         &self,
         decoder: &Decoder,
         adapter: &dyn Adapter,
-        examples: &[Example],
+        examples: &Examples,
     ) -> anyhow::Result<f64> {
         Ok(evaluate(decoder, adapter, examples, &self.dataset.domains)?.loss)
     }

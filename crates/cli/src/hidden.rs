@@ -4,7 +4,7 @@
 use crate::args::Global;
 use crate::plan::Base;
 use crate::ui::say;
-use hydralora_data::Example;
+use hydralora_data::{Example, Examples};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, no_grad};
@@ -199,14 +199,19 @@ fn read_cache(path: &std::path::Path, values: usize) -> Option<Vec<f32>> {
 pub(crate) fn mean_inputs(
     decoder: &Decoder,
     sites: &[Site],
-    examples: &[Example],
+    examples: &Examples,
     clusters: usize,
-    cluster_of: &dyn Fn(&Example) -> Option<u32>,
+    cluster_of: &dyn Fn(u32, u32) -> Option<u32>,
 ) -> anyhow::Result<BTreeMap<Site, Vec<f64>>> {
-    let known: Vec<(&Example, u32)> =
-        examples.iter().filter_map(|example| Some((example, cluster_of(example)?))).collect();
+    let mut known: Vec<(usize, u32)> = Vec::new();
+    for index in 0..examples.len() {
+        let (source, row) = examples.place(index)?;
+        known.extend(cluster_of(source, row).map(|cluster| (index, cluster)));
+    }
     let every = known.len().div_ceil(ROUTER_SEQUENCES).max(1);
-    let chosen: Vec<(&Example, u32)> = known.into_iter().step_by(every).collect();
+    let read = |(index, cluster)| Ok((examples.get(index)?, cluster));
+    let chosen: Vec<(Example, u32)> =
+        known.into_iter().step_by(every).map(read).collect::<anyhow::Result<_>>()?;
     let slices: Vec<&[u32]> = chosen.iter().map(|(example, _)| example.tokens.as_slice()).collect();
     let mut counts = vec![0.0_f64; clusters];
     for (example, cluster) in &chosen {

@@ -13,6 +13,7 @@ mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod sources;
 mod ui;
 
 use args::{Arguments, Command};

@@ -4,12 +4,13 @@ use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
 use crate::hidden::mean_inputs;
 use crate::recipe::{ModelDtype, Recipe};
+use crate::sources;
 use crate::ui::thousands;
 use anyhow::Context;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
-use hydralora_data::{ChatTemplate, Dataset, Example, Message};
+use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message};
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
@@ -100,6 +101,7 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
     pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
+        sources::locate(&mut recipe.data)?;
         let heads = recipe.auto_experts.then(|| count_experts(&recipe)).transpose()?;
         if let Some(found) = &heads {
             recipe.set_num_experts(found.num_experts)?;
@@ -126,13 +128,13 @@ impl Plan {
         })?;
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
-        let dataset = Dataset::load(
-            &recipe.data,
-            &recipe.base,
-            &encoder,
-            template.as_ref(),
-            recipe.train.seed,
-        )?;
+        let options = LoadOptions {
+            cache: sources::cache_folder(),
+            tokenizer: base.source.identity.fingerprint.clone(),
+            ..LoadOptions::new(recipe.train.seed)
+        };
+        let (data, folder) = (&recipe.data, &recipe.base);
+        let dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
         let end_ids = base.tokenizer().end_ids().iter();
         let metadata = Metadata {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -161,9 +163,9 @@ impl Plan {
         for source in &self.dataset.report.sources {
             first.push(first[first.len() - 1] + source.records);
         }
-        let cluster_of = |example: &Example| {
-            let start = first.get(example.source as usize)?;
-            assignment.get(start + example.row as usize).copied().flatten()
+        let cluster_of = |source: u32, row: u32| {
+            let start = first.get(source as usize)?;
+            assignment.get(start + row as usize).copied().flatten()
         };
         let sites = self.tuned.router_inputs();
         let (decoder, examples) = (&self.base.decoder, &self.dataset.train);
@@ -181,16 +183,12 @@ impl Plan {
         for key in ["save_every", "keep_checkpoints"] {
             resolved["train"][key] = serde_json::Value::Null;
         }
+        // Nor does where token ids are kept.
+        resolved["data"]["streaming"] = serde_json::Value::Null;
         let mut hash = Sha256::new();
         hash.update(resolved.to_string());
         hash.update(&self.metadata.base_fingerprint);
-        for example in self.dataset.train.iter().chain(&self.dataset.valid) {
-            for (token, label) in example.tokens.iter().zip(&example.labels) {
-                hash.update(token.to_le_bytes());
-                hash.update(label.to_le_bytes());
-            }
-            hash.update(example.domain.to_le_bytes());
-        }
+        hash.update(self.dataset.fingerprint());
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -203,7 +201,7 @@ impl Plan {
     pub(crate) fn memory(&self) -> MemoryPlan {
         let config = &self.base.source.config;
         let element = self.base.decoder.dtype().size();
-        let lengths = self.dataset.train.iter().map(|example| example.tokens.len());
+        let lengths = self.dataset.train.lengths().iter().map(|&length| length as usize);
         let mut lengths: Vec<usize> = lengths.collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let longest: usize = lengths.iter().take(self.recipe.train.batch_size).sum();

@@ -13,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::encode::{Example, IGNORE_LABEL};
 use crate::error::{Error, Result};
+use crate::store::Examples;
 
 /// Sequences packed one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,9 +73,9 @@ impl Batch {
 /// Decides which examples stand in which batch of which epoch.
 #[derive(Debug, Clone)]
 pub struct Sampler {
-    lengths: Vec<usize>,
+    lengths: Vec<u32>,
     /// For each source, its weight and its examples.
-    sources: Vec<(f64, Vec<usize>)>,
+    sources: Vec<(f64, Vec<u32>)>,
     batch_size: usize,
     max_tokens_per_batch: Option<usize>,
     seed: u64,
@@ -90,7 +91,7 @@ impl Sampler {
     /// [`Error::Batching`] when there are no examples, when a size is 0, or when a weight is
     /// missing or not a finite number above 0.
     pub fn new(
-        examples: &[Example],
+        examples: &Examples,
         weights: &[f64],
         batch_size: usize,
         max_tokens_per_batch: Option<usize>,
@@ -107,22 +108,22 @@ impl Sampler {
         if let Some(weight) = weights.iter().find(|w| !(w.is_finite() && **w > 0.0)) {
             return wrong(format!("a weight must be a finite number above 0, is {weight}"));
         }
-        let mut sources: Vec<(f64, Vec<usize>)> =
+        let mut sources: Vec<(f64, Vec<u32>)> =
             weights.iter().map(|&weight| (weight, Vec::new())).collect();
-        for (index, example) in examples.iter().enumerate() {
-            match sources.get_mut(example.source as usize) {
-                Some((_, members)) => members.push(index),
+        for index in 0..examples.len() {
+            let source = examples.source(index);
+            match sources.get_mut(source as usize) {
+                Some((_, members)) => members.push(index as u32),
                 None => {
                     return wrong(format!(
-                        "an example comes from source {}, but there are {} weights",
-                        example.source,
+                        "an example comes from source {source}, but there are {} weights",
                         weights.len()
                     ));
                 }
             }
         }
         Ok(Self {
-            lengths: examples.iter().map(|example| example.tokens.len()).collect(),
+            lengths: examples.lengths().to_vec(),
             sources,
             batch_size,
             max_tokens_per_batch,
@@ -137,16 +138,16 @@ impl Sampler {
     /// An example of weight 2.5 stands in it twice, and a random half of its source a third time.
     /// With shuffling, all sources are mixed; without, examples come in file order, repetitions
     /// after all first appearances. The last batch may be short.
-    pub fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+    pub fn epoch(&self, epoch: u64) -> Batches {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
         key[8..16].copy_from_slice(&epoch.to_le_bytes());
         key[16..24].copy_from_slice(b"sampling");
         let mut random = ChaCha8Rng::from_seed(key);
         // Pairs of repetition and example, so that sorting gives the unshuffled order.
-        let mut order: Vec<(usize, usize)> = Vec::new();
+        let mut order: Vec<(u32, u32)> = Vec::new();
         for (weight, members) in &self.sources {
-            let whole = weight.floor() as usize;
+            let whole = weight.floor() as u32;
             for repetition in 0..whole {
                 order.extend(members.iter().map(|&member| (repetition, member)));
             }
@@ -170,37 +171,71 @@ impl Sampler {
 /// Batches of every validation example once, shortest first, at most `max_sequences` sequences and
 /// `max_tokens` tokens each (a longer sequence gets a batch of its own). Both are at least 1.
 pub fn valid_batches(
-    examples: &[Example],
+    examples: &Examples,
     max_sequences: usize,
     max_tokens: Option<usize>,
-) -> Vec<Vec<usize>> {
-    let lengths: Vec<usize> = examples.iter().map(|example| example.tokens.len()).collect();
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|&index| (lengths[index], index));
-    form_batches(order.into_iter(), &lengths, max_sequences.max(1), max_tokens)
+) -> Batches {
+    let lengths = examples.lengths();
+    let mut order: Vec<u32> = (0..examples.len() as u32).collect();
+    order.sort_by_key(|&index| (lengths[index as usize], index));
+    form_batches(order.into_iter(), lengths, max_sequences.max(1), max_tokens)
+}
+
+/// Which examples stand in which batch: four bytes an example, however many batches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batches {
+    order: Vec<u32>,
+    /// For each batch, where it ends in `order`.
+    ends: Vec<u32>,
+}
+
+impl Batches {
+    /// How many batches there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The indices of a batch's examples; panics when there is no such batch.
+    pub fn get(&self, batch: usize) -> impl ExactSizeIterator<Item = usize> + Clone + '_ {
+        let start = if batch == 0 { 0 } else { self.ends[batch - 1] };
+        self.order[start as usize..self.ends[batch] as usize].iter().map(|&index| index as usize)
+    }
+
+    /// Each batch in turn.
+    pub fn iter(
+        &self,
+    ) -> impl ExactSizeIterator<Item = impl ExactSizeIterator<Item = usize> + Clone + '_> + '_ {
+        (0..self.len()).map(|batch| self.get(batch))
+    }
 }
 
 fn form_batches(
-    order: impl Iterator<Item = usize>,
-    lengths: &[usize],
+    order: impl Iterator<Item = u32>,
+    lengths: &[u32],
     max_sequences: usize,
     max_tokens: Option<usize>,
-) -> Vec<Vec<usize>> {
-    let mut batches = Vec::new();
-    let mut batch: Vec<usize> = Vec::new();
-    let mut tokens = 0;
+) -> Batches {
+    let mut batches = Batches::default();
+    let (mut sequences, mut tokens) = (0, 0);
     for index in order {
-        let full = batch.len() == max_sequences
-            || max_tokens.is_some_and(|most| tokens + lengths[index] > most);
-        if full && !batch.is_empty() {
-            batches.push(std::mem::take(&mut batch));
-            tokens = 0;
+        let length = lengths[index as usize] as usize;
+        let full =
+            sequences == max_sequences || max_tokens.is_some_and(|most| tokens + length > most);
+        if full && sequences > 0 {
+            batches.ends.push(batches.order.len() as u32);
+            (sequences, tokens) = (0, 0);
         }
-        batch.push(index);
-        tokens += lengths[index];
+        batches.order.push(index);
+        sequences += 1;
+        tokens += length;
     }
-    if !batch.is_empty() {
-        batches.push(batch);
+    if sequences > 0 {
+        batches.ends.push(batches.order.len() as u32);
     }
     batches
 }
@@ -218,6 +253,10 @@ mod tests {
             .map(|(&token, &trained)| if trained { token } else { IGNORE_LABEL })
             .collect();
         Example { tokens, labels, domain: source, source, row: 0 }
+    }
+
+    fn lists(batches: &Batches) -> Vec<Vec<usize>> {
+        batches.iter().map(Iterator::collect).collect()
     }
 
     fn examples_of_lengths(lengths: &[usize], source: u32) -> Vec<Example> {
@@ -272,10 +311,11 @@ mod tests {
             shuffle in any::<bool>(),
             seed in any::<u64>(),
         ) {
-            let examples = examples_of_lengths(&lengths, 0);
+            let examples: Examples = examples_of_lengths(&lengths, 0).into();
             let sampler =
                 Sampler::new(&examples, &[1.0], batch_size, max_tokens, seed, shuffle).unwrap();
             for batches in [sampler.epoch(3), valid_batches(&examples, batch_size, max_tokens)] {
+                let batches = lists(&batches);
                 for batch in &batches {
                     prop_assert!(!batch.is_empty() && batch.len() <= batch_size);
                     let tokens: usize = batch.iter().map(|&index| lengths[index]).sum();
@@ -296,11 +336,12 @@ mod tests {
         let mut examples = examples_of_lengths(&[3; 10], 0);
         examples.extend(examples_of_lengths(&[3; 8], 1));
         examples.extend(examples_of_lengths(&[3; 7], 2));
-        let sampler = Sampler::new(&examples, &[2.5, 0.5, 1.0], 4, None, 5, true).unwrap();
+        let sampler =
+            Sampler::new(&examples.clone().into(), &[2.5, 0.5, 1.0], 4, None, 5, true).unwrap();
         let mut halves = std::collections::HashSet::new();
         for epoch in 0..20 {
             let mut count = vec![0; examples.len()];
-            for index in sampler.epoch(epoch).concat() {
+            for index in lists(&sampler.epoch(epoch)).concat() {
                 count[index] += 1;
             }
             assert!(count[..10].iter().all(|&times| times == 2 || times == 3));
@@ -316,15 +357,16 @@ mod tests {
     #[test]
     fn fractions_are_exact_over_epochs() {
         let examples = examples_of_lengths(&[3; 3], 0);
-        let sampler = Sampler::new(&examples, &[0.1], 4, None, 5, true).unwrap();
-        let total: usize = (0..100).map(|epoch| sampler.epoch(epoch).concat().len()).sum();
+        let sampler = Sampler::new(&examples.clone().into(), &[0.1], 4, None, 5, true).unwrap();
+        let total: usize = (0..100).map(|epoch| lists(&sampler.epoch(epoch)).concat().len()).sum();
         assert_eq!(total, 30);
     }
 
     #[test]
     fn the_order_follows_from_seed_and_epoch_alone() {
         let examples = examples_of_lengths(&[3; 50], 0);
-        let sampler = |seed| Sampler::new(&examples, &[1.5], 8, Some(20), seed, true).unwrap();
+        let sampler =
+            |seed| Sampler::new(&examples.clone().into(), &[1.5], 8, Some(20), seed, true).unwrap();
         assert_eq!(sampler(1).epoch(4), sampler(1).epoch(4));
         assert_ne!(sampler(1).epoch(4), sampler(1).epoch(5));
         assert_ne!(sampler(1).epoch(4), sampler(2).epoch(4));
@@ -334,30 +376,36 @@ mod tests {
     fn shuffling_mixes_sources_and_its_absence_keeps_order() {
         let mut examples = examples_of_lengths(&[3; 40], 0);
         examples.extend(examples_of_lengths(&[3; 40], 1));
-        let shuffled = Sampler::new(&examples, &[1.0, 1.0], 8, None, 5, true).unwrap().epoch(0);
+        let shuffled =
+            Sampler::new(&examples.clone().into(), &[1.0, 1.0], 8, None, 5, true).unwrap();
+        let shuffled = lists(&shuffled.epoch(0));
         let mixed = shuffled.iter().filter(|batch| {
             let first = batch.iter().filter(|&&index| index < 40).count();
             first > 0 && first < batch.len()
         });
         assert!(mixed.count() >= 8, "{shuffled:?}");
-        let ordered = Sampler::new(&examples, &[1.0, 2.0], 7, None, 5, false).unwrap().epoch(0);
+        let ordered =
+            Sampler::new(&examples.clone().into(), &[1.0, 2.0], 7, None, 5, false).unwrap();
+        let ordered = lists(&ordered.epoch(0));
         assert_eq!(ordered.concat(), (0..80).chain(40..80).collect::<Vec<_>>());
         assert_eq!(ordered.last().map(Vec::len), Some(120 % 7));
     }
 
     #[test]
     fn validation_batches_go_from_short_to_long() {
-        let examples = examples_of_lengths(&[9, 2, 5, 2], 0);
-        assert_eq!(valid_batches(&examples, 2, None), [vec![1, 3], vec![2, 0]]);
-        assert_eq!(valid_batches(&examples, 9, Some(8)), [vec![1, 3], vec![2], vec![0]]);
-        assert!(valid_batches(&[], 2, None).is_empty());
+        let examples: Examples = examples_of_lengths(&[9, 2, 5, 2], 0).into();
+        assert_eq!(lists(&valid_batches(&examples, 2, None)), [vec![1, 3], vec![2, 0]]);
+        assert_eq!(lists(&valid_batches(&examples, 9, Some(8))), [vec![1, 3], vec![2], vec![0]]);
+        assert!(valid_batches(&Examples::default(), 2, None).is_empty());
     }
 
     #[test]
     fn settings_that_make_no_sense_are_refused() {
         let examples = examples_of_lengths(&[3], 1);
         let fault = |weights: &[f64], size, tokens| {
-            Sampler::new(&examples, weights, size, tokens, 0, true).unwrap_err().to_string()
+            Sampler::new(&examples.clone().into(), weights, size, tokens, 0, true)
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             fault(&[1.0], 1, None),
@@ -367,6 +415,6 @@ mod tests {
         assert!(fault(&[1.0, f64::NAN], 1, None).ends_with("is NaN"));
         assert!(fault(&[1.0, 1.0], 0, None).starts_with("a batch needs room"));
         assert!(fault(&[1.0, 1.0], 1, Some(0)).starts_with("a batch needs room"));
-        assert!(Sampler::new(&[], &[1.0], 1, None, 0, true).is_err());
+        assert!(Sampler::new(&Examples::default(), &[1.0], 1, None, 0, true).is_err());
     }
 }

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::{self, NamedSource};
 use crate::error::Result;
 use crate::format;
+use crate::input;
+use crate::overlap::SHORTEST_OVERLAP;
 use crate::suggest;
 use crate::template::ChatTemplate;
 
@@ -15,7 +18,7 @@ use crate::template::ChatTemplate;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The files to train on.
+    /// The sources to train on.
     pub train: Vec<SourceConfig>,
     /// The files to validate on; none means a fraction of every training file.
     #[serde(default)]
@@ -39,14 +42,62 @@ pub struct DataConfig {
     /// Whether records are drawn in random order; otherwise in file order.
     #[serde(default = "default_true")]
     pub shuffle: bool,
+    /// How often each source is drawn; none means as often as its weights say.
+    #[serde(default)]
+    pub mixing: Option<Mixing>,
+    /// Which repeated records are left out.
+    #[serde(default)]
+    pub dedup: Dedup,
+    /// The estimated Jaccard similarity from which records count as near duplicates, in (0, 1].
+    #[serde(default = "default_dedup_threshold")]
+    pub dedup_threshold: f64,
+    /// Files of benchmark questions that training records are compared with.
+    #[serde(default)]
+    pub overlap_check: Vec<PathBuf>,
+    /// Words of a run that a training record may not share with a question.
+    #[serde(default = "default_overlap_words")]
+    pub overlap_words: usize,
+    /// Whether token ids are kept on disk rather than in memory; none means if the files are large.
+    #[serde(default)]
+    pub streaming: Option<bool>,
 }
 
-/// One data file.
+/// How often each source is drawn. `n_i` is its number of examples, `w_i` its weight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mixing {
+    /// Source `i` gets the share `p_i ∝ (w_i n_i)^(1/T)` of the draws: 1 changes nothing, larger
+    /// values bring the shares closer together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// The share of each source in the order of `train`, up to a common factor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Vec<f64>>,
+}
+
+/// Which repeated records are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dedup {
+    /// None.
+    #[default]
+    None,
+    /// Those with the text of an earlier one, but for case and white space.
+    Exact,
+    /// Those too that share most runs of five words with an earlier one.
+    Near,
+}
+
+/// One source of data: a file, a folder of files, or a named source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// The file, relative to the recipe's folder.
+    /// The file or folder, relative to the recipe's folder; may be left out for a named source.
+    #[serde(default)]
     pub path: PathBuf,
+    /// A named source, see [`catalogue`](crate::catalogue).
+    #[serde(default)]
+    pub source: Option<String>,
     /// `auto` or a format's name, see [`format_names`](crate::format_names).
     #[serde(default = "default_format")]
     pub format: String,
@@ -61,11 +112,14 @@ pub struct SourceConfig {
     #[serde(default)]
     pub limit: Option<usize>,
     /// From the format's field names to those of the file.
-    #[serde(default)]
+    #[serde(default, alias = "columns")]
     pub fields: BTreeMap<String, String>,
     /// The system prompt of conversations that bring none.
     #[serde(default)]
     pub system: Option<String>,
+    /// The files of a named source, once they are found; no key of a recipe.
+    #[serde(skip)]
+    pub located: Vec<PathBuf>,
 }
 
 /// What happens to records longer than `max_seq_len`.
@@ -109,6 +163,14 @@ fn default_max_seq_len() -> usize {
     1024
 }
 
+fn default_dedup_threshold() -> f64 {
+    0.8
+}
+
+fn default_overlap_words() -> usize {
+    13
+}
+
 fn default_true() -> bool {
     true
 }
@@ -132,6 +194,12 @@ impl Default for DataConfig {
             train_on_prompt: false,
             overlong: Overlong::default(),
             shuffle: default_true(),
+            mixing: None,
+            dedup: Dedup::default(),
+            dedup_threshold: default_dedup_threshold(),
+            overlap_check: Vec::new(),
+            overlap_words: default_overlap_words(),
+            streaming: None,
         }
     }
 }
@@ -141,30 +209,78 @@ impl SourceConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            source: None,
             format: default_format(),
             domain: None,
             weight: default_weight(),
             limit: None,
             fields: BTreeMap::new(),
             system: None,
+            located: Vec::new(),
         }
     }
 
-    /// The domain of the file's records: `domain`, or the file's name without its ending.
+    /// A named source with every option at its default.
+    pub fn of(name: impl Into<String>) -> Self {
+        Self { source: Some(name.into()), ..Self::new("") }
+    }
+
+    /// The named source, where it is a known one.
+    pub fn named(&self) -> Option<&'static NamedSource> {
+        self.source.as_deref().and_then(catalogue::find)
+    }
+
+    /// What the source is called in reports: its path, or its name.
+    pub fn label(&self) -> PathBuf {
+        match &self.source {
+            Some(name) if self.path.as_os_str().is_empty() => PathBuf::from(name),
+            _ => self.path.clone(),
+        }
+    }
+
+    /// The domain of the records: `domain`, or the named source's, or the file's name without its
+    /// ending.
     pub fn domain_name(&self) -> String {
-        self.domain.clone().unwrap_or_else(|| {
-            self.path
-                .file_stem()
-                .map_or_else(|| "data".to_owned(), |stem| stem.to_string_lossy().into_owned())
-        })
+        if let Some(domain) = &self.domain {
+            return domain.clone();
+        }
+        if let Some(named) = self.named() {
+            return named.domain.to_owned();
+        }
+        match input::stem(&self.path) {
+            stem if stem.is_empty() => "data".to_owned(),
+            stem => stem,
+        }
     }
 }
 
 impl DataConfig {
-    /// The weight of every training file, in order: what [`Sampler::new`](crate::Sampler::new)
-    /// takes.
+    /// The weight of every training source, in order. What [`Sampler::new`](crate::Sampler::new)
+    /// takes are [`DataReport::weights`](crate::DataReport::weights), in which `mixing` is counted.
     pub fn weights(&self) -> Vec<f64> {
         self.train.iter().map(|source| source.weight).collect()
+    }
+
+    /// The weights with `mixing` counted, for training sources of so many examples. An epoch keeps
+    /// the number of draws that the weights alone give it.
+    pub fn mixed_weights(&self, examples: &[usize]) -> Vec<f64> {
+        let weights = self.weights();
+        let Some(mixing) = &self.mixing else { return weights };
+        let mass: Vec<f64> = weights.iter().zip(examples).map(|(w, &n)| w * n as f64).collect();
+        let total: f64 = mass.iter().sum();
+        let wanted: Vec<f64> = match (mixing.temperature, &mixing.shares) {
+            (Some(temperature), _) => mass.iter().map(|m| m.powf(1.0 / temperature)).collect(),
+            (None, Some(shares)) => {
+                // A source of which nothing is left cannot have a share.
+                shares.iter().zip(&mass).map(|(s, &m)| if m > 0.0 { *s } else { 0.0 }).collect()
+            }
+            (None, None) => return weights,
+        };
+        let sum: f64 = wanted.iter().sum();
+        let weight = |((wanted, &n), &weight): ((&f64, &usize), &f64)| {
+            if n == 0 { weight } else { wanted / sum * total / n as f64 }
+        };
+        wanted.iter().zip(examples).zip(&weights).map(weight).collect()
     }
 
     /// The template that `template` names: a built-in one, or a jinja file relative to `base_dir`.
@@ -210,10 +326,59 @@ impl DataConfig {
                 ),
             ));
         }
+        self.check_mixing(&mut faults);
+        if !(self.dedup_threshold > 0.0 && self.dedup_threshold <= 1.0) {
+            faults.push(Fault::new(
+                "data.dedup_threshold",
+                format!("must be above 0 and at most 1, is {}", self.dedup_threshold),
+            ));
+        }
+        if self.overlap_words < SHORTEST_OVERLAP {
+            faults.push(Fault::new(
+                "data.overlap_words",
+                format!("must be at least {SHORTEST_OVERLAP}, is {}", self.overlap_words),
+            ));
+        }
+        for (index, file) in self.overlap_check.iter().enumerate() {
+            let path = base_dir.join(file);
+            if !path.is_file() {
+                let message = format!("there is no file {}", path.display());
+                faults.push(Fault::new(format!("data.overlap_check[{index}]"), message));
+            }
+        }
         if let Err(error) = self.resolve_template(base_dir) {
             faults.push(Fault::new("data.template", error.to_string()));
         }
         faults
+    }
+
+    fn check_mixing(&self, faults: &mut Vec<Fault>) {
+        let mut fault = |key: &str, message: String| {
+            faults.push(Fault::new(format!("data.mixing{key}"), message));
+        };
+        let Some(mixing) = &self.mixing else { return };
+        match (mixing.temperature, &mixing.shares) {
+            (Some(_), Some(_)) => {
+                fault("", "has both `temperature` and `shares`; choose one".to_owned());
+            }
+            (None, None) => fault("", "needs `temperature` or `shares`".to_owned()),
+            (Some(temperature), None) if !(temperature.is_finite() && temperature > 0.0) => {
+                fault(".temperature", format!("must be a finite number above 0, is {temperature}"));
+            }
+            (None, Some(shares)) => {
+                if shares.len() != self.train.len() {
+                    let (given, sources) = (shares.len(), self.train.len());
+                    let message = format!(
+                        "expected one share for each of the {sources} source(s), found {given}"
+                    );
+                    fault(".shares", message);
+                }
+                if let Some(share) = shares.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+                    fault(".shares", format!("must be finite numbers above 0, one is {share}"));
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -224,11 +389,18 @@ impl SourceConfig {
         };
         let path = base_dir.join(&self.path);
         if self.path.as_os_str().is_empty() {
-            fault("path", "is empty; expected a file".to_owned());
+            if self.source.is_none() {
+                fault("path", "is missing; expected a file, a folder or a `source`".to_owned());
+            }
         } else if path.is_dir() {
-            fault("path", format!("{} is a folder; expected a file", path.display()));
+            if let Err(error) = self.files(base_dir) {
+                fault("path", error.to_string());
+            }
         } else if !path.exists() {
             fault("path", format!("there is no file {}", path.display()));
+        }
+        if let Some(name) = self.source.as_deref().filter(|_| self.named().is_none()) {
+            fault("source", suggest::unknown("data source", name, &catalogue::names()));
         }
         if !(self.weight.is_finite() && self.weight > 0.0) {
             fault("weight", format!("must be a finite number above 0, is {}", self.weight));
@@ -289,6 +461,36 @@ mod tests {
         let written = serde_json::to_string(&config).unwrap();
         assert!(written.contains(r#""overlong":"drop""#));
         assert_eq!(serde_json::from_str::<DataConfig>(&written).unwrap(), config);
+    }
+
+    #[test]
+    fn mixing_changes_shares_and_keeps_the_epoch() {
+        let mut config = DataConfig {
+            train: vec![SourceConfig::new("a"), SourceConfig::new("b"), SourceConfig::new("c")],
+            ..DataConfig::default()
+        };
+        let counts = [900, 90, 10];
+        let shares = |config: &DataConfig| -> Vec<f64> {
+            let weights = config.mixed_weights(&counts);
+            let draws: Vec<f64> = weights.iter().zip(counts).map(|(w, n)| w * n as f64).collect();
+            let total: f64 = draws.iter().sum();
+            assert!((total - 1000.0).abs() < 1e-9, "{total}");
+            draws.iter().map(|draw| draw / total).collect()
+        };
+        let mix = |temperature, shares| Some(Mixing { temperature, shares });
+        let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+        assert!(near(&shares(&config), &[0.9, 0.09, 0.01]));
+        config.mixing = mix(Some(1.0), None);
+        assert!(near(&shares(&config), &[0.9, 0.09, 0.01]));
+        config.mixing = mix(Some(2.0), None);
+        let roots = [30.0, 90.0_f64.sqrt(), 10.0_f64.sqrt()];
+        let sum: f64 = roots.iter().sum();
+        assert!(near(&shares(&config), &roots.map(|root| root / sum)));
+        config.mixing = mix(Some(1e9), None);
+        assert!(shares(&config).iter().all(|share| (share - 1.0 / 3.0).abs() < 1e-6));
+        config.mixing = mix(None, Some(vec![2.0, 1.0, 1.0]));
+        assert!(near(&shares(&config), &[0.5, 0.25, 0.25]));
+        assert_eq!(config.mixed_weights(&[10, 0, 10])[1], 1.0, "nothing to draw from");
     }
 
     #[test]

@@ -13,9 +13,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Location {
     /// The file.
     pub path: PathBuf,
-    /// The line the record starts on, from 1.
+    /// The line the record starts on, from 1; 0 in files that have no lines.
     pub line: usize,
-    /// For JSON arrays, the record's number, from 1; JSON lines and text have none beside the line.
+    /// For JSON arrays, CSV and Parquet, the record's number, from 1; JSON lines and text have
+    /// none beside the line.
     pub record: Option<usize>,
 }
 
@@ -23,6 +24,8 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match self.record {
+            // Parquet has rows, but no lines.
+            Some(record) if self.line == 0 => write!(f, "{path}: row {record}"),
             Some(record) => write!(f, "{path}: record {record} (line {})", self.line),
             None => write!(f, "{path}: line {}", self.line),
         }
@@ -51,6 +54,44 @@ pub enum Error {
         column: usize,
         /// The bad byte.
         byte: u8,
+    },
+    /// A file's bytes cannot be read or decompressed to their end.
+    #[error("{}: the {what} is damaged after line {line}: {message}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is damaged.
+        what: String,
+        /// How many whole lines could be read.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A Parquet file cannot be read.
+    #[error("{}: the Parquet file is damaged after row {row}: {message}", path.display())]
+    DamagedParquet {
+        /// The file.
+        path: PathBuf,
+        /// How many rows could be read.
+        row: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A cache of token ids cannot be written or read.
+    #[error("{}: {message}", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A named source cannot be had.
+    #[error("data source `{name}` cannot be had:{}", tried.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+    Unavailable {
+        /// Its name.
+        name: String,
+        /// What was tried, and what came of it.
+        tried: Vec<String>,
     },
     /// A record is not JSON.
     #[error(

@@ -6,10 +6,13 @@
 //! | step | type | module |
 //! | --- | --- | --- |
 //! | the `data:` section of a recipe | [`DataConfig`], [`SourceConfig`] | `config` |
-//! | a file of JSON, JSON lines or text | [`Record`] | `source`, `format` |
+//! | a data set known by name | [`NamedSource`] | `catalogue` |
+//! | a file, decompressed and cut into records | [`Record`] | `input`, `layout`, `format`, `source` |
 //! | a conversation as the model reads it | [`ChatTemplate`] | `template` |
 //! | token ids and labels | [`Example`] | `encode` |
-//! | all files, split and reported | [`Dataset`], [`DataReport`] | `dataset`, `report` |
+//! | the same in memory or on disk | [`Examples`] | `store` |
+//! | repeated records, benchmark questions | [`OverlapReport`] | `dedup`, `overlap` |
+//! | all sources, split and reported | [`Dataset`], [`DataReport`] | `dataset`, `report` |
 //! | what one step computes on | [`Batch`], [`Sampler`] | `batch` |
 //! | how many clusters the texts form | [`heads::find_heads`] | [`heads`] |
 //!
@@ -31,10 +34,10 @@
 //! };
 //! let encoder = ByteEncoder::new(&["<|im_start|>", "<|im_end|>"]).with_eos("<|im_end|>");
 //! let dataset = Dataset::load(&config, &folder, &encoder, None, 7)?;
-//! let sampler = Sampler::new(&dataset.train, &config.weights(), 8, None, 7, true)?;
-//! for indices in sampler.epoch(0) {
-//!     let examples: Vec<_> = indices.iter().map(|&index| &dataset.train[index]).collect();
-//!     let batch = Batch::pack(&examples);
+//! let sampler = Sampler::new(&dataset.train, &dataset.report.weights(), 8, None, 7, true)?;
+//! for indices in sampler.epoch(0).iter() {
+//!     let examples: Vec<_> = indices.map(|i| dataset.train.get(i)).collect::<Result<_, _>>()?;
+//!     let batch = Batch::pack(&examples.iter().collect::<Vec<_>>());
 //!     assert_eq!(batch.sequences(), 2);
 //!     assert_eq!(batch.label_tokens, 4); // a digit and `<|im_end|>`, twice
 //! }
@@ -46,27 +49,36 @@
 
 mod batch;
 mod byte_encoder;
+mod catalogue;
 mod config;
 mod dataset;
+mod dedup;
 mod encode;
 mod error;
 mod format;
 pub mod heads;
+mod input;
+mod layout;
+mod overlap;
 mod record;
 mod report;
 mod source;
+mod store;
 mod strftime;
 mod suggest;
 mod template;
 
-pub use batch::{Batch, Sampler, valid_batches};
+pub use batch::{Batch, Batches, Sampler, valid_batches};
 pub use byte_encoder::ByteEncoder;
-pub use config::{DataConfig, Fault, Overlong, SourceConfig};
-pub use dataset::Dataset;
+pub use catalogue::{Fetch, NamedSource, Shape, locate, named_sources};
+pub use config::{DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig};
+pub use dataset::{Dataset, LoadOptions};
 pub use encode::{EncodeOptions, Encoded, Example, IGNORE_LABEL, TextEncoder, encode_record};
 pub use error::{Error, Location, Result};
 pub use format::format_names;
+pub use overlap::{Overlap, OverlapReport};
 pub use record::{Body, Message, Record};
-pub use report::{DataReport, DropReason, Dropped, SourceReport, Split};
+pub use report::{DataReport, DropReason, Dropped, FileReport, SourceReport, Split};
 pub use source::{SourceRecords, read_source};
+pub use store::Examples;
 pub use template::{ChatTemplate, builtin_template_names};

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::config::SourceConfig;
+use crate::overlap::OverlapReport;
+use crate::store::Counts;
 
 /// Whether a file is trained on or validated on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,7 +33,7 @@ pub enum DropReason {
 }
 
 /// How many records were dropped for which reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Dropped {
     /// There is no answer, or one of them is empty or blank.
     pub empty_answer: usize,
@@ -39,6 +43,10 @@ pub struct Dropped {
     pub too_long: usize,
     /// Nothing to train is left.
     pub no_label: usize,
+    /// The text of an earlier record, with `dedup`.
+    pub duplicate: usize,
+    /// Nearly the text of an earlier record, with `dedup: near`.
+    pub near_duplicate: usize,
 }
 
 impl Dropped {
@@ -56,12 +64,14 @@ impl Dropped {
         } += 1;
     }
 
-    fn reasons(&self) -> [(usize, &'static str); 4] {
+    fn reasons(&self) -> [(usize, &'static str); 6] {
         [
             (self.empty_answer, "with an empty answer"),
             (self.empty_text, "with an empty text"),
             (self.too_long, "longer than max_seq_len"),
             (self.no_label, "with nothing to train within max_seq_len"),
+            (self.duplicate, "repeating an earlier record"),
+            (self.near_duplicate, "nearly repeating an earlier record"),
         ]
     }
 }
@@ -79,17 +89,46 @@ impl fmt::Display for Dropped {
     }
 }
 
-/// What became of one file.
+/// A file that was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SourceReport {
-    /// The file as the recipe names it.
+pub struct FileReport {
+    /// Where it lies.
     pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// For files of a named source, whether the checksum is one that is known for it.
+    pub known: Option<bool>,
+}
+
+impl FileReport {
+    /// Whether its name says that it is compressed.
+    pub(crate) fn compressed(&self) -> bool {
+        let ending = self.path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+        ["gz", "gzip", "zst", "zstd", "parquet"].contains(&ending)
+    }
+}
+
+/// What became of one source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SourceReport {
+    /// The file or folder as the recipe names it, or the named source's name.
+    pub path: PathBuf,
+    /// The licence of a named source.
+    pub licence: Option<&'static str>,
+    /// The files it was read from.
+    pub files: Vec<FileReport>,
+    /// How often each of its training examples is expected in an epoch, `mixing` counted.
+    pub weight: f64,
+    /// The part of an epoch's draws that comes from it.
+    pub share: f64,
     /// The list it stands in.
     pub split: Split,
     /// The domain of its records, unless they bring their own.
     pub domain: String,
     /// The format its records were read with.
-    pub format: &'static str,
+    pub format: String,
     /// How many records it holds, up to its limit.
     pub records: usize,
     /// How many of them are trained on.
@@ -114,8 +153,34 @@ pub struct SourceReport {
     pub dropped: Dropped,
 }
 
-/// What became of all files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+impl SourceReport {
+    pub(crate) fn new(source: &SourceConfig, split: Split, counts: &Counts) -> Self {
+        Self {
+            path: source.label(),
+            licence: source.named().map(|named| named.licence),
+            files: Vec::new(),
+            weight: 1.0,
+            share: 0.0,
+            split,
+            domain: source.domain_name(),
+            format: counts.format.clone(),
+            records: counts.records,
+            train_examples: 0,
+            valid_examples: 0,
+            tokens: 0,
+            label_tokens: 0,
+            longest: 0,
+            truncated: counts.truncated,
+            tokens_lost: counts.tokens_lost,
+            untrained_turns: counts.untrained_turns,
+            endless: counts.endless,
+            dropped: counts.dropped,
+        }
+    }
+}
+
+/// What became of all sources.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct DataReport {
     /// One entry a file: those of `data.train`, then those of `data.valid`.
     pub sources: Vec<SourceReport>,
@@ -133,15 +198,45 @@ pub struct DataReport {
     pub valid_label_tokens: usize,
     /// Validation examples with exactly the tokens of a training example.
     pub duplicates: usize,
+    /// Hash of all examples in their order.
+    pub fingerprint: String,
+    /// Bytes of token ids that are kept on disk; 0 when all are in memory.
+    pub streamed_bytes: u64,
+    /// What the comparison with benchmark questions found, if it was asked for.
+    pub overlap: Option<OverlapReport>,
     /// What a person should know before training.
     pub notes: Vec<String>,
 }
 
 impl DataReport {
+    /// How often each example of each training source is expected in an epoch, in their order:
+    /// what [`Sampler::new`](crate::Sampler::new) takes.
+    pub fn weights(&self) -> Vec<f64> {
+        let train = self.sources.iter().filter(|source| source.split == Split::Train);
+        train.map(|source| source.weight).collect()
+    }
+
     pub(crate) fn take_notes(&mut self) {
         let mut notes = Vec::new();
         for source in &self.sources {
             let path = source.path.display();
+            if let Some(licence) = source.licence {
+                notes.push(format!("{path}: licence: {licence}"));
+                let unknown = source.files.iter().filter(|file| file.known == Some(false));
+                let unknown: Vec<&FileReport> = unknown.collect();
+                if let Some(first) = unknown.first() {
+                    let more = match unknown.len() {
+                        1 => String::new(),
+                        count => format!(" and {} more", count - 1),
+                    };
+                    notes.push(format!(
+                        "{path}: no checksum is pinned for {}{more} (SHA-256 {}…); the run's \
+                         data.json records what was read",
+                        first.path.file_name().unwrap_or_default().to_string_lossy(),
+                        first.sha256.get(..12).unwrap_or_default(),
+                    ));
+                }
+            }
             if source.dropped.total() > 0 {
                 notes.push(format!("{path}: left out {}", source.dropped));
             }
@@ -171,22 +266,40 @@ impl DataReport {
                 self.duplicates
             ));
         }
+        if self.streamed_bytes > 0 {
+            let megabytes = self.streamed_bytes.div_ceil(1 << 20);
+            notes.push(format!("token ids are kept on disk, {megabytes} MB"));
+        }
+        if let Some(overlap) = &self.overlap {
+            notes.push(format!(
+                "{} training record(s) hold {} of {} benchmark question(s), by runs of {} words; \
+                 {} question(s) are too short to tell",
+                overlap.records,
+                overlap.questions_found,
+                overlap.questions,
+                overlap.words,
+                overlap.too_short
+            ));
+            for found in &overlap.examples {
+                notes.push(format!("  {} holds {}: {}", found.record, found.question, found.text));
+            }
+        }
         self.notes = notes;
     }
 }
 
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const HEAD: [&str; 10] = [
-            "file", "domain", "format", "records", "train", "valid", "tokens", "labels", "cut",
-            "dropped",
+        const HEAD: [&str; 11] = [
+            "source", "domain", "format", "records", "train", "valid", "tokens", "labels", "cut",
+            "dropped", "share",
         ];
-        let mut rows: Vec<[String; 10]> = vec![HEAD.map(str::to_owned)];
+        let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
         rows.extend(self.sources.iter().map(|source| {
             [
                 source.path.display().to_string(),
                 source.domain.clone(),
-                source.format.to_owned(),
+                source.format.clone(),
                 source.records.to_string(),
                 source.train_examples.to_string(),
                 source.valid_examples.to_string(),
@@ -194,6 +307,10 @@ impl fmt::Display for DataReport {
                 source.label_tokens.to_string(),
                 source.truncated.to_string(),
                 source.dropped.total().to_string(),
+                match source.split {
+                    Split::Train => format!("{:.1} %", 100.0 * source.share),
+                    Split::Valid => "-".to_owned(),
+                },
             ]
         }));
         let width = |column: usize| {

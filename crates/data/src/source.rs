@@ -1,16 +1,23 @@
-//! Data files: JSON arrays, JSON lines and plain text, read into records.
+//! Data files, read into records.
 //!
-//! A file is UTF-8, with or without a byte order mark. What its first character is decides how it
-//! is read: `[` begins a JSON array of objects, `{` JSON lines (one object a line, blank lines
-//! allowed). Anything else is plain text, one record a line, where the format takes that.
+//! A source is a file, a folder of files (in the order of their names), or the files of a named
+//! source. [`input`](crate::input) decompresses, a [`layout`](crate::layout) finds the records, a
+//! [`format`](crate::format) says what their fields mean. Records are handed out in chunks, so
+//! that a file of any size takes the memory of one chunk; each chunk is taken apart on all cores.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use rayon::prelude::*;
+use serde_json::Value;
 
+use crate::catalogue;
 use crate::config::SourceConfig;
 use crate::error::{Error, Location, Result, excerpt};
 use crate::format::{self, Fields, Format};
+use crate::input::Input;
+use crate::layout::{self, Asked, Content, Raw};
 use crate::record::{Body, Message, Record};
 
 /// A file's records and the format they were read with.
@@ -22,350 +29,350 @@ pub struct SourceRecords {
     pub format: &'static str,
 }
 
-/// Reads the records of a file; `base_dir` is what a relative path is relative to.
+/// Most records of a chunk.
+const CHUNK_RECORDS: usize = 2048;
+/// Bytes of text after which a chunk is closed.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Most bytes of a file that is one JSON object.
+const DOCUMENT_BYTES: u64 = 512 << 20;
+
+/// Reads the records of a source; `base_dir` is what a relative path is relative to.
 ///
 /// # Errors
-/// When the file cannot be read, is not UTF-8 or JSON, when a record lacks a field or holds a
+/// When a file cannot be read, is not UTF-8 or damaged, when a record lacks a field or holds a
 /// wrong one (the first such record is named with its line), or when there is no record at all.
 pub fn read_source(source: &SourceConfig, base_dir: &Path) -> Result<SourceRecords> {
-    let path = base_dir.join(&source.path);
-    let bytes = fs_err::read(&path)?;
-    let text = decode(&path, &bytes)?;
-    let mut format = if source.format == format::AUTO {
+    let mut records = Vec::new();
+    let format = read_chunks(source, base_dir, &mut |chunk| {
+        records.extend(chunk);
+        Ok(())
+    })?;
+    Ok(SourceRecords { records, format })
+}
+
+/// Hands out the records of a source in chunks and returns the format's name.
+///
+/// # Errors
+/// As [`read_source`], and whatever `handle` returns.
+pub(crate) fn read_chunks(
+    source: &SourceConfig,
+    base_dir: &Path,
+    handle: &mut dyn FnMut(Vec<Record>) -> Result<()>,
+) -> Result<&'static str> {
+    let files = source.files(base_dir)?;
+    let first = files.first().cloned().unwrap_or_default();
+    let format = if source.format == format::AUTO {
         None
     } else {
         let known = format::find(&source.format);
         Some(known.ok_or_else(|| {
             let names = format::format_names();
-            Error::format(&path, crate::suggest::unknown("format", &source.format, &names))
+            Error::format(&first, crate::suggest::unknown("format", &source.format, &names))
         })?)
     };
-    let limit = source.limit.unwrap_or(usize::MAX);
-    let mut records = Vec::new();
-    if is_plain_text(&path, text, source, format)? {
-        format = Some(format::line_format());
-        for (index, line) in text.lines().enumerate() {
-            if records.len() == limit {
-                break;
-            }
-            if !line.trim().is_empty() {
-                records.push(Record {
-                    location: Location { path: path.clone(), line: index + 1, record: None },
-                    row: row(&path, records.len())?,
-                    body: Body::Text(line.to_owned()),
-                    domain: None,
-                });
-            }
+    let mut reading = Reading {
+        source,
+        format,
+        fields: source.fields.clone(),
+        limit: source.limit.unwrap_or(usize::MAX),
+        count: 0,
+        chunk: Vec::new(),
+        bytes: 0,
+        handle,
+    };
+    for file in &files {
+        if reading.count == reading.limit {
+            break;
         }
-    } else {
-        let mut visit = |raw: RawRecord<'_>| -> Result<bool> {
-            if records.len() == limit {
-                return Ok(false);
-            }
-            let row = row(&path, records.len())?;
-            let format = match format {
-                Some(format) => format,
-                None => {
-                    let fields = Fields::new(&raw.object, &source.fields);
-                    let found = format::detect(&fields).map_err(|m| Error::format(&path, m))?;
-                    *format.insert(found)
-                }
-            };
-            records.push(parse(raw, row, format, source)?);
-            Ok(records.len() < limit)
-        };
-        if text.trim_start().starts_with('[') {
-            read_array(&path, text, &mut visit)?;
-        } else {
-            read_lines(&path, text, &mut visit)?;
-        }
+        reading.file(file)?;
     }
-    match format {
-        Some(format) if !records.is_empty() => {
+    match reading.format {
+        Some(format) if reading.count > 0 => {
             if source.system.is_some() && !format.is_chat() {
                 let message = format!(
                     "`system` is set, but the records are in format {} and have no conversation",
                     format.name()
                 );
-                return Err(Error::format(&path, message));
+                return Err(Error::format(&first, message));
             }
-            Ok(SourceRecords { records, format: format.name() })
+            Ok(format.name())
         }
-        _ => Err(Error::Empty { path }),
+        _ => Err(Error::Empty { path: base_dir.join(source.label()) }),
     }
 }
 
-/// A JSON object and where it came from.
-struct RawRecord<'a> {
-    location: Location,
-    text: &'a str,
-    object: Map<String, Value>,
+/// A source while it is read.
+struct Reading<'a> {
+    source: &'a SourceConfig,
+    format: Option<&'static dyn Format>,
+    fields: BTreeMap<String, String>,
+    limit: usize,
+    /// Records found so far.
+    count: usize,
+    chunk: Vec<Raw>,
+    bytes: usize,
+    handle: &'a mut dyn FnMut(Vec<Record>) -> Result<()>,
 }
 
-fn row(path: &Path, count: usize) -> Result<u32> {
-    u32::try_from(count).map_err(|_| Error::format(path, "more than 2^32 records; split the file"))
-}
-
-fn parse(
-    raw: RawRecord<'_>,
-    row: u32,
-    format: &dyn Format,
-    source: &SourceConfig,
-) -> Result<Record> {
-    let fields = Fields::new(&raw.object, &source.fields);
-    let parsed = format.parse(&fields).and_then(|body| {
-        let domain = match source.fields.contains_key(format::DOMAIN) {
-            true => Some(fields.text(format::DOMAIN)?.to_owned()),
-            false => None,
+impl Reading<'_> {
+    fn file(&mut self, path: &Path) -> Result<()> {
+        let input = Input::open(path)?;
+        let read = match self.document_format(&input) {
+            Some(format) => self.document(input, format),
+            None => {
+                let (format, fields) = (self.format, self.fields.clone());
+                let asked = Asked { format, fields: &fields };
+                layout::read(input, &asked, &mut |raw| self.take(raw))
+            }
         };
-        Ok((body, domain))
-    });
-    let (mut body, domain) = match parsed {
-        Ok(parsed) => parsed,
-        Err(fault) => {
-            return Err(Error::Field {
-                location: Box::new(raw.location),
-                field: fault.field,
-                expected: fault.expected,
-                found: fault.found,
-                excerpt: excerpt(raw.text),
-            });
-        }
-    };
-    if let (Body::Chat(messages), Some(system)) = (&mut body, &source.system)
-        && messages.first().is_none_or(|first| first.role != "system")
-    {
-        messages.insert(0, Message::system(system));
+        // What stands before a fault is taken apart first: it may hold an earlier one.
+        self.flush()?;
+        read
     }
-    Ok(Record { location: raw.location, row, body, domain })
+
+    /// The format that takes a file for one JSON object with many records, where one does.
+    fn document_format(&self, input: &Input) -> Option<&'static dyn Format> {
+        if !is_object(input) {
+            return None;
+        }
+        let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
+        let named = shapes.filter_map(|shape| format::find(shape.format));
+        let head = String::from_utf8_lossy(&input.head);
+        self.format.into_iter().chain(named).find(|format| format.is_document(&head))
+    }
+
+    /// Reads a file that is one JSON object with many records.
+    fn document(&mut self, mut input: Input, format: &'static dyn Format) -> Result<()> {
+        if self.format.is_none() {
+            self.format = Some(format);
+            let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
+            let shape = shapes.into_iter().find(|shape| shape.format == format.name());
+            if let Some(shape) = shape.filter(|_| self.fields.is_empty()) {
+                self.fields = shape.fields();
+            }
+        }
+        let path = input.path.clone();
+        let mut bytes = Vec::new();
+        let read = input.reader.by_ref().take(DOCUMENT_BYTES + 1).read_to_end(&mut bytes);
+        read.map_err(|error| input.damaged(0, &error))?;
+        if bytes.len() as u64 > DOCUMENT_BYTES {
+            let most = DOCUMENT_BYTES >> 20;
+            return Err(Error::format(&path, format!("one JSON object of more than {most} MiB")));
+        }
+        let text = crate::input::text(&path, bytes, 1, 1)?;
+        let location = Location { path: path.clone(), line: 1, record: None };
+        let content = Content::Json { text, column: 0, line: false };
+        let (object, shown) = content.object(&location)?;
+        let rows = format.rows(&path, object).map_err(|fault| Error::Field {
+            location: Box::new(location),
+            field: fault.field,
+            expected: fault.expected,
+            found: fault.found,
+            excerpt: shown,
+        })?;
+        for (index, row) in rows.into_iter().enumerate() {
+            let location = Location { path: path.clone(), line: 1, record: Some(index + 1) };
+            if !self.take(Raw { location, content: Content::Object(row) })? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one record; `false` when no more are wanted.
+    fn take(&mut self, raw: Raw) -> Result<bool> {
+        if self.count == self.limit {
+            return Ok(false);
+        }
+        if self.count == u32::MAX as usize {
+            return Err(Error::format(
+                &raw.location.path,
+                "more than 2^32 records; split the source",
+            ));
+        }
+        if self.format.is_none() {
+            self.detect(&raw)?;
+        }
+        self.bytes += match &raw.content {
+            Content::Json { text, .. } | Content::Text(text) => text.len(),
+            Content::Object(object) => {
+                object.values().map(|value| value.as_str().map_or(64, str::len)).sum()
+            }
+        };
+        self.count += 1;
+        self.chunk.push(raw);
+        if self.chunk.len() == CHUNK_RECORDS || self.bytes >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(self.count < self.limit)
+    }
+
+    /// Finds the format from the first record.
+    fn detect(&mut self, raw: &Raw) -> Result<()> {
+        if matches!(raw.content, Content::Text(_)) {
+            self.format = Some(format::line_format());
+            return Ok(());
+        }
+        let (object, _) = raw.content.clone().object(&raw.location)?;
+        if let Some(named) = self.source.named().filter(|_| self.fields.is_empty()) {
+            for shape in named.shapes {
+                let fields = shape.fields();
+                let fits = |format: &&'static dyn Format| {
+                    format::fits(*format, &Fields::new(&object, &fields))
+                        && fields.values().all(|name| object.contains_key(name))
+                };
+                if let Some(format) = format::find(shape.format).filter(fits) {
+                    self.format = Some(format);
+                    self.fields = fields;
+                    return Ok(());
+                }
+            }
+        }
+        let found = format::detect(&Fields::new(&object, &self.fields));
+        self.format = Some(found.map_err(|m| Error::format(&raw.location.path, m))?);
+        Ok(())
+    }
+
+    /// Takes the chunk's records apart and hands them out.
+    fn flush(&mut self) -> Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        self.bytes = 0;
+        let Some(format) = self.format.filter(|_| !chunk.is_empty()) else { return Ok(()) };
+        let first = self.count - chunk.len();
+        let (fields, system) = (&self.fields, &self.source.system);
+        let records: Vec<Result<Record>> = chunk
+            .into_par_iter()
+            .enumerate()
+            .map(|(index, raw)| {
+                let (location, mut body, domain) = layout::parse(raw, format, fields)?;
+                if let (Body::Chat(messages), Some(system)) = (&mut body, system)
+                    && messages.first().is_none_or(|first| first.role != "system")
+                {
+                    messages.insert(0, Message::system(system));
+                }
+                Ok(Record { location, row: (first + index) as u32, body, domain })
+            })
+            .collect();
+        (self.handle)(records.into_iter().collect::<Result<_>>()?)
+    }
 }
 
-/// The text of a file without its byte order mark.
-fn decode<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
-    let foreign = [
-        (&b"PAR1"[..], "a Parquet file; convert it to JSON lines"),
-        (&b"\x1f\x8b"[..], "compressed with gzip; decompress it first"),
-        (&b"\x28\xb5\x2f\xfd"[..], "compressed with zstd; decompress it first"),
-        (&b"PK\x03\x04"[..], "a zip archive; unpack it first"),
-        (&b"\xff\xfe"[..], "UTF-16; save it as UTF-8"),
-        (&b"\xfe\xff"[..], "UTF-16; save it as UTF-8"),
-    ];
-    if let Some((_, what)) = foreign.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        return Err(Error::format(path, format!("the file is {what}")));
-    }
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    std::str::from_utf8(bytes).map_err(|error| {
-        let valid = &bytes[..error.valid_up_to()];
-        let line_start = valid.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        Error::Utf8 {
-            path: path.to_path_buf(),
-            line: valid.iter().filter(|&&byte| byte == b'\n').count() + 1,
-            column: valid.len() - line_start + 1,
-            byte: bytes.get(valid.len()).copied().unwrap_or_default(),
+/// Whether a file may be one JSON object rather than one a line.
+fn is_object(input: &Input) -> bool {
+    input.ending == "json" && input.first_char() == Some('{')
+}
+
+impl SourceConfig {
+    /// The files of the source, in the order in which they are read.
+    ///
+    /// # Errors
+    /// When a folder cannot be read or holds no data file, or a named source was not located.
+    pub fn files(&self, base_dir: &Path) -> Result<Vec<PathBuf>> {
+        if !self.located.is_empty() {
+            return Ok(self.located.clone());
         }
+        if self.path.as_os_str().is_empty() {
+            let name = self.source.clone().unwrap_or_default();
+            let tried = vec!["its files have not been located".to_owned()];
+            return Err(Error::Unavailable { name, tried });
+        }
+        let path = base_dir.join(&self.path);
+        if !path.is_dir() {
+            return Ok(vec![path]);
+        }
+        let files = match self.named() {
+            Some(named) => catalogue::files_below(named, &path)?,
+            None => data_files(&path)?,
+        };
+        if files.is_empty() {
+            let endings: Vec<&str> = layout::endings().collect();
+            let message = format!(
+                "the folder holds no data file; expected names that end in {}",
+                endings.join(", ")
+            );
+            return Err(Error::format(&path, message));
+        }
+        Ok(files)
+    }
+}
+
+/// The files of a folder that are data by their names.
+fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let ending = crate::input::ending(&path);
+        if !hidden && path.is_file() && layout::endings().any(|known| known == ending) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Hands out every string of each row of a file, joined by line breaks: what a benchmark's
+/// questions say, whatever their fields are called.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn read_texts(path: &Path, handle: &mut dyn FnMut(&Location, &str)) -> Result<()> {
+    let input = Input::open(path)?;
+    if is_object(&input) && !serde_json_lines(&input) {
+        return document_texts(input, handle);
+    }
+    let fields = BTreeMap::new();
+    let format = (input.ending == "txt").then(format::line_format);
+    let asked = Asked { format, fields: &fields };
+    layout::read(input, &asked, &mut |raw| {
+        let (object, _) = raw.content.object(&raw.location)?;
+        let mut text = String::new();
+        object.values().for_each(|value| gather(value, &mut text));
+        handle(&raw.location, &text);
+        Ok(true)
     })
 }
 
-/// Whether a file is read line by line as text rather than as JSON.
-fn is_plain_text(
-    path: &Path,
-    text: &str,
-    source: &SourceConfig,
-    format: Option<&dyn Format>,
-) -> Result<bool> {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
-    let ending = ending.to_ascii_lowercase();
-    let json_ending = ["json", "jsonl", "ndjson"].contains(&ending.as_str());
-    if format.is_some_and(Format::reads_lines) {
-        return Ok(!json_ending);
-    }
-    let first = text.trim_start().chars().next();
-    if format.is_none() && ending == "txt" && !matches!(first, Some('{' | '[')) {
-        return Ok(true);
-    }
-    match first {
-        None | Some('{' | '[') => Ok(false),
-        Some(found) => Err(Error::format(
-            path,
-            format!(
-                "expected a JSON array or JSON lines for format {}, found a file that begins with \
-                 `{found}`; plain text files need `format: text`",
-                source.format
-            ),
-        )),
-    }
+/// Whether the first line of a file holds a whole object.
+fn serde_json_lines(input: &Input) -> bool {
+    let first = input.head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let whole = serde_json::from_slice::<Value>(first).is_ok();
+    whole && input.head.len() > first.len() + 1
 }
 
-/// One JSON object a line.
-fn read_lines<'a>(
-    path: &Path,
-    text: &'a str,
-    visit: &mut dyn FnMut(RawRecord<'a>) -> Result<bool>,
-) -> Result<()> {
-    // Not `str::lines`: only line feeds end a line, and a carriage return before one is JSON space.
-    for (index, line) in text.split('\n').enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let location = Location { path: path.to_path_buf(), line: index + 1, record: None };
-        let value: Value = serde_json::from_str(line).map_err(|error| Error::Json {
-            location: location.clone(),
-            line: index + 1,
-            column: error.column(),
-            message: if error.is_eof() {
-                "the line ends inside the record; JSON lines hold one whole object on each line"
-                    .to_owned()
-            } else {
-                without_place(&error)
-            },
-            excerpt: excerpt(line),
-        })?;
-        if !visit(object(value, location, line)?)? {
-            break;
-        }
+/// The rows of a file that is one object: those of the first list of objects in it.
+fn document_texts(mut input: Input, handle: &mut dyn FnMut(&Location, &str)) -> Result<()> {
+    let path = input.path.clone();
+    let mut bytes = Vec::new();
+    let read = input.reader.by_ref().take(DOCUMENT_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| input.damaged(0, &error))?;
+    let text = crate::input::text(&path, bytes, 1, 1)?;
+    let location = Location { path: path.clone(), line: 1, record: None };
+    let (object, _) = Content::Json { text, column: 0, line: false }.object(&location)?;
+    let lists = object.values().filter_map(Value::as_array);
+    let rows = lists.into_iter().find(|list| list.iter().any(Value::is_object));
+    let Some(rows) = rows else {
+        let shown = excerpt(&Value::Object(object).to_string());
+        return Err(Error::format(&path, format!("expected a list of objects in {shown}")));
+    };
+    for (index, row) in rows.iter().enumerate() {
+        let mut text = String::new();
+        gather(row, &mut text);
+        let location = Location { path: path.clone(), line: 1, record: Some(index + 1) };
+        handle(&location, &text);
     }
     Ok(())
 }
 
-/// A JSON array of objects, read element by element so that each knows its line.
-fn read_array<'a>(
-    path: &Path,
-    text: &'a str,
-    visit: &mut dyn FnMut(RawRecord<'a>) -> Result<bool>,
-) -> Result<()> {
-    let mut cursor = Cursor { text, at: 0, line: 1, line_start: 0 };
-    cursor.skip_space();
-    cursor.advance(1);
-    let location = |cursor: &Cursor<'_>, record: usize| Location {
-        path: path.to_path_buf(),
-        line: cursor.line,
-        record: Some(record),
-    };
-    let mut record = 0;
-    loop {
-        cursor.skip_space();
-        if record == 0 && cursor.rest().starts_with(']') {
-            break;
-        }
-        record += 1;
-        let location = location(&cursor, record);
-        let rest = cursor.rest();
-        let syntax = |cursor: &Cursor<'_>, message: &str, excerpt_of: &str| Error::Json {
-            location: location.clone(),
-            line: cursor.line,
-            column: cursor.at - cursor.line_start + 1,
-            message: message.to_owned(),
-            excerpt: excerpt(excerpt_of),
-        };
-        if !rest.starts_with('{') {
-            let message = match rest.chars().next() {
-                None => "the file ends inside the array".to_owned(),
-                Some(found) => format!("expected an object `{{…}}`, found `{found}`"),
-            };
-            return Err(syntax(&cursor, &message, rest));
-        }
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        let value = match values.next() {
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
-                let line = cursor.line + error.line() - 1;
-                let before = if error.line() == 1 { cursor.at - cursor.line_start } else { 0 };
-                return Err(Error::Json {
-                    location,
-                    line,
-                    column: before + error.column(),
-                    message: without_place(&error),
-                    excerpt: excerpt(rest),
-                });
-            }
-            None => return Err(syntax(&cursor, "the file ends inside the array", rest)),
-        };
-        let length = values.byte_offset();
-        let goes_on = visit(object(value, location.clone(), &rest[..length])?)?;
-        if !goes_on {
-            return Ok(());
-        }
-        cursor.advance(length);
-        cursor.skip_space();
-        match cursor.rest().chars().next() {
-            Some(',') => cursor.advance(1),
-            Some(']') => break,
-            None => {
-                return Err(syntax(
-                    &cursor,
-                    "expected `,` or `]`, found the end of the file",
-                    rest,
-                ));
-            }
-            Some(found) => {
-                let message = format!("expected `,` or `]` after the record, found `{found}`");
-                return Err(syntax(&cursor, &message, rest));
-            }
-        }
-    }
-    cursor.advance(1);
-    cursor.skip_space();
-    if cursor.rest().is_empty() {
-        Ok(())
-    } else {
-        Err(Error::format(
-            path,
-            format!(
-                "line {}: expected the end of the file after the array, found {}",
-                cursor.line,
-                excerpt(cursor.rest())
-            ),
-        ))
-    }
-}
-
-fn object(value: Value, location: Location, text: &str) -> Result<RawRecord<'_>> {
+fn gather(value: &Value, text: &mut String) {
     match value {
-        Value::Object(object) => Ok(RawRecord { location, text, object }),
-        other => Err(Error::Field {
-            location: Box::new(location),
-            field: "(the whole record)".to_owned(),
-            expected: "an object".to_owned(),
-            found: format::describe(&other),
-            excerpt: excerpt(text),
-        }),
-    }
-}
-
-/// A parser's message without the place it appends, which counts from the wrong start.
-fn without_place(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    message.strip_suffix(&place).unwrap_or(&message).to_owned()
-}
-
-struct Cursor<'a> {
-    text: &'a str,
-    at: usize,
-    line: usize,
-    line_start: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn rest(&self) -> &'a str {
-        self.text.get(self.at..).unwrap_or("")
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        let end = (self.at + bytes).min(self.text.len());
-        for (index, &byte) in self.text.as_bytes()[self.at..end].iter().enumerate() {
-            if byte == b'\n' {
-                self.line += 1;
-                self.line_start = self.at + index + 1;
-            }
+        Value::String(found) => {
+            text.push_str(found);
+            text.push('\n');
         }
-        self.at = end;
-    }
-
-    fn skip_space(&mut self) {
-        let rest = self.rest();
-        let space = rest.len() - rest.trim_start_matches([' ', '\t', '\r', '\n']).len();
-        self.advance(space);
+        Value::Array(list) => list.iter().for_each(|value| gather(value, text)),
+        Value::Object(object) => object.values().for_each(|value| gather(value, text)),
+        _ => {}
     }
 }
 
@@ -438,5 +445,24 @@ mod tests {
                 Message::assistant("b")
             ])
         );
+    }
+
+    #[test]
+    fn a_folder_is_read_file_by_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("shards");
+        fs_err::create_dir(&data).unwrap();
+        fs_err::write(data.join("b.csv"), "text,id\nthree,3\n\"four, five\",4\n").unwrap();
+        fs_err::write(data.join("a.jsonl"), "{\"text\": \"one\"}\n{\"text\": \"two\"}\n").unwrap();
+        fs_err::write(data.join("README.md"), "not data").unwrap();
+        let records = read_source(&SourceConfig::new("shards"), folder.path()).unwrap().records;
+        let found: Vec<(u32, &Body)> = records.iter().map(|r| (r.row, &r.body)).collect();
+        let text = |text: &str| Body::Text(text.into());
+        assert_eq!(
+            found,
+            [(0, &text("one")), (1, &text("two")), (2, &text("three")), (3, &text("four, five"))]
+        );
+        let limited = SourceConfig { limit: Some(3), ..SourceConfig::new("shards") };
+        assert_eq!(read_source(&limited, folder.path()).unwrap().records.len(), 3);
     }
 }

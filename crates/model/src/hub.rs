@@ -247,6 +247,77 @@ impl Hub {
         Ok(())
     }
 
+    /// The names of a data set's files on the hub, those in folders included. The list is kept in
+    /// the cache, so that what was fetched once is found without a network.
+    ///
+    /// # Errors
+    /// With a message for people, if there is no list in the cache and none can be had.
+    pub fn dataset_files(
+        &self,
+        repository: &str,
+        revision: &str,
+    ) -> std::result::Result<Vec<String>, String> {
+        let kept = self.dataset_folder(repository, revision).join(".files.json");
+        let text = match fs::read_to_string(&kept) {
+            Ok(text) => text,
+            Err(_) => {
+                let url = format!(
+                    "{}/api/datasets/{repository}/revision/{revision}",
+                    self.online(repository)?
+                );
+                let mut body = self.get(&url)?.into_body().into_reader();
+                store(&mut body, &kept, None, None, &mut |_| {})
+                    .map_err(|problem| format!("{url}: {problem}"))?;
+                fs::read_to_string(&kept).map_err(|error| format!("{}: {error}", kept.display()))?
+            }
+        };
+        let names = || -> Option<Vec<String>> {
+            let info: Value = serde_json::from_str(&text).ok()?;
+            let names = info["siblings"].as_array()?.iter();
+            Some(names.filter_map(|file| Some(file["rfilename"].as_str()?.to_owned())).collect())
+        };
+        names().ok_or_else(|| {
+            // A list that says nothing must not be found again.
+            let _ = fs::remove_file(&kept);
+            format!("{repository} at {revision}: the hub's answer lists no files")
+        })
+    }
+
+    /// A file of a data set, from the cache or the hub; with `sha256`, only one that has it.
+    ///
+    /// # Errors
+    /// With a message for people, if it cannot be had; nothing is kept then.
+    pub fn dataset_file(
+        &self,
+        repository: &str,
+        revision: &str,
+        file: &str,
+        sha256: Option<&str>,
+        say: &mut dyn FnMut(&str),
+    ) -> std::result::Result<PathBuf, String> {
+        let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        if !file.split('/').all(plain) || file.contains('\\') {
+            return Err(format!("{repository}: `{file}` is no name of a file"));
+        }
+        let target = self.dataset_folder(repository, revision).join(file);
+        if !target.exists() {
+            let endpoint = self.online(repository)?;
+            say(&format!("fetching {repository}/{file}"));
+            let url = format!("{endpoint}/datasets/{repository}/resolve/{revision}/{file}");
+            self.download(&url, &target, sha256, say)?;
+        }
+        Ok(target)
+    }
+
+    fn dataset_folder(&self, repository: &str, revision: &str) -> PathBuf {
+        self.cache.join("datasets").join(repository.replace('/', "--")).join(revision)
+    }
+
+    fn online(&self, repository: &str) -> std::result::Result<&str, String> {
+        let offline = || format!("{repository}: not asked, HF_HUB_OFFLINE is set");
+        self.endpoint.as_deref().ok_or_else(offline)
+    }
+
     fn get(&self, url: &str) -> std::result::Result<ureq::http::Response<ureq::Body>, String> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(5)))
@@ -409,6 +480,41 @@ mod tests {
         assert_eq!(said.len(), 2);
         let offline = hub(None, cache.path());
         assert_eq!(offline.resolve("org/tiny", &mut |_| panic!("nothing to fetch")).unwrap(), path);
+    }
+
+    #[test]
+    fn the_files_of_a_data_set_are_listed_and_fetched_once() {
+        let info =
+            br#"{"siblings": [{"rfilename": "README.md"}, {"rfilename": "main/train-0.parquet"}]}"#;
+        let zeros = "0".repeat(64);
+        let sum = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9";
+        let endpoint = serve(vec![
+            ("/api/datasets/org/set/revision/main", 200, None, info.to_vec()),
+            ("/datasets/org/set/resolve/main/main/train-0.parquet", 200, None, b"0".to_vec()),
+            ("/api/datasets/org/odd/revision/main", 200, None, b"<html>".to_vec()),
+        ]);
+        let cache = tempfile::tempdir().unwrap();
+        let online = hub(Some(endpoint), cache.path());
+        let offline = hub(None, cache.path());
+        let name = "main/train-0.parquet";
+        let error = offline.dataset_files("org/set", "main").unwrap_err();
+        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+        let fetch =
+            |hub: &Hub, sum| hub.dataset_file("org/set", "main", name, Some(sum), &mut |_| {});
+        let wrong = fetch(&online, &zeros).unwrap_err();
+        assert!(wrong.contains("nothing was kept"), "{wrong}");
+        assert!(fetch(&offline, sum).is_err());
+        let path = fetch(&online, sum).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"0");
+        for hub in [&online, &offline] {
+            assert_eq!(hub.dataset_files("org/set", "main").unwrap(), ["README.md", name]);
+            assert_eq!(fetch(hub, sum).unwrap(), path);
+        }
+        assert!(online.dataset_files("org/odd", "main").unwrap_err().contains("lists no files"));
+        for name in ["../x", "a/../../x", "/etc/passwd", "a//b", ""] {
+            let refused = online.dataset_file("org/set", "main", name, None, &mut |_| {});
+            assert!(refused.unwrap_err().contains("no name of a file"), "{name}");
+        }
     }
 
     #[test]

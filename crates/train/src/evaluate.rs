@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::routing::{Routing, RoutingLog};
-use hydralora_data::{Batch, Example, valid_batches};
+use hydralora_data::{Batch, Example, Examples, valid_batches};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Decoder, Packed};
@@ -45,15 +45,16 @@ pub struct DomainLoss {
 pub fn evaluate(
     decoder: &Decoder,
     adapter: &dyn Adapter,
-    examples: &[Example],
+    examples: &Examples,
     domains: &[String],
 ) -> Result<Evaluation> {
     let _guard = no_grad();
     let log = RoutingLog::new(domains.len());
     let mut sums = vec![(0.0, 0_usize, 0_usize); domains.len()];
-    for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)) {
-        let chosen: Vec<&Example> = indices.iter().map(|&index| &examples[index]).collect();
-        let batch = Batch::pack(&chosen);
+    for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)).iter() {
+        let chosen = indices.map(|index| examples.get(index));
+        let chosen: Vec<Example> = chosen.collect::<hydralora_data::Result<_>>()?;
+        let batch = Batch::pack(&chosen.iter().collect::<Vec<_>>());
         let of_token = token_domains(&batch);
         log.next_batch(of_token.clone());
         let pass = Pass::inference().observed_by(&log);

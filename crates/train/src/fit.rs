@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
 use crate::optimizer::AdamW;
-use hydralora_data::{Batch, Dataset, Example, Sampler};
+use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::ops::elementwise::scale;
@@ -72,7 +72,7 @@ struct Plan {
     /// Steps in each epoch.
     steps: Vec<usize>,
     total: usize,
-    current: Option<(usize, Vec<Vec<usize>>)>,
+    current: Option<(usize, Batches)>,
 }
 
 impl Plan {
@@ -110,9 +110,11 @@ impl Plan {
             self.current = Some((epoch, self.sampler.epoch(epoch as u64)));
         }
         let first = within * self.accumulation;
-        let batches = self.current.as_ref().map_or(&[][..], |(_, batches)| batches);
-        let last = (first + self.accumulation).min(batches.len());
-        (epoch, first, batches[first..last].to_vec())
+        let found = self.current.as_ref().map_or(Vec::new(), |(_, batches)| {
+            let last = (first + self.accumulation).min(batches.len());
+            (first..last).map(|batch| batches.get(batch).collect()).collect()
+        });
+        (epoch, first, found)
     }
 
     fn epochs_done(&self, step: usize) -> f64 {
@@ -171,15 +173,14 @@ pub fn fit(
     while progress.step < plan.total {
         let step_started = Instant::now();
         let (epoch, first_batch, batches) = plan.step(progress.step);
-        let batches: Vec<(Vec<&Example>, Batch)> = batches
-            .iter()
-            .map(|indices| {
-                let examples: Vec<&Example> =
-                    indices.iter().map(|&index| &run.dataset.train[index]).collect();
-                let batch = Batch::pack(&examples);
-                (examples, batch)
-            })
-            .collect();
+        let read = |indices: &Vec<usize>| -> Result<(Vec<Example>, Batch)> {
+            let examples = indices.iter().map(|&index| run.dataset.train.get(index));
+            let examples: Vec<Example> = examples.collect::<hydralora_data::Result<_>>()?;
+            let batch = Batch::pack(&examples.iter().collect::<Vec<_>>());
+            Ok((examples, batch))
+        };
+        let batches: Vec<(Vec<Example>, Batch)> =
+            batches.iter().map(read).collect::<Result<_>>()?;
         let label_tokens: usize = batches.iter().map(|(_, batch)| batch.label_tokens).sum();
         let tokens: usize = batches.iter().map(|(_, batch)| batch.tokens.len()).sum();
         let mut gradients = Gradients::default();
@@ -305,8 +306,8 @@ pub fn fit(
 }
 
 /// File and record of each example of a batch.
-fn name_records(dataset: &Dataset, examples: &[&Example]) -> String {
-    let name = |example: &&Example| {
+fn name_records(dataset: &Dataset, examples: &[Example]) -> String {
+    let name = |example: &Example| {
         let source = dataset.report.sources.get(example.source as usize);
         let file = source.map_or_else(String::new, |source| source.path.display().to_string());
         format!("{file} record {}", example.row + 1)

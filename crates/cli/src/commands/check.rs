@@ -33,7 +33,10 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
         megabytes(memory.logits),
     );
     let _ = writeln!(text, "{}", plan.dataset.report);
-    let sample = plan.dataset.train.first().map(|example| show(&plan, example)).transpose()?;
+    let sample = match plan.dataset.train.iter().next() {
+        Some(example) => Some(show(&plan, &example?)?),
+        None => None,
+    };
     if let Some((prompt, answer)) = &sample {
         let _ =
             writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");

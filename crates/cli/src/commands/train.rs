@@ -187,7 +187,7 @@ pub(crate) fn train(
     let Plan { base, tuned, .. } = &mut plan;
     base.decoder.release(|name| tuned.takes_over(name));
     let fingerprint = plan.fingerprint();
-    let weights = plan.recipe.data.weights();
+    let weights = plan.dataset.report.weights();
     let run = Run {
         decoder: &plan.base.decoder,
         dataset: &plan.dataset,

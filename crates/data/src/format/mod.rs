@@ -1,12 +1,16 @@
 //! The formats of records: one file each, one line each in [`FORMATS`].
 
 mod alpaca;
+mod cloze;
 mod completion;
 mod messages;
+mod natural_instructions;
+mod prompt_response;
 mod sharegpt;
 mod text;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -17,6 +21,9 @@ static FORMATS: &[&dyn Format] = &[
     &messages::Messages,
     &sharegpt::ShareGpt,
     &alpaca::Alpaca,
+    &prompt_response::PromptResponse,
+    &natural_instructions::NaturalInstructions,
+    &cloze::Cloze,
     &completion::Completion,
     &text::Text,
 ];
@@ -42,6 +49,22 @@ pub(crate) trait Format: Sync {
     /// Whether files that are not JSON are read too, one record a line.
     fn reads_lines(&self) -> bool {
         false
+    }
+    /// Whether `auto` tries it.
+    fn automatic(&self) -> bool {
+        true
+    }
+    /// Whether a `.json` file that begins so is one object that holds many records.
+    fn is_document(&self, _head: &str) -> bool {
+        false
+    }
+    /// The records of such an object.
+    fn rows(
+        &self,
+        _path: &Path,
+        document: Map<String, Value>,
+    ) -> Result<Vec<Map<String, Value>>, FieldFault> {
+        Ok(vec![document])
     }
     /// Takes a record apart.
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault>;
@@ -82,18 +105,22 @@ pub(crate) fn line_format() -> &'static dyn Format {
     &text::Text
 }
 
+/// Whether a record has the fields that a format requires.
+pub(crate) fn fits(format: &dyn Format, fields: &Fields<'_>) -> bool {
+    format.required().iter().all(|field| fields.object.contains_key(fields.name(field)))
+}
+
 /// The first format whose required fields a record has.
 ///
 /// # Errors
 /// What the record has and what each format would need.
 pub(crate) fn detect(fields: &Fields<'_>) -> Result<&'static dyn Format, String> {
-    let fits = |format: &&dyn Format| {
-        format.required().iter().all(|field| fields.object.contains_key(fields.name(field)))
-    };
-    FORMATS.iter().copied().find(|format| fits(format)).ok_or_else(|| {
+    let mut automatic = FORMATS.iter().copied().filter(|format| format.automatic());
+    automatic.find(|format| fits(*format, fields)).ok_or_else(|| {
         let found: Vec<&str> = fields.object.keys().map(String::as_str).collect();
         let needs: Vec<String> = FORMATS
             .iter()
+            .filter(|format| format.automatic())
             .map(|format| format!("{} ({})", format.name(), format.required().join(", ")))
             .collect();
         format!(
@@ -195,11 +222,10 @@ impl<'a> Fields<'a> {
 
     fn missing(&self, field: &'a str, expected: &str) -> FieldFault {
         let found: Vec<&str> = self.object.keys().map(String::as_str).collect();
-        FieldFault::new(
-            &self.full_name(field),
-            expected,
-            format!("no such field among [{}]", found.join(", ")),
-        )
+        let near = crate::suggest::nearest(self.name(field), found.iter().copied());
+        let hint = near.first().map_or(String::new(), |near| format!("; is it `{near}`?"));
+        let found = format!("no such field among [{}]{hint}", found.join(", "));
+        FieldFault::new(&self.full_name(field), expected, found)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::config::SourceConfig;
 use crate::error::Result;
 use crate::record::{Body, Record};
-use crate::source::read_source;
+use crate::source::read_chunks;
 use std::path::Path;
 
 /// Bytes of a text that count; what comes after says nothing new about what the text is.
@@ -23,14 +23,17 @@ impl Corpus {
     /// is that of its turns, without the system prompt; of a completion, prompt and continuation.
     ///
     /// # Errors
-    /// As [`read_source`].
+    /// As [`read_source`](crate::read_source).
     pub fn read(sources: &[SourceConfig], base_dir: &Path) -> Result<Self> {
         let mut corpus = Self::default();
         for source in sources {
             let domain = source.domain_name();
-            for record in read_source(source, base_dir)?.records {
-                corpus.push(text(&record), record.domain.as_deref().unwrap_or(&domain));
-            }
+            read_chunks(source, base_dir, &mut |chunk| {
+                for record in chunk {
+                    corpus.push(text(&record), record.domain.as_deref().unwrap_or(&domain));
+                }
+                Ok(())
+            })?;
         }
         Ok(corpus)
     }

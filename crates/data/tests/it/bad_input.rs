@@ -44,7 +44,7 @@ fn a_broken_record_of_an_array_is_named_by_number_and_line() {
     let content = "[\n  {\"text\": \"a\"},\n  {\n    \"text\": nope\n  }\n]";
     assert_snapshot!(message("x.json", content), @r#"
     x.json: record 2 (line 3): not valid JSON at line 4, column 14: expected ident
-      in: {     "text": nope   } ]
+      in: {     "text": nope   }
     "#);
 }
 
@@ -64,7 +64,7 @@ fn arrays_that_do_not_end_or_hold_no_objects() {
     "#);
     assert_snapshot!(message("x.json", "[{\"text\": \"a\"} {\"text\": \"b\"}]"), @r#"
     x.json: record 1 (line 1): not valid JSON at line 1, column 16: expected `,` or `]` after the record, found `{`
-      in: {"text": "a"} {"text": "b"}]
+      in: {"text": "a"}
     "#);
     assert_snapshot!(message("x.json", "[{\"text\": \"a\"}]\n{\"text\": \"b\"}"), @r#"x.json: line 2: expected the end of the file after the array, found {"text": "b"}"#);
 }
@@ -73,7 +73,7 @@ fn arrays_that_do_not_end_or_hold_no_objects() {
 fn a_missing_field_is_named_with_those_that_are_there() {
     let content = "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\", \"outputs\": \"b\"}\n";
     assert_snapshot!(message("x.jsonl", content), @r#"
-    x.jsonl: line 2: field `output`: expected a string, found no such field among [instruction, outputs]
+    x.jsonl: line 2: field `output`: expected a string, found no such field among [instruction, outputs]; is it `outputs`?
       in: {"instruction": "a", "outputs": "b"}
     "#);
 }
@@ -106,14 +106,14 @@ fn a_line_that_is_no_object_is_named() {
 
 #[test]
 fn unknown_fields_do_not_tell_a_format() {
-    assert_snapshot!(message("x.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}"), @r#"x.jsonl: cannot tell the format: the first record has the fields [question, answer]; the formats need messages (messages), sharegpt (conversations), alpaca (instruction, output), completion (prompt, completion), text (text); set `format`, or map your names with `fields`, such as {instruction: question, output: answer}"#);
+    assert_snapshot!(message("x.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}"), @r#"x.jsonl: cannot tell the format: the first record has the fields [question, answer]; the formats need messages (messages), sharegpt (conversations), alpaca (instruction, output), prompt-response (prompt, response), natural-instructions (definition, input, output), completion (prompt, completion), text (text); set `format`, or map your names with `fields`, such as {instruction: question, output: answer}"#);
 }
 
 #[test]
 fn files_of_other_kinds_are_recognised() {
-    assert_snapshot!(message("x.parquet", b"PAR1\x15\x00"), @r#"x.parquet: the file is a Parquet file; convert it to JSON lines"#);
-    assert_snapshot!(message("x.jsonl.gz", b"\x1f\x8b\x08\x00"), @r#"x.jsonl.gz: the file is compressed with gzip; decompress it first"#);
-    assert_snapshot!(message("x.csv", "a,b\n1,2\n"), @r#"x.csv: expected a JSON array or JSON lines for format auto, found a file that begins with `a`; plain text files need `format: text`"#);
+    assert_snapshot!(message("x.jsonl", b"PK\x03\x04"), @"x.jsonl: the file is a zip archive; unpack it first");
+    assert_snapshot!(message("x.jsonl", b"<html>"), @"x.jsonl: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that begins with `<`; plain text files need `format: text`");
+    assert_snapshot!(message("x.bin", b"\0\x01\x02"), @"x.bin: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file whose first bytes are no text; plain text files need `format: text`");
     assert_snapshot!(message("x.jsonl", b"\xff\xfe{\x00"), @r#"x.jsonl: the file is UTF-16; save it as UTF-8"#);
 }
 
@@ -164,7 +164,8 @@ fn a_system_prompt_without_conversation_is_refused() {
 #[test]
 fn all_faults_of_a_configuration_come_at_once() {
     let folder = folder(&[("a.jsonl", b"{\"text\": \"a\"}"), ("bad.jinja", b"{% if %}")]);
-    let mut config = config(&["a.jsonl", "missing.jsonl", "."]);
+    let mut config = config(&["a.jsonl", "missing.jsonl", "sub"]);
+    fs_err::create_dir(folder.path().join("sub")).unwrap();
     config.train[0].weight = 0.0;
     config.train[0].limit = Some(0);
     config.train[0].fields.insert("text".to_owned(), String::new());
@@ -188,8 +189,8 @@ fn all_faults_of_a_configuration_come_at_once() {
       data.train[1].path: there is no file DIR/missing.jsonl
       data.train[1].weight: must be a finite number above 0, is inf
       data.train[1].domain: is empty; leave it out for the file's name
-      data.train[1].format: unknown format `alpacca`; did you mean `alpaca`? known: auto, messages, sharegpt, alpaca, completion, text
-      data.train[2].path: DIR/. is a folder; expected a file
+      data.train[1].format: unknown format `alpacca`; did you mean `alpaca`? known: auto, messages, sharegpt, alpaca, prompt-response, natural-instructions, cloze, completion, text
+      data.train[2].path: DIR/sub: the folder holds no data file; expected names that end in parquet, json, jsonl, ndjson, csv, tsv
       data.train[2].fields.completions: unknown field of format completion `completions`; did you mean `completion`? known: prompt, completion, domain
       data.train[2].system: format completion has no conversations to give a system prompt
       data.valid[0].weight: weights count for training only; every validation record is scored once

@@ -27,7 +27,11 @@ fn every_recipe_of_the_guide_is_valid() {
         let faults = recipe.data.validate(std::path::Path::new("/nonexistent"));
         let others: Vec<_> = faults
             .iter()
-            .filter(|fault| !fault.path.ends_with(".path") && fault.path != "data.template")
+            .filter(|fault| {
+                !fault.path.ends_with(".path")
+                    && !fault.path.starts_with("data.overlap_check[")
+                    && fault.path != "data.template"
+            })
             .collect();
         assert!(others.is_empty(), "{others:?}\n{block}");
     }

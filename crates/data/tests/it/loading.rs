@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use hydralora_data::{
-    Batch, DataConfig, Dataset, Example, IGNORE_LABEL, Sampler, SourceConfig, Split,
+    Batch, DataConfig, Dataset, Example, Examples, IGNORE_LABEL, Sampler, SourceConfig, Split,
 };
 use proptest::prelude::*;
 
@@ -13,8 +13,13 @@ fn lines(tag: &str, count: usize) -> String {
     (0..count).map(|index| exchange(&format!("{tag}{index}"), &format!("{index}"))).collect()
 }
 
-fn rows(examples: &[Example], source: u32) -> Vec<u32> {
-    examples.iter().filter(|example| example.source == source).map(|example| example.row).collect()
+fn all(examples: &Examples) -> Vec<Example> {
+    examples.iter().map(|example| example.unwrap()).collect()
+}
+
+fn rows(examples: &Examples, source: u32) -> Vec<u32> {
+    let examples = all(examples).into_iter();
+    examples.filter(|example| example.source == source).map(|example| example.row).collect()
 }
 
 #[test]
@@ -64,7 +69,7 @@ fn validation_files_replace_the_split() {
     assert_eq!((dataset.train.len(), dataset.valid.len()), (20, 2));
     assert_eq!(dataset.domains, ["a"]);
     assert_eq!(dataset.report.duplicates, 2);
-    assert!(dataset.valid.iter().all(|example| example.source == 1 && example.domain == 0));
+    assert!(all(&dataset.valid).iter().all(|example| example.source == 1 && example.domain == 0));
     assert_eq!(dataset.report.sources[1].split, Split::Valid);
 }
 
@@ -90,12 +95,12 @@ fn the_report_counts_and_the_table_shows_it() {
     assert_eq!(math.tokens, 8 * full(10, 1) + 100);
     assert_eq!(math.tokens_lost, full(150, 4) - 100 + full(5, 160) - 100);
     assert_eq!(math.label_tokens, 8 * 2 + 100 - (1 + 5 + 5 + 2 + 1 + 10));
-    let labels: usize = dataset.train.iter().map(Example::label_tokens).sum();
+    let labels: usize = all(&dataset.train).iter().map(Example::label_tokens).sum();
     assert_eq!(report.train_label_tokens, labels);
     insta::assert_snapshot!(report.to_string(), @r#"
-    file        domain  format  records  train  valid  tokens  labels  cut  dropped
-    math.jsonl  math    alpaca       11      9      0     356      92    2        2
-    poems.txt   poems   text          3      3      0      14      11    0        0
+    source      domain  format  records  train  valid  tokens  labels  cut  dropped   share
+    math.jsonl  math    alpaca       11      9      0     356      92    2        2  75.0 %
+    poems.txt   poems   text          3      3      0      14      11    0        0  25.0 %
     train: 12 examples, 370 tokens, 103 labels; valid: 0 examples, 0 tokens, 0 labels
     note: math.jsonl: left out 1 with an empty answer, 1 with nothing to train within max_seq_len
     note: math.jsonl: 2 record(s) cut to max_seq_len, 161 token(s) lost
@@ -120,7 +125,7 @@ fn records_may_bring_their_domain() {
     config.train[0].fields.insert("domain".to_owned(), "topic".to_owned());
     let dataset = load(&config, folder.path()).unwrap();
     assert_eq!(dataset.domains, ["law", "math"]);
-    let domains: Vec<u32> = dataset.train.iter().map(|example| example.domain).collect();
+    let domains: Vec<u32> = all(&dataset.train).iter().map(|example| example.domain).collect();
     assert_eq!(domains, [0, 1, 0]);
 }
 
@@ -134,18 +139,20 @@ fn one_meaning_in_four_formats_gives_the_same_tokens() {
     ]);
     let config = config(&["alpaca.json", "messages.jsonl", "sharegpt.json", "completion.jsonl"]);
     let dataset = load(&config, folder.path()).unwrap();
-    let formats: Vec<&str> = dataset.report.sources.iter().map(|source| source.format).collect();
+    let train = all(&dataset.train);
+    let formats: Vec<&str> =
+        dataset.report.sources.iter().map(|source| &source.format[..]).collect();
     assert_eq!(formats, ["alpaca", "messages", "sharegpt", "completion"]);
-    for example in &dataset.train[1..3] {
-        assert_eq!(example.tokens, dataset.train[0].tokens);
-        assert_eq!(example.labels, dataset.train[0].labels);
+    for example in &train[1..3] {
+        assert_eq!(example.tokens, train[0].tokens);
+        assert_eq!(example.labels, train[0].labels);
     }
     // A completion has no template: the whole of it and the end of text are trained.
-    let completion = &dataset.train[3];
+    let completion = &train[3];
     let (last, rest) = completion.tokens.split_last().unwrap();
-    assert_eq!(rest, dataset.train[0].tokens);
+    assert_eq!(rest, train[0].tokens);
     assert_eq!(encoder().decode(&[*last]), "</s>");
-    assert_eq!(dataset.train[0].label_tokens(), 2);
+    assert_eq!(train[0].label_tokens(), 2);
     assert_eq!(completion.label_tokens(), 4);
 }
 
@@ -154,11 +161,12 @@ fn a_batch_predicts_the_answers() {
     let folder = folder(&[("a.jsonl", lines("a", 12).as_bytes())]);
     let config = config(&["a.jsonl"]);
     let dataset = load(&config, folder.path()).unwrap();
-    let sampler = Sampler::new(&dataset.train, &config.weights(), 5, None, 3, true).unwrap();
+    let sampler =
+        Sampler::new(&dataset.train, &dataset.report.weights(), 5, None, 3, true).unwrap();
     let mut answers = Vec::new();
-    for indices in sampler.epoch(0) {
-        let examples: Vec<&Example> = indices.iter().map(|&index| &dataset.train[index]).collect();
-        let batch = Batch::pack(&examples);
+    for indices in sampler.epoch(0).iter() {
+        let examples: Vec<Example> = indices.map(|i| dataset.train.get(i).unwrap()).collect();
+        let batch = Batch::pack(&examples.iter().collect::<Vec<_>>());
         for sequence in 0..batch.sequences() {
             let labels = &batch.labels[batch.sequence(sequence)];
             let predicted: Vec<u32> =
@@ -207,7 +215,8 @@ proptest! {
             config.template = Some(template.to_owned());
             let dataset = load(&config, folder.path()).unwrap();
             prop_assert_eq!(dataset.train.len(), 2);
-            prop_assert_eq!(&dataset.train[0].tokens, &dataset.train[1].tokens);
+            let train = all(&dataset.train);
+            prop_assert_eq!(&train[0].tokens, &train[1].tokens);
             let end = match template {
                 "chatml" => "<|im_end|>",
                 "phi3" => "<|end|>",
@@ -215,7 +224,7 @@ proptest! {
             };
             let expected: String =
                 turns.iter().map(|(_, answer)| format!("{answer}{end}")).collect();
-            let trained: Vec<u32> = dataset.train[0]
+            let trained: Vec<u32> = train[0]
                 .labels
                 .iter()
                 .copied()

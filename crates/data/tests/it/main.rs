@@ -3,8 +3,12 @@
 mod bad_input;
 mod documentation;
 mod heads;
+mod layouts;
 mod loading;
+mod named;
+mod repeats;
 mod sample;
+mod streaming;
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 mod merge;
 
-use hydralora_data::{DataReport, Dataset, Example};
+use hydralora_data::{DataReport, Dataset, Example, Examples};
 use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::{DType, Tensor, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
@@ -157,18 +157,9 @@ fn model(dtype: DType) -> Model {
             Example { labels: tokens.clone(), tokens, domain, source: 0, row: row as u32 }
         })
         .collect();
-    let report = DataReport {
-        sources: Vec::new(),
-        train_examples: texts.len(),
-        train_tokens: 0,
-        train_label_tokens: 0,
-        valid_examples: 0,
-        valid_tokens: 0,
-        valid_label_tokens: 0,
-        duplicates: 0,
-        notes: Vec::new(),
-    };
-    let dataset = Dataset { domains, train, valid: Vec::new(), template: None, report };
+    let report = DataReport { train_examples: texts.len(), ..DataReport::default() };
+    let (train, valid) = (train.into(), Examples::default());
+    let dataset = Dataset { domains, train, valid, template: None, report };
     Model { source, decoder, dataset }
 }
 
@@ -176,12 +167,13 @@ impl Model {
     /// All records packed: tokens, offsets, shifted labels, domains.
     fn packed(&self) -> (Vec<u32>, Vec<usize>, Vec<u32>, Vec<u32>) {
         let (mut tokens, mut offsets, mut labels) = (Vec::new(), vec![0], Vec::new());
-        for example in &self.dataset.train {
+        for example in self.dataset.train.iter() {
+            let example = example.unwrap();
             tokens.extend(&example.tokens);
             labels.extend(example.tokens[1..].iter().chain([&IGNORE_LABEL]));
             offsets.push(tokens.len());
         }
-        let domains = self.dataset.train.iter().map(|example| example.domain).collect();
+        let domains = self.dataset.train.iter().map(|example| example.unwrap().domain).collect();
         (tokens, offsets, labels, domains)
     }
 
@@ -456,7 +448,7 @@ fn a_cache_gives_what_the_whole_sequence_gives() {
             }
         }
         let adapter = tuned.as_adapter();
-        let [first, second] = [0, 2].map(|at| model.dataset.train[at].tokens.clone());
+        let [first, second] = [0, 2].map(|at| model.dataset.train.get(at).unwrap().tokens);
         let whole = |tokens: &[u32]| {
             let batch = Packed { tokens, offsets: &[0, tokens.len()] };
             let hidden = model.decoder.hidden(batch, adapter, &Pass::inference()).unwrap();

@@ -72,7 +72,8 @@ impl Family for LossFamily {
                 items: Vec::new(),
             })
             .collect();
-        for example in dataset.train {
+        for example in dataset.train.iter() {
+            let example = example?;
             let task = &mut tasks[example.domain as usize];
             task.info.original += 1;
             if settings.limit.is_some_and(|limit| task.items.len() >= limit) {

@@ -1,0 +1,195 @@
+//! Bytes of a data file: opened, decompressed, and looked at.
+//!
+//! | begins with | is |
+//! | --- | --- |
+//! | `1f 8b` | gzip (one or several members) |
+//! | `28 b5 2f fd` | zstd (one or several frames) |
+//! | `PAR1` | Parquet |
+//! | `PK 03 04` | a zip archive: refused |
+//! | `ff fe`, `fe ff` | UTF-16: refused |
+//! | `ef bb bf` | a byte order mark, skipped |
+//!
+//! What a file is follows from these bytes; its name is only asked where they do not say.
+
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use fs_err::File;
+
+use crate::error::{Error, Result};
+
+/// The most bytes of one record; more is taken for a file that is damaged or of another kind.
+pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
+
+/// How much of a file's beginning is looked at.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// An opened data file.
+pub(crate) struct Input {
+    /// The file, for messages.
+    pub(crate) path: PathBuf,
+    /// The ending of its name in lower case, that of a compression taken off.
+    pub(crate) ending: String,
+    /// Its first bytes after decompression, without a byte order mark.
+    pub(crate) head: Vec<u8>,
+    /// Whether it is compressed, and how.
+    pub(crate) compression: Option<&'static str>,
+    /// The decompressed bytes from the first on, without a byte order mark.
+    pub(crate) reader: Box<dyn BufRead + Send>,
+}
+
+impl Input {
+    /// Opens a file and finds out how it is compressed.
+    ///
+    /// # Errors
+    /// When it cannot be read, its compression is damaged at once, or it is of a kind not read.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
+        let magic = file.fill_buf()?;
+        let magic = &magic[..magic.len().min(4)];
+        let (compression, mut reader): (_, Box<dyn BufRead + Send>) =
+            if magic.starts_with(b"\x1f\x8b") {
+                let decoder = flate2::bufread::MultiGzDecoder::new(file);
+                (Some("gzip"), Box::new(BufReader::with_capacity(1 << 18, decoder)))
+            } else if magic.starts_with(b"\x28\xb5\x2f\xfd") {
+                let decoder = zstd::stream::read::Decoder::with_buffer(file)?;
+                (Some("zstd"), Box::new(BufReader::with_capacity(1 << 18, decoder)))
+            } else {
+                (None, Box::new(file))
+            };
+        let mut head = Vec::new();
+        reader
+            .by_ref()
+            .take(HEAD_BYTES as u64)
+            .read_to_end(&mut head)
+            .map_err(|error| damaged(path, compression, 0, &error))?;
+        let foreign = [
+            (&b"PK\x03\x04"[..], "a zip archive; unpack it first"),
+            (&b"\xff\xfe"[..], "UTF-16; save it as UTF-8"),
+            (&b"\xfe\xff"[..], "UTF-16; save it as UTF-8"),
+            (&b"\x1f\x8b"[..], "compressed twice; decompress it once"),
+            (&b"\x28\xb5\x2f\xfd"[..], "compressed twice; decompress it once"),
+            (&b"BZh"[..], "compressed with bzip2; use gzip or zstd"),
+            (&b"\xfd7zXZ"[..], "compressed with xz; use gzip or zstd"),
+        ];
+        if let Some((_, what)) = foreign.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return Err(Error::format(path, format!("the file is {what}")));
+        }
+        if head.starts_with(b"\xef\xbb\xbf") {
+            head.drain(..3);
+        }
+        let reader = Box::new(Cursor::new(head.clone()).chain(reader));
+        Ok(Self { path: path.to_path_buf(), ending: ending(path), head, compression, reader })
+    }
+
+    /// The first character that is not white space, if it is ASCII.
+    pub(crate) fn first_char(&self) -> Option<char> {
+        let text = String::from_utf8_lossy(&self.head);
+        text.trim_start().chars().next()
+    }
+
+    /// The error for bytes that could not be read, after `line` whole lines.
+    pub(crate) fn damaged(&self, line: usize, error: &io::Error) -> Error {
+        damaged(&self.path, self.compression, line, error)
+    }
+
+    /// Reads a line without its line feed; `false` at the end of the file.
+    ///
+    /// # Errors
+    /// When the bytes cannot be read or the line is longer than [`MAX_RECORD_BYTES`].
+    pub(crate) fn read_line(&mut self, buffer: &mut Vec<u8>, line: usize) -> Result<bool> {
+        buffer.clear();
+        let limit = MAX_RECORD_BYTES as u64 + 1;
+        let read = self.reader.by_ref().take(limit).read_until(b'\n', buffer);
+        let read = read.map_err(|error| self.damaged(line - 1, &error))?;
+        if buffer.last() == Some(&b'\n') {
+            buffer.pop();
+        } else if buffer.len() > MAX_RECORD_BYTES {
+            return Err(too_long(&self.path, line));
+        }
+        Ok(read > 0)
+    }
+}
+
+/// A record that is longer than any real one.
+pub(crate) fn too_long(path: &Path, line: usize) -> Error {
+    let message = format!(
+        "line {line}: a record of more than {} MiB; expected one record a line or a list of \
+         records, each much shorter",
+        MAX_RECORD_BYTES >> 20
+    );
+    Error::format(path, message)
+}
+
+fn damaged(path: &Path, compression: Option<&str>, line: usize, error: &io::Error) -> Error {
+    let what = compression.map_or("file".to_owned(), |kind| format!("{kind} stream"));
+    let message = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::Damaged { path: path.to_path_buf(), what, line, message }
+}
+
+/// The ending of a file's name in lower case, without that of a compression.
+pub(crate) fn ending(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = [".gz", ".gzip", ".zst", ".zstd"]
+        .iter()
+        .find_map(|compressed| name.strip_suffix(compressed))
+        .unwrap_or(&name);
+    name.rsplit_once('.').map_or(String::new(), |(_, ending)| ending.to_owned())
+}
+
+/// A file's name without the endings of its layout and compression.
+pub(crate) fn stem(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lower = name.to_lowercase();
+    let mut end = name.len();
+    for compressed in [".gz", ".gzip", ".zst", ".zstd"] {
+        if lower.ends_with(compressed) {
+            end -= compressed.len();
+            break;
+        }
+    }
+    let name = name.get(..end).unwrap_or(&name);
+    match name.rsplit_once('.') {
+        Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+/// The text of bytes of one record, or the place of the first byte that is none.
+pub(crate) fn text(path: &Path, bytes: Vec<u8>, line: usize, column: usize) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let bytes = error.as_bytes();
+        let before = &bytes[..at];
+        let breaks = before.iter().filter(|&&byte| byte == b'\n').count();
+        let column = match before.iter().rposition(|&byte| byte == b'\n') {
+            Some(line_break) => at - line_break,
+            None => column + at,
+        };
+        let byte = bytes.get(at).copied().unwrap_or_default();
+        Error::Utf8 { path: path.to_path_buf(), line: line + breaks, column, byte }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_and_stems_see_through_compression() {
+        for (name, end, stem_of) in [
+            ("a.jsonl", "jsonl", "a"),
+            ("x/a.b.JSONL.GZ", "jsonl", "a.b"),
+            ("a.csv.zst", "csv", "a"),
+            ("a.gz", "", "a"),
+            ("a", "", "a"),
+            (".hidden", "hidden", ".hidden"),
+        ] {
+            assert_eq!(ending(Path::new(name)), end, "{name}");
+            assert_eq!(stem(Path::new(name)), stem_of, "{name}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! CSV and its relatives with tabs or semicolons: a header that names the fields, then rows.
+//!
+//! Quoting is that of RFC 4180; the separator is a tab in `.tsv` files and otherwise whichever of
+//! comma, tab and semicolon the header holds most of. All values are strings.
+
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Map, Value};
+
+use super::{Asked, Content, Layout, Raw, Visit};
+use crate::error::{Error, Location, Result};
+use crate::format::{self, Fields};
+use crate::input::{self, Input, MAX_RECORD_BYTES};
+
+pub(super) struct Csv;
+
+impl Layout for Csv {
+    fn endings(&self) -> &'static [&'static str] {
+        &["csv", "tsv"]
+    }
+
+    fn recognises(&self, input: &Input, asked: &Asked<'_>) -> bool {
+        if input.first_char().is_none_or(|first| first == '{' || first == '[') {
+            return false;
+        }
+        if self.endings().contains(&input.ending.as_str()) {
+            return true;
+        }
+        // Of another name, but with a header that names the fields a format needs.
+        let line = input.head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let Ok(line) = std::str::from_utf8(line) else { return false };
+        let separator = separator(input);
+        let names = line.trim_end().split(char::from(separator));
+        let names = names.map(|name| (name.trim_matches('"').to_owned(), Value::Null));
+        let object: Map<String, Value> = names.collect();
+        let fields = Fields::new(&object, asked.fields);
+        object.len() > 1
+            && match asked.format {
+                Some(format) => format::fits(format, &fields),
+                None => format::detect(&fields).is_ok(),
+            }
+    }
+
+    fn read(&self, input: Input, _: &Asked<'_>, visit: &mut Visit<'_>) -> Result<()> {
+        let path = input.path.clone();
+        let separator = separator(&input);
+        let compression = input.compression;
+        let unread = Arc::new(AtomicUsize::new(0));
+        let bounded = Bounded { reader: input.reader, unread: unread.clone() };
+        let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(bounded);
+        let fault = |error: &csv::Error, line: usize| match error.kind() {
+            csv::ErrorKind::Io(found) if found.get_ref().is_some_and(|e| e.is::<TooLong>()) => {
+                input::too_long(&path, line)
+            }
+            csv::ErrorKind::Io(found) => Error::Damaged {
+                path: path.clone(),
+                what: compression.map_or("file".to_owned(), |kind| format!("{kind} stream")),
+                line: line - 1,
+                message: match found.kind() {
+                    io::ErrorKind::UnexpectedEof => "it ends too early".to_owned(),
+                    _ => found.to_string(),
+                },
+            },
+            csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+                let line = pos.as_ref().map_or(line, |pos| pos.line() as usize);
+                let message = format!(
+                    "line {line}: expected {expected_len} fields as in the header, found {len}; \
+                     fields that hold the separator or a line break need quotes"
+                );
+                Error::format(&path, message)
+            }
+            _ => Error::format(&path, format!("line {line}: {error}")),
+        };
+        let mut header = Vec::new();
+        let names = reader.byte_headers().map_err(|error| fault(&error, 1))?.clone();
+        for name in &names {
+            let name = input::text(&path, name.to_vec(), 1, 1)?;
+            if header.contains(&name) {
+                let message = format!("line 1: the header names the field `{name}` twice");
+                return Err(Error::format(&path, message));
+            }
+            header.push(name);
+        }
+        let mut row = csv::ByteRecord::new();
+        let mut number = 0;
+        let mut next_line = 2;
+        loop {
+            unread.store(0, Ordering::Relaxed);
+            if !reader.read_byte_record(&mut row).map_err(|error| fault(&error, next_line))? {
+                return Ok(());
+            }
+            number += 1;
+            let line = row.position().map_or(next_line, |position| position.line() as usize);
+            next_line = reader.position().line() as usize;
+            let mut object = Map::new();
+            for (name, value) in header.iter().zip(&row) {
+                let value = String::from_utf8(value.to_vec()).map_err(|error| {
+                    let at = error.utf8_error().valid_up_to();
+                    let byte = error.as_bytes().get(at).copied().unwrap_or_default();
+                    let message = format!(
+                        "line {line}: field `{name}`: expected UTF-8, found the byte 0x{byte:02x} \
+                         at place {}; save the file as UTF-8",
+                        at + 1
+                    );
+                    Error::format(&path, message)
+                })?;
+                object.insert(name.clone(), Value::String(value));
+            }
+            let location = Location { path: path.clone(), line, record: Some(number) };
+            if !visit(Raw { location, content: Content::Object(object) })? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What separates the fields.
+fn separator(input: &Input) -> u8 {
+    if input.ending == "tsv" {
+        return b'\t';
+    }
+    let header = input.head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let count = |separator: u8| header.iter().filter(|&&byte| byte == separator).count();
+    // The first of equals counts, hence the order.
+    let mut best = b',';
+    for separator in *b"\t;" {
+        if count(separator) > count(best) {
+            best = separator;
+        }
+    }
+    best
+}
+
+/// A reader that stops when one record takes too many bytes: a quote that is never closed would
+/// otherwise swallow the file into memory.
+struct Bounded {
+    reader: Box<dyn BufRead + Send>,
+    unread: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a record is too long")]
+struct TooLong;
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        if self.unread.fetch_add(read, Ordering::Relaxed) > MAX_RECORD_BYTES {
+            return Err(io::Error::other(TooLong));
+        }
+        Ok(read)
+    }
+}
