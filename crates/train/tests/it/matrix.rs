@@ -147,7 +147,7 @@ fn model(dtype: DType) -> Model {
         ("stories", "Zed the robot eats only green bolts on Monday."),
     ];
     let domains = vec!["facts".to_owned(), "stories".to_owned()];
-    let train = texts
+    let train: Vec<Example> = texts
         .iter()
         .enumerate()
         .map(|(row, (domain, text))| {
