@@ -26,13 +26,31 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
 /// `Σ a_i b_i`.
 #[inline(always)]
 pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
-    let mut sums = [E::ZERO; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    // One sum alone would wait for each addition before the next.
+    const TOGETHER: usize = 4;
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    let mut many = [[E::ZERO; LANES]; TOGETHER];
+    let (a_many, a_rest) = a.as_chunks::<{ TOGETHER * LANES }>();
+    let (b_many, b_rest) = b.as_chunks::<{ TOGETHER * LANES }>();
+    for (a, b) in a_many.iter().zip(b_many) {
+        for (part, sums) in many.iter_mut().enumerate() {
+            for lane in 0..LANES {
+                let at = part * LANES + lane;
+                sums[lane] = a[at].mul_add(b[at], sums[lane]);
+            }
+        }
+    }
+    let [mut sums, second, third, fourth] = many;
+    let (a_blocks, a_rest) = a_rest.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b_rest.as_chunks::<LANES>();
     for (a, b) in a_blocks.iter().zip(b_blocks) {
         for lane in 0..LANES {
             sums[lane] = a[lane].mul_add(b[lane], sums[lane]);
         }
+    }
+    for lane in 0..LANES {
+        sums[lane] = (sums[lane] + second[lane]) + (third[lane] + fourth[lane]);
     }
     let mut total = fold(sums);
     for (&a, &b) in a_rest.iter().zip(b_rest) {
@@ -64,6 +82,7 @@ pub fn max<E: Element>(a: &[E]) -> E {
             best[lane] = block[lane].max(best[lane]);
         }
     }
+    let best = std::hint::black_box(best);
     best.iter().chain(rest).fold(E::NEG_INFINITY, |best, &x| x.max(best))
 }
 
@@ -76,7 +95,10 @@ pub fn axpy<E: Element>(factor: E, x: &[E], y: &mut [E]) {
 }
 
 #[inline(always)]
-fn fold<E: Element>(mut sums: [E; LANES]) -> E {
+fn fold<E: Element>(sums: [E; LANES]) -> E {
+    // Seeing the order of these additions, the compiler would keep the sums of the loop before it
+    // in registers of two lanes.
+    let mut sums = std::hint::black_box(sums);
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
