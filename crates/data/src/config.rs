@@ -95,7 +95,7 @@ pub struct SourceConfig {
     /// The file or folder, relative to the recipe's folder; may be left out for a named source.
     #[serde(default)]
     pub path: PathBuf,
-    /// A named source, see [`catalogue`](crate::catalogue).
+    /// A named source of the catalogue.
     #[serde(default)]
     pub source: Option<String>,
     /// `auto` or a format's name, see [`format_names`](crate::format_names).
