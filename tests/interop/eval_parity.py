@@ -7,7 +7,8 @@ from is changed, to local files:
         --data DATA --work WORK [--adapter LORA_FOLDER] [--questions 500] [--generated 100]
 
 MODEL_FOLDER is a Hugging Face folder that both read. DATA holds `mmlu`, `gsm8k` and `bbh` as
-docs/evaluation.md describes. WORK keeps what the harness answered, so that a second run is quick.
+docs/evaluation.md describes. WORK keeps what the harness answered to each task, so that an interrupted run
+goes on and a second one is quick. Where two written texts part, the gap between the two likeliest tokens is shown.
 With `--prompts` only the prompts are compared, the first of every task, byte for byte; any model will do.
 Needs lm-eval (tried with 0.4.13), torch and transformers. Exit status 1 below 99.5 % agreement.
 """
@@ -99,35 +100,48 @@ def prepare(arguments, tasks_folder):
     return plan
 
 
-def harness(arguments, tasks_folder, names, limit, shots, adapter):
-    """Samples and seconds of the harness; seconds are those of the scoring alone."""
-    import torch
-    from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+class Harness:
+    """lm-evaluation-harness on the local files. The model is loaded when a task is not in the cache yet."""
 
-    torch.set_num_threads(arguments.threads)
-    model = HFLM(
-        pretrained=arguments.model,
-        dtype=torch.float32,
-        device="cpu",
-        batch_size=arguments.batch_size,
-        **({"peft": adapter} if adapter else {}),
-    )
-    manager = TaskManager(include_path=str(tasks_folder), include_defaults=False)
-    started = time.time()
-    results = evaluator.simple_evaluate(
-        model=model,
-        tasks=[f"local_{name}" for name in names],
-        num_fewshot=shots,
-        limit=limit,
-        task_manager=manager,
-        log_samples=True,
-        bootstrap_iters=0,
-    )
-    seconds = time.time() - started
-    answers = {}
-    for name in names:
+    def __init__(self, arguments, tasks_folder):
+        self.arguments = arguments
+        self.tasks_folder = tasks_folder
+        self.model = None
+
+    def load(self):
+        import torch
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        if self.model is None:
+            torch.set_num_threads(self.arguments.threads)
+            self.model = HFLM(
+                pretrained=self.arguments.model,
+                dtype=torch.float32,
+                device="cpu",
+                batch_size=self.arguments.batch_size,
+                **({"peft": self.arguments.adapter} if self.arguments.adapter else {}),
+            )
+            self.manager = TaskManager(include_path=str(self.tasks_folder), include_defaults=False)
+        return self.model
+
+    def score(self, name, limit, shots):
+        """Answers and seconds for one task; seconds are those of the evaluation without loading the model."""
+        from lm_eval import evaluator
+
+        model = self.load()
+        started = time.time()
+        results = evaluator.simple_evaluate(
+            model=model,
+            tasks=[f"local_{name}"],
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=self.manager,
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+        seconds = time.time() - started
+        answers = {}
         for sample in results["samples"][f"local_{name}"]:
             row = answers.setdefault(f"{name}/{sample['doc_id']}", {"filtered": {}})
             if name.startswith("mmlu"):
@@ -138,15 +152,44 @@ def harness(arguments, tasks_folder, names, limit, shots, adapter):
             else:
                 row["filtered"][sample["filter"]] = sample["filtered_resps"][0]
                 row["text"] = sample["resps"][0][0]
-    return {"seconds": seconds, "answers": answers}
+                row["prompt"] = sample["arguments"]["gen_args_0"]["arg_0"]
+        return {"seconds": seconds, "answers": answers}
 
+    def all(self, folder, names, limit, shots):
+        """Every task's answers, from `folder` where an earlier run left them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        total = {"seconds": 0.0, "answers": {}}
+        for name in names:
+            path = folder / f"{name}.json"
+            if not path.exists():
+                unfinished = path.with_suffix(".part")
+                unfinished.write_text(json.dumps(self.score(name, limit, shots)))
+                unfinished.rename(path)
+            part = json.loads(path.read_text())
+            total["seconds"] += part["seconds"]
+            total["answers"].update(part["answers"])
+        return total
 
-def cached(path, compute):
-    if path.exists():
-        return json.loads(path.read_text())
-    value = compute()
-    path.write_text(json.dumps(value))
-    return value
+    def where_texts_part(self, prompt, theirs, own):
+        """The first token in which two greedy continuations differ: its place, the gap between the two likeliest
+        tokens there in nats, computed without a batch and so without padding, and which of the two texts that
+        computation goes on with."""
+        import torch
+
+        model = self.load()
+        tokens = [model.tok_encode(prompt + text) for text in (theirs, own)]
+        place = next(
+            (i for i, (a, b) in enumerate(zip(*tokens)) if a != b),
+            min(map(len, tokens)),
+        )
+        with torch.no_grad():
+            logits = model.model(torch.tensor([tokens[0][:place]])).logits[0, -1].double()
+        best = torch.topk(logits, 2)
+        gap = float(best.values[0] - best.values[1])
+        likeliest = int(best.indices[0])
+        follows = [len(t) > place and t[place] == likeliest for t in tokens]
+        who = {(True, False): "the harness's", (False, True): "hydralora's"}.get(tuple(follows), "neither")
+        return f"token {place - len(model.tok_encode(prompt))}, gap {gap:.1e} nats, unpadded: {who} text"
 
 
 def ours(arguments, names, limit, shots, adapter, log):
@@ -229,6 +272,7 @@ def main():
         total, differing = compare_prompts(arguments, tasks_folder, plan)
         print(f"prompts: {total - differing} of {total} equal ({arguments.bbh})")
         sys.exit(1 if differing else 0)
+    harness = Harness(arguments, tasks_folder)
     worst = 1.0
     for kind in arguments.only or ["mmlu", "gsm8k", "bbh"]:
         names = plan[kind]
@@ -237,10 +281,7 @@ def main():
         limit = math.ceil(wanted / len(names))
         shots = 5 if kind == "mmlu" else None
         label = f"{kind if kind != 'bbh' else 'bbh_' + arguments.bbh}-{limit}-{'adapter' if arguments.adapter else 'base'}"
-        theirs = cached(
-            work / f"harness-{label}.json",
-            lambda: harness(arguments, tasks_folder, names, limit, shots, arguments.adapter),
-        )
+        theirs = harness.all(work / f"harness-{label}", names, limit, shots)
         own = ours(arguments, names, limit, shots, arguments.adapter, work / f"ours-{label}.jsonl")
         if theirs["answers"].keys() != own["answers"].keys():
             sys.exit(f"{label}: other questions were asked: {len(theirs['answers'])}, {len(own['answers'])}")
@@ -255,7 +296,7 @@ def main():
             agreement = 1 - len(differ) / total
             worst = min(worst, agreement)
             print(f"{label}  {name}: {total - len(differ)} of {total} agree ({100 * agreement:.2f} %)")
-            for difference in differ[:10]:
+            for difference in differ:
                 print("   ", *difference)
         if kind == "mmlu":
             # How far the best letter is ahead of the second, in nats.
@@ -264,6 +305,10 @@ def main():
         else:
             same = sum(a["text"] == own["answers"][k]["text"] for k, a in theirs["answers"].items())
             print(f"{label}  whole text: {same} of {total} equal")
+            for key, answer in theirs["answers"].items():
+                text = own["answers"][key]["text"]
+                if answer["text"] != text:
+                    print(f"    {key}: {harness.where_texts_part(answer['prompt'], answer['text'], text)}", flush=True)
         print(
             f"{label}  seconds: harness {theirs['seconds']:.1f}, hydralora {own['seconds']:.1f},"
             f" ratio {theirs['seconds'] / own['seconds']:.2f}",
