@@ -152,7 +152,7 @@ class Harness:
             else:
                 row["filtered"][sample["filter"]] = sample["filtered_resps"][0]
                 row["text"] = sample["resps"][0][0]
-                row["prompt"] = sample["arguments"]["gen_args_0"]["arg_0"]
+                row["prompt"] = sample["arguments"][0][0]
         return {"seconds": seconds, "answers": answers}
 
     def all(self, folder, names, limit, shots):

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Finds the files of the named sources of a recipe.
 pub(crate) fn locate(data: &mut DataConfig) -> anyhow::Result<()> {
     let copies = std::env::var_os("HYDRALORA_DATA_DIR").filter(|folder| !folder.is_empty());
-    let mut files = HubFiles(Hub::from_environment());
+    let mut files = HubFiles::new(|line| eprintln!("{line}"));
     Ok(hydralora_data::locate(data, copies.map(PathBuf::from).as_deref(), &mut files)?)
 }
 
@@ -16,11 +16,21 @@ pub(crate) fn cache_folder() -> PathBuf {
     Hub::from_environment().cache.join("tokens")
 }
 
-struct HubFiles(Hub);
+/// Files from the cache or the hub; `say` is told what is fetched.
+pub(crate) struct HubFiles<F> {
+    hub: Hub,
+    say: F,
+}
 
-impl Fetch for HubFiles {
+impl<F: FnMut(&str)> HubFiles<F> {
+    pub(crate) fn new(say: F) -> Self {
+        Self { hub: Hub::from_environment(), say }
+    }
+}
+
+impl<F: FnMut(&str)> Fetch for HubFiles<F> {
     fn list(&mut self, repository: &str, revision: &str) -> Result<Vec<String>, String> {
-        self.0.dataset_files(repository, revision)
+        self.hub.dataset_files(repository, revision)
     }
 
     fn file(
@@ -30,6 +40,6 @@ impl Fetch for HubFiles {
         file: &str,
         sha256: Option<&str>,
     ) -> Result<PathBuf, String> {
-        self.0.dataset_file(repository, revision, file, sha256, &mut |line| eprintln!("{line}"))
+        self.hub.dataset_file(repository, revision, file, sha256, &mut self.say)
     }
 }

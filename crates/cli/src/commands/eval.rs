@@ -3,9 +3,11 @@
 use crate::args::Global;
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
+use crate::recipe::ModelDtype;
+use crate::sources::HubFiles;
 use crate::ui::{result, say, table};
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hydralora_data::ChatTemplate;
 use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{NoAdapter, Pass};
@@ -25,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// The name of the model without an adapter.
 const BASE: &str = "base";
+/// `--data` for data that come from the hub.
+const HUB: &str = "hub";
 /// Seconds between lines of progress where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
@@ -46,9 +50,13 @@ pub(crate) struct EvalArguments {
     /// Print the tasks there are.
     #[arg(long)]
     list_tasks: bool,
-    /// Folder that holds `mmlu`, `gsm8k`, `bbh` and `humaneval`, or one of them.
-    #[arg(long, default_value = "data/eval-sample")]
+    /// Folder that holds `mmlu`, `gsm8k`, `bbh` and `humaneval`, or one of them; `hub` fetches what
+    /// the tasks need, once.
+    #[arg(long, value_name = "DIR|hub", default_value = "data/eval-sample")]
     data: PathBuf,
+    /// Type or packing to hold the weights in; `stored` is what the file has.
+    #[arg(long, default_value = "f32")]
+    dtype: ModelDtype,
     /// Only the first N records of each task.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -99,7 +107,8 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     for task in &arguments.tasks {
         tasks::known(task)?;
     }
-    let base = open_base(spec, crate::recipe::ModelDtype::F32)?;
+    let folders = data_folders(global, arguments, &settings)?;
+    let base = open_base(spec, arguments.dtype)?;
     let adapters = open_adapters(&base, &arguments.adapter)?;
     // What an adapter puts before every sequence takes its part of the context.
     let leads = adapters.iter().map(|adapter| {
@@ -114,10 +123,10 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         template: template.as_ref().filter(|_| arguments.apply_chat_template),
         record_template: template.as_ref(),
     };
-    let opened: Vec<Opened> = (arguments.tasks.iter())
-        .map(|task| tasks::open(task, &settings, &reader))
+    let opened: Vec<Opened> = (arguments.tasks.iter().zip(folders))
+        .map(|(task, data)| tasks::open(task, &Settings { data, ..settings.clone() }, &reader))
         .collect::<eval::Result<_>>()?;
-    let subjects = subjects(&base, &adapters, arguments.skip_base);
+    let subjects = subjects(&base, &adapters, arguments);
     let end_ids = end_ids(&base, &opened, arguments.apply_chat_template);
     let run = eval::Base { decoder: &base.decoder, reader, end_ids: &end_ids };
 
@@ -189,6 +198,21 @@ fn settings(arguments: &EvalArguments) -> anyhow::Result<Settings> {
         allow_code_execution: arguments.allow_code_execution,
         context: 0,
     })
+}
+
+/// The folder each task's data are in; with `--data hub`, after fetching them.
+fn data_folders(
+    global: &Global,
+    arguments: &EvalArguments,
+    settings: &Settings,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let named = arguments.data.clone();
+    if named != Path::new(HUB) {
+        return Ok(vec![named; arguments.tasks.len()]);
+    }
+    let mut hub = HubFiles::new(|line| say(global, line));
+    let folder = |task: &String| Ok(tasks::fetch(task, settings, &mut hub)?.unwrap_or_default());
+    arguments.tasks.iter().map(folder).collect()
 }
 
 fn list(global: &Global) -> anyhow::Result<ExitCode> {
@@ -300,12 +324,19 @@ fn missing_tokens(source: &str, tokenizer: &Tokenizer) -> Vec<String> {
     missing
 }
 
-fn subjects<'a>(base: &'a Base, adapters: &'a [Named], skip_base: bool) -> Vec<Subject<'a>> {
+fn subjects<'a>(
+    base: &'a Base,
+    adapters: &'a [Named],
+    arguments: &EvalArguments,
+) -> Vec<Subject<'a>> {
+    let weights = arguments.dtype.to_possible_value();
+    let weights = weights.map(|value| value.get_name().to_owned());
     let identity = &base.source.identity;
     let of = |adapter: Value| {
         json!({
             "model": identity.name,
             "model_fingerprint": identity.fingerprint,
+            "weights": weights,
             "adapter": adapter,
         })
     };
@@ -318,7 +349,7 @@ fn subjects<'a>(base: &'a Base, adapters: &'a [Named], skip_base: bool) -> Vec<S
             "sha256": folder_hashes(&adapter.folder),
         })),
     });
-    (!skip_base).then_some(alone).into_iter().chain(with).collect()
+    (!arguments.skip_base).then_some(alone).into_iter().chain(with).collect()
 }
 
 /// SHA-256 of an adapter's two files.

@@ -1,8 +1,11 @@
 //! `eval` from the command line, on the bundled sample.
 
 use crate::support::{Place, model};
-use serde_json::Value;
-use std::path::Path;
+use serde_json::{Value, json as value};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 
 fn sample() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/eval-sample").display().to_string()
@@ -111,4 +114,162 @@ fn a_template_s_missing_tokens_are_named() {
     ]);
     assert_eq!(ran.code, Some(2), "{}", ran.stderr);
     assert!(ran.stderr.contains("<|im_start|>"), "{}", ran.stderr);
+}
+
+/// The files below `folder`, relative to it, with `/` between their parts.
+fn files_below(folder: &Path, prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());
+        match path.is_dir() {
+            true => found.extend(files_below(&path, &format!("{name}/"))),
+            false => found.push(name),
+        }
+    }
+    found
+}
+
+/// A hub on this machine that has the sample's data sets; it notes the paths it was asked for.
+fn hub(asked: std::sync::mpsc::Sender<String>) -> String {
+    let sets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../run/tests/fixtures/hub");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            reader.read_line(&mut line).unwrap();
+            let path = line.split(' ').nth(1).unwrap_or("").to_owned();
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
+            let set = |repository: &str| sets.join(repository.replace('/', "--"));
+            let list = path.strip_prefix("/api/datasets/");
+            let list = list.and_then(|rest| rest.strip_suffix("/revision/main"));
+            let file = path.strip_prefix("/datasets/");
+            let file = file.and_then(|rest| rest.split_once("/resolve/main/"));
+            let body = match (list, file) {
+                (Some(repository), _) if set(repository).exists() => {
+                    let names = files_below(&set(repository), "");
+                    let siblings: Vec<Value> =
+                        names.into_iter().map(|name| value!({"rfilename": name})).collect();
+                    Some(value!({"siblings": siblings}).to_string().into_bytes())
+                }
+                (_, Some((repository, name))) => fs::read(set(repository).join(name)).ok(),
+                _ => None,
+            };
+            let (status, body) = body.map_or((404, Vec::new()), |body| (200, body));
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            let _ = asked.send(path);
+        }
+    });
+    address
+}
+
+#[test]
+fn data_come_from_the_hub_once_and_score_as_the_same_files_do() {
+    let place = Place::new();
+    let model = model().display().to_string();
+    let (sender, asked) = std::sync::mpsc::channel();
+    let address = hub(sender);
+    let online = [("HF_HUB_OFFLINE", "0"), ("HF_ENDPOINT", address.as_str())];
+    // The hub here holds two subjects and tasks, so they are asked for by name.
+    let tasks = "mmlu_astronomy,mmlu_international_law,gsm8k,bbh_fewshot_navigate,\
+                 loss:animals.jsonl";
+    let evaluate = |data: &str, tasks: &str, environment: &[(&str, &str)]| {
+        let arguments = ["eval", "--model", &model, "--data", data, "--tasks", tasks];
+        let few = ["--shots", "2", "--max-new-tokens", "4", "--json"];
+        place.run_in(environment, &[&arguments[..], &few].concat())
+    };
+
+    let offline = evaluate("hub", tasks, &[]);
+    assert_eq!(offline.code, Some(1), "{}", offline.stderr);
+    assert!(offline.stderr.contains("task `mmlu_astronomy`: cannot fetch its data"));
+    assert!(offline.stderr.contains("HF_HUB_OFFLINE is set"), "{}", offline.stderr);
+    let ran = evaluate("hub", tasks, &online);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("fetching openai/gsm8k/main/test-00001-of-00002.parquet"));
+    let requests = asked.try_iter().count();
+    // Three lists; test and dev of two subjects, three files of GSM8K, one of a task.
+    assert_eq!(requests, 3 + 4 + 3 + 1);
+    let fetched = json(&ran.stdout)["models"]["base"].clone();
+    let local = evaluate(&sample(), tasks, &[]);
+    let local = json(&local.stdout)["models"]["base"].clone();
+    assert_eq!(fetched["scores"], local["scores"]);
+    for task in ["mmlu_astronomy", "gsm8k", "bbh_fewshot_navigate"] {
+        let prompt = |of: &Value| of["configs"][task]["first_prompt"].clone();
+        assert_eq!(prompt(&fetched), prompt(&local), "{task}");
+    }
+    let again = evaluate("hub", tasks, &[]);
+    assert_eq!(json(&again.stdout)["models"]["base"]["scores"], local["scores"]);
+    assert_eq!(asked.try_iter().count(), 0, "all was in the cache");
+
+    let missing = evaluate("hub", "mmlu_law", &online);
+    assert_eq!(missing.code, Some(1), "{}", missing.stderr);
+    assert!(
+        missing.stderr.contains("cais/mmlu has no file professional_law/test-*.parquet"),
+        "{}",
+        missing.stderr
+    );
+}
+
+#[test]
+fn weights_may_be_held_packed_and_the_results_say_so() {
+    let place = Place::new();
+    let (model, data) = (model().display().to_string(), sample());
+    let loss = |dtype: &str, name: &str| {
+        let task = ["eval", "--model", &model, "--tasks", "loss:animals.jsonl", "--data", &data];
+        let more = ["--dtype", dtype, "--samples", "samples.jsonl", "--out", name, "--json"];
+        let ran = place.run(&[&task[..], &more].concat());
+        if ran.code != Some(0) {
+            return Err(ran.stderr);
+        }
+        let base = json(&ran.stdout)["models"]["base"].clone();
+        assert_eq!(base["config"]["identity"]["weights"], dtype);
+        fs::remove_file(place.path("samples.jsonl")).unwrap();
+        Ok(base["results"]["loss"]["loss,none"].as_f64().unwrap())
+    };
+    let exact = loss("f32", "a.json").unwrap();
+    assert!((loss("f64", "b.json").unwrap() - exact).abs() < 1e-4);
+    for (dtype, tolerance) in [("bf16", 0.02), ("q8_0", 0.02), ("q4_0", 0.5)] {
+        let packed = loss(dtype, "c.json").unwrap();
+        assert!(packed != exact && (packed - exact).abs() < tolerance, "{dtype} {packed} {exact}");
+    }
+    // A log of weights held otherwise is not gone on from.
+    let first = ["eval", "--model", &model, "--tasks", "mmlu", "--data", &data];
+    let with = |dtype| [&first[..], &["--samples", "log.jsonl", "--dtype", dtype]].concat();
+    place.succeed(&with("f32"));
+    let ran = place.run(&with("bf16"));
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("belongs to a run with another model"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_interrupted_run_goes_on_from_its_log() {
+    let place = Place::new();
+    let (model, data) = (model().display().to_string(), sample());
+    let whole = ["eval", "--model", &model, "--data", &data, "--tasks", "gsm8k,mmlu", "--shots"];
+    let whole = [&whole[..], &["2", "--max-new-tokens", "100", "--json"]].concat();
+    let expected = json(&place.succeed(&whole).stdout)["models"]["base"]["scores"].clone();
+    let logged = [&whole[..], &["--samples", "log.jsonl"]].concat();
+    let mut child = place.start(&logged);
+    let lines = || fs::read_to_string(place.path("log.jsonl")).map_or(0, |t| t.lines().count());
+    while lines() < 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let done = lines();
+    assert!((2..17).contains(&done), "the run was stopped within: {done} lines");
+    let before = place.read("log.jsonl");
+    let again = json(&place.succeed(&logged).stdout);
+    assert_eq!(again["models"]["base"]["scores"], expected);
+    let log = place.read("log.jsonl");
+    assert_eq!(log.lines().count(), 1 + 6 + 10, "no record twice");
+    let kept = &before[..before.rfind('\n').unwrap()];
+    assert!(log.starts_with(kept), "what was answered was not asked again");
 }

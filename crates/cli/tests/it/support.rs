@@ -65,6 +65,12 @@ impl Place {
         ran(self.command(arguments).output().unwrap())
     }
 
+    /// Runs with other values of environment variables.
+    pub(crate) fn run_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Ran {
+        let mut command = self.command(arguments);
+        ran(command.envs(environment.iter().copied()).output().unwrap())
+    }
+
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
         self.write("stdin.txt", input);
         let mut command = self.command(arguments);

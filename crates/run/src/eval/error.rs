@@ -27,7 +27,7 @@ pub enum Error {
     },
     /// A task's data are not where they were looked for.
     #[error(
-        "task `{task}`: found no {what}; looked for {}",
+        "task `{task}`: found no {what}; looked for {}; `--data hub` fetches it",
         looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     MissingData {
@@ -37,6 +37,14 @@ pub enum Error {
         what: String,
         /// Every place that was tried.
         looked: Vec<PathBuf>,
+    },
+    /// A task's data could not be had from the hub.
+    #[error("task `{task}`: cannot fetch its data: {message}")]
+    Unavailable {
+        /// The task.
+        task: String,
+        /// What went wrong.
+        message: String,
     },
     /// A data file is not what the task expects.
     #[error("{}{}: {message}", path.display(), line.map_or(String::new(), |line| format!(", line {line}")))]
@@ -93,6 +101,7 @@ impl Error {
         match self {
             Self::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
             Self::Model(error) => !matches!(error, hydralora_model::Error::Unavailable { .. }),
+            Self::Unavailable { .. } => false,
             Self::Sandbox(_) | Self::NotFinite { .. } | Self::Interrupted => false,
             _ => true,
         }

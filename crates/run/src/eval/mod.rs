@@ -23,7 +23,9 @@ pub use error::{Error, Result};
 pub use log::Log;
 pub use prompt::{Prompt, Reader};
 pub use results::{Line, Results};
-pub use task::{Answer, Family, Group, Info, Item, Metric, Opened, Score, Settings, Task, Work};
+pub use task::{
+    Answer, Family, Group, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+};
 
 use crate::sample::Sampling;
 use hydralora_model::Decoder;

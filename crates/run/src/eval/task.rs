@@ -74,6 +74,10 @@ pub trait Family: Sync {
     fn takes_file(&self) -> bool {
         false
     }
+    /// Where the hub has the data of one of its names; none for a user's own files.
+    fn remote(&self, _name: &str, _settings: &Settings) -> Option<Remote> {
+        None
+    }
     /// One line for people.
     fn summary(&self) -> &'static str;
     /// The tasks and groups behind one of its names, data read.
@@ -81,6 +85,17 @@ pub trait Family: Sync {
     /// # Errors
     /// If the data are missing or malformed, or an option makes no sense here.
     fn open(&self, name: &str, settings: &Settings, reader: &Reader<'_>) -> Result<Opened>;
+}
+
+/// Data as the hub keeps them: a folder a configuration, in it Parquet files a split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// The repository of the data set.
+    pub repository: &'static str,
+    /// Its revision.
+    pub revision: &'static str,
+    /// Folder and split of everything needed.
+    pub splits: Vec<(String, &'static str)>,
 }
 
 /// Tasks that were asked for under one name.
@@ -305,6 +320,55 @@ impl Files {
         })
     }
 
+    /// The objects of files of any layout that training reads, at most `limit`, with how many
+    /// there are.
+    pub(crate) fn objects<T: serde::de::DeserializeOwned>(
+        &mut self,
+        paths: &[PathBuf],
+        expected: &str,
+        limit: Option<usize>,
+    ) -> Result<(Vec<(Value, T)>, usize)> {
+        if let [path] = paths
+            && path.extension().is_some_and(|ending| ending == "jsonl")
+        {
+            return self.json_lines(path, expected, limit);
+        }
+        let mut found: Vec<(Value, T)> = Vec::new();
+        let mut count = 0;
+        for path in paths {
+            let bytes = fs_err::read(path)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.hashes.insert(name, hex(&bytes));
+            let mut fault = None;
+            hydralora_data::read_rows(path, &mut |place, object| {
+                count += 1;
+                if limit.is_some_and(|limit| found.len() >= limit) {
+                    return Ok(true);
+                }
+                let value = Value::Object(object);
+                match T::deserialize(&value) {
+                    Ok(typed) => found.push((value, typed)),
+                    Err(error) => {
+                        let row = place.record.map_or(String::new(), |row| format!("row {row}: "));
+                        let line = (place.line > 0).then_some(place.line);
+                        let message = format!("{row}{error}; expected {expected}");
+                        fault = Some(Error::malformed(path, line, message));
+                    }
+                }
+                Ok(fault.is_none())
+            })?;
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+        }
+        match paths.first().filter(|_| found.is_empty()) {
+            Some(path) => {
+                Err(Error::malformed(path, None, format!("is empty; expected {expected}")))
+            }
+            None => Ok((found, count)),
+        }
+    }
+
     /// The objects of a file of JSON lines, at most `limit`, with how many there are.
     pub(crate) fn json_lines<T: serde::de::DeserializeOwned>(
         &mut self,
@@ -335,14 +399,42 @@ impl Files {
     }
 }
 
-/// The first of `candidates` that exists.
-pub(crate) fn locate(task: &str, what: &str, candidates: Vec<PathBuf>) -> Result<PathBuf> {
-    let found = candidates.iter().find(|path| path.exists()).cloned();
-    found.ok_or_else(|| Error::MissingData {
-        task: task.to_owned(),
-        what: what.to_owned(),
-        looked: candidates,
-    })
+/// Whether a file name is that of a part of `split`, as in `test-00000-of-00001.parquet`.
+pub(crate) fn is_shard(name: &str, split: &str) -> bool {
+    let rest = name.strip_prefix(split).and_then(|rest| rest.strip_prefix('-'));
+    rest.is_some_and(|rest| rest.ends_with(".parquet") && !rest.contains('/'))
+}
+
+/// The files of a split that lie in `folder` as the hub keeps them, in their order.
+pub(crate) fn shards(folder: &Path, split: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| is_shard(&path.file_name().unwrap_or_default().to_string_lossy(), split))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The first of `candidates` that exists, or the files of the first of `hub`'s folders that has the
+/// split.
+pub(crate) fn locate_split(
+    task: &str,
+    what: &str,
+    candidates: Vec<PathBuf>,
+    hub: &[PathBuf],
+    split: &str,
+) -> Result<Vec<PathBuf>> {
+    let single = candidates.iter().find(|path| path.exists()).map(|path| vec![path.clone()]);
+    let mut sharded = hub.iter().map(|folder| shards(folder, split));
+    match single.or_else(|| sharded.find(|shards| !shards.is_empty())) {
+        Some(files) => Ok(files),
+        None => {
+            let pattern = |folder: &PathBuf| folder.join(format!("{split}-*.parquet"));
+            let looked = candidates.into_iter().chain(hub.iter().map(pattern)).collect();
+            Err(Error::MissingData { task: task.to_owned(), what: what.to_owned(), looked })
+        }
+    }
 }
 
 /// SHA-256 in hexadecimal.

@@ -301,3 +301,44 @@ fn wrong_input_is_named() {
     assert!(refused.contains("test.jsonl, line 1") && refused.contains("`answer`"), "{refused}");
     assert!(message("bbh_fewshot", &own).contains("expected an object with `examples`"));
 }
+
+#[test]
+fn the_hub_s_layout_gives_the_same_records() {
+    let model = model();
+    let reader = reader(&model);
+    let hub = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hub");
+    let few =
+        |data: PathBuf| Settings { shots: Some(2), max_new_tokens: Some(4), ..settings(data) };
+    for (name, repository) in [
+        ("mmlu", "cais--mmlu"),
+        ("gsm8k", "openai--gsm8k"),
+        ("bbh_cot_fewshot", "lukaemon--bbh"),
+        ("bbh_fewshot", "lukaemon--bbh"),
+    ] {
+        let ours = tasks::open(name, &few(sample()), &reader).unwrap();
+        let theirs = tasks::open(name, &few(hub.join(repository)), &reader).unwrap();
+        assert_eq!(ours.groups, theirs.groups, "{name}");
+        assert_eq!(ours.tasks.len(), theirs.tasks.len(), "{name}");
+        for (ours, theirs) in ours.tasks.iter().zip(&theirs.tasks) {
+            assert_eq!(ours.items().len(), theirs.items().len(), "{name}");
+            assert!(!theirs.info().data.is_empty(), "{name}: hashes");
+            for (ours, theirs) in ours.items().iter().zip(theirs.items()) {
+                let text = |prompt| reader.render(prompt).unwrap();
+                assert_eq!(text(&ours.prompt), text(&theirs.prompt), "{name}");
+                assert_eq!(ours.target, theirs.target, "{name}");
+            }
+        }
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let astronomy = folder.path().join("astronomy");
+    std::fs::create_dir_all(&astronomy).unwrap();
+    let file = hub.join("openai--gsm8k/main/train-00000-of-00001.parquet");
+    std::fs::copy(file, astronomy.join("test-00000-of-00001.parquet")).unwrap();
+    let other = tasks::open("mmlu_astronomy", &settings(folder.path()), &reader);
+    let message = other.err().unwrap().to_string();
+    assert!(message.contains("test-00000-of-00001.parquet: row 1: missing field"), "{message}");
+    assert!(message.contains("expected the text `question`, four `choices`"), "{message}");
+    std::fs::write(astronomy.join("test-00000-of-00001.parquet"), b"PAR1 and no more").unwrap();
+    assert!(tasks::open("mmlu_astronomy", &settings(folder.path()), &reader).is_err());
+}

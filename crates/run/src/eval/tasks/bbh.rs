@@ -5,51 +5,62 @@
 //! the line's last character; `bbh_fewshot` gives the examples' answers alone and compares the text
 //! as it is (`none`), to which `stripped` adds the comparison without surrounding spaces.
 //!
-//! Files are the authors' `bbh/TASK.json` (or `tasks/TASK.json`) and `cot-prompts/TASK.txt`; tasks
-//! without a file are left out.
+//! Files are the authors' `bbh/TASK.json` (or `tasks/TASK.json`), or `TASK/test-*.parquet` as in the
+//! hub's `lukaemon/bbh`; tasks without a file are left out. The prompts are the authors'
+//! `cot-prompts/TASK.txt`, from a folder beside the files or else the published ones, which are part
+//! of the program.
 
 use crate::eval::error::{Error, Result};
 use crate::eval::filter::{INVALID, Pick, extract, pattern};
 use crate::eval::prompt::{Prompt, Reader};
 use crate::eval::task::{
-    Answer, Family, Files, Group, Info, Item, Metric, Opened, Score, Settings, Task, Work, locate,
-    object,
+    Answer, Family, Files, Group, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+    hex, locate_split, object, shards,
 };
 use fancy_regex::Regex;
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Every task.
-const TASKS: [&str; 27] = [
-    "boolean_expressions",
-    "causal_judgement",
-    "date_understanding",
-    "disambiguation_qa",
-    "dyck_languages",
-    "formal_fallacies",
-    "geometric_shapes",
-    "hyperbaton",
-    "logical_deduction_five_objects",
-    "logical_deduction_seven_objects",
-    "logical_deduction_three_objects",
-    "movie_recommendation",
-    "multistep_arithmetic_two",
-    "navigate",
-    "object_counting",
-    "penguins_in_a_table",
-    "reasoning_about_colored_objects",
-    "ruin_names",
-    "salient_translation_error_detection",
-    "snarks",
-    "sports_understanding",
-    "temporal_sequences",
-    "tracking_shuffled_objects_five_objects",
-    "tracking_shuffled_objects_seven_objects",
-    "tracking_shuffled_objects_three_objects",
-    "web_of_lies",
-    "word_sorting",
-];
+macro_rules! tasks {
+    ($($task:ident),* $(,)?) => {
+        /// Every task, with its prompt file as published.
+        const TASKS: [(&str, &str); 27] = [$((
+            stringify!($task),
+            include_str!(concat!("../../../data/bbh-prompts/", stringify!($task), ".txt")),
+        )),*];
+    };
+}
+
+tasks! {
+    boolean_expressions,
+    causal_judgement,
+    date_understanding,
+    disambiguation_qa,
+    dyck_languages,
+    formal_fallacies,
+    geometric_shapes,
+    hyperbaton,
+    logical_deduction_five_objects,
+    logical_deduction_seven_objects,
+    logical_deduction_three_objects,
+    movie_recommendation,
+    multistep_arithmetic_two,
+    navigate,
+    object_counting,
+    penguins_in_a_table,
+    reasoning_about_colored_objects,
+    ruin_names,
+    salient_translation_error_detection,
+    snarks,
+    sports_understanding,
+    temporal_sequences,
+    tracking_shuffled_objects_five_objects,
+    tracking_shuffled_objects_seven_objects,
+    tracking_shuffled_objects_three_objects,
+    web_of_lies,
+    word_sorting,
+}
 
 const STOPS: [&str; 3] = ["</s>", "Q", "\n\n"];
 const ANSWER: &str = "(?<=the answer is )(.*)(?=.)";
@@ -69,7 +80,7 @@ const WAYS: [(&str, bool, f64); 2] =
 impl Family for Bbh {
     fn names(&self) -> Vec<String> {
         let of_way = |(way, ..): (&str, bool, f64)| {
-            let parts = TASKS.iter().map(move |task| format!("{way}_{task}"));
+            let parts = TASKS.iter().map(move |(task, _)| format!("{way}_{task}"));
             std::iter::once(way.to_owned()).chain(parts).collect::<Vec<_>>()
         };
         WAYS.into_iter().flat_map(of_way).collect()
@@ -79,33 +90,43 @@ impl Family for Bbh {
         "BIG-Bench Hard, 27 tasks behind three examples, with or without a chain of thought"
     }
 
+    fn remote(&self, name: &str, _: &Settings) -> Option<Remote> {
+        let (_, one) = split(name);
+        let wanted = TASKS.iter().filter(|(task, _)| one.is_none_or(|one| one == *task));
+        let splits = wanted.map(|(task, _)| ((*task).to_owned(), "test")).collect();
+        Some(Remote { repository: "lukaemon/bbh", revision: "main", splits })
+    }
+
     fn open(&self, name: &str, settings: &Settings, _: &Reader<'_>) -> Result<Opened> {
-        let (way, thinks, version) =
-            WAYS.into_iter().find(|(way, ..)| name.starts_with(way)).unwrap_or(WAYS[0]);
+        let ((way, thinks, version), one) = split(name);
         let folders = [settings.data.join("bbh"), settings.data.clone()];
-        let inside: Vec<PathBuf> = (folders.iter())
-            .flat_map(|folder| [folder.join("tasks"), folder.join("bbh"), folder.clone()])
-            .filter(|folder| TASKS.iter().any(|task| folder.join(format!("{task}.json")).exists()))
-            .collect();
-        let Some(tasks) = inside.first() else {
+        let within = |folder: &PathBuf| [folder.join("tasks"), folder.join("bbh"), folder.clone()];
+        let mut places = folders.iter().flat_map(within);
+        let Some(place) = places.find(|place| TASKS.iter().any(|(task, _)| has(place, task)))
+        else {
             return Err(Error::MissingData {
                 task: name.to_owned(),
                 what: "TASK.json files".to_owned(),
                 looked: folders.iter().map(|folder| folder.join("tasks")).collect(),
             });
         };
-        let places: Vec<PathBuf> = folders.iter().map(|f| f.join("cot-prompts")).collect();
-        let prompts = locate(name, "folder `cot-prompts`", places)?;
-        let one = name.strip_prefix(way).and_then(|part| part.strip_prefix('_'));
+        let mut prompts = folders.iter().map(|folder| folder.join("cot-prompts"));
+        let prompts = prompts.find(|folder| folder.exists());
         let mut opened = Opened::default();
-        for task in TASKS.into_iter().filter(|task| one.is_none_or(|one| one == *task)) {
-            let file = tasks.join(format!("{task}.json"));
-            if one.is_none() && !file.exists() {
+        for (task, published) in TASKS {
+            let wanted = one.map_or_else(|| has(&place, task), |one| one == task);
+            if !wanted {
                 continue;
             }
-            let file = locate(name, "examples", vec![file])?;
-            let source = Source { file, prompt: prompts.join(format!("{task}.txt")) };
+            let single = vec![place.join(format!("{task}.json"))];
+            let paths = locate_split(name, "examples", single, &[place.join(task)], "test")?;
+            let file = format!("{task}.txt");
+            let prompt = match &prompts {
+                Some(folder) => PromptText::File(folder.join(file)),
+                None => PromptText::Published(file, published),
+            };
             let named = format!("{way}_{task}");
+            let source = Source { paths, prompt };
             opened.tasks.push(Box::new(source.open(named, thinks, version, settings)?));
         }
         if one.is_none() {
@@ -114,6 +135,17 @@ impl Family for Bbh {
         }
         Ok(opened)
     }
+}
+
+/// A name's way of asking, and its task if it is not the whole group's.
+fn split(name: &str) -> ((&'static str, bool, f64), Option<&str>) {
+    let way = WAYS.into_iter().find(|(way, ..)| name.starts_with(way)).unwrap_or(WAYS[0]);
+    (way, name.strip_prefix(way.0).and_then(|part| part.strip_prefix('_')))
+}
+
+/// Whether `folder` has the questions of `task`.
+fn has(folder: &Path, task: &str) -> bool {
+    folder.join(format!("{task}.json")).exists() || !shards(&folder.join(task), "test").is_empty()
 }
 
 #[derive(Deserialize)]
@@ -156,21 +188,61 @@ impl Worked {
     }
 }
 
+/// Where a task's prompt file is.
+enum PromptText {
+    File(PathBuf),
+    /// Part of the program: its name and text.
+    Published(String, &'static str),
+}
+
+impl PromptText {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Published(name, _) => Path::new(name),
+        }
+    }
+
+    fn read(&self, files: &mut Files) -> Result<String> {
+        match self {
+            Self::File(path) => files.read(path),
+            Self::Published(name, text) => {
+                files.hashes.insert(name.clone(), hex(text.as_bytes()));
+                Ok((*text).to_owned())
+            }
+        }
+    }
+}
+
 /// The files of one task.
 struct Source {
-    file: PathBuf,
-    prompt: PathBuf,
+    paths: Vec<PathBuf>,
+    prompt: PromptText,
 }
 
 impl Source {
+    fn questions(&self, files: &mut Files) -> Result<Vec<Question>> {
+        match &self.paths[..] {
+            [path] if path.extension().is_some_and(|ending| ending == "json") => {
+                let text = files.read(path)?;
+                let questions: Questions = serde_json::from_str(&text).map_err(|error| {
+                    let message = format!("{error}; expected {EXPECTED}");
+                    Error::malformed(path, Some(error.line()), message)
+                })?;
+                Ok(questions.examples)
+            }
+            paths => {
+                let expected = "the texts `input` and `target`";
+                let rows = files.objects::<Question>(paths, expected, None)?.0;
+                Ok(rows.into_iter().map(|(_, question)| question).collect())
+            }
+        }
+    }
+
     fn open(self, name: String, thinks: bool, version: f64, settings: &Settings) -> Result<Asked> {
         let mut files = Files::default();
-        let text = files.read(&self.file)?;
-        let questions: Questions = serde_json::from_str(&text).map_err(|error| {
-            let message = format!("{error}; expected {EXPECTED}");
-            Error::malformed(&self.file, Some(error.line()), message)
-        })?;
-        let worked = Worked::parse(&self.prompt, &files.read(&self.prompt)?)?;
+        let questions = self.questions(&mut files)?;
+        let worked = Worked::parse(self.prompt.path(), &self.prompt.read(&mut files)?)?;
         let shots = settings.examples(&name, worked.examples.len(), worked.examples.len())?;
         let max_new_tokens = settings.new_tokens(if thinks { 1024 } else { 256 })?;
         let reading = pattern(ANSWER);
@@ -185,7 +257,7 @@ impl Source {
             };
             if answer == INVALID {
                 let message = "an example does not say `the answer is …`";
-                return Err(Error::malformed(&self.prompt, None, message));
+                return Err(Error::malformed(self.prompt.path(), None, message));
             }
             Ok((asked(question), answer))
         });
@@ -196,9 +268,9 @@ impl Source {
             answer_delimiter: if thinks { "" } else { " " },
             conversation: None,
         };
-        let original = questions.examples.len();
+        let original = questions.len();
         let limit = settings.limit.unwrap_or(usize::MAX);
-        let items = (questions.examples.into_iter().take(limit).enumerate())
+        let items = (questions.into_iter().take(limit).enumerate())
             .map(|(id, question)| Item {
                 id,
                 record: json!({"input": question.input, "target": question.target}),
@@ -282,6 +354,19 @@ mod tests {
         assert_eq!(read("the answer is 5"), "", "one character is the one that is left out");
         assert_eq!(read("the answer is \nso the answer is no."), "no");
         assert_eq!(read("I do not know"), INVALID);
+    }
+
+    #[test]
+    fn the_published_prompts_have_three_examples_with_answers() {
+        let reading = pattern(ANSWER);
+        for (task, text) in TASKS {
+            let worked = Worked::parse(Path::new(task), text).unwrap();
+            assert_eq!(worked.examples.len(), 3, "{task}");
+            for (question, reasoning) in &worked.examples {
+                assert!(!question.is_empty() && question.trim() == question, "{task}");
+                assert_ne!(extract(&reading, Pick::Last, reasoning), INVALID, "{task}");
+            }
+        }
     }
 
     #[test]

@@ -4,14 +4,16 @@
 //! questions drawn from `train.jsonl` afresh for every record (by Python's generator, seeded with
 //! `--seed`), greedy, up to `Question:`, `</s>` or `<|im_end|>` or 256 tokens. Two readings count:
 //! `strict-match`, the first `#### number`, and `flexible-extract`, the last number of any form.
-//! Both sides lose `,`, `$`, all up to `#### ` and a final full stop, and case.
+//! Files are `test.jsonl` and `train.jsonl`, or `main/test-*.parquet` and `main/train-*.parquet` as in
+//! the hub's `openai/gsm8k`. Both sides lose `,`, `$`, all up to `#### ` and a final full stop, and case.
 
 use crate::eval::error::Result;
 use crate::eval::filter::{Pick, extract, normalise, pattern};
 use crate::eval::prompt::{Prompt, Reader};
 use crate::eval::python_random::PythonRandom;
 use crate::eval::task::{
-    Answer, Family, Files, Info, Item, Metric, Opened, Score, Settings, Task, Work, locate, object,
+    Answer, Family, Files, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+    locate_split, object,
 };
 use fancy_regex::Regex;
 use serde::Deserialize;
@@ -33,25 +35,34 @@ impl Family for Gsm8kFamily {
         vec!["gsm8k".to_owned()]
     }
 
+    fn remote(&self, _: &str, settings: &Settings) -> Option<Remote> {
+        let mut splits = vec![("main".to_owned(), "test")];
+        if settings.shots != Some(0) {
+            splits.push(("main".to_owned(), "train"));
+        }
+        Some(Remote { repository: "openai/gsm8k", revision: "main", splits })
+    }
+
     fn summary(&self) -> &'static str {
         "GSM8K: grade-school mathematics, strict and flexible reading of the answer"
     }
 
     fn open(&self, name: &str, settings: &Settings, _: &Reader<'_>) -> Result<Opened> {
-        let places = |file: &str| {
-            let folders = [settings.data.join("gsm8k"), settings.data.clone()];
-            folders.map(|folder| folder.join(file)).to_vec()
+        let folders = [settings.data.join("gsm8k"), settings.data.clone()];
+        let located = |split: &str| {
+            let file = format!("{split}.jsonl");
+            let places = folders.each_ref().map(|folder| folder.join(&file)).to_vec();
+            let hub = folders.each_ref().map(|folder| folder.join("main"));
+            locate_split(name, &file, places, &hub, split)
         };
         let mut files = Files::default();
-        let test = locate(name, "test.jsonl", places("test.jsonl"))?;
         let (questions, original) =
-            files.json_lines::<Problem>(&test, EXPECTED, settings.limit)?;
+            files.objects::<Problem>(&located("test")?, EXPECTED, settings.limit)?;
         let own = settings.shots.unwrap_or(5);
         let train = if own == 0 {
             Vec::new()
         } else {
-            let train = locate(name, "train.jsonl", places("train.jsonl"))?;
-            files.json_lines::<Problem>(&train, EXPECTED, None)?.0
+            files.objects::<Problem>(&located("train")?, EXPECTED, None)?.0
         };
         let shots = settings.examples(name, 5, train.len())?;
         let max_new_tokens = settings.new_tokens(256)?;

@@ -6,14 +6,16 @@
 //! programs are drawn at a temperature of 0.2 and the likeliest tokens that reach 0.95, and
 //! `pass@k` is estimated without bias for `k` = 1, 10 and 100 up to `N`.
 //!
-//! Programs run in a [sandbox](crate::eval::sandbox), and only if that was allowed.
+//! The file is `HumanEval.jsonl`, packed or not, or `openai_humaneval/test-*.parquet` as in the hub's
+//! `openai/openai_humaneval`. Programs run in a [sandbox](crate::eval::sandbox), and only if that was allowed.
 
 use crate::eval::error::{Error, Result};
 use crate::eval::metrics::pass_at_k;
 use crate::eval::prompt::{Prompt, Reader};
 use crate::eval::sandbox::{Limits, Sandbox, Verdict};
 use crate::eval::task::{
-    Answer, Family, Files, Info, Item, Metric, Opened, Score, Settings, Task, Work, locate, object,
+    Answer, Family, Files, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+    locate_split, object,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -32,6 +34,11 @@ impl Family for HumanEvalFamily {
         vec!["humaneval".to_owned()]
     }
 
+    fn remote(&self, _: &str, _: &Settings) -> Option<Remote> {
+        let splits = vec![("openai_humaneval".to_owned(), "test")];
+        Some(Remote { repository: "openai/openai_humaneval", revision: "main", splits })
+    }
+
     fn summary(&self) -> &'static str {
         "HumanEval: programs run against their tests (needs --allow-code-execution)"
     }
@@ -47,11 +54,13 @@ impl Family for HumanEvalFamily {
         }
         settings.examples(name, 0, 0)?;
         let sandbox = Sandbox::new(Limits::default())?;
-        let places = ["humaneval/HumanEval.jsonl", "HumanEval.jsonl"];
-        let places = places.map(|place| settings.data.join(place)).to_vec();
-        let file = locate(name, "HumanEval.jsonl (unpack HumanEval.jsonl.gz)", places)?;
+        let folders = [settings.data.join("humaneval"), settings.data.clone()];
+        let names = ["HumanEval.jsonl", "HumanEval.jsonl.gz"];
+        let places = folders.iter().flat_map(|folder| names.map(|name| folder.join(name)));
+        let hub = folders.each_ref().map(|folder| folder.join("openai_humaneval"));
+        let file = locate_split(name, "HumanEval.jsonl", places.collect(), &hub, "test")?;
         let mut files = Files::default();
-        let (problems, original) = files.json_lines::<Problem>(&file, EXPECTED, settings.limit)?;
+        let (problems, original) = files.objects::<Problem>(&file, EXPECTED, settings.limit)?;
         let repeats = settings.repeats.unwrap_or(1).max(1);
         let temperature = settings.temperature.unwrap_or(if repeats == 1 { 0.0 } else { 0.2 });
         if repeats > 1 && temperature == 0.0 {

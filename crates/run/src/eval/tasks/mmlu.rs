@@ -6,14 +6,16 @@
 //!
 //! Files are `test/SUBJECT_test.csv` and `dev/SUBJECT_dev.csv`, with the header
 //! `question,choice0,choice1,choice2,choice3,answer` and answers 0–3, or, as first published,
-//! without one and with answers A–D.
+//! without one and with answers A–D; or `SUBJECT/test-*.parquet` and `SUBJECT/dev-*.parquet`, as in
+//! the hub's `cais/mmlu`.
 
 use crate::eval::error::{Error, Result};
 use crate::eval::prompt::{Prompt, Reader};
 use crate::eval::task::{
-    Answer, Family, Files, Group, Info, Item, Metric, Opened, Score, Settings, Task, Work, largest,
-    locate, object,
+    Answer, Family, Files, Group, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+    largest, locate_split, object, shards,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -105,6 +107,10 @@ impl Family for Mmlu {
         names("mmlu")
     }
 
+    fn remote(&self, name: &str, settings: &Settings) -> Option<Remote> {
+        Some(remote("mmlu", name, settings))
+    }
+
     fn summary(&self) -> &'static str {
         "MMLU, 57 subjects: the likeliest letter, as lm-evaluation-harness asks"
     }
@@ -127,6 +133,36 @@ fn subjects() -> impl Iterator<Item = &'static str> {
     CATEGORIES.iter().flat_map(|(_, subjects)| subjects.iter().copied())
 }
 
+/// The subjects behind `name` where they form groups, with the groups' names.
+fn groups(prefix: &str, name: &str) -> Vec<(&'static str, &'static [&'static str])> {
+    match part(prefix, name) {
+        None => CATEGORIES.to_vec(),
+        Some(part) => {
+            let mut groups = CATEGORIES.iter().chain(SUBSETS);
+            groups.find(|(name, _)| *name == part).copied().into_iter().collect()
+        }
+    }
+}
+
+fn part<'a>(prefix: &str, name: &'a str) -> Option<&'a str> {
+    name.strip_prefix(prefix).and_then(|part| part.strip_prefix('_'))
+}
+
+/// Where the hub has the subjects behind `name`.
+pub(super) fn remote(prefix: &str, name: &str, settings: &Settings) -> Remote {
+    let grouped = groups(prefix, name);
+    let subjects: Vec<&str> = match part(prefix, name).filter(|_| grouped.is_empty()) {
+        Some(subject) => vec![subject],
+        None => grouped.into_iter().flat_map(|(_, subjects)| subjects.iter().copied()).collect(),
+    };
+    let mut wanted = vec!["test"];
+    wanted.extend(settings.shots.is_some_and(|shots| shots > 0).then_some("dev"));
+    let splits = subjects
+        .into_iter()
+        .flat_map(|subject| wanted.iter().map(move |split| (subject.to_owned(), *split)));
+    Remote { repository: "cais/mmlu", revision: "main", splits: splits.collect() }
+}
+
 /// Opens the subjects behind `name` with `of_subject`, and the groups they form.
 pub(super) fn open(
     prefix: &str,
@@ -135,15 +171,9 @@ pub(super) fn open(
     of_subject: impl Fn(String, &str, &Path) -> Result<Box<dyn Task>>,
 ) -> Result<Opened> {
     let folder = folder(name, settings)?;
-    let part = name.strip_prefix(prefix).and_then(|part| part.strip_prefix('_'));
+    let part = part(prefix, name);
     let named = |part: &str| format!("{prefix}_{part}");
-    let whole: Vec<(&str, &[&str])> = match part {
-        None => CATEGORIES.to_vec(),
-        Some(part) => {
-            let mut groups = CATEGORIES.iter().chain(SUBSETS);
-            groups.find(|(name, _)| *name == part).copied().into_iter().collect()
-        }
-    };
+    let whole = groups(prefix, name);
     if let (true, Some(subject)) = (whole.is_empty(), part) {
         let tasks = vec![of_subject(named(subject), subject, &folder)?];
         return Ok(Opened { tasks, groups: Vec::new() });
@@ -153,7 +183,7 @@ pub(super) fn open(
         let mut members = Vec::new();
         for subject in subjects {
             // A folder may hold only some of the subjects; what is there is scored.
-            if folder.join(format!("test/{subject}_test.csv")).exists() {
+            if has(&folder, subject) {
                 members.push(named(subject));
                 opened.tasks.push(of_subject(named(subject), subject, &folder)?);
             }
@@ -178,8 +208,68 @@ pub(super) fn open(
 
 fn folder(name: &str, settings: &Settings) -> Result<PathBuf> {
     let places = [settings.data.join("mmlu/test"), settings.data.join("test")];
-    let test = locate(name, "folder `test` with SUBJECT_test.csv files", places.to_vec())?;
-    Ok(test.parent().map_or_else(|| settings.data.clone(), Path::to_path_buf))
+    let folders = [settings.data.join("mmlu"), settings.data.clone()];
+    let found = folders.into_iter().zip(&places).find(|(folder, test)| {
+        test.exists() || subjects().any(|subject| !shards(&folder.join(subject), "test").is_empty())
+    });
+    found.map(|(folder, _)| folder).ok_or_else(|| Error::MissingData {
+        task: name.to_owned(),
+        what: "folder `test` with SUBJECT_test.csv files".to_owned(),
+        looked: places.to_vec(),
+    })
+}
+
+fn table(folder: &Path, subject: &str, split: &str) -> PathBuf {
+    folder.join(format!("{split}/{subject}_{split}.csv"))
+}
+
+fn has(folder: &Path, subject: &str) -> bool {
+    table(folder, subject, "test").exists() || !shards(&folder.join(subject), "test").is_empty()
+}
+
+/// The questions of one split of a subject, in whichever layout it is there.
+pub(super) fn questions(
+    name: &str,
+    folder: &Path,
+    subject: &str,
+    split: &str,
+    files: &mut Files,
+) -> Result<Vec<Question>> {
+    let what = if split == "test" { "questions" } else { "examples" };
+    let places = vec![table(folder, subject, split)];
+    let paths = locate_split(name, what, places, &[folder.join(subject)], split)?;
+    if let [path] = &paths[..]
+        && path.extension().is_some_and(|ending| ending == "csv")
+    {
+        return read(path, files);
+    }
+    let (rows, _) = files.objects::<Row>(&paths, Row::EXPECTED, None)?;
+    rows.into_iter()
+        .enumerate()
+        .map(|(index, (_, row))| {
+            if row.answer >= LETTERS.len() {
+                let message = format!(
+                    "row {}: the answer is {}; expected 0 to 3",
+                    index + 1,
+                    row.answer
+                );
+                return Err(Error::malformed(&paths[0], None, message));
+            }
+            Ok(Question { text: row.question, choices: row.choices, answer: row.answer })
+        })
+        .collect()
+}
+
+/// A question as the hub has it.
+#[derive(Deserialize)]
+struct Row {
+    question: String,
+    choices: [String; 4],
+    answer: usize,
+}
+
+impl Row {
+    const EXPECTED: &str = "the text `question`, four `choices` and an `answer` of 0 to 3";
 }
 
 /// One question.
@@ -253,12 +343,10 @@ struct Subject {
 impl Subject {
     fn open(name: String, subject: &str, folder: &Path, settings: &Settings) -> Result<Self> {
         let mut files = Files::default();
-        let test = folder.join(format!("test/{subject}_test.csv"));
-        let questions = read(&locate(&name, "questions", vec![test])?, &mut files)?;
-        let dev = folder.join(format!("dev/{subject}_dev.csv"));
+        let questions = questions(&name, folder, subject, "test", &mut files)?;
         let examples = match settings.shots {
             None | Some(0) => Vec::new(),
-            Some(_) => read(&locate(&name, "examples", vec![dev])?, &mut files)?,
+            Some(_) => self::questions(&name, folder, subject, "dev", &mut files)?,
         };
         let shots = settings.examples(&name, 0, examples.len())?;
         let shots_of = examples[..shots].iter().map(|example| {

@@ -9,8 +9,8 @@ use super::mmlu::{self, LETTERS};
 use crate::eval::error::{Error, Result};
 use crate::eval::prompt::{Prompt, Reader};
 use crate::eval::task::{
-    Answer, Family, Files, Info, Item, Metric, Opened, Score, Settings, Task, Work, largest, locate,
-    object,
+    Answer, Family, Files, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
+    largest, object,
 };
 use serde_json::json;
 use std::path::Path;
@@ -23,6 +23,10 @@ pub(crate) struct MmluPpl;
 impl Family for MmluPpl {
     fn names(&self) -> Vec<String> {
         mmlu::names("mmlu_ppl")
+    }
+
+    fn remote(&self, name: &str, settings: &Settings) -> Option<Remote> {
+        Some(mmlu::remote("mmlu_ppl", name, &Settings { shots: None, ..settings.clone() }))
     }
 
     fn summary(&self) -> &'static str {
@@ -51,8 +55,7 @@ struct Subject {
 impl Subject {
     fn open(name: String, subject: &str, folder: &Path, settings: &Settings) -> Result<Self> {
         let mut files = Files::default();
-        let test = folder.join(format!("test/{subject}_test.csv"));
-        let questions = mmlu::read(&locate(&name, "questions", vec![test])?, &mut files)?;
+        let questions = mmlu::questions(&name, folder, subject, "test", &mut files)?;
         let hint = format!(
             "The following are multiple choice questions (with answers) about  {}.\n\n",
             subject.replace('_', " ")

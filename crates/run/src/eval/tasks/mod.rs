@@ -2,7 +2,8 @@
 
 use super::error::{Error, Result};
 use super::prompt::Reader;
-use super::task::{Family, Opened, Settings};
+use super::task::{Family, Opened, Settings, is_shard};
+use hydralora_data::Fetch;
 use std::path::PathBuf;
 
 macro_rules! tasks {
@@ -51,6 +52,35 @@ pub fn open(spec: &str, settings: &Settings, reader: &Reader<'_>) -> Result<Open
             message: format!("`{spec}`: `{name}` takes no file; give its folder with --data"),
         }),
     }
+}
+
+/// Gets the data of what `spec` names from the hub, and gives the folder to open it with; none for
+/// tasks over a user's own files.
+///
+/// # Errors
+/// If there is no such task, or its data cannot be had.
+pub fn fetch(spec: &str, settings: &Settings, hub: &mut dyn Fetch) -> Result<Option<PathBuf>> {
+    let Some(remote) = known(spec)?.remote(spec, settings) else { return Ok(None) };
+    let (repository, revision) = (remote.repository, remote.revision);
+    let fault = |message: String| Error::Unavailable { task: spec.to_owned(), message };
+    let names = hub.list(repository, revision).map_err(fault)?;
+    let mut folder = None;
+    for (inside, split) in &remote.splits {
+        let start = format!("{inside}/");
+        let own = |name: &&String| name.strip_prefix(&start).is_some_and(|n| is_shard(n, split));
+        let mut own: Vec<&String> = names.iter().filter(own).collect();
+        own.sort();
+        if own.is_empty() {
+            let message = format!("{repository} has no file {inside}/{split}-*.parquet");
+            return Err(fault(message));
+        }
+        for name in own {
+            let path = hub.file(repository, revision, name, None).map_err(fault)?;
+            let depth = name.split('/').count();
+            folder = path.ancestors().nth(depth).map(std::path::Path::to_path_buf);
+        }
+    }
+    Ok(folder)
 }
 
 /// The names that resemble a mistyped one, or the families.
