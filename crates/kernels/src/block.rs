@@ -263,7 +263,8 @@ fn finite_half_at(bytes: &[u8], at: usize) -> f32 {
 #[inline(always)]
 pub(crate) fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
     let mut sums = [[0.0_f32; 16]; 2];
-    for (index, (block, x)) in row.as_chunks::<34>().0.iter().zip(x.as_chunks::<BLOCK>().0).enumerate()
+    for (index, (block, x)) in
+        row.as_chunks::<34>().0.iter().zip(x.as_chunks::<BLOCK>().0).enumerate()
     {
         simd::fetch_ahead(block, 0);
         let mut products = [0.0_f32; 16];
