@@ -3,6 +3,7 @@
 //! Quantised formats are GGUF's: a row is cut into blocks of 32 or 256 numbers that share a scale
 //! `d` (and an offset `m`), and each number is `d·q` or `d·q + m` for a small integer `q`.
 
+use crate::simd;
 use half::{bf16, f16};
 
 /// How the bytes of a weight encode numbers.
@@ -103,7 +104,7 @@ pub fn dequantize(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), format.bytes_for(out.len()), "bytes and numbers disagree");
     let blocks =
         bytes.chunks_exact(format.block_bytes()).zip(out.chunks_exact_mut(format.block_len()));
-    crate::simd::vectorize(
+    simd::vectorize(
         #[inline(always)]
         || widen_blocks(format, blocks),
     );
@@ -232,7 +233,7 @@ pub fn is_finite(format: BlockFormat, bytes: &[u8]) -> bool {
     bytes.chunks(step * format.block_bytes()).all(|bytes| {
         let wide = &mut wide[..bytes.len() / format.block_bytes() * block_len];
         dequantize(format, bytes, wide);
-        crate::simd::vectorize(
+        simd::vectorize(
             #[inline(always)]
             || wide.iter().fold(true, |all, x| all & x.is_finite()),
         )
@@ -250,20 +251,34 @@ fn add_scaled(sums: &mut [f32; 16], factor: f32, products: &[f32; 16]) {
     }
 }
 
+/// A half-precision number that is finite, as a block's scale is.
+#[inline(always)]
+fn finite_half_at(bytes: &[u8], at: usize) -> f32 {
+    const RESCALE: f32 = f32::from_bits((127 + 112) << 23);
+    let bits = u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    f32::from_bits((bits & 0x8000) << 16 | (bits & 0x7FFF) << 13) * RESCALE
+}
+
 /// `Σ w_i x_i` of a row of Q8_0 blocks.
 #[inline(always)]
 pub(crate) fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    for (block, x) in row.chunks_exact(34).zip(x.as_chunks::<BLOCK>().0) {
-        let quants: &[u8; BLOCK] = block[2..].as_array().unwrap_or(&[0; BLOCK]);
+    let mut sums = [[0.0_f32; 16]; 2];
+    for (index, (block, x)) in
+        row.as_chunks::<34>().0.iter().zip(x.as_chunks::<BLOCK>().0).enumerate()
+    {
+        simd::fetch_ahead(block, 0);
         let mut products = [0.0_f32; 16];
         for i in 0..16 {
-            let (low, high) = (f32::from(quants[i] as i8), f32::from(quants[i + 16] as i8));
+            let (low, high) = (f32::from(block[2 + i] as i8), f32::from(block[18 + i] as i8));
             products[i] = low.mul_add(x[i], high * x[i + 16]);
         }
-        add_scaled(&mut sums, half_at(block, 0), &products);
+        add_scaled(&mut sums[index % 2], finite_half_at(block, 0), &products);
     }
-    sums.iter().sum()
+    let [mut sums, second] = sums;
+    for i in 0..16 {
+        sums[i] += second[i];
+    }
+    simd::fold(sums)
 }
 
 /// Products of a block of sixteen bytes, two quants each, with 32 numbers.
@@ -281,41 +296,51 @@ fn nibble_products(quants: &[u8; 16], x: &[f32; BLOCK]) -> [f32; 16] {
 #[inline(always)]
 pub(crate) fn dot_q4_0(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
     let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
-    for ((block, x), x_sum) in row.chunks_exact(18).zip(x.as_chunks().0).zip(x_sums) {
-        let d = half_at(block, 0);
+    for ((block, x), x_sum) in row.as_chunks::<18>().0.iter().zip(x.as_chunks().0).zip(x_sums) {
+        simd::fetch_ahead(block, 0);
+        let d = finite_half_at(block, 0);
         let quants = block[2..].as_array().unwrap_or(&[0; 16]);
         add_scaled(&mut sums, d, &nibble_products(quants, x));
         offset = (-8.0 * d).mul_add(*x_sum, offset);
     }
-    sums.iter().sum::<f32>() + offset
+    simd::fold(sums) + offset
 }
 
 /// `Σ w_i x_i` of a row of Q4_1 blocks; `x_sums` are the sums of `x` over each block.
 #[inline(always)]
 pub(crate) fn dot_q4_1(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
     let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
-    for ((block, x), x_sum) in row.chunks_exact(20).zip(x.as_chunks().0).zip(x_sums) {
+    for ((block, x), x_sum) in row.as_chunks::<20>().0.iter().zip(x.as_chunks().0).zip(x_sums) {
+        simd::fetch_ahead(block, 0);
         let quants = block[4..].as_array().unwrap_or(&[0; 16]);
-        add_scaled(&mut sums, half_at(block, 0), &nibble_products(quants, x));
-        offset = half_at(block, 2).mul_add(*x_sum, offset);
+        add_scaled(&mut sums, finite_half_at(block, 0), &nibble_products(quants, x));
+        offset = finite_half_at(block, 2).mul_add(*x_sum, offset);
     }
-    sums.iter().sum::<f32>() + offset
+    simd::fold(sums) + offset
 }
 
 /// `Σ w_i x_i` of a row of bfloat16 numbers.
 #[inline(always)]
 pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
     let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-    let mut sums = [0.0_f32; 16];
-    let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<16>();
-    let (x_blocks, x_rest) = x.as_chunks::<16>();
+    let mut many = [[0.0_f32; 16]; 2];
+    let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<32>();
+    let (x_blocks, x_rest) = x.as_chunks::<32>();
     for (block, x) in blocks.iter().zip(x_blocks) {
-        for i in 0..16 {
-            sums[i] = wide(&block[i]).mul_add(x[i], sums[i]);
+        simd::fetch_ahead(block, 0);
+        for (part, sums) in many.iter_mut().enumerate() {
+            for i in 0..16 {
+                let at = part * 16 + i;
+                sums[i] = wide(&block[at]).mul_add(x[at], sums[i]);
+            }
         }
     }
+    let [mut sums, second] = many;
+    for i in 0..16 {
+        sums[i] += second[i];
+    }
     let rest: f32 = rest.iter().zip(x_rest).map(|(w, x)| wide(w) * x).sum();
-    sums.iter().sum::<f32>() + rest
+    simd::fold(sums) + rest
 }
 
 /// The low halves of 16 bytes, then their high halves, through `f(quant, index)`.

@@ -48,6 +48,39 @@ macro_rules! pooled {
 pooled!(f32, FREE_F32);
 pooled!(f64, FREE_F64);
 
+/// Fewest bytes worth asking for large pages.
+const SMALLEST_LARGE: usize = 1 << 20;
+
+/// `len` zeros; a long run on large pages where the system has them, which take fewer faults to touch
+/// and fewer look-ups to read.
+pub fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Vec<T> {
+    let data = vec![T::zeroed(); len];
+    if size_of_val(data.as_slice()) >= SMALLEST_LARGE {
+        ask_for_large_pages(&data);
+    }
+    data
+}
+
+/// Tells the system that `data`, not touched yet, may lie on large pages.
+#[allow(unsafe_code)]
+fn ask_for_large_pages<T>(data: &[T]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 1 << 12;
+        let range = data.as_ptr_range();
+        let first = range.start.addr().next_multiple_of(PAGE);
+        let end = range.end.addr() / PAGE * PAGE;
+        if first < end {
+            let start = range.start.cast::<libc::c_void>().with_addr(first);
+            // SAFETY: whole pages inside a live allocation; the advice changes how the system backs
+            // them and never what they hold. A refusal costs nothing.
+            unsafe { libc::madvise(start.cast_mut(), end - first, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = data;
+}
+
 /// A fixed-length run of numbers that returns to the free list when dropped.
 pub struct Buffer<E: Pooled> {
     data: Vec<E>,
@@ -102,7 +135,7 @@ impl<E: Pooled> Buffer<E> {
             }
         }
         drop(surplus);
-        Self { data: vec![E::ZERO; class], len }
+        Self { data: zeroed(class), len }
     }
 
     /// A buffer of zeros.

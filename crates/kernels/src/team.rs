@@ -2,8 +2,9 @@
 //!
 //! Decoding a token is hundreds of loops of some ten microseconds each, about as long as it takes to
 //! wake a sleeping thread. Inside [`together`] the other threads of the pool wait for the next loop
-//! with open eyes; `chunks_mut` hands out its chunks one by one to whoever is free. Outside it
-//! falls back to the pool's own loops. Which thread computes a chunk does not change the result.
+//! with open eyes. `chunks_mut` gives every thread a run of neighbouring chunks, so that what one
+//! calls for ahead of time in memory is what it reads next; who is done early helps the others. Outside
+//! it falls back to the pool's own loops. Which thread computes a chunk does not change the result.
 
 use rayon::prelude::*;
 use std::cell::{RefCell, UnsafeCell};
@@ -13,15 +14,26 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 /// A loop's body, its borrow forgotten for as long as the loop is open.
 type Body = *const (dyn Fn(usize) + Sync);
 
+/// Alone in its cache lines, so that threads do not wait for each other's counts.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+impl<T> std::ops::Deref for Alone<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
 struct Team {
     /// Odd while a loop is open.
-    epoch: AtomicUsize,
+    epoch: Alone<AtomicUsize>,
     /// Body and number of chunks; written only while no loop is open and nobody is inside one.
     work: UnsafeCell<Option<(Body, usize)>>,
-    /// The next chunk nobody has taken.
-    next: AtomicUsize,
+    /// For every thread, how many chunks of its run have been taken.
+    taken: Vec<Alone<AtomicUsize>>,
     /// Threads that may be looking at `work`.
-    inside: AtomicUsize,
+    inside: Alone<AtomicUsize>,
     over: AtomicBool,
 }
 
@@ -56,8 +68,8 @@ impl Drop for Over<'_> {
 }
 
 impl Team {
-    /// Waits for loops and helps with them until the leader is done.
-    fn serve(&self) {
+    /// Waits for loops and helps with them, as thread `own`, until the leader is done.
+    fn serve(&self, own: usize) {
         let mut waited = 0_u32;
         while !self.over.load(SeqCst) {
             if self.epoch.load(SeqCst).is_multiple_of(2) {
@@ -77,19 +89,24 @@ impl Team {
                 // waits for it before it lets the body go or writes `work` again.
                 if let Some((body, count)) = unsafe { *self.work.get() } {
                     // SAFETY: likewise.
-                    self.take_chunks(unsafe { &*body }, count);
+                    self.take_chunks(own, unsafe { &*body }, count);
                 }
             }
         }
     }
 
-    fn take_chunks(&self, body: &(dyn Fn(usize) + Sync), count: usize) {
-        loop {
-            let index = self.next.fetch_add(1, SeqCst);
-            if index >= count {
-                return;
+    /// Does the chunks of thread `own`'s run, then what is left of the others'.
+    fn take_chunks(&self, own: usize, body: &(dyn Fn(usize) + Sync), count: usize) {
+        let threads = self.taken.len();
+        for thread in (own..threads).chain(0..own) {
+            let run = thread * count / threads..(thread + 1) * count / threads;
+            loop {
+                let index = run.start + self.taken[thread].fetch_add(1, SeqCst);
+                if index >= run.end {
+                    break;
+                }
+                body(index);
             }
-            body(index);
         }
     }
 
@@ -111,10 +128,10 @@ impl Team {
         // SAFETY: no loop is open and `inside` was seen zero when the last one closed; a thread
         // that raises it now sees the even epoch and does not look.
         unsafe { *self.work.get() = Some((body_pointer, count)) };
-        self.next.store(0, SeqCst);
+        self.taken.iter().for_each(|taken| taken.store(0, SeqCst));
         self.epoch.fetch_add(1, SeqCst);
         let _close = Close(self);
-        self.take_chunks(body, count);
+        self.take_chunks(0, body, count);
     }
 }
 
@@ -125,18 +142,19 @@ pub fn together<R>(body: impl FnOnce() -> R) -> R {
         return body();
     }
     let team = Arc::new(Team {
-        epoch: AtomicUsize::new(0),
+        epoch: Alone(AtomicUsize::new(0)),
         work: UnsafeCell::new(None),
-        next: AtomicUsize::new(0),
-        inside: AtomicUsize::new(0),
+        taken: (0..threads).map(|_| Alone(AtomicUsize::new(0))).collect(),
+        inside: Alone(AtomicUsize::new(0)),
         over: AtomicBool::new(false),
     });
     rayon::in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| team.serve());
+        let team = &team;
+        for own in 1..threads {
+            scope.spawn(move |_| team.serve(own));
         }
         LED.set(Some(team.clone()));
-        let _over = Over(&team);
+        let _over = Over(team);
         body()
     })
 }

@@ -21,6 +21,7 @@ use crate::ops::dropout::Dropout;
 use crate::ops::frozen_linear::{FrozenLinear, few};
 use crate::ops::gated_low_rank::{Gate, LowRank, Mask, Output, gated_low_rank};
 use crate::simd::vectorize;
+use crate::team;
 use crate::tensor::Tensor;
 use crate::tile::{Left, Right, Segment, multiply};
 use rayon::prelude::*;
@@ -265,32 +266,34 @@ impl Plan {
         let x = x.data::<f32>();
         let everything = 0..rows;
         let zs_cols = self.zs_cols();
-        let stacked = [
-            Some(self.a.data::<f32>()),
-            match &self.route {
-                Route::Input { weight, .. } => Some(weight.data::<f32>()),
-                _ => None,
-            },
-        ];
+        let a = self.a.data::<f32>();
+        let router = match &self.route {
+            Route::Input { weight, .. } => Some(weight.data::<f32>()),
+            _ => None,
+        };
         let dropped = self.dropped(&Rows { range: &everything, x });
+        let read_by_a = dropped.as_deref().unwrap_or(x);
         let mut zs = Buffer::<f32>::scratch(rows * zs_cols);
-        vectorize(
-            #[inline(always)]
-            || {
-                for (row, zs) in zs.chunks_exact_mut(zs_cols).enumerate() {
-                    let of_row = row * self.inputs..(row + 1) * self.inputs;
-                    let read_by_a =
-                        dropped.as_deref().map_or(&x[of_row.clone()], |d| &d[of_row.clone()]);
-                    let weights =
-                        stacked.iter().flatten().flat_map(|w| w.chunks_exact(self.inputs));
-                    for (column, (out, weight)) in zs.iter_mut().zip(weights).enumerate() {
-                        let read =
-                            if column < self.z_cols { read_by_a } else { &x[of_row.clone()] };
-                        *out = crate::simd::dot(weight, read);
+        let task = (few::TASK_BYTES / size_of::<f32>() / self.inputs.max(1)).max(1);
+        team::chunks_mut(&mut zs, task, |index, zs| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (at, out) in (index * task..).zip(zs) {
+                        let (row, column) = (at / zs_cols, at % zs_cols);
+                        let of_row = row * self.inputs..(row + 1) * self.inputs;
+                        let (weight, column, read) = match router {
+                            Some(router) if column >= self.z_cols => {
+                                (router, column - self.z_cols, x)
+                            }
+                            _ => (a, column, read_by_a),
+                        };
+                        let weight = &weight[column * self.inputs..(column + 1) * self.inputs];
+                        *out = crate::simd::dot(weight, &read[of_row]);
                     }
-                }
-            },
-        );
+                },
+            );
+        });
         let mut z = Buffer::<f32>::scratch(rows * self.z_cols);
         let mut gates = Buffer::<f32>::scratch(if self.routed() { rows * self.experts } else { 0 });
         self.gate(&everything, &zs, &mut z, &mut gates);

@@ -11,6 +11,7 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
+use crate::team;
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -131,6 +132,14 @@ fn visible(row: usize, past: usize, window: Option<usize>) -> Range<usize> {
     window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
+fn in_f32<'a, E: TensorElement>(source: &Source<'a, E>) -> Source<'a, f32> {
+    Source {
+        queries: bytemuck::cast_slice(source.queries),
+        keys: bytemuck::cast_slice(source.keys),
+        values: bytemuck::cast_slice(source.values),
+    }
+}
+
 fn forward<E: TensorElement>(
     sources: &[Source<'_, E>],
     out: &mut [E],
@@ -138,6 +147,17 @@ fn forward<E: TensorElement>(
     config: AttentionConfig,
 ) {
     let width = config.num_heads * config.head_dim;
+    let one_each = || sources.iter().all(|source| source.queries.len() == width);
+    if E::DTYPE == DType::F32 && log_sums.is_none() && one_each() {
+        // As in decoding: the heads are shared out.
+        let sources: Vec<Source<'_, f32>> = sources.iter().map(in_f32).collect();
+        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        team::chunks_mut(out, config.head_dim, |index, out| {
+            let (source, head) = (index / config.num_heads, index % config.num_heads);
+            tiled::one_query(&sources[source], head, out, config);
+        });
+        return;
+    }
     let mut unused;
     let log_sums = match log_sums {
         Some(log_sums) => log_sums,
@@ -162,11 +182,7 @@ fn forward<E: TensorElement>(
     }
     tasks.into_par_iter().for_each(|(source, block, out, log_sums)| {
         if E::DTYPE == DType::F32 {
-            let source = Source {
-                queries: bytemuck::cast_slice(source.queries),
-                keys: bytemuck::cast_slice(source.keys),
-                values: bytemuck::cast_slice(source.values),
-            };
+            let source = in_f32(source);
             let (out, log_sums) =
                 (bytemuck::cast_slice_mut(out), bytemuck::cast_slice_mut(log_sums));
             tiled::forward_block(&source, &block, out, log_sums, config);

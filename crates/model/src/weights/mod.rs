@@ -11,6 +11,7 @@ mod safetensors;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::buffer::zeroed;
 use hydralora_kernels::ops::frozen_linear::PackedBytes;
 use map::MappedFile;
 use rayon::prelude::*;
@@ -310,7 +311,7 @@ impl Weights {
         let format = entry.format;
         let stored = self.stored(entry);
         let len: usize = entry.shape.iter().product();
-        let mut out = vec![0.0; len];
+        let mut out = zeroed(len);
         if len == 0 {
             self.mark_used(name);
             return Ok(out);

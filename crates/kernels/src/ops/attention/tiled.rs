@@ -123,6 +123,22 @@ pub(super) fn forward_block(
     }
 }
 
+/// One head of a sequence's only query: `out` has that head's columns.
+pub(super) fn one_query(
+    source: &Source<'_, f32>,
+    head: usize,
+    out: &mut [f32],
+    config: AttentionConfig,
+) {
+    let this = Head::new(source, head, config);
+    let count = this.past + 1;
+    let mut weights = Buffer::<f32>::scratch(count);
+    this.scores_one_by_one(&(0..1), count, &mut weights);
+    let mut log_sums = vec![0.0; config.num_heads];
+    this.softmax(&(0..1), &(0..1), count, &mut weights, &mut log_sums);
+    this.gather(Left::rows(&weights, count), 1, source.values, count, out, config.head_dim);
+}
+
 impl Head<'_> {
     fn scores_one_by_one(&self, rows: &Range<usize>, count: usize, out: &mut [f32]) {
         let dim = self.config.head_dim;

@@ -8,7 +8,7 @@ use crate::simd::{self, vectorize};
 use crate::team;
 
 /// Bytes of weight a task reads.
-const TASK_BYTES: usize = 1 << 15;
+pub(crate) const TASK_BYTES: usize = 1 << 15;
 
 /// `x Wᵀ + h Uᵀ` for `x: [rows, in]`, `h: [rows, k]` and `U: [out, k]`, giving `[rows, out]`; `k` may
 /// be 0.
@@ -35,29 +35,31 @@ pub(crate) fn product(
         let count = out.len() / rows;
         vectorize(
             #[inline(always)]
-            || match layer.weight() {
-                FrozenWeight::Dense(weight) => {
-                    let weight = &weight.data::<f32>()[first * inputs..(first + count) * inputs];
-                    dense(weight, x, inputs, rows, out);
+            || {
+                match layer.weight() {
+                    FrozenWeight::Dense(weight) => {
+                        let rows_of = first * inputs..(first + count) * inputs;
+                        dense(&weight.data::<f32>()[rows_of], x, inputs, rows, out);
+                    }
+                    FrozenWeight::Blocks { format: BlockFormat::F32, .. } => {
+                        dense(&layer.dense_rows(first, count), x, inputs, rows, out);
+                    }
+                    FrozenWeight::Blocks { format, bytes, .. } => {
+                        let row_bytes = format.bytes_for(inputs);
+                        let bytes = &bytes[first * row_bytes..(first + count) * row_bytes];
+                        packed(*format, bytes, x, &sums, inputs, rows, out);
+                    }
                 }
-                FrozenWeight::Blocks { format: BlockFormat::F32, .. } => {
-                    dense(&layer.dense_rows(first, count), x, inputs, rows, out);
-                }
-                FrozenWeight::Blocks { format, bytes, .. } => {
-                    let row_bytes = format.bytes_for(inputs);
-                    let bytes = &bytes[first * row_bytes..(first + count) * row_bytes];
-                    packed(*format, bytes, x, &sums, inputs, rows, out);
+                if inner > 0 {
+                    let up = up[first * inner..].chunks_exact(inner);
+                    for (out, up) in out.chunks_exact_mut(rows).zip(up) {
+                        for (out, h) in out.iter_mut().zip(h.chunks_exact(inner)) {
+                            *out += simd::dot(up, h);
+                        }
+                    }
                 }
             },
         );
-        if inner > 0 {
-            for (out, up) in out.chunks_exact_mut(rows).zip(up[first * inner..].chunks_exact(inner))
-            {
-                for (out, h) in out.iter_mut().zip(h.chunks_exact(inner)) {
-                    *out += up.iter().zip(h).map(|(u, h)| u * h).sum::<f32>();
-                }
-            }
-        }
         if let Some(bias) = layer.bias() {
             for (out, &bias) in out.chunks_exact_mut(rows).zip(&bias.data::<f32>()[first..]) {
                 out.iter_mut().for_each(|out| *out += bias);
@@ -90,7 +92,11 @@ fn block_sums(format: BlockFormat, x: &[f32], rows: usize) -> Vec<f32> {
 #[inline(always)]
 fn dense(weight: &[f32], x: &[f32], inputs: usize, rows: usize, out: &mut [f32]) {
     for (out, weight) in out.chunks_exact_mut(rows).zip(weight.chunks_exact(inputs)) {
-        for (out, x) in out.iter_mut().zip(x.chunks_exact(inputs)) {
+        let mut rest = out.iter_mut().zip(x.chunks_exact(inputs));
+        if let Some((out, x)) = rest.next() {
+            *out = simd::dot_streamed(weight, x);
+        }
+        for (out, x) in rest {
             *out = simd::dot(weight, x);
         }
     }
