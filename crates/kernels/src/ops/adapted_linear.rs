@@ -174,6 +174,14 @@ impl Plan {
         !matches!(self.route, Route::Constant(_))
     }
 
+    /// The gate of every expert where none is computed or given.
+    fn constant_gate(&self) -> f32 {
+        match self.route {
+            Route::Constant(weight) => weight,
+            _ => 1.0,
+        }
+    }
+
     /// `[A; W_g]`, or `A` alone when the router reads something else: `[zs_cols, in]`.
     fn stacked(&self) -> Buffer<f32> {
         let mut out = Buffer::scratch(self.zs_cols() * self.inputs);
@@ -361,10 +369,7 @@ impl Plan {
     fn mixed(&self, z: &[f32], gates: &[f32]) -> Buffer<f32> {
         let (h_cols, rank) = (self.h_cols(), self.rank);
         let mut h = Buffer::scratch(z.len() / self.z_cols * h_cols);
-        let constant = match self.route {
-            Route::Constant(weight) => weight,
-            _ => 1.0,
-        };
+        let constant = self.constant_gate();
         for (row, (h, z)) in h.chunks_exact_mut(h_cols).zip(z.chunks_exact(self.z_cols)).enumerate()
         {
             for (expert, h) in h.chunks_exact_mut(rank).enumerate() {

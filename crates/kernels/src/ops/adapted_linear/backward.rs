@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 impl Plan {
-    /// Adds to the gradients of `parents` (input, `A`, `B`, router weight and bias, given gates) what `dy: [T, out]` gives.
+    /// Adds what `dy: [T, out]` gives to the gradients of `parents`: input, `A`, `B`, router weight
+    /// and bias, given gates.
     pub(super) fn backward(
         &self,
         saved_x: &Saved,
@@ -54,10 +55,8 @@ impl Plan {
         // Per unit: dB transposed `[N·r, out]`, then `[dA; dW_g]`: `[zs_cols, in]`.
         let (up_len, down_len) = (h_cols * outputs, zs_cols * inputs);
         let mut sums = Buffer::<f32>::scratch(unit_count * (up_len + down_len));
-        let given = matches!(self.route, Route::Given(_));
-        let mut dgates =
-            Buffer::<f32>::scratch(if self.routed() { tokens * self.experts } else { 0 });
         let gate_cols = if self.routed() { self.experts } else { 0 };
+        let mut dgates = Buffer::<f32>::scratch(tokens * gate_cols);
         let dx_cols = if wants_x { inputs } else { 0 };
         let z = z.data::<f32>();
         let gates = gates.map_or(&[][..], |gates| gates.data::<f32>());
@@ -220,7 +219,7 @@ impl Plan {
             }
             parents.add(4, Tensor::new(sums, [self.experts]));
         }
-        if given {
+        if matches!(self.route, Route::Given(_)) {
             parents.add(5, Tensor::new(dgates, [tokens, self.experts]));
         }
     }
@@ -229,10 +228,7 @@ impl Plan {
     /// `dgates`, of given gates or of the scores again.
     fn unmix(&self, dh: &[f32], z: &[f32], gates: &[f32], dzs: &mut [f32], dgates: &mut [f32]) {
         let (h_cols, rank, zs_cols) = (self.h_cols(), self.rank, self.zs_cols());
-        let constant = match self.route {
-            Route::Constant(weight) => weight,
-            _ => 1.0,
-        };
+        let constant = self.constant_gate();
         let rows = dh.chunks_exact(h_cols).zip(z.chunks_exact(self.z_cols));
         for (row, ((dh, z), dzs)) in rows.zip(dzs.chunks_exact_mut(zs_cols)).enumerate() {
             let of_row = row * self.experts..(row + 1) * self.experts;
