@@ -101,13 +101,6 @@ def prepare(arguments, tasks_folder):
     return plan
 
 
-def prompt_of(arguments):
-    """The prompt among a sample's arguments, which the harness writes as a list of tuples or as a dictionary."""
-    if isinstance(arguments, dict):
-        return arguments["gen_args_0"]["arg_0"]
-    return arguments[0][0]
-
-
 class Harness:
     """lm-evaluation-harness on the local files. The model is loaded when a task is not in the cache yet."""
 
@@ -160,7 +153,7 @@ class Harness:
             else:
                 row["filtered"][sample["filter"]] = sample["filtered_resps"][0]
                 row["text"] = sample["resps"][0][0]
-                row["prompt"] = prompt_of(sample["arguments"])
+                row["prompt"] = sample["arguments"][0][0]
         return {"seconds": seconds, "answers": answers}
 
     def all(self, folder, names, limit, shots):
