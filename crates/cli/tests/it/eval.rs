@@ -170,6 +170,12 @@ fn hub(asked: std::sync::mpsc::Sender<String>) -> String {
     address
 }
 
+/// `text.jsonl`: one record that needs no template.
+fn write_text(place: &Place) {
+    let text = "Once upon a time there was a little girl who had a red ball.";
+    place.write("text.jsonl", &value!({ "text": text }).to_string());
+}
+
 #[test]
 fn data_come_from_the_hub_once_and_score_as_the_same_files_do() {
     let place = Place::new();
@@ -207,6 +213,16 @@ fn data_come_from_the_hub_once_and_score_as_the_same_files_do() {
     assert_eq!(json(&again.stdout)["models"]["base"]["scores"], local["scores"]);
     assert_eq!(asked.try_iter().count(), 0, "all was in the cache");
 
+    // A user's own file is read where it lies, whatever `--data` says.
+    write_text(&place);
+    let own = ["eval", "--model", &model, "--tasks", "loss:text.jsonl", "--json", "--data"];
+    let loss = |data: &str| {
+        let ran = place.succeed(&[&own[..], &[data]].concat());
+        json(&ran.stdout)["models"]["base"]["results"]["loss"].clone()
+    };
+    assert!(loss("hub")["loss,none"].is_number());
+    assert_eq!(loss("hub"), loss(&sample()));
+
     let missing = evaluate("hub", "mmlu_law", &online);
     assert_eq!(missing.code, Some(1), "{}", missing.stderr);
     assert!(
@@ -219,10 +235,11 @@ fn data_come_from_the_hub_once_and_score_as_the_same_files_do() {
 #[test]
 fn weights_may_be_held_packed_and_the_results_say_so() {
     let place = Place::new();
-    let (model, data) = (model().display().to_string(), sample());
-    let text = "Once upon a time there was a little girl who had a red ball.";
-    fs::write(place.path("text.jsonl"), value!({ "text": text }).to_string()).unwrap();
-    let loss = |dtype: &str, name: &str| {
+    let data = sample();
+    let (narrow, model) = (model(), place.widened_model("widened"));
+    write_text(&place);
+    let loss_of = |model: &Path, dtype: &str, name: &str| {
+        let model = model.display().to_string();
         let task = ["eval", "--model", &model, "--tasks", "loss:text.jsonl", "--data", &data];
         let more = ["--dtype", dtype, "--samples", "samples.jsonl", "--out", name, "--json"];
         let ran = place.run(&[&task[..], &more].concat());
@@ -234,12 +251,17 @@ fn weights_may_be_held_packed_and_the_results_say_so() {
         fs::remove_file(place.path("samples.jsonl")).unwrap();
         Ok(base["results"]["loss"]["loss,none"].as_f64().unwrap())
     };
+    let loss = |dtype: &str, name: &str| loss_of(&model, dtype, name);
     let exact = loss("f32", "a.json").unwrap();
+    assert!((loss_of(&narrow, "f32", "n.json").unwrap() - exact).abs() < 1e-5, "only zeros more");
     assert!((loss("f64", "b.json").unwrap() - exact).abs() < 1e-4);
-    let packed = loss("bf16", "c.json").unwrap();
-    assert!(packed != exact && (packed - exact).abs() < 0.02, "{packed} {exact}");
-    let refusal = loss("q8_0", "d.json").unwrap_err();
+    for (dtype, tolerance) in [("bf16", 0.02), ("q8_0", 0.02), ("q4_0", 0.5)] {
+        let packed = loss(dtype, "c.json").unwrap();
+        assert!(packed != exact && (packed - exact).abs() < tolerance, "{dtype} {packed} {exact}");
+    }
+    let refusal = loss_of(&narrow, "q8_0", "d.json").unwrap_err();
     assert!(refusal.contains("rows of 172 numbers; Q8_0 packs 32 at a time"), "{refusal}");
+    let model = model.display().to_string();
     // A log of weights held otherwise is not gone on from.
     let first = ["eval", "--model", &model, "--tasks", "mmlu", "--data", &data];
     let with = |dtype| [&first[..], &["--samples", "log.jsonl", "--dtype", dtype]].concat();

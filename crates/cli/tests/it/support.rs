@@ -1,5 +1,6 @@
 //! A folder with a recipe and data, and the binary to run in it.
 
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -54,6 +55,43 @@ impl Place {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
+    /// The trained model with zeros added to its FFN from 172 to 192 wide, in the folder `name`: the
+    /// same function, with rows that quantised blocks of 32 divide.
+    pub(crate) fn widened_model(&self, name: &str) -> PathBuf {
+        const OLD: usize = 172;
+        const NEW: usize = 192;
+        let bytes = fs::read(model().join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let widened: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(name, tensor)| {
+                let (mut shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
+                if let [rows, OLD] = shape[..] {
+                    data = data.chunks_exact(OLD * 4).flat_map(padded_row::<{ NEW * 4 }>).collect();
+                    shape = vec![rows, NEW];
+                } else if let [OLD, columns] = shape[..] {
+                    data.resize(NEW * columns * 4, 0);
+                    shape = vec![NEW, columns];
+                }
+                (name, shape, data)
+            })
+            .collect();
+        let views = widened.iter().map(|(name, shape, data)| {
+            (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+        });
+        let folder = self.path(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("model.safetensors"), serialize(views, None).unwrap()).unwrap();
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(model().join(file), folder.join(file)).unwrap();
+        }
+        let config = fs::read_to_string(model().join("config.json")).unwrap();
+        let (old, new) = (OLD.to_string(), NEW.to_string());
+        fs::write(folder.join("config.json"), config.replace(&old, &new)).unwrap();
+        folder
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydralora"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
@@ -88,6 +126,12 @@ impl Place {
         assert_eq!(ran.code, Some(0), "{arguments:?}\n{}\n{}", ran.stdout, ran.stderr);
         ran
     }
+}
+
+fn padded_row<const BYTES: usize>(row: &[u8]) -> [u8; BYTES] {
+    let mut padded = [0; BYTES];
+    padded[..row.len()].copy_from_slice(row);
+    padded
 }
 
 pub(crate) fn ran(output: Output) -> Ran {
