@@ -59,6 +59,19 @@ pub(crate) struct Segment<'a> {
     pub(crate) depth: usize,
 }
 
+/// Rows of a tile on this processor: a product of a multiple of so many rows wastes none of it.
+pub(crate) fn tile_rows() -> usize {
+    struct Rows;
+    impl WithSimd for Rows {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
+        }
+    }
+    Arch::new().dispatch(Rows)
+}
+
 /// Columns of a panel of a right-hand side on this processor.
 pub(crate) fn panel_width() -> usize {
     struct Width;

@@ -88,10 +88,9 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
         forward(&sources, &mut out, Some(log_sums.data_mut::<E>()), config);
         Tensor::new(out, queries.shape())
     });
-    let output = value.clone();
     let spans = spans.to_vec();
     Var::computed(value, &[q, k, v], move |gradient, parents| {
-        let given = [&queries, &keys, &values, &output, &log_sums, &gradient];
+        let given = [&queries, &keys, &values, &log_sums, &gradient];
         let [dq, dk, dv] = match gradient.dtype() {
             DType::F32 => backward::<f32>(given, &spans, config, tiled::backward_head),
             DType::F64 => backward::<f64>(given, &spans, config, backward_head),
@@ -268,13 +267,13 @@ struct HeadGradients<E: TensorElement> {
     dv: Buffer<E>,
 }
 
-/// Computes the gradients of one head from output, gradient and log-sums of its sequence.
-type BackwardOfHead<E> = fn(&Source<'_, E>, [&[E]; 3], usize, AttentionConfig) -> HeadGradients<E>;
+/// Computes the gradients of one head from output's gradient and log-sums of its sequence.
+type BackwardOfHead<E> = fn(&Source<'_, E>, [&[E]; 2], usize, AttentionConfig) -> HeadGradients<E>;
 
-/// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ dO⊙O)`,
-/// `dQ = s dS K`, `dK = s dSᵀ Q`.
+/// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ_j P_j dP_j)`,
+/// `dQ = s dS K`, `dK = s dSᵀ Q`. The sum over keys is `dO · O`, without having kept `O`.
 fn backward<E: TensorElement>(
-    [q, k, v, output, log_sums, gradient]: [&Tensor; 6],
+    [q, k, v, log_sums, gradient]: [&Tensor; 5],
     spans: &[Span],
     config: AttentionConfig,
     of_head: BackwardOfHead<E>,
@@ -290,11 +289,7 @@ fn backward<E: TensorElement>(
                 keys: rows_of(k, &span.keys),
                 values: rows_of(v, &span.keys),
             };
-            let given = [
-                rows_of(output, &span.queries),
-                rows_of(gradient, &span.queries),
-                rows_of(log_sums, &span.queries),
-            ];
+            let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
             of_head(&source, given, head, config)
         })
         .collect();
@@ -322,7 +317,7 @@ fn backward<E: TensorElement>(
 
 fn backward_head<E: TensorElement>(
     source: &Source<'_, E>,
-    [output, gradient, log_sums]: [&[E]; 3],
+    [gradient, log_sums]: [&[E]; 2],
     head: usize,
     config: AttentionConfig,
 ) -> HeadGradients<E> {
@@ -359,8 +354,6 @@ fn backward_head<E: TensorElement>(
                 for i in 0..len {
                     let row = block.start + i;
                     let seen = visible(row, past, config.window);
-                    let head_row = row * width + head * dim..row * width + (head + 1) * dim;
-                    let along = simd::dot(&output[head_row.clone()], &gradient[head_row]);
                     let log_sum = log_sums[row * config.num_heads + head];
                     let p = &mut p[i * count..(i + 1) * count];
                     let dp = &mut dp[i * count..(i + 1) * count];
@@ -368,9 +361,13 @@ fn backward_head<E: TensorElement>(
                         p[outside.clone()].fill(E::ZERO);
                         dp[outside].fill(E::ZERO);
                     }
-                    for (p, dp) in p[seen.clone()].iter_mut().zip(&mut dp[seen]) {
+                    let (p, dp) = (&mut p[seen.clone()], &mut dp[seen]);
+                    for p in p.iter_mut() {
                         *p = (*p - log_sum).exp();
-                        *dp = *p * (*dp - along);
+                    }
+                    let along = simd::dot(p, dp);
+                    for (&mut p, dp) in p.iter_mut().zip(dp) {
+                        *dp = p * (*dp - along);
                     }
                 }
             },

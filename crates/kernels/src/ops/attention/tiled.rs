@@ -9,9 +9,6 @@ use crate::simd::{self, vectorize};
 use crate::tile::{self, Left, Right, Segment, multiply};
 use std::ops::Range;
 
-/// Query rows whose scores are computed together.
-const PANEL: usize = 8;
-
 /// Queries below which packing the keys costs more than it saves.
 const FEW: usize = 4;
 
@@ -100,11 +97,13 @@ pub(super) fn forward_block(
         let of_group = Head::new(source, kv_head * group, config);
         let seen = of_group.past + block.end;
         let packed = (block.len() >= FEW).then(|| of_group.packed(source.keys, seen));
-        let mut weights = Buffer::<f32>::scratch(PANEL * seen);
+        // Query rows whose scores are computed together.
+        let panel = tile::tile_rows();
+        let mut weights = Buffer::<f32>::scratch(panel * seen);
         for head in kv_head * group..(kv_head + 1) * group {
             let this = Head::new(source, head, config);
-            for first in (block.start..block.end).step_by(PANEL) {
-                let rows = first..(first + PANEL).min(block.end);
+            for first in (block.start..block.end).step_by(panel) {
+                let rows = first..(first + panel).min(block.end);
                 let count = this.past + rows.end;
                 let weights = &mut weights[..rows.len() * count];
                 match &packed {
@@ -194,7 +193,7 @@ impl Head<'_> {
 /// The gradients of one head of one sequence.
 pub(super) fn backward_head(
     source: &Source<'_, f32>,
-    [output, gradient, log_sums]: [&[f32]; 3],
+    [gradient, log_sums]: [&[f32]; 2],
     head: usize,
     config: AttentionConfig,
 ) -> HeadGradients<f32> {
@@ -209,16 +208,17 @@ pub(super) fn backward_head(
     };
     let (packed_keys, packed_values) =
         (this.packed(source.keys, keys), this.packed(source.values, keys));
+    let panel_rows = tile::tile_rows();
     // Panels whose products over rows are joined, for a longer inner dimension.
-    const JOINED: usize = 8 * PANEL;
-    let mut p = Buffer::<f32>::scratch(JOINED.min(rows) * keys);
-    let mut ds = Buffer::<f32>::scratch(JOINED.min(rows) * keys);
-    for first in (0..rows).step_by(JOINED) {
-        let block = first..(first + JOINED).min(rows);
+    let joined = 8 * panel_rows;
+    let mut p = Buffer::<f32>::scratch(joined.min(rows) * keys);
+    let mut ds = Buffer::<f32>::scratch(joined.min(rows) * keys);
+    for first in (0..rows).step_by(joined) {
+        let block = first..(first + joined).min(rows);
         let count = this.past + block.end;
         let (p, ds) = (&mut p[..block.len() * count], &mut ds[..block.len() * count]);
-        for first in (block.start..block.end).step_by(PANEL) {
-            let panel = first..(first + PANEL).min(block.end);
+        for first in (block.start..block.end).step_by(panel_rows) {
+            let panel = first..(first + panel_rows).min(block.end);
             // Columns past the panel's own reach are zeroed below.
             let reach = this.past + panel.end;
             let at = (panel.start - block.start) * count;
@@ -236,8 +236,6 @@ pub(super) fn backward_head(
             || {
                 for (i, row) in block.clone().enumerate() {
                     let seen = visible(row, this.past, config.window);
-                    let at = row * this.width + head * dim;
-                    let along = simd::dot(&output[at..at + dim], &gradient[at..at + dim]);
                     let log_sum = log_sums[row * config.num_heads + head];
                     let p = &mut p[i * count..(i + 1) * count];
                     let ds = &mut ds[i * count..(i + 1) * count];
@@ -245,9 +243,13 @@ pub(super) fn backward_head(
                         p[outside.clone()].fill(0.0);
                         ds[outside].fill(0.0);
                     }
-                    for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
+                    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+                    for p in p.iter_mut() {
                         *p = Element::exp((*p).mul_add(scale, -log_sum));
-                        *ds = *p * (*ds - along) * scale;
+                    }
+                    let along = simd::dot(p, ds);
+                    for (&mut p, ds) in p.iter_mut().zip(ds) {
+                        *ds = p * (*ds - along) * scale;
                     }
                 }
             },
@@ -264,8 +266,8 @@ pub(super) fn backward_head(
         };
         over_rows(p, gradient, &mut part.dv);
         over_rows(ds, source.queries, &mut part.dk);
-        for first in (block.start..block.end).step_by(PANEL) {
-            let panel = first..(first + PANEL).min(block.end);
+        for first in (block.start..block.end).step_by(panel_rows) {
+            let panel = first..(first + panel_rows).min(block.end);
             let reach = this.past + panel.end;
             let left = Left {
                 data: &ds[(panel.start - block.start) * count..],
