@@ -358,6 +358,9 @@ pub(crate) struct BenchTrainArguments {
     /// Keep only the layers' inputs for the way back.
     #[arg(long)]
     pub(crate) gradient_checkpointing: bool,
+    /// Where several methods are compared, do not run each in a process of its own to measure memory.
+    #[arg(long)]
+    pub(crate) no_memory: bool,
     /// Take the largest of the batches alone, to measure memory.
     #[arg(long, hide = true)]
     pub(crate) largest_batch_only: bool,

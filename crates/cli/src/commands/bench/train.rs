@@ -256,7 +256,8 @@ struct Figures {
     step_seconds: Vec<f64>,
     /// Median over the batches of this step's time by the first contender's.
     relative_time: f64,
-    peak_rss_mb: f64,
+    /// None where it was not measured.
+    peak_rss_mb: Option<f64>,
     first_loss: f64,
     last_loss: f64,
     parts: Vec<PartFigures>,
@@ -328,11 +329,13 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
             }
             contender.seconds.push(seconds);
             contender.losses.push(loss);
-            contender.peak_mb = contender.peak_mb.max(peak_rss_mb().unwrap_or(0.0));
+            if alone {
+                contender.peak_mb = contender.peak_mb.max(peak_rss_mb().unwrap_or(0.0));
+            }
         }
         say(global, format!("batch {} of {}", index + 1, batches.len()));
     }
-    if !alone {
+    if !alone && !arguments.no_memory {
         for (contender, method) in contenders.iter_mut().zip(&methods) {
             contender.peak_mb = peak_alone(global, arguments, method)?;
             say(global, format!("memory of {}", method.text));
@@ -360,7 +363,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
             format!("{:.1} %", 100.0 * one.share_of_limit),
             format!("{:.3}", median(&mut one.step_seconds.clone())),
             format!("{:.3}", one.relative_time),
-            format!("{:.0}", one.peak_rss_mb),
+            one.peak_rss_mb.map_or_else(String::new, |peak| format!("{peak:.0}")),
         ]);
     }
     let mut text = table(&rows);
@@ -419,7 +422,7 @@ fn figures(contender: &Contender, tokens: usize, limit: f64, first: &[f64]) -> F
         seconds,
         step_seconds: contender.seconds.clone(),
         relative_time: median(&mut ratios),
-        peak_rss_mb: contender.peak_mb,
+        peak_rss_mb: Some(contender.peak_mb).filter(|&peak| peak > 0.0),
         first_loss: contender.losses.first().copied().unwrap_or(0.0),
         last_loss: contender.losses.last().copied().unwrap_or(0.0),
         parts,
