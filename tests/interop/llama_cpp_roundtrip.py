@@ -1,6 +1,7 @@
 """What hydralora merges and exports, read by llama.cpp: logits after a prompt, and greedy text.
 
-    python tests/interop/llama_cpp.py PATH_TO_hydralora [--model smollm2-135m] [--work FOLDER]
+    python tests/interop/llama_cpp_roundtrip.py PATH_TO_hydralora [--model smollm2-135m] [--methods lora,hydralora]
+        [--work FOLDER]
 
 Needs llama-cpp-python (tried with the version that tests/interop/README.md names), numpy and safetensors. Every file is
 read by both programs, which are given the same token ids, so that what differs is the arithmetic: llama.cpp rounds
@@ -34,7 +35,7 @@ METHODS = {
     "hydralora": {"name": "hydralora", "rank": 4, "num_experts": 3, "targets": "all"},
     "rlora": {"name": "hydralora", "rank": 4, "num_experts": 3, "targets": "all", "init_lora_weights": "rlora"},
 }
-RATES = {"ia3": 0.05, "pissa": 0.0005}
+RATES = {"adalora": 0.05, "ia3": 0.05, "pissa": 0.0005}
 ROUTED = ["hydralora", "rlora"]
 # What is no product of thin matrices is no LoRA.
 NO_LORA = ["dora", "ia3"]
@@ -79,7 +80,8 @@ class Programs:
         off = float(numpy.abs(found - wanted).max() / numpy.abs(wanted).max())
         model.reset()
         text = model.create_completion(tokens, max_tokens=NEW_TOKENS, temperature=0.0)["choices"][0]["text"]
-        mine = self.text(*own)
+        # A word's leading space is written by one of them only.
+        mine, text = self.text(*own).strip(), text.strip()
         same = next((i for i, (a, b) in enumerate(zip(mine, text)) if a != b), min(len(mine), len(text)))
         texts = "the same text" if text == mine else f"texts part after {same} characters"
         print(f"{what:<34} {kind:<5} {off:.1e}  {texts}", flush=True)
@@ -126,13 +128,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hydralora")
     parser.add_argument("--model", default=str(TINY))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--work", type=pathlib.Path)
     arguments = parser.parse_args()
     programs = Programs(arguments.hydralora)
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = pathlib.Path(folder)
         base = None
-        for name in METHODS:
+        for name in arguments.methods.split(","):
             adapter = train(programs, name, arguments.model, work)
             gate = ["--gate", "uniform"] if name in ROUTED else []
             if base is None:
