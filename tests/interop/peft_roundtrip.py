@@ -21,14 +21,20 @@ PROMPT = "Once upon a time"
 LIMIT = 2e-5
 METHODS = {
     "lora": {"rank": 4, "targets": "all"},
+    "rslora": {"name": "lora", "rank": 4, "use_rslora": True},
+    "dora": {"name": "lora", "rank": 4, "use_dora": True},
+    "pissa": {"name": "lora", "rank": 4, "init_lora_weights": "pissa"},
     "adalora": {"init_r": 4, "target_r": 2},
     "ia3": {},
     "prompt-tuning": {"num_virtual_tokens": 4},
     "p-tuning": {"num_virtual_tokens": 4},
     "prefix-tuning": {"num_virtual_tokens": 4},
     "hydralora": {"rank": 2, "num_experts": 3, "targets": "ffn"},
+    "rlora": {"name": "hydralora", "rank": 2, "num_experts": 3, "init_lora_weights": "rlora", "gate": "uniform"},
 }
-MERGED = ["lora", "adalora", "ia3"]
+MERGED = ["lora", "rslora", "dora", "pissa", "adalora", "ia3", "rlora"]
+# What PEFT has no method for is exported as a LoRA.
+EXPORTED = ["hydralora", "rlora"]
 
 
 def run(*arguments):
@@ -67,7 +73,7 @@ with tempfile.TemporaryDirectory() as work:
             "data": {"train": [{"path": str(work / "data.jsonl")}], "template": "plain", "valid_fraction": 0.1,
                      "max_seq_len": 64},
             "method": {"name": name, **options},
-            "train": {"batch_size": 4, "max_steps": 6, "learning_rate": 0.05},
+            "train": {"batch_size": 4, "max_steps": 6, "learning_rate": 0.005 if name == "pissa" else 0.05},
             "output": str(work / name),
         }
         (work / f"{name}.yaml").write_text(json.dumps(recipe))
@@ -75,20 +81,21 @@ with tempfile.TemporaryDirectory() as work:
         adapter = work / name / "adapter"
         ids, wanted = ours(MODEL, adapter)
         assert (wanted - plain).abs().max() > 1e-2, f"{name} learned nothing"
-        if name == "hydralora":
-            out = work / "exported"
+        if name in EXPORTED:
+            out = work / f"{name}-exported"
             run("export", "--adapter", adapter, "--as", "lora", "--gate", "uniform", "--out", out)
-            ids, wanted = ours(MODEL, out)
-            check("hydralora export, PEFT", PeftModel.from_pretrained(base(), out), ids, wanted)
+            exported = ours(MODEL, out)
+            check(f"{name} export, PEFT", PeftModel.from_pretrained(base(), out), *exported)
+        else:
+            check(f"{name}, PEFT", PeftModel.from_pretrained(base(), adapter), ids, wanted)
+        if name == "hydralora":
             run("export", "--adapter", adapter, "--as", "hydralora-official", "--out", work / "official")
             saved = torch.load(work / "official/adapter_model.bin", weights_only=True)
             assert len(saved) == 5 * 3 * (1 + 3 + 1), len(saved)
             _, again = ours(MODEL, work / "official")
             _, own = ours(MODEL, adapter)
             assert (again - own).abs().max() < 1e-5
-            print("hydralora official, torch.load   ok")
-            continue
-        check(f"{name}, PEFT", PeftModel.from_pretrained(base(), adapter), ids, wanted)
+            print("hydralora official, torch.load   ok", flush=True)
         if name in MERGED:
             out = work / f"{name}-merged"
             run("merge", "--model", MODEL, "--adapter", adapter, "--out", out, "--dtype", "f32")

@@ -219,6 +219,9 @@ pub(crate) struct ModelChoice {
     /// Adapter folder.
     #[arg(long)]
     pub(crate) adapter: Option<PathBuf>,
+    /// The text's domain, for an adapter that has an update for each.
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    pub(crate) domain: Option<String>,
     /// Type or packing to hold the weights in; `stored` is what the file has.
     #[arg(long, default_value = "f32")]
     pub(crate) dtype: ModelDtype,
@@ -298,6 +301,9 @@ pub(crate) struct InspectArguments {
     /// Print the logits after this text (put before no template), with the adapter on.
     #[arg(long, value_name = "TEXT", requires = "model")]
     pub(crate) logits: Option<String>,
+    /// The text's domain, for an adapter that has an update for each.
+    #[arg(long, value_name = "NAME", requires_all = ["adapter", "logits"])]
+    pub(crate) domain: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -324,8 +330,9 @@ pub(crate) struct BenchTrainArguments {
     /// Type or packing the weights are held in.
     #[arg(long, default_value = "f32")]
     pub(crate) dtype: ModelDtype,
-    /// Methods by their recipe names; `base` is the frozen model's own forward and backward.
-    #[arg(long, value_delimiter = ',', default_value = "base,lora,hydralora")]
+    /// Methods by their recipe names, or as `{name: lora, use_dora: true}`, parted by commas; `base` is
+    /// the frozen model's own forward and backward.
+    #[arg(long, default_value = "base,lora,hydralora")]
     pub(crate) method: Vec<String>,
     /// Rank of each of HydraLoRA's heads; `lora` gets rank times experts.
     #[arg(long, default_value_t = 4)]
@@ -351,6 +358,12 @@ pub(crate) struct BenchTrainArguments {
     /// Keep only the layers' inputs for the way back.
     #[arg(long)]
     pub(crate) gradient_checkpointing: bool,
+    /// Where several methods are compared, do not run each in a process of its own to measure memory.
+    #[arg(long)]
+    pub(crate) no_memory: bool,
+    /// Take the largest of the batches alone, to measure memory.
+    #[arg(long, hide = true)]
+    pub(crate) largest_batch_only: bool,
 }
 
 #[derive(Debug, Args)]

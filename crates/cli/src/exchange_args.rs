@@ -19,6 +19,9 @@ pub(crate) struct GateArguments {
     /// Hold a router's gates at these values, measuring nothing.
     #[arg(long, value_enum, conflicts_with = "calibration")]
     pub(crate) gate: Option<GateChoice>,
+    /// The domain whose update is taken, for an adapter that has one for each.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) domain: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

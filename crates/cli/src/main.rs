@@ -5,6 +5,7 @@
 mod args;
 mod calibration;
 mod commands;
+mod domain;
 mod encoder;
 mod exchange_args;
 mod failure;

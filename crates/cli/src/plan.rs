@@ -126,6 +126,14 @@ impl Plan {
             decoder: &base.decoder,
             tokenizer: base.tokenizer(),
         })?;
+        let ratio = recipe.train.b_learning_rate_ratio;
+        if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
+            return Err(bad_input(format!(
+                "train.b_learning_rate_ratio: is {ratio}; `{}` trains no `B` that could learn faster; leave \
+                 the option out",
+                recipe.method_name
+            )));
+        }
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
         let options = LoadOptions {

@@ -2,6 +2,7 @@
 //! added, and its principal singular vectors.
 
 use faer::{Mat, Side};
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::dropout::dropout;
 use hydralora_kernels::ops::elementwise::{
     add, scale, scale_columns, scale_columns_in_place, shift_columns,
@@ -95,7 +96,7 @@ impl RowNorms {
         let plain = frozen.without_bias();
         let unmasked = LowRank { mask: Mask::None, ..*update };
         let (Mask::Shared(mask) | Mask::PerExpert(mask)) = update.mask else {
-            let sum = gated_low_rank(x, plain.forward(x), &unmasked).y;
+            let sum = adapted_linear(x, &plain, &unmasked).y;
             let y = scale_columns_in_place(sum, &factors);
             return match frozen.bias() {
                 Some(bias) => shift_columns(y, bias),

@@ -59,6 +59,14 @@ pub enum Error {
         /// Each wrong option.
         faults: Vec<Fault>,
     },
+    /// The adapter knows no such domain.
+    #[error("`{name}` is no domain of this adapter; expected one of {known}")]
+    UnknownDomain {
+        /// The name given.
+        name: String,
+        /// Its domains; none if it treats all texts alike.
+        known: String,
+    },
     /// A target names no layer of the model.
     #[error(
         "method.targets: `{target}` matches no linear layer of the model; expected a preset (qv, ffn, \

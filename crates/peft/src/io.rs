@@ -5,6 +5,7 @@
 use crate::error::{Error, Fault, Result};
 use crate::method::{MethodOptions, TensorMap, Tuned};
 use crate::methods::METHODS;
+use crate::options::refuse_unknown;
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Projection, Site, SiteShape};
 use hydralora_model::durable::replace_folder;
@@ -310,9 +311,49 @@ pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAd
     let path = stored_tensors(folder);
     let config = read_config(folder)?;
     let tensors = decode(&path, dtype)?;
+    let targets = every_layer_of(&config);
     let options = options_of(folder, config, &tensors)?;
     let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
+    check_targets(&path, &targets, tuned.as_ref(), sites)?;
     Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
+}
+
+/// The names in a configuration's `target_modules`, where nothing says that they are meant for some
+/// layers only.
+fn every_layer_of(config: &Map<String, Value>) -> Vec<String> {
+    let limited = ["layers_to_transform", "layers_pattern", "exclude_modules"]
+        .iter()
+        .any(|key| config.get(*key).is_some_and(|value| !value.is_null() && *value != json!([])));
+    let names = config.get("target_modules").and_then(Value::as_array).filter(|_| !limited);
+    names.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Refuses an adapter that leaves out a layer of the model that its targets mean, as one does that was
+/// made for a model of fewer layers.
+fn check_targets(
+    path: &Path,
+    targets: &[String],
+    tuned: &dyn Tuned,
+    sites: &[SiteShape],
+) -> Result<()> {
+    let own: BTreeSet<Site> = tuned.sites().into_iter().collect();
+    let meant = |name: &str| {
+        let of = |target: &String| name == target || name.ends_with(&format!(".{target}"));
+        targets.iter().any(of)
+    };
+    let left_out: Vec<Site> = sites
+        .iter()
+        .map(|shape| shape.site)
+        .filter(|site| !own.contains(site) && meant(&site.to_string()))
+        .collect();
+    let Some(first) = left_out.first() else { return Ok(()) };
+    let message = format!(
+        "holds no tensor for {first}, nor for {} more of the model's layers that its target_modules \
+         ({}) mean; it was made for another model",
+        left_out.len() - 1,
+        targets.join(", ")
+    );
+    Err(Error::Tensors { path: path.to_path_buf(), mismatches: vec![message] })
 }
 
 /// The options in a folder's `adapter_config.json`.
@@ -370,10 +411,16 @@ fn options_of(
             message: format!("peft_type is {found}; supported methods are {}", known.join(", ")),
         }
     })?;
-    method.read_peft(&config).map_err(|faults| Error::Malformed {
-        path,
+    let malformed = |faults: Vec<Fault>| Error::Malformed {
+        path: path.clone(),
         message: faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "),
-    })
+    };
+    let options = method.read_peft(&config).map_err(malformed)?;
+    // What is ignored could change what the tensors mean.
+    match refuse_unknown(&config, &options.to_peft()) {
+        faults if faults.is_empty() => Ok(options),
+        faults => Err(malformed(faults)),
+    }
 }
 
 /// What the adapter in `folder` was trained with, if it says so.

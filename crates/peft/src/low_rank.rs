@@ -3,7 +3,7 @@
 //! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
 
 mod fold;
-mod layout;
+pub(crate) mod layout;
 mod spec;
 
 pub(crate) use spec::{
@@ -301,13 +301,12 @@ impl Adapter for LowRankAdapter {
             return norms.decomposed(x, frozen, magnitude.var(), &update, training);
         }
         let output = if let Some([a, b]) = &tensors.taken_out {
-            let base = frozen.forward(x);
             if self.spec.start == Start::Pissa && update.mask == Mask::None {
-                return less_taken_out(x, base, &update, a, b);
+                return less_taken_out(x, frozen, &update, a, b);
             }
             let start =
                 LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
-            gated_low_rank(x, gated_low_rank(x, base, &start).y, &update)
+            gated_low_rank(x, adapted_linear(x, frozen, &start).y, &update)
         } else {
             adapted_linear(x, frozen, &update)
         };
@@ -318,11 +317,11 @@ impl Adapter for LowRankAdapter {
     }
 }
 
-/// `y0 + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
-fn less_taken_out(x: &Var, y0: Var, update: &LowRank<'_>, a: &Var, b: &Var) -> Var {
+/// `W0 x + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
+fn less_taken_out(x: &Var, frozen: &FrozenLinear, update: &LowRank<'_>, a: &Var, b: &Var) -> Var {
     let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
     let b = join_columns(update.b, b);
-    gated_low_rank(x, y0, &LowRank { a: &a, b: &b, ..*update }).y
+    adapted_linear(x, frozen, &LowRank { a: &a, b: &b, ..*update }).y
 }
 
 impl Tuned for LowRankAdapter {

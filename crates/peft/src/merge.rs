@@ -1,7 +1,8 @@
 //! Folding an adapter into the base's weights.
 //!
 //! ```text
-//! Delta   W' = W + scale · Σ_i w_i B_i A_i
+//! Delta   W' = W + scale · (Σ_i w_i B_i A_i − B₀ A₀)       − B₀ A₀ where a start was taken out of W
+//! Map     W'_o = m_o (W + Delta)_o / ‖(W + Delta)_o‖        DoRA
 //! Scale   W'_oj = l_o W_oj, b'_o = l_o b_o       or       W'_oj = W_oj l_j
 //! ```
 //!
@@ -57,7 +58,7 @@ impl fmt::Debug for Merge<'_> {
     }
 }
 
-/// `scale · Σ_i B_i A_i`, the gates already in the `B_i`.
+/// `scale · Σ_i B_i A_i`, the gates already in the `B_i`, and a further pair beside them.
 #[derive(Clone, Debug)]
 pub struct Factors {
     /// `[r, in]` if all experts share it, else `[N·r, in]`.
@@ -68,6 +69,9 @@ pub struct Factors {
     pub scale: f64,
     /// Number `N` of experts.
     pub num_experts: usize,
+    /// A pair `[k, in]`, `[out, k]` whose product is added too, at the same scale: `A₀` and `−B₀` of a
+    /// start that was taken out of the weight.
+    pub beside: Option<[Tensor; 2]>,
 }
 
 impl Factors {
@@ -76,20 +80,22 @@ impl Factors {
         self.num_experts > 1 && self.a.rows() < self.b.cols()
     }
 
-    /// The pair `[N·r, in]`, `[out, N·r]` of the same product, a shared `A` repeated for every head.
+    /// The pair `[N·r, in]`, `[out, N·r]` of the same product, a shared `A` repeated for every head;
+    /// `k` more where there is a pair beside them.
     pub fn stacked(&self) -> (Tensor, Tensor) {
         if !self.shared_a() {
-            return (self.a.clone(), self.b.clone());
+            return self.with_beside(self.a.clone(), self.b.clone());
         }
-        let one = self.a.to_f32();
-        let stack: Vec<f32> = (0..self.num_experts).flat_map(|_| one.iter().copied()).collect();
-        (Tensor::new(stack, [self.b.cols(), self.a.cols()]), self.b.clone())
+        let one = self.a.to_f64();
+        let stack: Vec<f64> = (0..self.num_experts).flat_map(|_| one.iter().copied()).collect();
+        let shape = [self.b.cols(), self.a.cols()];
+        self.with_beside(Tensor::from_f64(self.a.dtype(), &stack, shape), self.b.clone())
     }
 
     /// The pair of lowest rank of the same product: the heads of a shared `A` added up.
     pub fn compact(&self) -> (Tensor, Tensor) {
         if !self.shared_a() {
-            return (self.a.clone(), self.b.clone());
+            return self.with_beside(self.a.clone(), self.b.clone());
         }
         let rank = self.a.rows();
         let sums: Vec<f64> = self
@@ -100,7 +106,25 @@ impl Factors {
                 (0..rank).map(|k| row.iter().skip(k).step_by(rank).sum::<f64>()).collect::<Vec<_>>()
             })
             .collect();
-        (self.a.clone(), Tensor::from_f64(self.b.dtype(), &sums, [self.b.rows(), rank]))
+        let b = Tensor::from_f64(self.b.dtype(), &sums, [self.b.rows(), rank]);
+        self.with_beside(self.a.clone(), b)
+    }
+
+    /// `a` with the rows of the pair beside it below, `b` with its columns to the right.
+    fn with_beside(&self, a: Tensor, b: Tensor) -> (Tensor, Tensor) {
+        let Some([more_a, more_b]) = &self.beside else { return (a, b) };
+        let rank = a.rows() + more_a.rows();
+        let rows = [a.to_f64(), more_a.to_f64()].concat();
+        let (left, right) = (b.to_f64(), more_b.to_f64());
+        let columns: Vec<f64> = left
+            .chunks_exact(b.cols())
+            .zip(right.chunks_exact(more_b.cols()))
+            .flat_map(|(left, right)| left.iter().chain(right).copied())
+            .collect();
+        (
+            Tensor::from_f64(a.dtype(), &rows, [rank, a.cols()]),
+            Tensor::from_f64(b.dtype(), &columns, [b.rows(), rank]),
+        )
     }
 
     /// `scale · B A` as `[out, in]` in `f32`.

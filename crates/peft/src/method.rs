@@ -1,6 +1,6 @@
 //! What a fine-tuning method is: an entry of the registry, its options, and the live adapter.
 
-use crate::error::{Fault, Result};
+use crate::error::{Error, Fault, Result};
 use crate::io::module_names;
 use crate::merge::{Gates, Merge};
 use crate::targets::Targets;
@@ -187,6 +187,19 @@ pub trait Tuned: Adapter {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
         let _ = base;
         Ok(())
+    }
+    /// Names of the domains that are treated each in its own way. Outside of training one of them has
+    /// to be [chosen](Self::choose_domain).
+    fn domains(&self) -> &[String] {
+        &[]
+    }
+    /// From now on treats every text as one of this domain, whatever a pass says.
+    ///
+    /// # Errors
+    /// If it is none of [`domains`](Self::domains).
+    fn choose_domain(&mut self, name: &str) -> Result<()> {
+        let known = self.domains().join(", ");
+        Err(Error::UnknownDomain { name: name.to_owned(), known })
     }
     /// The layers whose inputs the routers read.
     fn router_inputs(&self) -> Vec<Site> {

@@ -98,6 +98,73 @@ const REFUSED_UNLESS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Keys of PEFT's and the published code's files that say nothing about what is computed from the
+/// tensors, or that every method that has them checks.
+const OF_NO_CONSEQUENCE: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "blc_alpha",
+    "blc_weight",
+    "corda_config",
+    "encoder_dropout",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_reparameterization_type",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_ia3_weights",
+    "init_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "merge_weights",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
+    "peft_version",
+    "prefix_projection",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "task_type",
+    "token_dim",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+];
+
+/// A fault for every key of an `adapter_config.json` that asks for something nobody here has heard
+/// of; `written` are the keys the method itself writes.
+pub(crate) fn refuse_unknown(
+    config: &Map<String, Value>,
+    written: &Map<String, Value>,
+) -> Vec<Fault> {
+    let asks = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(entries) => !entries.is_empty(),
+        _ => true,
+    };
+    config
+        .iter()
+        .filter(|(key, value)| {
+            let known = written.contains_key(*key)
+                || OF_NO_CONSEQUENCE.contains(&key.as_str())
+                || REFUSED_UNLESS.iter().any(|(checked, _)| checked == key);
+            !known && asks(value)
+        })
+        .map(|(key, value)| {
+            Fault::new(key, format!("`{value}`: an option that is not known here; expected none"))
+        })
+        .collect()
+}
+
 impl LoraConfigKeys {
     /// Reads them out of an `adapter_config.json`, of which the method understands `own` too.
     ///

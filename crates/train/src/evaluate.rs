@@ -57,7 +57,7 @@ pub fn evaluate(
         let batch = Batch::pack(&chosen.iter().collect::<Vec<_>>());
         let of_token = token_domains(&batch);
         log.next_batch(of_token.clone());
-        let pass = Pass::inference().observed_by(&log);
+        let pass = Pass::inference().observed_by(&log).of_sequences(&batch.offsets, &batch.domains);
         let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
         let hidden = decoder.hidden(packed, adapter, &pass)?;
         let found = decoder.loss_with(adapter, &hidden, &batch.labels, 1.0);

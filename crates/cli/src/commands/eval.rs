@@ -41,6 +41,9 @@ pub(crate) struct EvalArguments {
     /// Adapter folder; repeat it to score several in one pass over the data.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
+    /// The domain that all records count as, for adapters that have an update for each.
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    domain: Option<String>,
     /// Score the adapters only.
     #[arg(long, requires = "adapter")]
     skip_base: bool,
@@ -109,7 +112,7 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     }
     let folders = data_folders(global, arguments, &settings)?;
     let base = open_base(spec, arguments.dtype)?;
-    let adapters = open_adapters(&base, &arguments.adapter)?;
+    let adapters = open_adapters(&base, &arguments.adapter, arguments.domain.as_deref())?;
     // What an adapter puts before every sequence takes its part of the context.
     let leads = adapters.iter().map(|adapter| {
         base.decoder.lead_rows(adapter.loaded.tuned.as_adapter(), &Pass::inference())
@@ -236,7 +239,11 @@ struct Named {
     loaded: LoadedAdapter,
 }
 
-fn open_adapters(base: &Base, specs: &[String]) -> anyhow::Result<Vec<Named>> {
+fn open_adapters(
+    base: &Base,
+    specs: &[String],
+    domain: Option<&str>,
+) -> anyhow::Result<Vec<Named>> {
     let mut adapters: Vec<Named> = Vec::new();
     for spec in specs {
         let (name, folder) = match spec.split_once('=') {
@@ -251,7 +258,10 @@ fn open_adapters(base: &Base, specs: &[String]) -> anyhow::Result<Vec<Named>> {
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
         }
-        let loaded = base.load_adapter(&folder)?;
+        let mut loaded = base.load_adapter(&folder)?;
+        // Beside one that has domains there may be others.
+        let asked = domain.filter(|_| specs.len() == 1 || !loaded.tuned.domains().is_empty());
+        crate::domain::choose(loaded.tuned.as_mut(), asked)?;
         adapters.push(Named { name, folder, loaded });
     }
     Ok(adapters)

@@ -4,6 +4,7 @@ use crate::args::Global;
 use crate::calibration::{
     Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
 };
+use crate::domain;
 use crate::exchange_args::{ExportArguments, ExportForm};
 use crate::failure::bad_input;
 use crate::output::check_out;
@@ -25,7 +26,7 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
         return Err(bad_input(format!("{option}: needs the base model; expected --model")));
     }
     let config = io::read_config(folder)?;
-    let (loaded, all) = match &source {
+    let (mut loaded, all) = match &source {
         Some(source) => (load_on(source, folder)?, source.config.sites()),
         None => {
             let options = io::read_options(folder)?;
@@ -50,6 +51,9 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
             (io::load(folder, &shapes, DType::F32)?, shapes)
         }
     };
+    if arguments.form != ExportForm::HydraloraOfficial {
+        domain::choose(loaded.tuned.as_mut(), arguments.gates.domain.as_deref())?;
+    }
     let tuned = loaded.tuned.as_ref();
     let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
     if arguments.form == ExportForm::HydraloraOfficial {

@@ -1,6 +1,7 @@
 //! `hydralora generate`: continue one prompt.
 
 use crate::args::{GenerateArguments, Global, ModelChoice, SamplingArguments};
+use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::{Base, encode_chat, open_base};
 use crate::ui::{result, say};
@@ -89,8 +90,11 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
         let base = open_base(&choice.model, choice.dtype)?;
-        let loaded =
+        let mut loaded =
             choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+        if let Some(loaded) = &mut loaded {
+            domain::choose(loaded.tuned.as_mut(), choice.domain.as_deref())?;
+        }
         Ok(Self { base, loaded })
     }
 

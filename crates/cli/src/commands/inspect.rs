@@ -2,6 +2,7 @@
 
 use super::table::{llama2_7b, paper_table};
 use crate::args::{Dimensions, Global, InspectArguments};
+use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::Parameters;
 use crate::ui::{result, table, thousands};
@@ -11,7 +12,7 @@ use hydralora_model::{Decoder, ModelSource, Packed, hub};
 use hydralora_peft::io;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
@@ -46,7 +47,7 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
         text.push(shown);
     }
     if let (Some(prompt), Some((source, decoder))) = (&arguments.logits, &opened) {
-        let (value, shown) = logits(prompt, source, decoder, arguments.adapter.as_deref())?;
+        let (value, shown) = logits(prompt, source, decoder, arguments)?;
         json.insert("logits".to_owned(), value);
         text.push(shown);
     }
@@ -62,15 +63,18 @@ fn logits(
     prompt: &str,
     source: &ModelSource,
     decoder: &Decoder,
-    adapter: Option<&Path>,
+    arguments: &InspectArguments,
 ) -> anyhow::Result<(Value, String)> {
     let tokenizer = &source.tokenizer;
     let mut tokens = tokenizer.encode(prompt)?;
     if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
         tokens.insert(0, bos);
     }
-    let loaded =
-        adapter.map(|folder| io::load(folder, &decoder.sites(), decoder.dtype())).transpose()?;
+    let load = |folder: &PathBuf| io::load(folder, &decoder.sites(), decoder.dtype());
+    let mut loaded = arguments.adapter.as_ref().map(load).transpose()?;
+    if let Some(loaded) = &mut loaded {
+        domain::choose(loaded.tuned.as_mut(), arguments.domain.as_deref())?;
+    }
     let adapter: &dyn Adapter = loaded.as_ref().map_or(&NoAdapter, |l| l.tuned.as_adapter());
     let _guard = no_grad();
     let packed = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };

@@ -4,6 +4,7 @@ use crate::args::Global;
 use crate::calibration::{
     Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
 };
+use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
 use crate::output::check_out;
@@ -33,7 +34,8 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
     };
     let source = open_source(&arguments.model)?;
     check_out(&arguments.out, "config.json", &[source.weights.path(), &arguments.adapter])?;
-    let loaded = load_on(&source, &arguments.adapter)?;
+    let mut loaded = load_on(&source, &arguments.adapter)?;
+    domain::choose(loaded.tuned.as_mut(), arguments.gates.domain.as_deref())?;
     let (tuned, metadata) = (loaded.tuned.as_ref(), loaded.metadata.as_ref());
     let all = source.config.sites();
     let mut gates = chosen_gates(&arguments.gates);

@@ -193,6 +193,10 @@ fn an_adapter_that_does_not_fit_is_refused() {
         place.write("good/adapter/adapter_config.json", &config.replace(from, to));
         refused_with("good/adapter", parts);
     }
+    // An option of tomorrow's PEFT is named, not ignored.
+    let unknown = config.replacen('{', "{\"use_tomorrow\": {\"much\": 1},", 1);
+    place.write("good/adapter/adapter_config.json", &unknown);
+    refused_with("good/adapter", &["use_tomorrow", "not known here"]);
     place.write("good/adapter/adapter_config.json", &config);
 
     let tensors = fs::read(place.path("good/adapter/adapter_model.safetensors")).unwrap();
@@ -203,6 +207,50 @@ fn an_adapter_that_does_not_fit_is_refused() {
     refused_with("good/adapter", &["holds NaN", "expected finite numbers"]);
     fs::write(place.path("good/adapter/adapter_model.safetensors"), &tensors[..400]).unwrap();
     refused_with("good/adapter", &["adapter_model.safetensors"]);
+}
+
+/// The same widths, but fewer layers: every tensor would find a place.
+#[test]
+fn an_adapter_of_a_smaller_model_is_refused() {
+    let place = Place::new();
+    let method =
+        "method={name: lora, rank: 2, targets: [\"model.layers.0.*\", \"model.layers.1.*\"]}";
+    place.succeed(&["train", "recipe.yaml", "--quiet", "--set", "output=few", "--set", method]);
+    let folder = model().display().to_string();
+    let generate =
+        ["generate", "--model", &folder, "--raw", "--prompt", "a", "--adapter", "few/adapter"];
+    let ran = place.run(&[&generate[..], &["--max-new-tokens", "1"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let text = place.read("few/adapter/adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["target_modules"] = serde_json::json!(["q_proj", "down_proj"]);
+    place.write("few/adapter/adapter_config.json", &config.to_string());
+    refused(&place, &generate, &["layers.2.self_attn.q_proj", "nor for 5 more", "another model"]);
+}
+
+#[test]
+fn methods_that_do_not_go_together_are_refused() {
+    let place = Place::new();
+    for (method, parts) in [
+        ("{name: lora, use_dora: true, init_lora_weights: pissa}", &["use one of them"][..]),
+        ("{name: lora, init_lora_weights: rlora}", &["several heads"]),
+        ("{name: hydralora, init_lora_weights: pissa}", &["single pair"]),
+        ("{name: hydralora, gate: none, router_top_k: 2}", &["router_top_k", "gate: softmax"]),
+        ("{name: hydralora, route_on: a, router_scope: block}", &["router_scope", "route_on: a"]),
+        ("{name: hydralora, use_dora: true}", &["method.use_dora: unknown option"]),
+        ("{name: mtl-lora}", &["method.domains: is empty"]),
+        ("{name: mtl-lora, domains: [a, a]}", &["names a domain twice"]),
+        ("[lora, ia3]", &["method"]),
+    ] {
+        let method = format!("method={method}");
+        refused(&place, &["check", "recipe.yaml", "--set", &method], parts);
+    }
+    for name in ["full", "ia3", "prompt-tuning", "p-tuning", "prefix-tuning"] {
+        let method = format!("method={{name: {name}}}");
+        let ratio = "train.b_learning_rate_ratio=4";
+        let arguments = ["check", "recipe.yaml", "--set", &method, "--set", ratio];
+        refused(&place, &arguments, &["b_learning_rate_ratio: is 4", name]);
+    }
 }
 
 #[test]

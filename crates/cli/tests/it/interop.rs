@@ -492,6 +492,89 @@ fn what_cannot_be_merged_says_why() {
     assert!(!place.path("never").exists());
 }
 
+/// DoRA rescales rows, PiSSA and R-LoRA take their start out of the weight: each is a weight all the same.
+#[test]
+fn variants_fold_as_they_compute() {
+    let place = Place::new();
+    for (run, method, gate, rank) in [
+        ("dora", "{name: lora, rank: 2, use_dora: true}", &[][..], None),
+        ("pissa", "{name: lora, rank: 2, init_lora_weights: pissa}", &[], Some(4)),
+        (
+            "rlora",
+            "{name: hydralora, rank: 2, num_experts: 3, init_lora_weights: rlora, gate: uniform}",
+            &[],
+            Some(8),
+        ),
+        (
+            "routed",
+            "{name: hydralora, rank: 2, num_experts: 3, init_lora_weights: rlora}",
+            &["--calibration", "animals.jsonl"],
+            Some(8),
+        ),
+    ] {
+        let adapter = trained(&place, run, method);
+        let own = logits(&place, &folder(), Some(&adapter));
+        let [merged, exported] = ["merged", "exported"].map(|what| format!("{run}-{what}"));
+        let fold = ["--model", &folder(), "--adapter", &adapter].map(str::to_owned);
+        let fold: Vec<&str> = fold.iter().map(String::as_str).chain(gate.iter().copied()).collect();
+        place.succeed(&[&["merge", "--dtype", "f32", "--out", &merged], &fold[..]].concat());
+        let merged = logits(&place, &place.path(&merged).display().to_string(), None);
+        if gate.is_empty() {
+            let off = distance(&own, &merged);
+            assert!(off < 1e-5, "{run}: {off}");
+        }
+        let export = [&["export", "--as", "lora", "--out", &exported], &fold[..]].concat();
+        let Some(rank) = rank else {
+            refused(&place, &export, &["two thin matrices", "merge"]);
+            let compose = ["compose", &adapter, &adapter, "--how", "average", "--out", "never"];
+            refused(&place, &compose, &["use_dora", "no plain LoRA"]);
+            continue;
+        };
+        place.succeed(&export);
+        let config = place.read(&format!("{exported}/adapter_config.json"));
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["r"], rank, "{run}");
+        let off = distance(&merged, &logits(&place, &folder(), Some(&exported)));
+        assert!(off < 1e-5, "{run} exported: {off}");
+        if run == "routed" {
+            let official =
+                ["export", "--adapter", &adapter, "--as", "hydralora-official", "--out", "never"];
+            refused(&place, &official, &["init_lora_weights", "rlora", "published code"]);
+        }
+    }
+    let sparse = trained(&place, "sparse", "{name: hydralora, rank: 2, router_top_k: 2}");
+    let official = ["export", "--adapter", &sparse, "--as", "hydralora-official", "--out", "never"];
+    refused(&place, &official, &["router_top_k", "is 2"]);
+}
+
+/// What vLLM's documentation and its reader of PEFT folders ask of a LoRA.
+#[test]
+fn an_exported_lora_keeps_to_what_vllm_reads() {
+    let place = Place::new();
+    let adapter =
+        trained(&place, "run", "{name: hydralora, rank: 2, num_experts: 4, targets: all}");
+    let export =
+        ["export", "--adapter", &adapter, "--as", "lora", "--gate", "uniform", "--out", "v"];
+    place.succeed(&export);
+    let config: Value = serde_json::from_str(&place.read("v/adapter_config.json")).unwrap();
+    assert_eq!((&config["peft_type"], &config["bias"]), (&"LORA".into(), &"none".into()));
+    assert_eq!(config["r"], 8);
+    assert!(config["lora_alpha"].is_number() && config["target_modules"].is_array(), "{config}");
+    assert!(config["modules_to_save"].is_null() && config["use_rslora"] == false);
+    assert!(config.get("use_dora").is_none_or(|value| value == false), "{config}");
+    let bytes = std::fs::read(place.path("v/adapter_model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), 5 * 7 * 2);
+    for (name, view) in file.iter() {
+        let parts: Vec<&str> = name.split('.').collect();
+        let [.., module, ab, "weight"] = parts[..] else { panic!("{name}") };
+        assert!(name.starts_with("base_model.model.model.layers."), "{name}");
+        assert!(["lora_A", "lora_B"].contains(&ab), "{name}");
+        assert!(hydralora_model::adapter::Projection::ALL.iter().any(|p| p.name() == module));
+        assert_eq!(view.shape()[usize::from(ab == "lora_B")], 8, "{name}");
+    }
+}
+
 #[test]
 fn a_start_that_changes_the_base_is_refused_by_name() {
     let place = Place::new();

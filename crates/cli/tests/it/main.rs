@@ -2,7 +2,9 @@
 
 mod architecture;
 mod bad_input;
+mod bench;
 mod commands;
+mod domains;
 mod eval;
 mod heads;
 mod interop;

@@ -5,6 +5,7 @@ pub mod adapted_linear;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;
+pub mod domain_update;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;

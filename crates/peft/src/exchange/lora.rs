@@ -53,13 +53,16 @@ impl Lora {
         let config = io::read_config(folder)?;
         let options = io::read_options(folder)?.to_peft();
         let kind = options.get("peft_type").and_then(Value::as_str).unwrap_or_default();
-        let plain = kind == "LORA"
-            && !config.contains_key("lora_nums")
-            && options.get("use_dora") != Some(&json!(true));
-        if !plain {
+        let decomposed = options.get("use_dora") == Some(&json!(true));
+        if kind != "LORA" || config.contains_key("lora_nums") || decomposed {
+            let found = if decomposed {
+                "use_dora: its magnitudes are in no LoRA".to_owned()
+            } else {
+                format!("peft_type {kind}")
+            };
             return Err(Error::Malformed {
                 path: folder.join(io::CONFIG_FILE),
-                message: format!("is no plain LoRA (peft_type {kind}); expected one"),
+                message: format!("is no plain LoRA ({found}); expected one"),
             });
         }
         let number = |key: &str| options.get(key).and_then(Value::as_f64).unwrap_or_default();
@@ -208,7 +211,13 @@ impl Lora {
     /// The update at `site`, if there is one.
     pub fn factors(&self, site: Site) -> Option<Factors> {
         let Pair { a, b } = self.sites.get(&site)?;
-        Some(Factors { a: a.clone(), b: b.clone(), scale: self.scale(), num_experts: 1 })
+        Some(Factors {
+            a: a.clone(),
+            b: b.clone(),
+            scale: self.scale(),
+            num_experts: 1,
+            beside: None,
+        })
     }
 
     /// Records a common origin: configuration, base and metadata of `others`, as far as they agree.

@@ -12,13 +12,16 @@ use std::fs;
 use std::path::Path;
 
 /// Options that the published code has one fixed value for.
-fn fixed() -> [(&'static str, Value); 5] {
+fn fixed() -> [(&'static str, Value); 7] {
     [
         ("gate", json!("softmax")),
         ("route_on", json!("x")),
         ("router_bias", json!(false)),
         ("router_scope", json!("linear")),
+        ("router_top_k", Value::Null),
         ("use_rslora", json!(false)),
+        // The published code has no place for what another start takes out of the weight.
+        ("init_lora_weights", json!("kaiming")),
     ]
 }
 

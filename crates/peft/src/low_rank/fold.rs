@@ -1,4 +1,5 @@
-//! The family of LoRA as a change of the base's weight.
+//! The family of LoRA as a change of the base's weight: `s Σ_i w_i B_i A`, less what a start took out of
+//! the weight (PiSSA, R-LoRA), and with DoRA the rows of the sum rescaled.
 
 use super::{LowRankAdapter, Mixing};
 use crate::merge::{Factors, Gates, Merge};
@@ -8,22 +9,10 @@ use hydralora_model::adapter::Site;
 const PER_TOKEN: &str = "its heads are weighed anew for every token, by a router that reads the token, \
                          so no single matrix does what they do together";
 
-const RESCALED: &str =
-    "DoRA rescales every row of the sum, which is no change that can be added to the weight";
-
-const TAKEN_OUT: &str =
-    "its start was taken out of the base's weight, so its tensors alone are no change to it";
-
 impl LowRankAdapter {
     /// The update at `site`, with routed heads weighed as `gates` says.
     pub(super) fn fold(&self, site: Site, gates: &Gates) -> Merge<'_> {
         let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
-        if tensors.magnitude.is_some() {
-            return Merge::Refused(RESCALED.to_owned());
-        }
-        if tensors.taken_out.is_some() {
-            return Merge::Refused(TAKEN_OUT.to_owned());
-        }
         let experts = self.spec.num_experts;
         let even = || vec![1.0 / experts as f64; experts];
         let weights = match (self.spec.mixing, gates) {
@@ -47,11 +36,37 @@ impl LowRankAdapter {
             .enumerate()
             .map(|(at, value)| value * weights[at % b.cols() / rank])
             .collect();
-        Merge::Delta(Factors {
+        let factors = Factors {
             a: tensors.a.parameter.value().clone(),
             b: Tensor::from_f64(b.dtype(), &values, b.shape()),
             scale: self.spec.scale,
             num_experts: experts,
-        })
+            beside: tensors
+                .taken_out
+                .as_ref()
+                .map(|pair| pair.each_ref().map(|t| t.value().clone())),
+        };
+        match &tensors.magnitude {
+            None => Merge::Delta(factors),
+            Some((magnitude, _)) => {
+                let magnitude = magnitude.parameter.value();
+                Merge::Map(Box::new(move |weight| with_row_norms(weight, &factors, magnitude)))
+            }
+        }
     }
+}
+
+/// DoRA's weight: the rows of `weight: [out, in]` (`f32`) with `change` added, each as long as
+/// `magnitude: [out]` says. Rows of zeros stay as they are.
+fn with_row_norms(mut weight: Tensor, change: &Factors, magnitude: &Tensor) -> Tensor {
+    weight.add_assign(&change.product());
+    let width = weight.cols();
+    let rows = weight.data_mut::<f32>().chunks_exact_mut(width);
+    for (row, wanted) in rows.zip(magnitude.to_f64()) {
+        let norm = row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            row.iter_mut().for_each(|w| *w = (f64::from(*w) * wanted / norm) as f32);
+        }
+    }
+    weight
 }

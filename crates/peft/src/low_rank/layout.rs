@@ -26,14 +26,14 @@ pub(super) fn a_name(spec: LowRankSpec, site: Site, expert: usize) -> String {
 }
 
 /// Rows `first .. first + count` of `m`.
-pub(super) fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
+pub(crate) fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
     let width = m.cols();
     dispatch!(m.dtype(), E => {
         Tensor::new(m.data::<E>()[first * width..(first + count) * width].to_vec(), [count, width])
     })
 }
 
-pub(super) fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
+pub(crate) fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
     let from = from.to_dtype(m.dtype());
     let start = first * m.cols();
     dispatch!(m.dtype(), E => {
@@ -42,7 +42,7 @@ pub(super) fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
 }
 
 /// Columns `head · rank ..` of `b: [out, N·r]` as `[out, r]`.
-pub(super) fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
+pub(crate) fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
     let width = b.cols();
     dispatch!(b.dtype(), E => {
         let columns: Vec<E> = b
@@ -54,7 +54,7 @@ pub(super) fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
     })
 }
 
-pub(super) fn set_head_columns(b: &mut Tensor, head: usize, rank: usize, columns: &Tensor) {
+pub(crate) fn set_head_columns(b: &mut Tensor, head: usize, rank: usize, columns: &Tensor) {
     let columns = columns.to_dtype(b.dtype());
     let width = b.cols();
     dispatch!(b.dtype(), E => {

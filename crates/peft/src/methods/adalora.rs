@@ -574,6 +574,7 @@ impl Tuned for AdaLoraAdapter {
             b: tensors[B].parameter.value().clone(),
             scale: self.options.peft_scale(),
             num_experts: 1,
+            beside: None,
         })
     }
 

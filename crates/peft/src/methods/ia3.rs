@@ -12,7 +12,7 @@ use crate::method::{
 };
 use crate::options::{refuse_unless, to_map};
 use crate::targets::Targets;
-use hydralora_kernels::ops::elementwise::scale_columns;
+use hydralora_kernels::ops::elementwise::{scale_columns, scale_columns_in_place};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
@@ -132,7 +132,7 @@ impl Adapter for Ia3Adapter {
             Some(factors) if factors.feedforward => {
                 frozen.forward(&scale_columns(x, factors.l.var()))
             }
-            Some(factors) => scale_columns(&frozen.forward(x), factors.l.var()),
+            Some(factors) => scale_columns_in_place(frozen.forward(x), factors.l.var()),
         }
     }
 }

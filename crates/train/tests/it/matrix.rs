@@ -1,5 +1,6 @@
 //! What every method has to do, on a trained model of 260,032 parameters.
 
+mod domains;
 mod merge;
 
 use hydralora_data::{DataReport, Dataset, Example, Examples};
@@ -104,6 +105,14 @@ fn cases() -> Vec<Case> {
             "loramoe",
             json!({"num_experts": 4, "balance_weight": 0.1, "knowledge_domains": ["facts"]}),
         ),
+        low_rank("mtl-lora", json!({"domains": ["stories", "facts"]})),
+        low_rank(
+            "mtl-lora",
+            json!({
+                "domains": ["facts", "stories"], "rank": 3, "num_experts": 2, "temperature": 0.5,
+                "dropout": 0.1, "use_rslora": true, "targets": "all",
+            }),
+        ),
         low_rank("adalora", json!({"init_r": 6, "target_r": 3, "tinit": 3, "tfinal": 5})),
         low_rank("adalora", json!({"dropout": 0.1, "delta_t": 4, "targets": "ffn"})),
         Case { method: "ia3", options: json!({}), start: Start::Same, learning_rate: 2e-2 },
@@ -178,10 +187,11 @@ impl Model {
     }
 
     fn logits(&self, adapter: &dyn Adapter) -> Vec<f64> {
-        let (tokens, offsets, ..) = self.packed();
+        let (tokens, offsets, _, domains) = self.packed();
         let batch = Packed { tokens: &tokens, offsets: &offsets };
         let _guard = no_grad();
-        let hidden = self.decoder.hidden(batch, adapter, &Pass::inference()).unwrap();
+        let pass = Pass::inference().of_sequences(&offsets, &domains);
+        let hidden = self.decoder.hidden(batch, adapter, &pass).unwrap();
         let rows: Vec<usize> = (0..tokens.len()).collect();
         self.decoder.logits_with(adapter, hidden.value(), &rows).to_f64()
     }
@@ -423,7 +433,10 @@ fn training_lowers_the_loss_resumes_bit_for_bit_and_leaves_the_base_alone() {
             assert!(refused.to_string().contains("give it as the model"), "{refused}");
             continue;
         }
-        let loaded = io::load(&saved, &model.decoder.sites(), DType::F32).unwrap().tuned;
+        let mut loaded = io::load(&saved, &model.decoder.sites(), DType::F32).unwrap().tuned;
+        // The domains of the data, which a file does not know.
+        let plan = TrainingPlan { total_steps: STEPS, domains: &model.dataset.domains };
+        loaded.begin(&plan).unwrap();
         let trained = model.logits(whole.as_adapter());
         // A file of another shape than the live adapter (PiSSA's) is summed in another order.
         for (loaded, trained) in model.logits(loaded.as_adapter()).iter().zip(&trained) {

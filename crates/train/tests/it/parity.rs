@@ -62,6 +62,8 @@ struct Reference {
     offsets: Vec<usize>,
     /// Shifted.
     labels: Vec<u32>,
+    /// Of each sequence, by its place among the adapter's.
+    domains: Vec<u32>,
     path: PathBuf,
 }
 
@@ -80,7 +82,9 @@ impl Reference {
             labels.extend(shifted.map(|t| if t < 0 { IGNORE_LABEL } else { t as u32 }));
             offsets.push(tokens.len());
         }
+        let domains = serde_json::from_value(batch["domains"].clone());
         Self {
+            domains: domains.unwrap_or_else(|_| vec![0; offsets.len() - 1]),
             name: path.strip_prefix(root()).unwrap_or(path).display().to_string(),
             result: read_json(&path.join("result.json")),
             tokens,
@@ -113,7 +117,8 @@ impl Reference {
     /// The loss with what the method adds to it, and its gradients.
     fn loss(&self, decoder: &Decoder, tuned: &dyn Tuned, checkpointing: bool) -> (f64, Gradients) {
         let labels = self.labels.iter().filter(|&&label| label != IGNORE_LABEL).count();
-        let pass = Pass::training(0).checkpointing(checkpointing);
+        let pass = Pass::training(0).of_sequences(&self.offsets, &self.domains);
+        let pass = pass.checkpointing(checkpointing);
         let factor = 1.0 / labels as f64;
         let found = decoder.gradients(
             self.packed(),
@@ -129,7 +134,8 @@ impl Reference {
 
     /// How far the logits after each sequence are from the reference.
     fn check_logits(&self, decoder: &Decoder, tuned: &dyn Tuned, what: &str) {
-        let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &Pass::inference()).unwrap();
+        let pass = Pass::inference().of_sequences(&self.offsets, &self.domains);
+        let hidden = decoder.hidden(self.packed(), tuned.as_adapter(), &pass).unwrap();
         let last: Vec<usize> = self.offsets[1..].iter().map(|end| end - 1).collect();
         let logits = decoder.logits_with(tuned.as_adapter(), hidden.value(), &last).to_f64();
         let expected = last_logits(&self.path);
@@ -211,6 +217,9 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     };
     let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
     let mut tuned = attached.unwrap();
+    let curve: Vec<f64> = serde_json::from_value(reference.result["curve"].clone()).unwrap();
+    let domains = tuned.domains().to_vec();
+    tuned.begin(&TrainingPlan { total_steps: curve.len() - 1, domains: &domains }).unwrap();
 
     let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), false);
     let expected = reference.result["loss_f64"].as_f64().unwrap();
@@ -244,14 +253,12 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     }
 
     let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
-    let curve: Vec<f64> = serde_json::from_value(reference.result["curve"].clone()).unwrap();
     // The curve was computed in single precision. Where that is visibly off in the first loss, the
     // optimizer's steps carry the error on: a double-precision run leaves the curve just as much.
     let exact = reference.result["loss_f64"].as_f64().unwrap();
     let rounded = reference.result["loss_f32"].as_f64().unwrap_or(exact);
     let allowed = (100.0 * ((rounded - exact) / exact).abs()).max(1e-4);
     let learning_rate = reference.result["lr"].as_f64().unwrap_or(2e-4);
-    tuned.begin(&TrainingPlan { total_steps: curve.len() - 1, domains: &[] }).unwrap();
     let mut steps = 0;
     for (step, expected) in curve.iter().enumerate() {
         let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), true);

@@ -2,6 +2,7 @@
 
 mod decode;
 mod kernels;
+mod methods;
 mod train;
 
 use crate::args::{BenchArguments, BenchWhat, Global};

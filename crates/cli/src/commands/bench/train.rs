@@ -1,18 +1,18 @@
 //! `hydralora bench train`: training steps of several methods in turn on the same batches, the time
 //! of each part, and the limit that the unavoidable matrix products set.
 
+use super::methods::{Asked, asked, peak_alone};
 use super::{median, product_rate};
 use crate::args::{BenchTrainArguments, Global};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
-use crate::recipe::read_method;
 use crate::ui::{result, say, table, thousands};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
-use hydralora_peft::Tuned;
+use hydralora_peft::{TrainingPlan, Tuned};
 use hydralora_train::{AdamW, TrainConfig, peak_rss_mb, reset_peak_rss};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -20,6 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// Steps of the schedule that a method with one believes to be part of.
+const TOTAL_STEPS: usize = 1000;
 
 /// Sequences packed without padding, each row with the token it predicts.
 struct Batch {
@@ -138,29 +141,9 @@ struct Contender {
 }
 
 impl Contender {
-    fn new(name: &str, base: &Base, arguments: &BenchTrainArguments) -> anyhow::Result<Self> {
+    fn new(method: &Asked, base: &Base) -> anyhow::Result<Self> {
         let mut tuned = None;
-        if name != "base" {
-            let mut section = json!({"name": name});
-            let ffn = ["gate_proj", "up_proj", "down_proj"];
-            match name {
-                "hydralora" => {
-                    section["rank"] = json!(arguments.rank);
-                    section["num_experts"] = json!(arguments.num_experts);
-                }
-                "lora" => section["rank"] = json!(arguments.rank * arguments.num_experts),
-                _ => {}
-            }
-            if matches!(name, "hydralora" | "lora") {
-                section["targets"] = json!(ffn);
-                section["dropout"] = json!(0.0);
-            }
-            let mut faults = Vec::new();
-            let method = read_method(Some(&section), &mut faults);
-            let Some((_, method)) = method.filter(|_| faults.is_empty()) else {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                return Err(bad_input(format!("--method {name}: {}", faults.join("; "))));
-            };
+        if let Some(method) = &method.options {
             let all = base.decoder.sites();
             let sites = if method.whole_model() { all } else { method.targets().select(&all)? };
             let mut fresh = method.build(&sites, base.decoder.dtype(), 41);
@@ -168,6 +151,7 @@ impl Contender {
                 decoder: &base.decoder,
                 tokenizer: base.tokenizer(),
             })?;
+            fresh.begin(&TrainingPlan { total_steps: TOTAL_STEPS, domains: &[] })?;
             let optimizer = AdamW::new(TrainConfig::default().adamw(), fresh.as_ref());
             tuned = Some((fresh, optimizer));
         }
@@ -175,7 +159,7 @@ impl Contender {
             tuned.trainables().iter().map(|t| t.parameter.value().len()).sum()
         });
         Ok(Self {
-            name: name.to_owned(),
+            name: method.text.clone(),
             tuned,
             trainable,
             seconds: Vec::new(),
@@ -206,6 +190,7 @@ impl Contender {
         if let Some((tuned, optimizer)) = &mut self.tuned {
             let _part = profile::part("optimizer");
             optimizer.step(tuned.as_mut(), &found.gradients, 2e-4);
+            tuned.after_step(optimizer.steps() as usize, &found.gradients);
         }
         Ok((started.elapsed().as_secs_f64(), found.loss))
     }
@@ -271,7 +256,8 @@ struct Figures {
     step_seconds: Vec<f64>,
     /// Median over the batches of this step's time by the first contender's.
     relative_time: f64,
-    peak_rss_mb: f64,
+    /// None where it was not measured.
+    peak_rss_mb: Option<f64>,
     first_loss: f64,
     last_loss: f64,
     parts: Vec<PartFigures>,
@@ -290,11 +276,12 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     if arguments.seq_len < 2 {
         return Err(bad_input("--seq-len: expected at least 2"));
     }
+    let methods = asked(arguments)?;
     let opening = Instant::now();
-    let base = open_base(&arguments.model, arguments.dtype)?;
+    let mut base = open_base(&arguments.model, arguments.dtype)?;
     let opened = opening.elapsed().as_secs_f64();
     let config = base.decoder.config().clone();
-    let batches = match &arguments.tokens {
+    let mut batches = match &arguments.tokens {
         Some(path) => read_tokens(path)?,
         None => {
             made_up(arguments.batches, arguments.batch_size, arguments.seq_len, config.vocab_size)
@@ -303,11 +290,21 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     if batches.is_empty() {
         return Err(bad_input("there is no batch to train on"));
     }
-    let mut contenders = arguments
-        .method
+    if arguments.largest_batch_only {
+        let largest = batches.into_iter().max_by_key(|batch| batch.tokens.len());
+        batches = largest.into_iter().collect();
+    }
+    let mut contenders = methods
         .iter()
-        .map(|name| Contender::new(name, &base, arguments))
+        .map(|method| Contender::new(method, &base))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let alone = contenders.len() == 1;
+    if let ([Contender { tuned: Some((tuned, _)), .. }], Base { decoder, .. }) =
+        (&contenders[..], &mut base)
+    {
+        // As a training run does; others beside it would need what is let go.
+        decoder.release(|name| tuned.takes_over(name));
+    }
 
     let checkpointing = arguments.gradient_checkpointing;
     let mut rate: f64 = 0.0;
@@ -332,9 +329,17 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
             }
             contender.seconds.push(seconds);
             contender.losses.push(loss);
-            contender.peak_mb = contender.peak_mb.max(peak_rss_mb().unwrap_or(0.0));
+            if alone {
+                contender.peak_mb = contender.peak_mb.max(peak_rss_mb().unwrap_or(0.0));
+            }
         }
         say(global, format!("batch {} of {}", index + 1, batches.len()));
+    }
+    if !alone && !arguments.no_memory {
+        for (contender, method) in contenders.iter_mut().zip(&methods) {
+            contender.peak_mb = peak_alone(global, arguments, method)?;
+            say(global, format!("memory of {}", method.text));
+        }
     }
 
     let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
@@ -358,7 +363,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
             format!("{:.1} %", 100.0 * one.share_of_limit),
             format!("{:.3}", median(&mut one.step_seconds.clone())),
             format!("{:.3}", one.relative_time),
-            format!("{:.0}", one.peak_rss_mb),
+            one.peak_rss_mb.map_or_else(String::new, |peak| format!("{peak:.0}")),
         ]);
     }
     let mut text = table(&rows);
@@ -417,7 +422,7 @@ fn figures(contender: &Contender, tokens: usize, limit: f64, first: &[f64]) -> F
         seconds,
         step_seconds: contender.seconds.clone(),
         relative_time: median(&mut ratios),
-        peak_rss_mb: contender.peak_mb,
+        peak_rss_mb: Some(contender.peak_mb).filter(|&peak| peak > 0.0),
         first_loss: contender.losses.first().copied().unwrap_or(0.0),
         last_loss: contender.losses.last().copied().unwrap_or(0.0),
         parts,

@@ -1,0 +1,408 @@
+//! MTL-LoRA: one shared `A`, a small matrix and a weighing of the heads for every domain.
+//!
+//! ```text
+//! y = W0 x + s · Σ_i p_ti B_i Λ_t A x        p_t = softmax(w_t / τ),  t the domain of the text
+//! ```
+//!
+//! Yang et al., arXiv 2410.09437, equation 4. The domain is the record's, not found by a router, so
+//! outside of training it has to be chosen ([`Tuned::choose_domain`]); then the update is an ordinary
+//! low-rank one that folds into the weight. As in the published code `A` starts Kaiming-uniform,
+//! `B_i` at zero, `Λ_t` at the identity and `w_t` uniform in ±1/√N.
+//!
+//! With `D` domains in a batch the layer is computed as a mixture of `D` experts `B'_t A'_t`,
+//! `A'_t = Λ_t A`, `B'_t = Σ_i p_ti B_i`, with gates that are 1 for the row's own domain and 0 for others.
+
+use crate::described::Described;
+use crate::error::{Error, Fault, Result};
+use crate::io::module_names;
+use crate::low_rank::layout::{head_columns, set_head_columns};
+use crate::merge::{Factors, Gates, Merge};
+use crate::method::{
+    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, read_section,
+    take_tensor, uniform,
+};
+use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
+use crate::targets::Targets;
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
+use hydralora_kernels::ops::domain_update::{matrix_product, weighted_heads};
+use hydralora_kernels::ops::dropout::{Dropout, mix};
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, router_gates};
+use hydralora_kernels::ops::rows::take_rows;
+use hydralora_kernels::{DType, Tensor, Var, no_grad};
+use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Options that a file names as a recipe does.
+const OWN_KEYS: [&str; 2] = ["domains", "temperature"];
+
+/// Options of MTL-LoRA in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Options {
+    /// Rank `r` of `A` and of each head.
+    rank: usize,
+    /// Numerator of the scale.
+    alpha: f64,
+    /// Scale by `alpha / √r` instead of `alpha / r`.
+    use_rslora: bool,
+    /// Dropout probability on the input of `A`.
+    dropout: f64,
+    /// The layers to change.
+    targets: Targets,
+    /// Number `N` of heads.
+    num_experts: usize,
+    /// Names of the domains, as the data name them.
+    domains: Vec<String>,
+    /// `τ`: the smaller, the more a domain keeps to one head.
+    temperature: f64,
+}
+
+impl Default for Options {
+    /// Those of the published script for LLaMA2-7B.
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            use_rslora: false,
+            dropout: 0.0,
+            targets: Targets::One("attention".to_owned()),
+            num_experts: 3,
+            domains: Vec::new(),
+            temperature: 0.1,
+        }
+    }
+}
+
+impl Described for Options {
+    const NAME: &'static str = "mtl-lora";
+    const SUMMARY: &'static str = "one shared A, heads weighed by the domain that a record names";
+    const PEFT_TYPE: &'static str = "MTL_LORA";
+
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = check_common(self.rank, self.alpha, self.dropout, &self.targets);
+        faults.extend(check_experts(self.num_experts));
+        let temperature = self.temperature;
+        if !(temperature.is_finite() && temperature > 0.0) {
+            let message = format!("is {temperature}; expected a positive number");
+            faults.push(Fault::new("method.temperature", message));
+        }
+        let different: BTreeSet<&String> = self.domains.iter().collect();
+        if self.domains.is_empty() {
+            let message = "is empty; expected the names of the data's domains, as [law, math]";
+            faults.push(Fault::new("method.domains", message));
+        } else if different.len() != self.domains.len() {
+            faults.push(Fault::new("method.domains", "names a domain twice"));
+        }
+        faults
+    }
+
+    fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
+        let keys = LoraConfigKeys::read(config, &[])?;
+        let own: Map<String, Value> = OWN_KEYS
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
+            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
+            .collect();
+        let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
+        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets } = keys;
+        let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
+        let mut faults = options.faults();
+        // The layers are taken from the tensors.
+        faults.retain(|fault| fault.field != "method.targets");
+        if faults.is_empty() { Ok(options) } else { Err(faults) }
+    }
+}
+
+impl MethodOptions for Options {
+    fn to_recipe(&self) -> Map<String, Value> {
+        to_map(self)
+    }
+
+    fn to_peft(&self) -> Map<String, Value> {
+        let keys = LoraConfigKeys {
+            rank: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.use_rslora,
+            dropout: self.dropout,
+            targets: self.targets.clone(),
+        };
+        let mut config = keys.write(Self::PEFT_TYPE);
+        config.insert("lora_nums".to_owned(), json!(self.num_experts));
+        let own = self.to_recipe();
+        config.extend(OWN_KEYS.map(|key| (key.to_owned(), own[key].clone())));
+        config
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
+        let (rank, experts, domains) = (self.rank, self.num_experts, self.domains.len());
+        let identities: Vec<f64> = (0..domains * rank * rank)
+            .map(|at| f64::from(u8::from(at / rank % rank == at % rank)))
+            .collect();
+        let tensors = |shape: &SiteShape| {
+            let SiteShape { site, in_features, out_features } = *shape;
+            let name = |part: &str| format!("{site}.{part}.weight");
+            let (a, weighing) = (name("lora_A"), name("lora_shares"));
+            let start = uniform(seed, &a, kaiming_bound(in_features), dtype, [rank, in_features]);
+            let weights =
+                uniform(seed, &weighing, kaiming_bound(experts), dtype, [experts, domains]);
+            let lambdas = Tensor::from_f64(dtype, &identities, [domains * rank, rank]);
+            let b = Tensor::zeros(dtype, [out_features, experts * rank]);
+            let own = [
+                Trainable::new(a, Role::A, start),
+                Trainable::new(name("lora_lambdas"), Role::Scale, lambdas),
+                Trainable::new(name("lora_B"), Role::B, b),
+                Trainable::new(weighing, Role::Router, weights),
+            ];
+            (site, SiteTensors { shape: *shape, own })
+        };
+        let all: Vec<f64> = (0..domains * domains)
+            .map(|at| if at / domains == at % domains { 1.0 / self.temperature } else { 0.0 })
+            .collect();
+        Box::new(MtlLora {
+            options: self.clone(),
+            sites: sites.iter().map(tensors).collect(),
+            sharpen: Var::constant(Tensor::from_f64(dtype, &all, [domains, domains])),
+            of_data: Vec::new(),
+            chosen: None,
+        })
+    }
+}
+
+/// Places in a site's tensors.
+const A: usize = 0;
+const LAMBDAS: usize = 1;
+const B: usize = 2;
+const WEIGHTS: usize = 3;
+
+struct SiteTensors {
+    shape: SiteShape,
+    /// `A: [r, in]`, all `Λ_t: [D·r, r]`, `B: [out, N·r]` (a file holds the heads one by one) and
+    /// `w: [N, D]`.
+    own: [Trainable; 4],
+}
+
+/// A live MTL-LoRA adapter.
+struct MtlLora {
+    options: Options,
+    sites: BTreeMap<Site, SiteTensors>,
+    /// `I/τ: [D, D]`, what the weighings are looked up with.
+    sharpen: Var,
+    /// The domain here of each domain of the run's data; none before a run begins.
+    of_data: Vec<usize>,
+    /// The domain that every text counts as.
+    chosen: Option<usize>,
+}
+
+impl MtlLora {
+    fn head_name(site: Site, head: usize) -> String {
+        format!("{site}.lora_B{head}.weight")
+    }
+
+    /// `A'_t` of `domains` one below the other and `B'_t` side by side.
+    fn updates(&self, tensors: &SiteTensors, domains: &[usize]) -> (Var, Var) {
+        let [a, lambdas, b, weights] = tensors.own.each_ref().map(Trainable::var);
+        let rank = self.options.rank;
+        let rows: Vec<usize> =
+            domains.iter().flat_map(|domain| domain * rank..(domain + 1) * rank).collect();
+        let a = matrix_product(&take_rows(lambdas, &rows), a);
+        let shares = router_gates(&self.sharpen, weights, None);
+        (a, weighted_heads(b, &take_rows(&shares, domains)))
+    }
+
+    fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
+        let probability = self.options.dropout;
+        let Some(seed) = pass.dropout_seed().filter(|_| probability > 0.0) else {
+            return Mask::None;
+        };
+        let index = (site.layer * Projection::ALL.len()) as u64 + site.projection as u64;
+        Mask::Shared(Dropout { probability, seed: mix(seed ^ mix(index)) })
+    }
+
+    /// The domains of a pass in ascending order, and what of them each of `rows` rows belongs to,
+    /// `[rows, domains]`, if they are several. Where nothing says which domain it is, all count alike.
+    fn domains_of(&self, pass: &Pass<'_>, rows: usize, dtype: DType) -> (Vec<usize>, Option<Var>) {
+        if let Some(domain) = self.chosen {
+            return (vec![domain], None);
+        }
+        let count = self.options.domains.len();
+        let Some(sequences) = pass.sequences().filter(|_| !self.of_data.is_empty()) else {
+            let even = vec![1.0 / count as f64; rows * count];
+            let gates = Tensor::from_f64(dtype, &even, [rows, count]);
+            return ((0..count).collect(), (count > 1).then(|| Var::constant(gates)));
+        };
+        let own = |domain: &u32| self.of_data.get(*domain as usize).copied().unwrap_or(0);
+        let present: BTreeSet<usize> = sequences.domains.iter().map(own).collect();
+        let present: Vec<usize> = present.into_iter().collect();
+        if present.len() < 2 {
+            return (present, None);
+        }
+        let mut gates = vec![0.0; rows * present.len()];
+        for (span, domain) in sequences.offsets.windows(2).zip(sequences.domains) {
+            let column = present.binary_search(&own(domain)).unwrap_or(0);
+            for row in span[0]..span[1].min(rows) {
+                gates[row * present.len() + column] = 1.0;
+            }
+        }
+        let gates = Tensor::from_f64(dtype, &gates, [rows, present.len()]);
+        (present, Some(Var::constant(gates)))
+    }
+}
+
+impl Adapter for MtlLora {
+    /// Which domain a row is of is known by its place in the batch.
+    fn rows_stand_alone(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
+        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
+        let (domains, gates) = self.domains_of(pass, x.value().rows(), x.value().dtype());
+        if domains.is_empty() {
+            return frozen.forward(x);
+        }
+        let (a, b) = self.updates(tensors, &domains);
+        let update = LowRank {
+            a: &a,
+            b: &b,
+            num_experts: domains.len(),
+            gate: gates.as_ref().map_or(Gate::One, Gate::Given),
+            scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
+            mask: self.mask(site, pass),
+        };
+        adapted_linear(x, frozen, &update).y
+    }
+}
+
+impl Tuned for MtlLora {
+    fn options(&self) -> &dyn MethodOptions {
+        &self.options
+    }
+
+    fn sites(&self) -> Vec<Site> {
+        self.sites.keys().copied().collect()
+    }
+
+    fn trainables(&self) -> Vec<&Trainable> {
+        self.sites.values().flat_map(|tensors| &tensors.own).collect()
+    }
+
+    fn trainables_mut(&mut self) -> Vec<&mut Trainable> {
+        self.sites.values_mut().flat_map(|tensors| &mut tensors.own).collect()
+    }
+
+    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
+        let mut map = TensorMap::new();
+        for (&site, tensors) in &self.sites {
+            for part in [A, LAMBDAS, WEIGHTS].map(|index| &tensors.own[index]) {
+                map.insert(part.parameter.name().to_owned(), pick(part));
+            }
+            let b = pick(&tensors.own[B]);
+            for head in 0..self.options.num_experts {
+                let columns = head_columns(&b, head, self.options.rank);
+                map.insert(Self::head_name(site, head), columns);
+            }
+        }
+        map
+    }
+
+    fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        let mut faults = Vec::new();
+        let rank = self.options.rank;
+        for (&site, own) in &mut self.sites {
+            for index in [A, LAMBDAS, WEIGHTS] {
+                let parameter = &mut own.own[index].parameter;
+                let name = parameter.name().to_owned();
+                let shape = parameter.value().shape().to_vec();
+                if let Some(found) = take_tensor(tensors, &name, &shape, &mut faults) {
+                    parameter.set(found.to_dtype(parameter.value().dtype()));
+                }
+            }
+            for head in 0..self.options.num_experts {
+                let name = Self::head_name(site, head);
+                let shape = [own.shape.out_features, rank];
+                if let Some(found) = take_tensor(tensors, &name, &shape, &mut faults) {
+                    set_head_columns(own.own[B].parameter.value_mut(), head, rank, &found);
+                }
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        let mut config = self.options.to_peft();
+        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        config
+    }
+
+    fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
+        let known = &self.options.domains;
+        let mut faults = Vec::new();
+        let mut of_data = Vec::new();
+        for name in plan.domains {
+            match known.iter().position(|domain| domain == name) {
+                Some(at) => of_data.push(at),
+                None => faults.push(Fault::new(
+                    "method.domains",
+                    format!("the data have the domain `{name}` too; there are {}", known.join(", ")),
+                )),
+            }
+        }
+        for name in known.iter().filter(|name| !plan.domains.is_empty() && !plan.domains.contains(name)) {
+            let message = format!(
+                "`{name}` is no domain of the data; there are {}",
+                plan.domains.join(", ")
+            );
+            faults.push(Fault::new("method.domains", message));
+        }
+        if !faults.is_empty() {
+            return Err(Error::Options { faults });
+        }
+        if !of_data.is_empty() {
+            self.of_data = of_data;
+        }
+        Ok(())
+    }
+
+    fn domains(&self) -> &[String] {
+        &self.options.domains
+    }
+
+    fn choose_domain(&mut self, name: &str) -> Result<()> {
+        let found = self.options.domains.iter().position(|domain| domain == name);
+        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
+            name: name.to_owned(),
+            known: self.options.domains.join(", "),
+        })?);
+        Ok(())
+    }
+
+    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
+        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
+        let Some(domain) = self.chosen else {
+            return Merge::Refused(format!(
+                "it does something else to the weight for every domain; choose one with --domain: {}",
+                self.options.domains.join(", ")
+            ));
+        };
+        let _guard = no_grad();
+        let (a, b) = self.updates(tensors, &[domain]);
+        Merge::Delta(Factors {
+            a: a.into_value(),
+            b: b.into_value(),
+            scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
+            num_experts: 1,
+            beside: None,
+        })
+    }
+
+    fn as_adapter(&self) -> &dyn Adapter {
+        self
+    }
+}
