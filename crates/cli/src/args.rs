@@ -160,7 +160,7 @@ impl From<RuleChoice> for Rule {
 
 #[derive(Debug, Args)]
 pub(crate) struct HeadsArguments {
-    /// Data files; each is a domain, unless --domain-field names one.
+    /// Data files, or names of data sources; each is a domain, unless --domain-field names one.
     #[arg(required = true)]
     pub(crate) data: Vec<PathBuf>,
     /// Format of the files.

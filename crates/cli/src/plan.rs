@@ -163,7 +163,7 @@ impl Plan {
                 let corpus = Corpus::read(&self.recipe.data.train, &self.recipe.base)?;
                 let seed = self.recipe.train.seed;
                 let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
-                partition(&features, corpus.len(), clusters, seed)
+                partition(&features, &corpus, clusters, seed)
                     .context("method.router_init: centroids")?
             }
         };
@@ -173,7 +173,7 @@ impl Plan {
         }
         let cluster_of = |source: u32, row: u32| {
             let start = first.get(source as usize)?;
-            assignment.get(start + row as usize).copied().flatten()
+            assignment.of(start + row as usize)
         };
         let sites = self.tuned.router_inputs();
         let (decoder, examples) = (&self.base.decoder, &self.dataset.train);

@@ -187,6 +187,8 @@ fn looks_like_file(name: &str) -> bool {
 
 fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
+    // Without it a fault names the value at fault only in builds with debug assertions.
+    environment.set_debug(true);
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

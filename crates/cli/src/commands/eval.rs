@@ -129,6 +129,9 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     let opened: Vec<Opened> = (arguments.tasks.iter().zip(folders))
         .map(|(task, data)| tasks::open(task, &Settings { data, ..settings.clone() }, &reader))
         .collect::<eval::Result<_>>()?;
+    for line in incomplete(&opened) {
+        say(global, line);
+    }
     let subjects = subjects(&base, &adapters, arguments);
     let end_ids = end_ids(&base, &opened, arguments.apply_chat_template);
     let run = eval::Base { decoder: &base.decoder, reader, end_ids: &end_ids };
@@ -230,6 +233,23 @@ fn list(global: &Global) -> anyhow::Result<ExitCode> {
         .collect();
     result(global, &json!({"tasks": tasks::names()}), &table(&rows))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each group that is scored without some of its parts; not for the parts of another one.
+fn incomplete(opened: &[Opened]) -> Vec<String> {
+    let first = opened.iter().filter_map(|opened| opened.groups.first());
+    first
+        .filter(|group| !group.absent.is_empty())
+        .map(|group| {
+            let parts = group.members.len() + group.absent.len();
+            format!(
+                "note: {} is scored on {} of its {parts} parts; no files for {}",
+                group.name,
+                group.members.len(),
+                group.absent.join(", ")
+            )
+        })
+        .collect()
 }
 
 /// An adapter with the name it is reported under.

@@ -5,16 +5,21 @@ use crate::failure::bad_input;
 use crate::hidden::mean_hidden;
 use crate::plan::open_base;
 use crate::recipe::ModelDtype;
+use crate::sources;
 use crate::ui::{result, say, table, thousands};
-use hydralora_data::SourceConfig;
 use hydralora_data::heads::{
-    Corpus, Features, HeadsOptions, HeadsReport, elbow_svg, find_heads, map_svg, page,
+    Corpus, Features, HeadsOptions, HeadsReport, Room, elbow_svg, find_heads, map_svg, page,
 };
+use hydralora_data::{DataConfig, SourceConfig, named_sources};
 
 use hydralora_model::durable::write_file;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// Bytes of mean hidden states, and the texts that may have one whatever their size.
+const HIDDEN_BYTES: usize = 128 << 20;
+const LEAST_HIDDEN: usize = 10_000;
 
 pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<ExitCode> {
     let options = HeadsOptions {
@@ -24,16 +29,17 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
         seed: arguments.seed,
         rule: arguments.rule.into(),
     };
-    let sources: Vec<SourceConfig> =
-        arguments.data.iter().map(|path| source(arguments, path)).collect();
-    let corpus = Corpus::read(&sources, Path::new(""))?;
-    say(global, format!("{} texts from {} files", thousands(corpus.len()), sources.len()));
-    let features = match arguments.features {
+    let sources = sources(global, arguments)?;
+    let (corpus, features) = match arguments.features {
         FeatureChoice::Tfidf if arguments.model.is_some() || arguments.layer.is_some() => {
             return Err(bad_input("--model and --layer are for --features model"));
         }
-        FeatureChoice::Tfidf => Features::tfidf(&corpus, arguments.dimensions, arguments.seed)?,
-        FeatureChoice::Model => of_model(global, arguments, &corpus)?,
+        FeatureChoice::Tfidf => {
+            let corpus = read(global, &sources, Room::default())?;
+            let features = Features::tfidf(&corpus, arguments.dimensions, arguments.seed)?;
+            (corpus, features)
+        }
+        FeatureChoice::Model => of_model(global, arguments, &sources)?,
     };
     let report = find_heads(&features, &corpus, &options)?;
     if let Some(folder) = &arguments.out {
@@ -43,8 +49,24 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
+/// The files and named sources to look at, found.
+fn sources(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<Vec<SourceConfig>> {
+    let train = arguments.data.iter().map(|path| source(arguments, path)).collect();
+    let mut data = DataConfig { train, ..DataConfig::default() };
+    sources::locate(&mut data)?;
+    for named in data.train.iter().filter_map(SourceConfig::named) {
+        say(global, format!("{}: licence: {}", named.name, named.licence));
+    }
+    Ok(data.train)
+}
+
+/// A file of that path, or else the source of that name.
 fn source(arguments: &HeadsArguments, path: &Path) -> SourceConfig {
-    let mut source = SourceConfig::new(path);
+    let mut names = named_sources().map(|named| named.name).filter(|_| !path.exists());
+    let mut source = match names.find(|name| path == Path::new(name)) {
+        Some(name) => SourceConfig::of(name),
+        None => SourceConfig::new(path),
+    };
     source.format.clone_from(&arguments.format);
     source.limit = arguments.limit;
     if let Some(field) = &arguments.domain_field {
@@ -53,11 +75,23 @@ fn source(arguments: &HeadsArguments, path: &Path) -> SourceConfig {
     source
 }
 
+/// The texts, or a sample that fits `room`.
+fn read(global: &Global, sources: &[SourceConfig], room: Room) -> anyhow::Result<Corpus> {
+    let corpus = Corpus::read_within(sources, Path::new(""), room)?;
+    let held = match corpus.is_sample() {
+        true => format!(", of which {} are held", thousands(corpus.len())),
+        false => String::new(),
+    };
+    let total = thousands(corpus.total());
+    say(global, format!("{total} texts from {} files{held}", sources.len()));
+    Ok(corpus)
+}
+
 fn of_model(
     global: &Global,
     arguments: &HeadsArguments,
-    corpus: &Corpus,
-) -> anyhow::Result<Features> {
+    sources: &[SourceConfig],
+) -> anyhow::Result<(Corpus, Features)> {
     let Some(model) = &arguments.model else {
         return Err(bad_input("--features model needs --model: whose hidden states to cluster"));
     };
@@ -71,9 +105,13 @@ fn of_model(
         )));
     }
     say(global, format!("hidden states of layer {layer} of {layers}"));
-    let values = mean_hidden(global, &base, corpus.texts(), layer)?;
     let width = base.decoder.config().hidden_size;
-    Ok(Features::dense(values, width, arguments.dimensions, arguments.seed)?)
+    let texts = (HIDDEN_BYTES / (width * size_of::<f32>()).max(1)).max(LEAST_HIDDEN);
+    let room = Room::default();
+    let corpus = read(global, sources, Room { texts: texts.min(room.texts), ..room })?;
+    let values = mean_hidden(global, &base, corpus.texts(), layer)?;
+    let features = Features::dense(values, width, arguments.dimensions, arguments.seed)?;
+    Ok((corpus, features))
 }
 
 /// `heads.json`, `heads.html` and the pictures.

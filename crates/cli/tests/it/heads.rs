@@ -42,6 +42,26 @@ fn the_command_suggests_explains_and_draws() {
 }
 
 #[test]
+fn named_sources_are_looked_up_where_there_is_no_such_file() {
+    let place = Place::new();
+    let line = "{\"question\": \"how many apples\", \"answer\": \"seven pears\"}\n";
+    place.write("copies/gsm8k/train.jsonl", &line.repeat(9));
+    let copies = place.path("copies").display().to_string();
+    let environment = [("HYDRALORA_DATA_DIR", copies.as_str())];
+    let ran = place.run_in(&environment, &["heads", "gsm8k", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("gsm8k: licence: MIT"), "{}", ran.stderr);
+    assert_eq!(json(&ran.stdout)["domains"][0], "math");
+    // A file of that name comes first.
+    place.write("gsm8k", "{\"text\": \"bread\"}\n{\"text\": \"butter\"}\n");
+    let ran = place.run_in(&environment, &["heads", "gsm8k", "--json"]);
+    assert_eq!(json(&ran.stdout)["domains"][0], "gsm8k");
+    let ran = place.run(&["heads", "t0"]);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("data source `t0` cannot be had"), "{}", ran.stderr);
+}
+
+#[test]
 fn a_models_hidden_states_are_features_and_kept() {
     let place = Place::new();
     write_domains(&place);

@@ -24,7 +24,11 @@ pub(super) fn table(a: &[u32], b: &[u32]) -> Vec<Vec<usize>> {
 impl Agreement {
     /// Between two groupings of the same things, of equal length.
     pub fn of(a: &[u32], b: &[u32]) -> Self {
-        let table = table(a, b);
+        Self::in_table(&table(a, b))
+    }
+
+    /// Between the groupings whose pairs of groups `table` counts.
+    pub(super) fn in_table(table: &[Vec<usize>]) -> Self {
         let rows: Vec<usize> = table.iter().map(|row| row.iter().sum()).collect();
         let columns: Vec<usize> = (0..table.first().map_or(0, Vec::len))
             .map(|column| table.iter().map(|row| row[column]).sum())
@@ -33,7 +37,8 @@ impl Agreement {
         let sum = |counts: &[usize]| counts.iter().map(|&n| pairs(n)).sum::<f64>();
         let (of_rows, of_columns) = (sum(&rows), sum(&columns));
         let both: f64 = table.iter().map(|row| sum(row)).sum();
-        let total = pairs(a.len());
+        let things: usize = rows.iter().sum();
+        let total = pairs(things);
         let expected = if total > 0.0 { of_rows * of_columns / total } else { 0.0 };
         let most = (of_rows + of_columns) / 2.0;
         // Both put all together, or both keep all apart: the same grouping.
@@ -43,7 +48,7 @@ impl Agreement {
             (both - expected) / (most - expected)
         };
 
-        let count = a.len().max(1) as f64;
+        let count = things.max(1) as f64;
         let entropy = |counts: &[usize]| {
             let parts = counts.iter().filter(|n| **n > 0).map(|&n| n as f64 / count);
             parts.map(|p| -p * p.ln()).sum::<f64>()

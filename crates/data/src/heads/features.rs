@@ -10,8 +10,6 @@ use rayon::prelude::*;
 
 /// Rows that the dimensions are found on; all others are only projected.
 const FIT_ROWS: usize = 20_000;
-/// Texts whose terms are in memory at a time.
-const PROJECT_ROWS: usize = 50_000;
 /// Most terms of the vocabulary.
 const MOST_TERMS: usize = 20_000;
 
@@ -32,6 +30,8 @@ pub struct Features {
 #[derive(Debug)]
 pub(super) struct Terms {
     pub(super) vocabulary: Vocabulary,
+    /// From terms to dimensions: `[terms, dimensions]`.
+    pub(super) basis: Matrix,
     /// Terms of some rows …
     pub(super) sparse: SparseRows,
     /// … and which those are.
@@ -45,17 +45,11 @@ impl Features {
     /// If no text holds a word.
     pub fn tfidf(corpus: &Corpus, dimensions: usize, seed: u64) -> Result<Self> {
         let vocabulary = Vocabulary::build(&corpus.texts, MOST_TERMS);
-        let texts: Vec<&str> = corpus.texts.iter().map(String::as_str).collect();
-        let fit = Random::new(seed, 4).sample(texts.len(), FIT_ROWS);
-        let chosen: Vec<&str> = fit.iter().map(|&text| texts[text]).collect();
+        let fit = Random::new(seed, 4).sample(corpus.texts.len(), FIT_ROWS);
+        let chosen: Vec<&str> = fit.iter().map(|&text| corpus.texts[text].as_str()).collect();
         let sparse = vocabulary.rows(&chosen);
         let basis = truncated_svd(&sparse, dimensions, seed);
-        let mut rows = Matrix { data: Vec::new(), width: basis.width };
-        rows.data.reserve_exact(texts.len() * basis.width);
-        for part in texts.chunks(PROJECT_ROWS) {
-            rows.data.extend(project(&vocabulary.rows(part), &basis).data);
-        }
-        let (rows, origin) = unit_rows(rows)?;
+        let (rows, origin) = unit_rows(vocabulary.project(&corpus.texts, &basis))?;
         let blank = corpus.len() - origin.len();
         // From texts to rows: a text in the sample may have no row.
         let mut kept = SparseRows::default();
@@ -67,7 +61,7 @@ impl Features {
             }
         }
         kept.width = sparse.width;
-        let terms = Some(Terms { vocabulary, sparse: kept, sample });
+        let terms = Some(Terms { vocabulary, basis, sparse: kept, sample });
         Ok(Self { rows, origin, blank, terms, kind: "tfidf" })
     }
 

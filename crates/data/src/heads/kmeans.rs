@@ -92,6 +92,23 @@ fn plus_plus(rows: &Matrix, k: usize, random: &mut Random) -> Matrix {
     rows.select(&chosen)
 }
 
+/// Centres that rows are put to one by one.
+pub(super) struct Centres<'a> {
+    centres: &'a Matrix,
+    half: Vec<f32>,
+}
+
+impl<'a> Centres<'a> {
+    pub(super) fn new(centres: &'a Matrix) -> Self {
+        Self { centres, half: half_lengths(centres) }
+    }
+
+    /// The nearest centre of a row and the squared distance to it.
+    pub(super) fn nearest(&self, row: &[f32]) -> (u32, f32) {
+        nearest(row, self.centres, &self.half)
+    }
+}
+
 /// The nearest centre of a row and the squared distance to it. `half` is half the squared length
 /// of each centre.
 fn nearest(row: &[f32], centres: &Matrix, half: &[f32]) -> (u32, f32) {
@@ -111,8 +128,8 @@ fn half_lengths(centres: &Matrix) -> Vec<f32> {
 
 /// The nearest centre of every row, on this thread.
 pub(super) fn assign(rows: &Matrix, centres: &Matrix) -> Vec<u32> {
-    let half = half_lengths(centres);
-    (0..rows.rows()).map(|row| nearest(rows.row(row), centres, &half).0).collect()
+    let centres = Centres::new(centres);
+    (0..rows.rows()).map(|row| centres.nearest(rows.row(row)).0).collect()
 }
 
 /// What a piece of rows adds to a step.

@@ -10,6 +10,9 @@
 //!    ([`Rule`]) look at.
 //! 3. The rule's choice from the means over the seeds; the clustering of all rows with that k.
 //!
+//! A corpus larger than memory is held as a uniform sample ([`Room`]), on which all of this works;
+//! then all rows are read once more and counted into the clusters.
+//!
 //! Work per seed is on a sample of fixed size, so only the features and the last clustering grow
 //! with the rows, both linearly. Every random number follows from the seed, and sums are taken over
 //! pieces of fixed size: the number of threads changes nothing.
@@ -27,14 +30,15 @@ mod random;
 mod report;
 mod rules;
 mod terms;
+mod whole;
 
 pub use agreement::Agreement;
-pub use corpus::Corpus;
+pub use corpus::{Corpus, Room};
 pub use density::DensityClusters;
 pub use features::Features;
 pub use picture::{elbow_svg, map_svg, page};
 pub use report::{
-    Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,
+    Assignment, Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,
 };
 pub use rules::{Measured, Rule};
 
@@ -135,7 +139,7 @@ pub fn choose(features: &Features, options: &HeadsOptions) -> Result<Choice> {
 /// is what the features were made of.
 ///
 /// # Errors
-/// As [`choose`].
+/// As [`choose`]; and if `corpus` is a sample and its files cannot be read again.
 pub fn find_heads(
     features: &Features,
     corpus: &Corpus,
@@ -144,27 +148,25 @@ pub fn find_heads(
     let choice = choose(features, options)?;
     let clustering = cluster(&features.rows, choice.num_experts, options.seed);
     let map = map::map(&features.rows, &clustering, options.seed);
-    Ok(report::build(features, corpus, options, choice, clustering, map))
+    let totals = match (&corpus.origin, &features.terms) {
+        (Some(origin), Some(terms)) => {
+            Some(whole::count(origin, corpus, terms, &clustering.centres)?)
+        }
+        _ => None,
+    };
+    Ok(report::build(features, corpus, options, choice, clustering, map, totals))
 }
 
-/// The cluster of every text when the rows fall into `k` clusters; none for a text without a row.
+/// The cluster of every text of `corpus`, which `features` were made of, when the rows fall into `k`
+/// clusters.
 ///
 /// # Errors
 /// If there are fewer rows than clusters.
-pub fn partition(
-    features: &Features,
-    texts: usize,
-    k: usize,
-    seed: u64,
-) -> Result<Vec<Option<u32>>> {
+pub fn partition(features: &Features, corpus: &Corpus, k: usize, seed: u64) -> Result<Assignment> {
     let options = HeadsOptions { k_min: k, k_max: k, seed, ..HeadsOptions::default() };
     options.check(features.rows.rows())?;
     let clustering = cluster(&features.rows, k, seed);
-    let mut found = vec![None; texts.max(features.len() + features.blank)];
-    for (&text, &cluster) in features.origin.iter().zip(&clustering.assignment) {
-        found[text] = Some(cluster);
-    }
-    Ok(found)
+    Ok(Assignment::new(features, corpus, &clustering))
 }
 
 /// Whether all rows are the same: then there is nothing to divide.

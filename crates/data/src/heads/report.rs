@@ -1,12 +1,13 @@
 //! What was found, and why that number.
 
-use super::agreement::{Agreement, table};
+use super::agreement::Agreement;
 use super::corpus::Corpus;
 use super::density::{DensityClusters, second_opinion};
 use super::features::{Features, Terms};
 use super::kmeans::Clustering;
 use super::map::Place;
 use super::rules::{Measured, Rule};
+use super::whole::Totals;
 use super::{Choice, HeadsOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -51,9 +52,42 @@ pub struct HeadsReport {
     pub domains: Vec<String>,
     /// A sample of rows in two dimensions.
     pub map: Vec<MapPoint>,
-    /// The cluster of every text; none for one without a word that counts.
+    /// The cluster of every text held.
     #[serde(skip)]
-    pub assignment: Vec<Option<u32>>,
+    pub assignment: Assignment,
+}
+
+/// The clusters of a corpus's texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    clusters: Vec<Option<u32>>,
+    /// The row of each text, in increasing order, where not all rows are held.
+    rows: Option<Vec<u64>>,
+}
+
+impl Assignment {
+    pub(super) fn new(features: &Features, corpus: &Corpus, clustering: &Clustering) -> Self {
+        let mut clusters = vec![None; corpus.len().max(features.len() + features.blank)];
+        for (&text, &cluster) in features.origin.iter().zip(&clustering.assignment) {
+            clusters[text] = Some(cluster);
+        }
+        Self { clusters, rows: corpus.sampled_rows() }
+    }
+
+    /// The cluster of a row, counted over all sources; none for one that holds no word that counts
+    /// or is not in the sample.
+    pub fn of(&self, row: usize) -> Option<u32> {
+        let text = match &self.rows {
+            Some(rows) => rows.binary_search(&(row as u64)).ok()?,
+            None => row,
+        };
+        self.clusters.get(text).copied().flatten()
+    }
+
+    /// The cluster of every text held, in order; none for one without a word that counts.
+    pub fn clusters(&self) -> &[Option<u32>] {
+        &self.clusters
+    }
 }
 
 /// What the rows are.
@@ -63,6 +97,9 @@ pub struct FeatureReport {
     pub kind: &'static str,
     /// Rows clustered.
     pub rows: usize,
+    /// Texts of the uniform sample that features, curves and centres are from, where there are more
+    /// than are held.
+    pub sample: Option<usize>,
     /// Texts left out because they are empty or hold no word that counts.
     pub blank: usize,
     /// Texts of which only the first 20,000 bytes were read.
@@ -176,27 +213,31 @@ pub(super) fn build(
     choice: Choice,
     clustering: Clustering,
     map: Vec<Place>,
+    totals: Option<Totals>,
 ) -> HeadsReport {
     let Choice { k_max, rules, curve, .. } = choice;
     let domain_of = |row: usize| corpus.domains.get(features.origin[row]).copied().unwrap_or(0);
     let domains: Vec<u32> = (0..features.len()).map(domain_of).collect();
-    let agreement =
-        (corpus.domain_names.len() > 1).then(|| Agreement::of(&clustering.assignment, &domains));
+    // How many rows of each domain are in each cluster: of all rows, or of those held.
+    let sampled = totals.is_some();
+    let blank = totals.as_ref().map_or(features.blank, |totals| totals.blank);
+    let table =
+        totals.map_or_else(|| held_table(&clustering, &domains, corpus), |totals| totals.table);
+    let rows = table.iter().flatten().sum();
+    let agreement = (corpus.domain_names.len() > 1).then(|| Agreement::in_table(&table));
     let (dbscan, hdbscan) = second_opinion(&features.rows, options.seed).unzip();
-    let clusters = clusters(features, corpus, &domains, &clustering);
+    let clusters = clusters(features, corpus, &table, &clustering);
     let num_experts = clusters.len();
     let report = FeatureReport {
         kind: features.kind,
-        rows: features.len(),
-        blank: features.blank,
+        rows,
+        sample: corpus.is_sample().then_some(corpus.len()),
+        blank,
         shortened: corpus.shortened,
         vocabulary: features.terms.as_ref().map(|terms| terms.vocabulary.terms.len()),
         dimensions: features.dimensions(),
     };
-    let mut assignment = vec![None; corpus.len().max(features.len() + features.blank)];
-    for (row, &text) in features.origin.iter().enumerate() {
-        assignment[text] = Some(clustering.assignment[row]);
-    }
+    let assignment = Assignment::new(features, corpus, &clustering);
     let mut found = HeadsReport {
         num_experts,
         rule: options.rule,
@@ -223,7 +264,18 @@ pub(super) fn build(
         assignment,
     };
     found.reasons = reasons(&found, options);
-    found.notes = notes(&found, options, k_max);
+    if let Some(sample) = found.features.sample {
+        let counted = match sampled {
+            true => "sizes and agreement with the domains count all rows",
+            false => "sizes and agreement with the domains are the sample's",
+        };
+        found.notes.push(format!(
+            "{} texts are more than are held: features, curves and centres are those of a uniform \
+             sample of {sample}; {counted}",
+            corpus.total()
+        ));
+    }
+    found.notes.extend(notes(&found, options, k_max));
     found
 }
 
@@ -282,16 +334,24 @@ pub(super) fn curve(repetitions: &[Vec<Measured>]) -> Vec<KSummary> {
         .collect()
 }
 
+/// Rows of each cluster and domain among those held: `[clusters][domains]`.
+fn held_table(clustering: &Clustering, domains: &[u32], corpus: &Corpus) -> Vec<Vec<usize>> {
+    let mut table = vec![vec![0; corpus.domain_names.len().max(1)]; clustering.centres.rows()];
+    for (&cluster, &domain) in clustering.assignment.iter().zip(domains) {
+        table[cluster as usize][domain as usize] += 1;
+    }
+    table
+}
+
 fn clusters(
     features: &Features,
     corpus: &Corpus,
-    domains: &[u32],
+    table: &[Vec<usize>],
     clustering: &Clustering,
 ) -> Vec<Cluster> {
-    let sizes = clustering.sizes();
+    let sizes: Vec<usize> = table.iter().map(|row| row.iter().sum()).collect();
     let terms = features.terms.as_ref();
     let terms = terms.map(|terms| top_terms(terms, &clustering.assignment, sizes.len()));
-    let origins = table(&clustering.assignment, domains);
     let mut nearest: Vec<Option<usize>> = vec![None; sizes.len()];
     for (row, &centre) in clustering.assignment.iter().enumerate() {
         let best = &mut nearest[centre as usize];
@@ -300,11 +360,10 @@ fn clusters(
             *best = Some(row);
         }
     }
-    let rows = features.len() as f64;
+    let rows = sizes.iter().sum::<usize>().max(1) as f64;
     (0..sizes.len())
         .map(|cluster| {
-            let counts = origins.get(cluster).map_or(&[][..], Vec::as_slice);
-            let mut domains: Vec<DomainCount> = (counts.iter().zip(&corpus.domain_names))
+            let mut domains: Vec<DomainCount> = (table[cluster].iter().zip(&corpus.domain_names))
                 .filter(|(rows, _)| **rows > 0)
                 .map(|(&rows, domain)| DomainCount { domain: domain.clone(), rows })
                 .collect();

@@ -5,6 +5,8 @@
 //! length 1. Words are runs of letters, lower-cased, without English stop words, stemmed by the
 //! Snowball English stemmer; every ideograph is a word of its own and every number the same word.
 
+use super::matrix::Matrix;
+use super::project::Rows as _;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -204,6 +206,7 @@ impl Vocabulary {
         let chunks: Vec<SparseRows> =
             texts.par_chunks(CHUNK).map(|chunk| self.chunk_rows(chunk)).collect();
         let mut all = SparseRows { starts: vec![0], width: self.terms.len(), ..Default::default() };
+        all.entries.reserve_exact(chunks.iter().map(|chunk| chunk.entries.len()).sum());
         for chunk in chunks {
             for row in 0..chunk.rows() {
                 all.push(chunk.row(row));
@@ -212,7 +215,25 @@ impl Vocabulary {
         all
     }
 
-    fn chunk_rows(&self, texts: &[&str]) -> SparseRows {
+    /// The rows of `texts` in the dimensions of `basis: [terms, dimensions]`, without holding the
+    /// terms of all of them; zero for a text without a known term.
+    pub(super) fn project<T: AsRef<str> + Sync>(&self, texts: &[T], basis: &Matrix) -> Matrix {
+        let mut out = Matrix::zeros(texts.len(), basis.width);
+        if basis.width == 0 {
+            return out;
+        }
+        let piece = texts.len().div_ceil(16).clamp(64, CHUNK);
+        let parts = out.data.par_chunks_mut(piece * basis.width).zip(texts.par_chunks(piece));
+        parts.for_each(|(out, texts)| {
+            let rows = self.chunk_rows(texts);
+            for (row, out) in out.chunks_exact_mut(basis.width).enumerate() {
+                rows.product(row, basis, out);
+            }
+        });
+        out
+    }
+
+    fn chunk_rows<T: AsRef<str>>(&self, texts: &[T]) -> SparseRows {
         let mut rows = SparseRows { width: self.terms.len(), ..Default::default() };
         let mut known: HashMap<String, Option<u32>> = HashMap::new();
         let mut counts: HashMap<u32, u32> = HashMap::new();
@@ -220,7 +241,7 @@ impl Vocabulary {
         let mut row: Vec<(u32, f32)> = Vec::new();
         for text in texts {
             counts.clear();
-            words(text, &mut buffer, |word| {
+            words(text.as_ref(), &mut buffer, |word| {
                 let number = match known.get(word) {
                     Some(number) => *number,
                     None => {

@@ -2,7 +2,7 @@
 
 use crate::folder;
 use hydralora_data::heads::{
-    Corpus, Features, HeadsOptions, HeadsReport, Rule, choose, find_heads, partition,
+    Corpus, Features, HeadsOptions, HeadsReport, Room, Rule, choose, find_heads, partition,
 };
 use hydralora_data::{Error, SourceConfig};
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn three_domains_are_found_and_named() {
         let words = DOMAINS.iter().find(|d| d.0 == cluster.domains[0].domain).unwrap().1;
         assert!(words.contains(&cluster.terms[0].as_str()), "{cluster:?}");
     }
-    assert_eq!(report.assignment.len(), corpus.len());
+    assert_eq!(report.assignment.clusters().len(), corpus.len());
     assert_eq!(report.clusters.iter().map(|c| c.size).sum::<usize>(), corpus.len());
     assert_eq!(report.rules.iter().map(|r| r.repetitions.len()).collect::<Vec<_>>(), [5; 4]);
     let json = serde_json::to_value(&report).unwrap();
@@ -94,7 +94,7 @@ fn empty_texts_are_left_out_and_counted() {
     let report = find(&corpus, &quick());
     assert_eq!(report.features.blank, 4);
     assert!(report.notes.iter().any(|note| note.starts_with("4 texts left out")));
-    assert_eq!(report.assignment.iter().filter(|cluster| cluster.is_none()).count(), 4);
+    assert_eq!(report.assignment.clusters().iter().filter(|cluster| cluster.is_none()).count(), 4);
     let mut empty = Corpus::default();
     empty.push(String::new(), "a");
     let error = Features::tfidf(&empty, 8, 0).unwrap_err();
@@ -107,7 +107,7 @@ fn too_few_rows_are_refused_and_few_bring_a_warning() {
     let features = Features::tfidf(&small, 8, 0).unwrap();
     let error = choose(&features, &HeadsOptions { k_min: 5, ..quick() }).unwrap_err();
     assert!(matches!(error, Error::TooFewRows { rows: 4, needed: 5 }), "{error}");
-    let error = partition(&features, 4, 5, 0).unwrap_err();
+    let error = partition(&features, &small, 5, 0).unwrap_err();
     assert!(matches!(error, Error::TooFewRows { rows: 4, needed: 5 }), "{error}");
     let report = find(&small, &quick());
     assert!(report.notes.iter().any(|n| n == "4 rows allow no more than 4 clusters"));
@@ -202,4 +202,76 @@ proptest! {
             }
         }
     }
+}
+
+/// Lines of the three domains with their name, one a record.
+fn lines(each: usize) -> Vec<u8> {
+    let corpus = corpus(3, each);
+    let line = |(text, domain): (&String, &u32)| {
+        let domain = &corpus.domain_names()[*domain as usize];
+        format!("{{\"text\": \"{text}\", \"kind\": \"{domain}\"}}\n")
+    };
+    corpus.texts().iter().zip(corpus.domains()).map(line).collect::<String>().into_bytes()
+}
+
+fn labelled(name: &str) -> SourceConfig {
+    let mut source = SourceConfig::new(name);
+    source.fields.insert("domain".to_owned(), "kind".to_owned());
+    source
+}
+
+#[test]
+fn a_corpus_that_does_not_fit_is_sampled_and_counted_whole() {
+    let mut bytes = lines(2000);
+    for text in ["", "the"] {
+        bytes.extend(format!("{{\"text\": \"{text}\", \"kind\": \"law\"}}\n").bytes());
+    }
+    let folder = folder(&[("x.jsonl", &bytes)]);
+    let sources = [labelled("x.jsonl")];
+    let room = Room { texts: 800, ..Room::default() };
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let corpus = Corpus::read_within(&sources, folder.path(), room).unwrap();
+            assert!(corpus.is_sample() && corpus.len() <= 800 && corpus.total() == 6002);
+            (find(&corpus, &quick()), corpus)
+        })
+    };
+    let (report, corpus) = with(1);
+    assert_eq!(report, with(3).0, "threads change nothing");
+    let all = Corpus::read(&sources, folder.path()).unwrap();
+    let whole = find(&all, &quick());
+    assert_eq!((report.num_experts, whole.num_experts), (3, 3));
+    // Every row is counted, those without a word too, and falls where it does without a sample.
+    assert_eq!((report.features.rows, report.features.blank), (6000, 2));
+    assert_eq!(report.features.sample, Some(corpus.len()));
+    assert_eq!(whole.features.sample, None);
+    let sizes = |report: &HeadsReport| -> Vec<usize> {
+        let mut sizes: Vec<usize> = report.clusters.iter().map(|c| c.size).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    for (sampled, whole) in sizes(&report).into_iter().zip(sizes(&whole)) {
+        assert!(sampled.abs_diff(whole) < 40, "{sampled} {whole}");
+    }
+    assert_eq!(sizes(&report).iter().sum::<usize>(), 6000);
+    assert!(report.agreement.as_ref().unwrap().adjusted_rand > 0.95);
+    assert!(report.notes[0].contains("uniform sample"), "{:?}", report.notes);
+    // Rows of the sample have a cluster, the others none.
+    let known = (0..corpus.total()).filter(|&row| report.assignment.of(row).is_some()).count();
+    assert_eq!(known, report.assignment.clusters().iter().flatten().count());
+    let features = Features::tfidf(&corpus, 8, 41).unwrap();
+    let found = partition(&features, &corpus, 3, 41).unwrap();
+    assert_eq!(found, report.assignment);
+}
+
+#[test]
+fn a_file_that_is_gone_before_it_is_counted_is_named() {
+    let folder = folder(&[("x.jsonl", &lines(300))]);
+    let room = Room { texts: 200, ..Room::default() };
+    let corpus = Corpus::read_within(&[labelled("x.jsonl")], folder.path(), room).unwrap();
+    fs_err::remove_file(folder.path().join("x.jsonl")).unwrap();
+    let features = Features::tfidf(&corpus, 8, 0).unwrap();
+    let error = find_heads(&features, &corpus, &quick()).unwrap_err();
+    assert!(error.to_string().contains("x.jsonl"), "{error}");
 }

@@ -32,7 +32,6 @@ use hydralora_model::Decoder;
 use hydralora_model::adapter::Adapter;
 use rayon::prelude::*;
 use serde_json::Value;
-use std::collections::HashSet;
 use std::time::Instant;
 use task::hex;
 
@@ -77,6 +76,52 @@ pub struct Progress<'a> {
 /// What a task's records scored: per record, per metric.
 pub(crate) type Scores = Vec<Vec<Score>>;
 
+/// Every task once: `mmlu,mmlu_law` names some subjects twice.
+///
+/// # Errors
+/// If two tasks over different files have one name, under which only one could be reported.
+fn distinct(opened: &[Opened]) -> Result<Vec<&dyn Task>> {
+    let mut tasks: Vec<&dyn Task> = Vec::new();
+    for task in opened.iter().flat_map(|opened| &opened.tasks).map(Box::as_ref) {
+        let info = task.info();
+        match tasks.iter().find(|known| known.info().name == info.name) {
+            None => tasks.push(task),
+            Some(known) if known.info().data == info.data => {}
+            Some(known) => {
+                let files = |info: &Info| info.data.keys().cloned().collect::<Vec<_>>().join(", ");
+                return Err(Error::Option {
+                    option: "tasks",
+                    message: format!(
+                        "`{}` is the name for {} and for {}; give the files other names, or score \
+                         them in two runs",
+                        info.name,
+                        files(known.info()),
+                        files(info)
+                    ),
+                });
+            }
+        }
+    }
+    Ok(tasks)
+}
+
+/// The groups, those of the same name as one: `loss:a.jsonl,loss:b.jsonl` is one mean over both.
+fn joined(opened: &[Opened]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for group in opened.iter().flat_map(|opened| &opened.groups) {
+        let Some(known) = groups.iter_mut().find(|known| known.name == group.name) else {
+            groups.push(group.clone());
+            continue;
+        };
+        for member in &group.members {
+            if !known.members.contains(member) {
+                known.members.push(member.clone());
+            }
+        }
+    }
+    groups
+}
+
 /// Asks all `subjects` everything in `opened` and gives each one's results. `log` is read for
 /// records already answered, and added to.
 ///
@@ -91,17 +136,8 @@ pub fn run(
     progress: &mut dyn FnMut(Progress<'_>) -> Result<()>,
 ) -> Result<Vec<Results>> {
     let started = Instant::now();
-    let mut seen = HashSet::new();
-    let all = opened.iter().flat_map(|opened| &opened.tasks);
-    // `mmlu,mmlu_law` names some subjects twice.
-    let tasks: Vec<&dyn Task> =
-        all.map(Box::as_ref).filter(|task| seen.insert(task.info().name.clone())).collect();
-    let mut seen = HashSet::new();
-    let groups: Vec<&Group> = opened
-        .iter()
-        .flat_map(|opened| &opened.groups)
-        .filter(|group| seen.insert(group.name.clone()))
-        .collect();
+    let tasks = distinct(opened)?;
+    let groups = joined(opened);
     let total = tasks.iter().map(|task| task.items().len()).sum::<usize>() * subjects.len();
     let mut engines: Vec<Engine<'_>> = subjects
         .iter()

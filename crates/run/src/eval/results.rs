@@ -70,6 +70,7 @@ impl Results {
             "results",
             "groups",
             "group_subtasks",
+            "group_subtasks_absent",
             "configs",
             "versions",
             "n-shot",
@@ -140,11 +141,14 @@ impl Results {
         self.set("scores", name, raw);
     }
 
-    pub(super) fn finish(&mut self, groups: &[&Group], elapsed: Duration) {
+    pub(super) fn finish(&mut self, groups: &[Group], elapsed: Duration) {
         let mut lines = Vec::new();
         for group in groups {
             let members = json!(group.members);
             self.set("group_subtasks", &group.name, members);
+            if !group.absent.is_empty() {
+                self.set("group_subtasks_absent", &group.name, json!(group.absent));
+            }
             let mut entry = json!({"alias": group.name});
             let of_group = |column: &&Column| group.members.contains(&column.task);
             let columns: Vec<&Column> = self.columns.iter().filter(of_group).collect();

@@ -114,6 +114,8 @@ pub struct Group {
     pub name: String,
     /// Its members' names.
     pub members: Vec<String>,
+    /// Names of those that belong to it and have no files where the data are.
+    pub absent: Vec<String>,
 }
 
 /// Records with a way to ask and a way to score.

@@ -342,3 +342,37 @@ fn the_hub_s_layout_gives_the_same_records() {
     std::fs::write(astronomy.join("test-00000-of-00001.parquet"), b"PAR1 and no more").unwrap();
     assert!(tasks::open("mmlu_astronomy", &settings(folder.path()), &reader).is_err());
 }
+
+#[test]
+fn parts_without_files_are_named_and_groups_of_one_name_joined() {
+    let model = model();
+    let few = Settings { limit: Some(1), ..settings(sample()) };
+    let found = &run(&model, &["bbh_fewshot", "mmlu"], &few, None)[0].to_json();
+    assert_eq!(found["group_subtasks"]["bbh_fewshot"].as_array().unwrap().len(), 2);
+    let absent = found["group_subtasks_absent"]["bbh_fewshot"].as_array().unwrap();
+    assert_eq!(absent.len(), 25);
+    assert!(absent.contains(&json!("bbh_fewshot_snarks")));
+    assert_eq!(found["group_subtasks_absent"]["mmlu"].as_array().unwrap().len(), 55);
+    assert_eq!(found["group_subtasks_absent"]["mmlu_stem"].as_array().unwrap().len(), 18);
+
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("{{\"text\": \"{text}\"}}\n")).unwrap();
+        format!("loss:{}", path.display())
+    };
+    let (one, two) = (write("a.jsonl", "Once upon a time."), write("b.jsonl", "The end."));
+    let found = &run(&model, &[&one, &two], &few, None)[0].to_json();
+    assert_eq!(found["group_subtasks"]["loss"], json!(["loss_a", "loss_b"]));
+    // Under one name only one of two could be reported.
+    let other = write("x/a.jsonl", "Another.");
+    let reader = reader(&model);
+    let opened: Vec<_> =
+        [&one, &other].map(|name| tasks::open(name, &few, &reader).unwrap()).into();
+    let base = Base { decoder: &model.decoder, reader, end_ids: &[] };
+    let error = eval::run(base, &[subject("base")], &opened, &few, None, &mut |_| Ok(()));
+    let error = error.err().unwrap().to_string();
+    assert!(error.starts_with("--tasks: `loss_a` is the name for "), "{error}");
+    assert!(error.contains("x/a.jsonl"), "{error}");
+}

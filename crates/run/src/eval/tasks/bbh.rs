@@ -113,9 +113,11 @@ impl Family for Bbh {
         let mut prompts = folders.iter().map(|folder| folder.join("cot-prompts"));
         let prompts = prompts.find(|folder| folder.exists());
         let mut opened = Opened::default();
+        let mut absent = Vec::new();
         for (task, published) in TASKS {
             let wanted = one.map_or_else(|| has(&place, task), |one| one == task);
             if !wanted {
+                absent.push(format!("{way}_{task}"));
                 continue;
             }
             let single = vec![place.join(format!("{task}.json"))];
@@ -131,7 +133,7 @@ impl Family for Bbh {
         }
         if one.is_none() {
             let members = opened.tasks.iter().map(|task| task.info().name.clone()).collect();
-            opened.groups.push(Group { name: way.to_owned(), members });
+            opened.groups.push(Group { name: way.to_owned(), members, absent });
         }
         Ok(opened)
     }

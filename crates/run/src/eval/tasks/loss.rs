@@ -91,7 +91,7 @@ impl Family for LossFamily {
         let members = tasks.iter().map(|task| task.info.name.clone()).collect();
         Ok(Opened {
             tasks: tasks.into_iter().map(|task| Box::new(task) as Box<dyn Task>).collect(),
-            groups: vec![Group { name: name.to_owned(), members }],
+            groups: vec![Group { name: name.to_owned(), members, absent: Vec::new() }],
         })
     }
 }

@@ -179,17 +179,21 @@ pub(super) fn open(
         return Ok(Opened { tasks, groups: Vec::new() });
     }
     let mut opened = Opened::default();
+    let mut all_absent = Vec::new();
     for (group, subjects) in whole {
-        let mut members = Vec::new();
+        let (mut members, mut absent) = (Vec::new(), Vec::new());
         for subject in subjects {
             // A folder may hold only some of the subjects; what is there is scored.
             if has(&folder, subject) {
                 members.push(named(subject));
                 opened.tasks.push(of_subject(named(subject), subject, &folder)?);
+            } else {
+                absent.push(named(subject));
             }
         }
+        all_absent.extend_from_slice(&absent);
         if !members.is_empty() {
-            opened.groups.push(Group { name: named(group), members });
+            opened.groups.push(Group { name: named(group), members, absent });
         }
     }
     if opened.tasks.is_empty() {
@@ -201,7 +205,8 @@ pub(super) fn open(
     }
     if part.is_none() {
         let members = opened.tasks.iter().map(|task| task.info().name.clone()).collect();
-        opened.groups.insert(0, Group { name: prefix.to_owned(), members });
+        let name = prefix.to_owned();
+        opened.groups.insert(0, Group { name, members, absent: all_absent });
     }
     Ok(opened)
 }
