@@ -69,6 +69,33 @@ pub fn gradients(shapes: &[&[usize]], f: impl Fn(&[Var]) -> Var) {
     }
 }
 
+/// The device that tests run on, opened once: the best one, or what `HYDRALORA_GPU` names (`vulkan`,
+/// `gl`, …). Where there is none, says that the test is skipped.
+///
+/// # Panics
+/// If there is none although `HYDRALORA_REQUIRE_GPU` is 1.
+#[cfg(feature = "gpu")]
+pub fn device() -> Option<crate::gpu::Device> {
+    use crate::gpu::{Backend, Device};
+    static DEVICE: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+    let open = || {
+        let wanted = std::env::var("HYDRALORA_GPU").unwrap_or_else(|_| Backend::Any.to_string());
+        let backend: Backend = wanted.parse().expect("HYDRALORA_GPU names a backend");
+        let opened = Device::open(backend);
+        let required = std::env::var("HYDRALORA_REQUIRE_GPU").is_ok_and(|value| value == "1");
+        match &opened {
+            Ok(device) => eprintln!("on {device}"),
+            Err(error) => assert!(!required, "{error}"),
+        }
+        opened.ok()
+    };
+    let device = DEVICE.get_or_init(open).clone();
+    if device.is_none() {
+        eprintln!("skipped: no GPU adapter");
+    }
+    device
+}
+
 /// Runs `f` forward and backward in `f32` and in `f64` on the same numbers and compares the results
 /// and all gradients in norm.
 ///

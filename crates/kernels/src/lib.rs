@@ -6,11 +6,24 @@
 
 #![deny(unsafe_code)]
 
+/// Returns what a function of [`gpu`] gives if it gives something: the device's version of the function
+/// it stands in. Nothing in a build without devices.
+macro_rules! on_device {
+    ($($call:tt)*) => {
+        #[cfg(feature = "gpu")]
+        if let Some(result) = crate::gpu::$($call)* {
+            return result;
+        }
+    };
+}
+
 pub mod block;
 pub mod buffer;
 pub mod check;
 mod dense;
 mod element;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod graph;
 #[allow(unsafe_code)]
 pub mod matmul;

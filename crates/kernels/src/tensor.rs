@@ -2,6 +2,8 @@
 
 use crate::buffer::{Buffer, Pooled};
 use crate::element::{DType, Element};
+#[cfg(feature = "gpu")]
+use crate::gpu::DeviceBuffer;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,6 +21,9 @@ pub struct Tensor {
 enum Storage {
     F32(Arc<Buffer<f32>>),
     F64(Arc<Buffer<f64>>),
+    /// `f32` numbers elsewhere, fetched when they are asked for.
+    #[cfg(feature = "gpu")]
+    Device(DeviceBuffer),
 }
 
 /// Element types a [`Tensor`] can hold.
@@ -36,7 +41,7 @@ pub trait TensorElement: Pooled {
 pub struct TensorStorage(Storage);
 
 macro_rules! tensor_element {
-    ($type:ty, $variant:ident) => {
+    ($type:ty, $variant:ident $(, $fetched:pat => $fetch:expr)?) => {
         impl TensorElement for $type {
             fn wrap(buffer: Arc<Buffer<Self>>) -> TensorStorage {
                 TensorStorage(Storage::$variant(buffer))
@@ -44,10 +49,16 @@ macro_rules! tensor_element {
             fn unwrap(tensor: &Tensor) -> &Arc<Buffer<Self>> {
                 match &tensor.storage {
                     Storage::$variant(buffer) => buffer,
+                    $(
+                        #[cfg(feature = "gpu")]
+                        $fetched => $fetch,
+                    )?
                     _ => panic!("expected a {} tensor, got {}", Self::DTYPE, tensor.dtype()),
                 }
             }
             fn unwrap_mut(tensor: &mut Tensor) -> &mut Arc<Buffer<Self>> {
+                #[cfg(feature = "gpu")]
+                tensor.to_host();
                 let found = tensor.dtype();
                 match &mut tensor.storage {
                     Storage::$variant(buffer) => buffer,
@@ -57,7 +68,7 @@ macro_rules! tensor_element {
         }
     };
 }
-tensor_element!(f32, F32);
+tensor_element!(f32, F32, Storage::Device(buffer) => buffer.host());
 tensor_element!(f64, F64);
 
 /// Runs `$body` with `$E` bound to the element type of `$dtype`.
@@ -117,6 +128,31 @@ impl Tensor {
         match self.storage {
             Storage::F32(_) => DType::F32,
             Storage::F64(_) => DType::F64,
+            #[cfg(feature = "gpu")]
+            Storage::Device(_) => DType::F32,
+        }
+    }
+
+    /// A tensor on a device.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn on_device(buffer: DeviceBuffer, shape: impl Into<Vec<usize>>) -> Self {
+        Self { storage: Storage::Device(buffer), shape: shape.into() }
+    }
+
+    /// Where the numbers lie, if that is on a device.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn device_buffer(&self) -> Option<&DeviceBuffer> {
+        match &self.storage {
+            Storage::Device(buffer) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// Fetches the numbers for good.
+    #[cfg(feature = "gpu")]
+    fn to_host(&mut self) {
+        if let Storage::Device(buffer) = &self.storage {
+            self.storage = Storage::F32(buffer.host().clone());
         }
     }
 
@@ -216,6 +252,7 @@ impl Tensor {
     /// If shapes or types differ.
     pub fn add_assign(&mut self, other: &Tensor) {
         assert_eq!(self.shape, other.shape, "adding tensors of different shapes");
+        on_device!(pointwise::add_assign(self, other));
         dispatch!(self.dtype(), E => {
             crate::simd::for_each_chunk(self.data_mut::<E>(), other.data::<E>(), |a, b| {
                 for (a, &b) in a.iter_mut().zip(b) {
@@ -227,6 +264,7 @@ impl Tensor {
 
     /// Multiplies every element by `factor`.
     pub fn scale(&mut self, factor: f64) {
+        on_device!(pointwise::scale(self, factor));
         dispatch!(self.dtype(), E => {
             let factor = E::from_f64(factor);
             for x in self.data_mut::<E>() {

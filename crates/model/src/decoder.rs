@@ -268,6 +268,27 @@ impl Decoder {
         }
     }
 
+    /// Gives all weights a place on `device`, where everything is computed from then on; see
+    /// [`FrozenLinear::to_device`]. A decoder in `f64` stays on the host.
+    #[cfg(feature = "gpu")]
+    pub fn to_device(&mut self, device: &hydralora_kernels::gpu::Device) {
+        let place = |norm: &mut Var| *norm = Var::constant(norm.value().to_device(device));
+        self.embedding = self.embedding.to_device(device);
+        self.head = match self.config.tie_word_embeddings {
+            true => self.embedding.clone(),
+            false => self.head.to_device(device),
+        };
+        for layer in &mut self.layers {
+            place(&mut layer.input_norm);
+            place(&mut layer.post_attention_norm);
+            for projection in Projection::ALL {
+                let linear = layer.linear_mut(projection);
+                *linear = linear.to_device(device);
+            }
+        }
+        place(&mut self.norm);
+    }
+
     /// Every linear layer an adapter can reach, layer by layer.
     pub fn sites(&self) -> Vec<SiteShape> {
         self.config.sites()

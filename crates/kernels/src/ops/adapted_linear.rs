@@ -34,6 +34,7 @@ use std::ops::Range;
 /// # Panics
 /// If the shapes of the tensors disagree.
 pub fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Output {
+    on_device!(low_rank::adapted_linear(x, frozen, p));
     let own_masks = p.num_experts > 1 && matches!(p.mask, Mask::PerExpert(_));
     let plain = x.value().dtype() == DType::F32 && !own_masks;
     let few = x.value().rows() < dense::FEWEST_ROWS;

@@ -73,6 +73,7 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
         next = span.queries.end;
     }
     assert_eq!(next, rows, "spans tile the queries");
+    on_device!(attention::causal_attention(q, k, v, spans, config));
 
     let mut log_sums = Tensor::zeros(queries.dtype(), [rows, config.num_heads]);
     let value = dispatch!(queries.dtype(), E => {
@@ -126,7 +127,7 @@ fn rows_of<'a, E: TensorElement>(tensor: &'a Tensor, rows: &Range<usize>) -> &'a
 
 /// Keys visible to query `row` of a sequence with `past` keys before its first query.
 #[inline(always)]
-fn visible(row: usize, past: usize, window: Option<usize>) -> Range<usize> {
+pub(crate) fn visible(row: usize, past: usize, window: Option<usize>) -> Range<usize> {
     let end = past + row + 1;
     window.map_or(0, |window| end.saturating_sub(window))..end
 }

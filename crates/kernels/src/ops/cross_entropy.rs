@@ -17,7 +17,7 @@ use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 
 /// Rows whose logits are held at once.
-const CHUNK_ROWS: usize = 192;
+pub(crate) const CHUNK_ROWS: usize = 192;
 
 /// What [`linear_cross_entropy`] gives.
 pub struct CrossEntropy {
@@ -72,6 +72,9 @@ fn cross_entropy(
     let h = hidden.value();
     assert_eq!(h.rows(), labels.len(), "one label per row");
     let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
+    if weight.is_none() {
+        on_device!(cross_entropy::linear_cross_entropy(hidden, head, labels, &rows, factor));
+    }
     let wanted = hidden.needs_grad();
     let (cols, dtype, shape) = (h.cols(), h.dtype(), h.shape().to_vec());
     let mut weight_gradient = weight

@@ -35,6 +35,7 @@ impl Dropout {
 
     /// [`apply`](Self::apply) in the storage of `x`.
     pub fn apply_in_place(self, x: &mut Tensor) {
+        on_device!(pointwise::dropout(x, self));
         dispatch!(x.dtype(), E => {
             x.data_mut::<E>()
                 .par_chunks_mut(CHUNK)
@@ -43,10 +44,19 @@ impl Dropout {
         });
     }
 
+    /// Random numbers below this drop their element.
+    pub(crate) fn threshold(self) -> u32 {
+        (self.probability * f64::from(u32::MAX)) as u32
+    }
+
+    /// What kept elements are multiplied by.
+    pub(crate) fn factor(self) -> f64 {
+        1.0 / (1.0 - self.probability)
+    }
+
     /// Applies the mask to elements that start at index `first` of the whole.
     pub(crate) fn apply_at<E: Element>(self, x: &mut [E], first: usize) {
-        let threshold = (self.probability * f64::from(u32::MAX)) as u32;
-        let keep = E::from_f64(1.0 / (1.0 - self.probability));
+        let (threshold, keep) = (self.threshold(), E::from_f64(self.factor()));
         vectorize(
             #[inline(always)]
             || {

@@ -74,12 +74,19 @@ const TILE_ROWS: usize = 256;
 pub struct FrozenLinear {
     weight: FrozenWeight,
     bias: Option<Tensor>,
+    #[cfg(feature = "gpu")]
+    placed: Option<Arc<crate::gpu::frozen::Placed>>,
 }
 
 impl FrozenLinear {
     /// A layer of `weight` and, optionally, `bias: [out]`.
     pub fn new(weight: FrozenWeight, bias: Option<Tensor>) -> Self {
-        let layer = Self { weight, bias };
+        let layer = Self {
+            weight,
+            bias,
+            #[cfg(feature = "gpu")]
+            placed: None,
+        };
         if let Some(bias) = &layer.bias {
             assert_eq!(bias.len(), layer.out_features(), "bias has another width");
         }
@@ -145,13 +152,25 @@ impl FrozenLinear {
             shape: self.shape(),
             dtype: self.dtype(),
         };
-        Self { weight, bias: self.bias.clone() }
+        Self::new(weight, self.bias.clone())
     }
 
     /// The same layer without its bias.
     #[must_use]
     pub fn without_bias(&self) -> Self {
-        Self { weight: self.weight.clone(), bias: None }
+        Self { bias: None, ..self.clone() }
+    }
+
+    /// The layer's place on a device, if it has one.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn placed(&self) -> Option<&crate::gpu::frozen::Placed> {
+        self.placed.as_deref()
+    }
+
+    /// The same layer with another place, or on the host alone.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn placed_at(&self, placed: Option<Arc<crate::gpu::frozen::Placed>>) -> Self {
+        Self { placed, ..self.clone() }
     }
 
     /// The weight as plain numbers `[out, in]`; shares them if it is not packed.
@@ -179,6 +198,7 @@ impl FrozenLinear {
         let _part = crate::profile::part("frozen_linear");
         let [out_features, in_features] = self.shape();
         assert_eq!(x.cols(), in_features, "input has another width than the layer");
+        on_device!(frozen::apply(self, x));
         let rows = x.rows();
         if x.dtype() == DType::F32 {
             return if rows >= dense::FEWEST_ROWS {
@@ -233,6 +253,7 @@ impl FrozenLinear {
     /// `dy W`, added to `carried` if there is one.
     pub(crate) fn input_gradient(&self, gradient: &Tensor, carried: Option<Tensor>) -> Tensor {
         let _part = crate::profile::part("frozen_linear backward");
+        on_device!(frozen::input_gradient(self, gradient, carried.as_ref()));
         let [out_features, in_features] = self.shape();
         let rows = gradient.rows();
         if gradient.dtype() == DType::F32 && rows >= dense::FEWEST_ROWS {
@@ -339,6 +360,7 @@ impl FrozenLinear {
     /// # Panics
     /// If an id is not below the number of rows.
     pub fn gather(&self, ids: &[u32]) -> Tensor {
+        on_device!(frozen::gather(self, ids));
         let [rows, cols] = self.shape();
         dispatch!(self.dtype(), E => {
             let mut out = Buffer::<E>::scratch(ids.len() * cols);

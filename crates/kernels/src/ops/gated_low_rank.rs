@@ -120,6 +120,7 @@ enum Routing {
 pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
     let _part = crate::profile::part("gated_low_rank");
     let shape = shape_of(x, &y0, p);
+    on_device!(low_rank::update(x, &y0, p, shape.z_cols));
     let (routing, gate_weight, gate_bias, given) = match p.gate {
         Gate::One => (Routing::Constant(1.0), None, None, None),
         Gate::Uniform => (Routing::Constant(1.0 / shape.experts as f64), None, None, None),
@@ -196,6 +197,7 @@ pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
 /// `softmax(W x + b)` as a value of its own, for a router that serves several layers:
 /// `x: [T, in]`, `weight: [N, in]`, `bias: [N]`, giving `[T, N]`.
 pub fn router_gates(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
+    on_device!(low_rank::router_gates(x, weight, bias));
     let gates = softmax(product(x.value(), weight.value()), bias.map(Var::value));
     let (saved_x, saved_weight, saved_gates) = (x.save(), weight.value().clone(), gates.clone());
     let none = Var::constant(Tensor::zeros(gates.dtype(), [0]));

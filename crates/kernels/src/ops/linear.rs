@@ -12,6 +12,7 @@ use crate::tensor::Tensor;
 /// # Panics
 /// If the widths disagree.
 pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
+    on_device!(low_rank::linear(x, weight, bias));
     let mut y = product(x.value(), weight.value());
     if let Some(bias) = bias {
         assert_eq!(bias.value().len(), y.cols(), "the bias has another width");

@@ -37,6 +37,7 @@ fn inverse_rms<E: TensorElement>(row: &[E], epsilon: E) -> E {
 
 fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
     let _part = crate::profile::part("rms_norm");
+    on_device!(rows::rms_norm(x, weight, epsilon));
     dispatch!(x.dtype(), E => {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::scratch(x.len());
@@ -64,6 +65,7 @@ fn input_gradient(
     carried: Option<Tensor>,
 ) -> Tensor {
     let _part = crate::profile::part("rms_norm backward");
+    on_device!(rows::rms_norm_backward(x, weight, gradient, epsilon, carried.as_ref()));
     let mut out = carried.unwrap_or_else(|| Tensor::zeros(x.dtype(), x.shape()));
     dispatch!(x.dtype(), E => {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
@@ -96,6 +98,7 @@ fn input_gradient(
 }
 
 fn weight_gradient(x: &Tensor, weight: &Tensor, gradient: &Tensor, epsilon: f64) -> Tensor {
+    on_device!(rows::rms_norm_weight_gradient(x, weight, gradient, epsilon));
     dispatch!(x.dtype(), E => {
         let (cols, epsilon) = (x.cols(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::zeros(cols);

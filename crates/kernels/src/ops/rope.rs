@@ -54,6 +54,7 @@ fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
     let (rows, cols, head_dim) = (x.rows(), x.cols(), table.table.cols());
     assert_eq!(rows, table.table.rows(), "one position per token");
     assert_eq!(cols % head_dim, 0, "width is a whole number of heads");
+    on_device!(pointwise::rotate(x, &table.table, direction));
     dispatch!(x.dtype(), E => {
         let (half, direction) = (head_dim / 2, direction as E);
         let task = rows_per_task(cols);

@@ -103,20 +103,27 @@ pub fn take_rows(x: &Var, rows: &[usize]) -> Var {
     let value = select_rows(x.value(), rows);
     let (rows, shape) = (rows.to_vec(), x.value().shape().to_vec());
     Var::computed(value, &[x], move |gradient, parents| {
-        let width = gradient.cols();
-        let mut out = Tensor::zeros(gradient.dtype(), shape);
-        dispatch!(gradient.dtype(), E => {
-            let out = out.data_mut::<E>();
-            for (&row, from) in rows.iter().zip(gradient.data::<E>().chunks_exact(width.max(1))) {
-                out[row * width..(row + 1) * width].copy_from_slice(from);
-            }
-        });
-        parents.add(0, out);
+        parents.add(0, spread_rows(&gradient, &rows, &shape));
     })
+}
+
+/// Zeros of the given shape but for its `rows`, which are those of `x` in order.
+fn spread_rows(x: &Tensor, rows: &[usize], shape: &[usize]) -> Tensor {
+    on_device!(rows::scatter(x, rows, shape));
+    let width = x.cols();
+    let mut out = Tensor::zeros(x.dtype(), shape);
+    dispatch!(x.dtype(), E => {
+        let out = out.data_mut::<E>();
+        for (&row, from) in rows.iter().zip(x.data::<E>().chunks_exact(width.max(1))) {
+            out[row * width..(row + 1) * width].copy_from_slice(from);
+        }
+    });
+    out
 }
 
 /// The given rows of `x: [T, d]`, in order.
 pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
+    on_device!(rows::select(x, rows));
     let cols = x.cols();
     dispatch!(x.dtype(), E => {
         let mut out = Buffer::<E>::scratch(rows.len() * cols);

@@ -31,6 +31,7 @@ pub fn swiglu(gate: &Var, up: &Var) -> Var {
 
 fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     let _part = crate::profile::part("swiglu");
+    on_device!(pointwise::swiglu(gate, up));
     dispatch!(gate.dtype(), E => {
         let mut out = Buffer::<E>::scratch(gate.len());
         out.par_chunks_mut(CHUNK)
@@ -51,6 +52,7 @@ fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
 /// where they are not shared.
 fn backward(gate: Tensor, up: Tensor, gradient: Tensor) -> (Tensor, Tensor) {
     let _part = crate::profile::part("swiglu backward");
+    on_device!(pointwise::swiglu_backward(&gate, &up, &gradient));
     let (mut dg, mut du) = (gradient, up);
     dispatch!(gate.dtype(), E => {
         dg.data_mut::<E>()

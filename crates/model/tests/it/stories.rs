@@ -133,3 +133,109 @@ fn the_tokenizer_round_trips_and_marks_bytes() {
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
     }
 }
+
+#[cfg(feature = "gpu")]
+mod on_a_gpu {
+    use super::*;
+    use hydralora_kernels::check::device;
+    use hydralora_model::{IGNORE_LABEL, Run, Tree};
+
+    /// The model on the host, and on the device if there is one.
+    fn both() -> Option<(Decoder, Decoder)> {
+        let device = device()?;
+        let mut there = open(DType::F32).1;
+        there.to_device(&device);
+        Some((open(DType::F32).1, there))
+    }
+
+    fn close(got: &[f64], expected: &[f64]) {
+        assert_eq!(got.len(), expected.len());
+        let pairs = got.iter().zip(expected);
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 5e-5, "off by {worst}");
+    }
+
+    #[test]
+    fn logits_and_greedy_text_are_those_of_transformers() {
+        let Some((host, there)) = both() else { return };
+        let golden = golden();
+        let mut tokens = ids(&golden["prompt"]);
+        let expected: Vec<f64> =
+            golden["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let offsets = [0, tokens.len()];
+        let batch = Packed { tokens: &tokens, offsets: &offsets };
+        let hidden = there.hidden(batch, &NoAdapter, &Pass::inference()).unwrap();
+        assert!(hidden.value().device().is_some(), "the pass ran on the host");
+        close(&there.last_logits(batch).unwrap().to_f64(), &expected);
+        close(
+            &there.last_logits(batch).unwrap().to_f64(),
+            &host.last_logits(batch).unwrap().to_f64(),
+        );
+
+        let mut cache = [there.new_cache()];
+        let mut said = Vec::new();
+        while said.len() < 60 {
+            let offsets = [0, tokens.len()];
+            let batch = Packed { tokens: &tokens, offsets: &offsets };
+            let hidden = there.extend(batch, &mut cache, &NoAdapter, &Pass::inference()).unwrap();
+            let next = largest(&there.logits(&hidden, &[tokens.len() - 1]).to_f64());
+            said.push(next);
+            tokens = vec![next];
+        }
+        assert_eq!(said, ids(&golden["greedy"]));
+    }
+
+    #[test]
+    fn packed_sequences_trees_and_losses_are_those_of_the_host() {
+        let Some((host, there)) = both() else { return };
+        let prompt = ids(&golden()["prompt"]);
+        let packed: Vec<u32> = [&prompt[..5], &prompt, &prompt[..5]].concat();
+        let offsets = [0, 5, 5 + prompt.len(), 10 + prompt.len()];
+        let batch = Packed { tokens: &packed, offsets: &offsets };
+        close(
+            &there.last_logits(batch).unwrap().to_f64(),
+            &host.last_logits(batch).unwrap().to_f64(),
+        );
+
+        let labels: Vec<u32> = (0..packed.len())
+            .map(|row| if row % 3 == 0 { IGNORE_LABEL } else { packed[row] })
+            .collect();
+        let loss = |decoder: &Decoder| {
+            let hidden = decoder.hidden(batch, &NoAdapter, &Pass::inference()).unwrap();
+            decoder.loss(&hidden, &labels, 1.0).token_losses
+        };
+        close(&loss(&there), &loss(&host));
+
+        let runs = [
+            Run { len: 5, parent: None },
+            Run { len: prompt.len(), parent: Some(0) },
+            Run { len: 5, parent: Some(0) },
+        ];
+        let tree = |decoder: &Decoder| {
+            let tree = Tree { tokens: &packed, runs: &runs };
+            decoder.hidden_tree(tree, None, &NoAdapter, &Pass::inference()).unwrap().to_f64()
+        };
+        close(&tree(&there), &tree(&host));
+    }
+
+    #[test]
+    fn packed_weights_give_what_they_give_on_the_host() {
+        use hydralora_kernels::block::BlockFormat;
+        use hydralora_model::Held;
+        let Some(device) = device() else { return };
+        let source = ModelSource::open(&folder()).unwrap();
+        let load = || {
+            let held = Held::Packed(BlockFormat::F16);
+            Decoder::load_held(&source.config, &source.weights, DType::F32, held).unwrap()
+        };
+        let (host, mut there) = (load(), load());
+        there.to_device(&device);
+        let prompt = ids(&golden()["prompt"]);
+        let offsets = [0, prompt.len()];
+        let batch = Packed { tokens: &prompt, offsets: &offsets };
+        close(
+            &there.last_logits(batch).unwrap().to_f64(),
+            &host.last_logits(batch).unwrap().to_f64(),
+        );
+    }
+}

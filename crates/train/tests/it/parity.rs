@@ -286,7 +286,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     );
 }
 
-fn run(dtype: DType, tolerance: f64, only_small: bool) {
+fn run(dtype: DType, tolerance: f64, only_small: bool, place: impl Fn(&mut Decoder)) {
     let mut by_model: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
     for path in references(&root()) {
         let reference = Reference::read(&path);
@@ -303,7 +303,8 @@ fn run(dtype: DType, tolerance: f64, only_small: bool) {
         if only_small && config.hidden_size > 128 {
             continue;
         }
-        let decoder = Decoder::load(&config, &weights, dtype).unwrap();
+        let mut decoder = Decoder::load(&config, &weights, dtype).unwrap();
+        place(&mut decoder);
         for reference in &references {
             check(reference, &decoder, tolerance);
         }
@@ -399,10 +400,17 @@ fn source_of_any_tokenizer() -> ModelSource {
 
 #[test]
 fn f32_agrees_with_the_double_precision_reference() {
-    run(DType::F32, 1e-4, false);
+    run(DType::F32, 1e-4, false, |_| {});
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn a_gpu_agrees_with_the_double_precision_reference() {
+    let Some(device) = hydralora_kernels::check::device() else { return };
+    run(DType::F32, 1e-4, true, |decoder| decoder.to_device(&device));
 }
 
 #[test]
 fn f64_agrees_to_the_reference_rounding() {
-    run(DType::F64, 2e-7, true);
+    run(DType::F64, 2e-7, true, |_| {});
 }
