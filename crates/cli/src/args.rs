@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where to compute.
+    /// What to compute on; a GPU needs a build with the feature `gpu`.
     #[arg(long, global = true, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
     /// Threads to use [default: all cores].
@@ -33,9 +33,34 @@ pub(crate) struct Global {
     pub(crate) quiet: bool,
 }
 
+/// What models compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
+    /// All cores
     Cpu,
+    /// The best GPU found, through whatever leads to it
+    Gpu,
+    /// A GPU through Vulkan
+    Vulkan,
+    /// A GPU through Metal
+    Metal,
+    /// A GPU through Direct3D 12
+    Dx12,
+    /// A GPU through OpenGL
+    Gl,
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Device::Cpu => "cpu",
+            Device::Gpu => "gpu",
+            Device::Vulkan => "vulkan",
+            Device::Metal => "metal",
+            Device::Dx12 => "dx12",
+            Device::Gl => "gl",
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]

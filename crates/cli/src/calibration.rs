@@ -1,5 +1,6 @@
 //! A data file on which gates and losses are measured.
 
+use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::exchange_args::GateArguments;
 use crate::failure::bad_input;
@@ -27,7 +28,7 @@ pub(crate) fn open_source(spec: &str) -> anyhow::Result<ModelSource> {
 
 /// The decoder of `source` in `f32`.
 pub(crate) fn open_decoder(source: &ModelSource) -> anyhow::Result<Decoder> {
-    Ok(Decoder::load(&source.config, &source.weights, DType::F32)?)
+    Ok(placed(Decoder::load(&source.config, &source.weights, DType::F32)?))
 }
 
 /// Reads an adapter and makes sure it belongs to `source`.

@@ -5,6 +5,7 @@
 mod args;
 mod calibration;
 mod commands;
+mod device;
 mod domain;
 mod encoder;
 mod exchange_args;
@@ -34,8 +35,12 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(failure::exit_code(&error))
         }
-        // The panic's own message is on stderr already.
-        Err(_) => {
+        Err(panic) => {
+            if let Some(message) = device::failure(panic.as_ref()) {
+                eprintln!("error: {message}");
+                return ExitCode::from(1);
+            }
+            // The panic's own message is on stderr already.
             eprintln!("error: this is a fault of hydralora, please report it with the lines above");
             ExitCode::from(1)
         }
@@ -46,6 +51,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if let Some(threads) = arguments.global.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
+    device::choose(&arguments.global)?;
     // On a thread of the pool: from outside, every parallel loop would wait for one to wake up.
     rayon::scope(|_| run(arguments))
 }

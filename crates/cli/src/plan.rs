@@ -1,5 +1,6 @@
 //! From a recipe to everything a run needs, opened and checked.
 
+use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
 use crate::hidden::mean_inputs;
@@ -31,7 +32,7 @@ pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
     let source = ModelSource::open(&path)?;
     let (dtype, held) = dtype.plan();
     let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;
-    Ok(Base { source, decoder })
+    Ok(Base { source, decoder: placed(decoder) })
 }
 
 impl Base {

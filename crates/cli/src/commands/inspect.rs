@@ -2,6 +2,7 @@
 
 use super::table::{llama2_7b, paper_table};
 use crate::args::{Dimensions, Global, InspectArguments};
+use crate::device::placed;
 use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::Parameters;
@@ -22,7 +23,7 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
         Some(spec) => {
             let path = hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
             let source = ModelSource::open(&path)?;
-            let decoder = Decoder::load(&source.config, &source.weights, DType::F32)?;
+            let decoder = placed(Decoder::load(&source.config, &source.weights, DType::F32)?);
             let (value, shown) = model(&source, &decoder);
             json.insert("model".to_owned(), value);
             text.push(shown);

@@ -4,6 +4,7 @@ mod architecture;
 mod bad_input;
 mod bench;
 mod commands;
+mod device;
 mod domains;
 mod eval;
 mod heads;

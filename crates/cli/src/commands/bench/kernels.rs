@@ -1,9 +1,9 @@
 //! `hydralora bench kernels`: single operations, forward and backward, at a model's shapes.
 
 use super::numbers;
-use crate::args::{BenchKernelsArguments, Global};
+use crate::args::{BenchKernelsArguments, Device, Global};
 use crate::failure::bad_input;
-use crate::ui::{result, table};
+use crate::ui::{result, say, table};
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::attention::{AttentionConfig, causal_attention, spans};
 use hydralora_kernels::ops::cross_entropy::linear_cross_entropy;
@@ -63,6 +63,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
             "--tokens, --intermediate-size and --seq-len: expected at least 1; --hidden-size: expected a multiple of {}",
             3 * HEAD_DIM
         )));
+    }
+    if global.device != Device::Cpu {
+        say(global, "single operations are measured on the CPU");
     }
     let product = |a: usize, b: usize| 2.0 * tokens as f64 * a as f64 * b as f64;
     let leaf = |rows: usize, cols: usize| Var::leaf(tensor(rows, cols));
