@@ -3,6 +3,8 @@
 mod bad_input;
 mod documentation;
 mod heads;
+#[cfg(target_os = "linux")]
+mod large;
 mod layouts;
 mod loading;
 mod named;
