@@ -58,7 +58,7 @@ macro_rules! tensor_element {
             }
             fn unwrap_mut(tensor: &mut Tensor) -> &mut Arc<Buffer<Self>> {
                 #[cfg(feature = "gpu")]
-                tensor.to_host();
+                tensor.return_to_host();
                 let found = tensor.dtype();
                 match &mut tensor.storage {
                     Storage::$variant(buffer) => buffer,
@@ -150,7 +150,7 @@ impl Tensor {
 
     /// Fetches the numbers for good.
     #[cfg(feature = "gpu")]
-    fn to_host(&mut self) {
+    fn return_to_host(&mut self) {
         if let Storage::Device(buffer) = &self.storage {
             self.storage = Storage::F32(buffer.host().clone());
         }
