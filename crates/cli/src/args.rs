@@ -50,17 +50,9 @@ pub(crate) enum Device {
     Gl,
 }
 
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Device::Cpu => "cpu",
-            Device::Gpu => "gpu",
-            Device::Vulkan => "vulkan",
-            Device::Metal => "metal",
-            Device::Dx12 => "dx12",
-            Device::Gl => "gl",
-        })
-    }
+/// How `value` is written on the command line.
+pub(crate) fn spelling(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 #[derive(Debug, Subcommand)]

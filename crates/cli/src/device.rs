@@ -1,6 +1,6 @@
 //! What models compute on, chosen once for the whole command.
 
-use crate::args::{Device, Global};
+use crate::args::{Device, Global, spelling};
 use crate::failure::bad_input;
 use hydralora_model::Decoder;
 
@@ -25,8 +25,9 @@ pub(crate) fn placed(mut decoder: Decoder) -> Decoder {
 #[cfg(not(feature = "gpu"))]
 fn open(_: &Global, device: Device) -> anyhow::Result<()> {
     Err(bad_input(format!(
-        "--device {device}: this build computes on the CPU alone; \
-         `cargo build --release --features gpu` makes one that can use a GPU"
+        "--device {}: this build computes on the CPU alone; \
+         `cargo build --release --features gpu` makes one that can use a GPU",
+        spelling(&device)
     )))
 }
 
@@ -42,7 +43,7 @@ fn open(global: &Global, device: Device) -> anyhow::Result<()> {
         Device::Gl => Backend::Gl,
     };
     let opened = hydralora_kernels::gpu::Device::open(backend)
-        .map_err(|error| bad_input(format!("--device {device}: {error}")))?;
+        .map_err(|error| bad_input(format!("--device {}: {error}", spelling(&device))))?;
     crate::ui::say(global, format!("computing on {opened}"));
     // Commands run once a process.
     let _ = chosen::DEVICE.set(opened);

@@ -96,7 +96,8 @@ pub(crate) fn signature(words: &[u64]) -> [u32; MINIMA] {
     minima
 }
 
-fn mix(value: u64) -> u64 {
+/// Spreads the bits of `value` (the end of SplitMix64; Steele, Lea, Flood 2014).
+pub(crate) fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)

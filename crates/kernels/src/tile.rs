@@ -61,28 +61,26 @@ pub(crate) struct Segment<'a> {
 
 /// Rows of a tile on this processor: a product of a multiple of so many rows wastes none of it.
 pub(crate) fn tile_rows() -> usize {
-    struct Rows;
-    impl WithSimd for Rows {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
-        }
-    }
-    Arch::new().dispatch(Rows)
+    tile().0
 }
 
 /// Columns of a panel of a right-hand side on this processor.
 pub(crate) fn panel_width() -> usize {
-    struct Width;
-    impl WithSimd for Width {
-        type Output = usize;
+    tile().1
+}
+
+/// Rows and columns of a tile.
+fn tile() -> (usize, usize) {
+    struct Extents;
+    impl WithSimd for Extents {
+        type Output = (usize, usize);
         #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES * if S::REGISTER_COUNT >= 32 { 3 } else { 2 }
+        fn with_simd<S: Simd>(self, _: S) -> (usize, usize) {
+            let (rows, vectors) = if S::REGISTER_COUNT >= 32 { (8, 3) } else { (6, 2) };
+            (rows, vectors * S::F32_LANES)
         }
     }
-    Arch::new().dispatch(Width)
+    Arch::new().dispatch(Extents)
 }
 
 /// Length of the panels for `cols` columns and `depth` inner elements.

@@ -16,13 +16,12 @@ use crate::error::{Error, Fault, Result};
 use crate::io::module_names;
 use crate::merge::{Gates, Merge};
 use crate::method::{
-    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, normal,
-    take_tensor, uniform,
+    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound,
+    layer_dropout, normal, take_tensor, uniform,
 };
 use crate::options::whole_if_possible;
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::balance::squared_variation;
-use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
@@ -216,15 +215,14 @@ impl LowRankAdapter {
     }
 
     fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
-        let Some(seed) = pass.dropout_seed().filter(|_| self.spec.dropout > 0.0) else {
-            return Mask::None;
-        };
-        let index = (site.layer * Projection::ALL.len()) as u64 + site.projection as u64;
-        let dropout = Dropout { probability: self.spec.dropout, seed: mix(seed ^ mix(index)) };
-        match self.spec.dropout_mask {
-            DropoutMask::Shared => Mask::Shared(dropout),
-            DropoutMask::PerExpert => Mask::PerExpert(dropout),
-        }
+        let dropout = layer_dropout(site, self.spec.dropout, pass);
+        dropout.map_or(
+            Mask::None,
+            match self.spec.dropout_mask {
+                DropoutMask::Shared => Mask::Shared,
+                DropoutMask::PerExpert => Mask::PerExpert,
+            },
+        )
     }
 
     /// The gates of the block that `site` belongs to; computed where the block's input passes by.

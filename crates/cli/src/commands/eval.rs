@@ -1,13 +1,13 @@
 //! `hydralora eval`: benchmark scores of a base model and of adapters on it.
 
-use crate::args::Global;
+use crate::args::{Global, spelling};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::ui::{result, say, table};
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use hydralora_data::ChatTemplate;
 use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{NoAdapter, Pass};
@@ -359,8 +359,7 @@ fn subjects<'a>(
     adapters: &'a [Named],
     arguments: &EvalArguments,
 ) -> Vec<Subject<'a>> {
-    let weights = arguments.dtype.to_possible_value();
-    let weights = weights.map(|value| value.get_name().to_owned());
+    let weights = spelling(&arguments.dtype);
     let identity = &base.source.identity;
     let of = |adapter: Value| {
         json!({

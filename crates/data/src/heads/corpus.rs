@@ -7,6 +7,7 @@
 
 use super::whole::Origin;
 use crate::config::SourceConfig;
+use crate::dedup::mix;
 use crate::error::Result;
 use crate::record::{Body, Record};
 use crate::source::read_chunks;
@@ -174,12 +175,9 @@ fn keep<T>(items: &mut Vec<T>, stays: &[bool]) {
     items.retain(|_| stays.next().copied().unwrap_or(false));
 }
 
-/// A number that looks random and follows from the row alone (Steele, Lea, Flood 2014: SplitMix64).
+/// A number that looks random and follows from the row alone: SplitMix64's of that place.
 fn draw(row: u64) -> u64 {
-    let mut mixed = row.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+    mix(row.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// A text without what is beyond the bytes that count.

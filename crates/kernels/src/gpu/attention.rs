@@ -5,7 +5,13 @@ use crate::graph::Var;
 use crate::ops::attention::{AttentionConfig, Span, visible};
 
 const fn kernel(name: &'static str) -> Kernel {
-    Kernel { source: include_str!("shaders/attention.wgsl"), name }
+    Kernel {
+        source: concat!(
+            include_str!("shaders/reduce.wgsl"),
+            include_str!("shaders/attention.wgsl")
+        ),
+        name,
+    }
 }
 const ATTENTION: Kernel = kernel("attention");
 const KNOWN: Kernel = kernel("attention_known");

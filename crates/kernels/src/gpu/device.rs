@@ -64,6 +64,11 @@ pub(crate) struct Kernel {
     pub(crate) name: &'static str,
 }
 
+/// What a tensor's buffer is for.
+const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
+
 /// Where a kernel's results are bound; its inputs start at 1.
 const FIRST_OUTPUT: u32 = 8;
 /// Numbers of 32 bits in a kernel's parameters, at most.
@@ -199,19 +204,19 @@ impl Device {
         let waited = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
         lock(&self.shared.pending).submitted.clear();
         match (self.shared.fault.get(), waited) {
-            (Some(why), _) => {
-                Err(Error::Failed { name: self.shared.info.name.clone(), why: why.clone() })
-            }
-            (None, Err(error)) => {
-                Err(Error::Failed { name: self.shared.info.name.clone(), why: error.to_string() })
-            }
+            (Some(why), _) => Err(self.failed(why)),
+            (None, Err(error)) => Err(self.failed(error)),
             (None, Ok(_)) => Ok(()),
         }
     }
 
+    fn failed(&self, why: impl fmt::Display) -> Error {
+        Error::Failed { name: self.shared.info.name.clone(), why: why.to_string() }
+    }
+
     /// Ends the computation if something went wrong on the device: an operation has no way to say
     /// so, and what it computed is worth nothing. Whoever started the computation finds the
-    /// [`Error`] with [`Error::of_panic`].
+    /// [`Error`] as the panic's payload.
     fn check(&self, result: Result<(), Error>) {
         if let Err(error) = result {
             std::panic::resume_unwind(Box::new(error));
@@ -220,10 +225,7 @@ impl Device {
 
     /// Numbers on the device. Of a length that is not zero and at most [`largest`](Self::largest).
     pub(crate) fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> wgpu::Buffer {
-        let usage = wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_SRC
-            | wgpu::BufferUsages::COPY_DST;
-        self.created(data, usage)
+        self.created(data, STORAGE)
     }
 
     fn created<T: bytemuck::Pod>(&self, data: &[T], usage: wgpu::BufferUsages) -> wgpu::Buffer {
@@ -240,9 +242,7 @@ impl Device {
         self.shared.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: 4 * len as u64,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage: STORAGE,
             mapped_at_creation: false,
         })
     }
@@ -267,10 +267,7 @@ impl Device {
         let mut out = Buffer::scratch(len);
         match staging.get_mapped_range(..) {
             Ok(view) => out.copy_from_slice(bytemuck::cast_slice(&view)),
-            Err(error) => self.check(Err(Error::Failed {
-                name: self.shared.info.name.clone(),
-                why: error.to_string(),
-            })),
+            Err(error) => self.check(Err(self.failed(error))),
         }
         staging.unmap();
         out
@@ -359,10 +356,7 @@ impl Device {
                 drop(pending);
                 let wait = wgpu::PollType::Wait { submission_index: oldest, timeout: None };
                 let waited = self.shared.device.poll(wait).map(|_| ());
-                self.check(waited.map_err(|error| Error::Failed {
-                    name: self.shared.info.name.clone(),
-                    why: error.to_string(),
-                }));
+                self.check(waited.map_err(|error| self.failed(error)));
             }
         }
     }

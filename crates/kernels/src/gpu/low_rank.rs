@@ -11,7 +11,13 @@ use crate::tensor::Tensor;
 use std::ops::Range;
 
 const fn kernel(name: &'static str) -> Kernel {
-    Kernel { source: include_str!("shaders/low_rank.wgsl"), name }
+    Kernel {
+        source: concat!(
+            include_str!("shaders/element.wgsl"),
+            include_str!("shaders/low_rank.wgsl")
+        ),
+        name,
+    }
 }
 const GATES: Kernel = kernel("gates");
 const GATES_BACKWARD: Kernel = kernel("gates_backward");

@@ -5,7 +5,13 @@ use crate::ops::dropout::Dropout;
 use crate::tensor::Tensor;
 
 const fn kernel(name: &'static str) -> Kernel {
-    Kernel { source: include_str!("shaders/pointwise.wgsl"), name }
+    Kernel {
+        source: concat!(
+            include_str!("shaders/element.wgsl"),
+            include_str!("shaders/pointwise.wgsl")
+        ),
+        name,
+    }
 }
 const ADD: Kernel = kernel("add");
 const SCALE: Kernel = kernel("scale");
@@ -21,53 +27,41 @@ fn parameters(len: usize, cols: usize, head: usize, factor: f64) -> [u32; 4] {
     [len as u32, cols as u32, head as u32, bits(factor)]
 }
 
+/// `kernel` on every element of the first of `tensors`; the result has its shape.
+fn on_each(kernel: &Kernel, given: &[u32], tensors: &[&Tensor]) -> Option<Tensor> {
+    let device = device_of(tensors, &[])?;
+    let inputs: Vec<DeviceBuffer> = tensors.iter().map(|tensor| device.holding(tensor)).collect();
+    let inputs: Vec<&DeviceBuffer> = inputs.iter().collect();
+    let len = tensors[0].len();
+    let [out] = device.each(kernel, given, &inputs, [len], len);
+    Some(out.tensor(tensors[0].shape()))
+}
+
 /// `sum + other`, in place of `sum`.
 pub(crate) fn add_assign(sum: &mut Tensor, other: &Tensor) -> Option<()> {
-    let device = device_of(&[sum, other], &[])?;
-    let inputs = [sum as &Tensor, other].map(|tensor| device.holding(tensor));
-    let len = sum.len();
-    let [out] =
-        device.each(&ADD, &parameters(len, 0, 0, 0.0), &[&inputs[0], &inputs[1]], [len], len);
-    *sum = out.tensor(sum.shape());
+    *sum = on_each(&ADD, &parameters(sum.len(), 0, 0, 0.0), &[sum, other])?;
     Some(())
 }
 
 /// `factor · x`, in place of `x`.
 pub(crate) fn scale(x: &mut Tensor, factor: f64) -> Option<()> {
-    let device = device_of(&[x], &[])?;
-    let len = x.len();
-    let given = parameters(len, 0, 0, factor);
-    let [out] = device.each(&SCALE, &given, &[&device.holding(x)], [len], len);
-    *x = out.tensor(x.shape());
+    *x = on_each(&SCALE, &parameters(x.len(), 0, 0, factor), &[x])?;
     Some(())
-}
-
-fn with_columns(kernel: &Kernel, x: &Tensor, factors: &Tensor) -> Option<Tensor> {
-    let device = device_of(&[x, factors], &[])?;
-    let inputs = [x, factors].map(|tensor| device.holding(tensor));
-    let given = parameters(x.len(), factors.len(), 0, 0.0);
-    let [out] = device.each(kernel, &given, &[&inputs[0], &inputs[1]], [x.len()], x.len());
-    Some(out.tensor(x.shape()))
 }
 
 /// `x_tj + s_j`.
 pub(crate) fn add_columns(x: &Tensor, shift: &Tensor) -> Option<Tensor> {
-    with_columns(&ADD_COLUMNS, x, shift)
+    on_each(&ADD_COLUMNS, &parameters(x.len(), shift.len(), 0, 0.0), &[x, shift])
 }
 
 /// `x_tj · l_j`.
 pub(crate) fn times_columns(x: &Tensor, factors: &Tensor) -> Option<Tensor> {
-    with_columns(&TIMES_COLUMNS, x, factors)
+    on_each(&TIMES_COLUMNS, &parameters(x.len(), factors.len(), 0, 0.0), &[x, factors])
 }
 
 /// SwiGLU.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Option<Tensor> {
-    let device = device_of(&[gate, up], &[])?;
-    let inputs = [gate, up].map(|tensor| device.holding(tensor));
-    let len = gate.len();
-    let [out] =
-        device.each(&SWIGLU, &parameters(len, 0, 0, 0.0), &[&inputs[0], &inputs[1]], [len], len);
-    Some(out.tensor(gate.shape()))
+    on_each(&SWIGLU, &parameters(gate.len(), 0, 0, 0.0), &[gate, up])
 }
 
 /// The gradients of gate and up.
@@ -87,22 +81,15 @@ pub(crate) fn swiglu_backward(
 
 /// Rotates `x` by `direction · θ` of a table of cosines and sines.
 pub(crate) fn rotate(x: &mut Tensor, table: &Tensor, direction: f64) -> Option<()> {
-    let device = device_of(&[x, table], &[])?;
-    let inputs = [x as &Tensor, table].map(|tensor| device.holding(tensor));
-    let len = x.len();
-    let given = parameters(len, x.cols(), table.cols(), direction);
-    let [out] = device.each(&ROPE, &given, &[&inputs[0], &inputs[1]], [len], len);
-    *x = out.tensor(x.shape());
+    let given = parameters(x.len(), x.cols(), table.cols(), direction);
+    *x = on_each(&ROPE, &given, &[x, table])?;
     Some(())
 }
 
 /// Applies a dropout mask, the same as on the host.
 pub(crate) fn dropout(x: &mut Tensor, mask: Dropout) -> Option<()> {
-    let device = device_of(&[x], &[])?;
-    let len = x.len();
-    let mut given = parameters(len, 0, 0, mask.factor()).to_vec();
+    let mut given = parameters(x.len(), 0, 0, mask.factor()).to_vec();
     given.extend([mask.seed as u32, (mask.seed >> 32) as u32, mask.threshold()]);
-    let [out] = device.each(&DROPOUT, &given, &[&device.holding(x)], [len], len);
-    *x = out.tensor(x.shape());
+    *x = on_each(&DROPOUT, &given, &[x])?;
     Some(())
 }

@@ -4,7 +4,14 @@ use super::{Device, DeviceBuffer, Kernel, bits, device_of};
 use crate::tensor::Tensor;
 
 const fn kernel(name: &'static str) -> Kernel {
-    Kernel { source: include_str!("shaders/rows.wgsl"), name }
+    Kernel {
+        source: concat!(
+            include_str!("shaders/element.wgsl"),
+            include_str!("shaders/reduce.wgsl"),
+            include_str!("shaders/rows.wgsl")
+        ),
+        name,
+    }
 }
 const GATHER_ROWS: Kernel = kernel("gather_rows");
 const RMS_NORM: Kernel = kernel("rms_norm");

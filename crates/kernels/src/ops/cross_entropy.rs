@@ -72,6 +72,10 @@ fn cross_entropy(
     let h = hidden.value();
     assert_eq!(h.rows(), labels.len(), "one label per row");
     let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
+    let vocabulary = head.out_features();
+    if let Some(target) = rows.iter().map(|&t| labels[t]).find(|&t| t as usize >= vocabulary) {
+        panic!("label {target} is not below the vocabulary {vocabulary}");
+    }
     if weight.is_none() {
         on_device!(cross_entropy::linear_cross_entropy(hidden, head, labels, &rows, factor));
     }
@@ -162,7 +166,6 @@ fn softmax_loss<E: TensorElement>(
         .zip(targets)
         .map(|(row, &target)| {
             let target = target as usize;
-            assert!(target < vocabulary, "label {target} is not below the vocabulary {vocabulary}");
             vectorize(
                 #[inline(always)]
                 || {

@@ -18,19 +18,18 @@ use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
+    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
     read_section, take_tensor,
 };
 use crate::options::{LoraConfigKeys, check_common, to_map};
 use crate::targets::Targets;
-use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
 use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch, no_grad};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
@@ -390,14 +389,7 @@ impl Adapter for AdaLoraAdapter {
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
         let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
-        let probability = self.options.dropout;
-        let mask = match pass.dropout_seed().filter(|_| probability > 0.0) {
-            None => Mask::None,
-            Some(seed) => {
-                let index = (site.layer * Projection::ALL.len()) as u64 + site.projection as u64;
-                Mask::Shared(Dropout { probability, seed: mix(seed ^ mix(index)) })
-            }
-        };
+        let dropout = layer_dropout(site, self.options.dropout, pass);
         let scaled = scale_rows(tensors[A].var(), tensors[E].var());
         let update = LowRank {
             a: &scaled,
@@ -405,7 +397,7 @@ impl Adapter for AdaLoraAdapter {
             num_experts: 1,
             gate: Gate::One,
             scale: self.options.peft_scale(),
-            mask,
+            mask: dropout.map_or(Mask::None, Mask::Shared),
         };
         adapted_linear(x, frozen, &update).y
     }

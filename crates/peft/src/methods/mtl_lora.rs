@@ -18,19 +18,18 @@ use crate::io::module_names;
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, read_section,
+    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, read_section,
     take_tensor, uniform,
 };
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::domain_update::{matrix_product, weighted_heads};
-use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, router_gates};
 use hydralora_kernels::ops::rows::take_rows;
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -216,15 +215,6 @@ impl MtlLora {
         (a, weighted_heads(b, &take_rows(&shares, domains)))
     }
 
-    fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
-        let probability = self.options.dropout;
-        let Some(seed) = pass.dropout_seed().filter(|_| probability > 0.0) else {
-            return Mask::None;
-        };
-        let index = (site.layer * Projection::ALL.len()) as u64 + site.projection as u64;
-        Mask::Shared(Dropout { probability, seed: mix(seed ^ mix(index)) })
-    }
-
     /// The domains of a pass in ascending order, and what of them each of `rows` rows belongs to,
     /// `[rows, domains]`, if they are several. Where nothing says which domain it is, all count alike.
     fn domains_of(&self, pass: &Pass<'_>, rows: usize, dtype: DType) -> (Vec<usize>, Option<Var>) {
@@ -274,7 +264,8 @@ impl Adapter for MtlLora {
             num_experts: domains.len(),
             gate: gates.as_ref().map_or(Gate::One, Gate::Given),
             scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
-            mask: self.mask(site, pass),
+            mask: layer_dropout(site, self.options.dropout, pass)
+                .map_or(Mask::None, Mask::Shared),
         };
         adapted_linear(x, frozen, &update).y
     }

@@ -2,12 +2,11 @@
 //! this machine reads memory.
 
 use super::{median, numbers};
-use crate::args::{BenchDecodeArguments, Global};
+use crate::args::{BenchDecodeArguments, Global, spelling};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::{ModelDtype, read_method};
 use crate::ui::{result, say, table};
-use clap::ValueEnum;
 use hydralora_kernels::simd::{sum_map, vectorize};
 use hydralora_model::Packed;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
@@ -124,7 +123,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
     let bandwidth = bandwidth();
     let mut all = Vec::new();
     for &dtype in &arguments.dtype {
-        let name = dtype.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+        let name = spelling(&dtype);
         if dtype == ModelDtype::F64 {
             return Err(bad_input("--dtype: f64 is for checks of numbers; expected another"));
         }

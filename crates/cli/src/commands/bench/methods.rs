@@ -1,10 +1,9 @@
 //! The methods that `hydralora bench train` compares, and the memory each needs on its own.
 
-use crate::args::{BenchTrainArguments, Global};
+use crate::args::{BenchTrainArguments, Global, spelling};
 use crate::failure::bad_input;
 use crate::recipe::read_method;
 use anyhow::Context;
-use clap::ValueEnum;
 use hydralora_peft::MethodOptions;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -94,10 +93,9 @@ pub(super) fn peak_alone(
     method: &Asked,
 ) -> anyhow::Result<f64> {
     let mut command = Command::new(std::env::current_exe()?);
-    let dtype = arguments.dtype.to_possible_value();
     command.args(["bench", "train", "--json", "--quiet", "--largest-batch-only"]);
     command.args(["--method", &method.text, "--model", &arguments.model]);
-    command.args(["--dtype", dtype.as_ref().map_or("f32", |value| value.get_name())]);
+    command.args(["--dtype", &spelling(&arguments.dtype)]);
     let numbers = [
         ("--threads", rayon::current_num_threads()),
         ("--rank", arguments.rank),
@@ -109,8 +107,7 @@ pub(super) fn peak_alone(
     for (option, number) in numbers {
         command.args([option, &number.to_string()]);
     }
-    let device = global.device.to_possible_value();
-    command.args(["--device", device.as_ref().map_or("cpu", |value| value.get_name())]);
+    command.args(["--device", &spelling(&global.device)]);
     if let Some(tokens) = &arguments.tokens {
         command.arg("--tokens").arg(tokens);
     }

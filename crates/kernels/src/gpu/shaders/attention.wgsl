@@ -27,6 +27,7 @@ struct Parameters {
 @group(0) @binding(9) var<storage, read_write> out_b: array<f32>;
 @group(0) @binding(8) var<storage, read_write> out_known: array<vec2<f32>>;
 
+const GROUP = 64u;
 const LOWEST = -3.0e38;
 const LARGEST_DIM = 256u;
 
@@ -34,36 +35,6 @@ var<workgroup> own: array<f32, LARGEST_DIM>;
 var<workgroup> own_b: array<f32, LARGEST_DIM>;
 var<workgroup> weights: array<f32, 64>;
 var<workgroup> weights_b: array<f32, 64>;
-var<workgroup> partial: array<f32, 64>;
-
-fn sum_of_group(index: u32, value: f32) -> f32 {
-    partial[index] = value;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if index < half {
-            partial[index] += partial[index + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
-
-fn max_of_group(index: u32, value: f32) -> f32 {
-    partial[index] = value;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if index < half {
-            partial[index] = max(partial[index], partial[index + half]);
-        }
-        workgroupBarrier();
-    }
-    let peak = partial[0];
-    workgroupBarrier();
-    return peak;
-}
-
 @compute @workgroup_size(64)
 fn attention(
     @builtin(workgroup_id) group: vec3<u32>,

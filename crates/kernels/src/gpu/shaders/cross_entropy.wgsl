@@ -13,7 +13,7 @@ struct Parameters {
 // Σ exp(logit − peak), and the wanted logit − peak.
 @group(0) @binding(9) var<storage, read_write> found: array<vec2<f32>>;
 
-var<workgroup> partial: array<f32, 256>;
+const GROUP = 256u;
 
 @compute @workgroup_size(256)
 fn softmax_loss(
@@ -30,15 +30,7 @@ fn softmax_loss(
     for (var i = index; i < p.cols; i += 256u) {
         highest = max(highest, logits[first + i]);
     }
-    partial[index] = highest;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if index < half {
-            partial[index] = max(partial[index], partial[index + half]);
-        }
-        workgroupBarrier();
-    }
-    let peak = partial[0];
+    let peak = max_of_group(index, highest);
     let wanted = logits[first + targets[row]] - peak;
     workgroupBarrier();
     var sum = 0.0;
@@ -47,15 +39,7 @@ fn softmax_loss(
         logits[first + i] = value;
         sum += value;
     }
-    partial[index] = sum;
-    workgroupBarrier();
-    for (var half = 128u; half > 0u; half /= 2u) {
-        if index < half {
-            partial[index] += partial[index + half];
-        }
-        workgroupBarrier();
-    }
-    let total = partial[0];
+    let total = sum_of_group(index, sum);
     for (var i = index; i < p.cols; i += 256u) {
         var value = logits[first + i] * (p.factor / total);
         if i == targets[row] {

@@ -16,18 +16,10 @@ struct Parameters {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(8) var<storage, read_write> out: array<f32>;
 
-fn element(group: vec3<u32>, groups: vec3<u32>, index: u32) -> u32 {
-    return (group.y * groups.x + group.x) * 256u + index;
-}
-
 // The softmax of every row of the scores a, the biases b added if there are any.
 @compute @workgroup_size(256)
-fn gates(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let token = element(group, groups, index);
+fn gates(here: Invocation) {
+    let token = element(here);
     if token >= p.tokens {
         return;
     }
@@ -54,12 +46,8 @@ fn gates(
 
 // Through that softmax: a is the gradient of the gates b.
 @compute @workgroup_size(256)
-fn gates_backward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let token = element(group, groups, index);
+fn gates_backward(here: Invocation) {
+    let token = element(here);
     if token >= p.tokens {
         return;
     }
@@ -79,12 +67,8 @@ fn z_start(expert: u32) -> u32 {
 
 // (w_1 z, …, w_N z) of z = a and w = b.
 @compute @workgroup_size(256)
-fn mix(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn mix(here: Invocation) {
+    let i = element(here);
     let cols = p.experts * p.rank;
     if i >= p.tokens * cols {
         return;
@@ -100,12 +84,8 @@ fn mix(
 
 // The gradient of z from that of the mixture, a, and the gates b.
 @compute @workgroup_size(256)
-fn mix_backward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn mix_backward(here: Invocation) {
+    let i = element(here);
     if i >= p.tokens * p.z_cols {
         return;
     }
@@ -130,12 +110,8 @@ fn mix_backward(
 
 // The gradient of the gates from that of the mixture, a, and z = b.
 @compute @workgroup_size(256)
-fn mix_backward_gates(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn mix_backward_gates(here: Invocation) {
+    let i = element(here);
     if i >= p.tokens * p.experts {
         return;
     }

@@ -19,18 +19,10 @@ struct Parameters {
 @group(0) @binding(8) var<storage, read_write> out: array<f32>;
 @group(0) @binding(9) var<storage, read_write> out_b: array<f32>;
 
-fn element(group: vec3<u32>, groups: vec3<u32>, index: u32) -> u32 {
-    return (group.y * groups.x + group.x) * 256u + index;
-}
-
 // a + b
 @compute @workgroup_size(256)
-fn add(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn add(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         out[i] = a[i] + b[i];
     }
@@ -38,12 +30,8 @@ fn add(
 
 // a · factor
 @compute @workgroup_size(256)
-fn scale(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn scale(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         out[i] = a[i] * p.factor;
     }
@@ -51,12 +39,8 @@ fn scale(
 
 // a + b by column
 @compute @workgroup_size(256)
-fn add_columns(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn add_columns(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         out[i] = a[i] + b[i % p.cols];
     }
@@ -64,12 +48,8 @@ fn add_columns(
 
 // a · b by column
 @compute @workgroup_size(256)
-fn times_columns(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn times_columns(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         out[i] = a[i] * b[i % p.cols];
     }
@@ -82,12 +62,8 @@ fn sigmoid(x: f32) -> f32 {
 
 // silu(a) · b
 @compute @workgroup_size(256)
-fn swiglu(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn swiglu(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         out[i] = a[i] * sigmoid(a[i]) * b[i];
     }
@@ -95,12 +71,8 @@ fn swiglu(
 
 // Gradients of a and b, c being that of the result.
 @compute @workgroup_size(256)
-fn swiglu_backward(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn swiglu_backward(here: Invocation) {
+    let i = element(here);
     if i < p.len {
         let s = sigmoid(a[i]);
         out[i] = c[i] * b[i] * s * (1.0 + a[i] * (1.0 - s));
@@ -110,12 +82,8 @@ fn swiglu_backward(
 
 // Rotates every head of a by factor · the angles in b: cosines, then sines.
 @compute @workgroup_size(256)
-fn rope(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn rope(here: Invocation) {
+    let i = element(here);
     if i >= p.len {
         return;
     }
@@ -155,12 +123,8 @@ fn xor_shifted(x: vec2<u32>, by: u32) -> vec2<u32> {
 
 // a under the mask that the CPU draws for the same seed.
 @compute @workgroup_size(256)
-fn dropout(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = element(group, groups, index);
+fn dropout(here: Invocation) {
+    let i = element(here);
     if i >= p.len {
         return;
     }

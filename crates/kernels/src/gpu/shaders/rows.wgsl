@@ -16,32 +16,13 @@ struct Parameters {
 @group(0) @binding(2) var<storage, read> inverses: array<f32>;
 @group(0) @binding(8) var<storage, read_write> out: array<f32>;
 
+const GROUP = 64u;
 const NONE = 0xffffffffu;
-
-var<workgroup> partial: array<f32, 64>;
-
-fn sum_of_group(index: u32, value: f32) -> f32 {
-    partial[index] = value;
-    workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
-        if index < half {
-            partial[index] += partial[index + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
 
 // Row i is row sources[i] of x, or zeros.
 @compute @workgroup_size(256)
-fn gather_rows(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let i = (group.y * groups.x + group.x) * 256u + index;
+fn gather_rows(here: Invocation) {
+    let i = element(here);
     if i >= p.rows * p.cols {
         return;
     }
