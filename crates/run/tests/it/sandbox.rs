@@ -81,7 +81,7 @@ fn a_fork_bomb_does_not_go_off() {
 
 #[test]
 fn memory_runs_out_inside() {
-    fails("x = []\nwhile True:\n    x.append(bytearray(1 << 24))", "MemoryError");
+    fails("x = []\nwhile True:\n    x.append(bytes(1 << 24))", "MemoryError");
     fails("x = bytearray(1 << 40)", "MemoryError");
 }
 
