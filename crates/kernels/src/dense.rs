@@ -69,6 +69,14 @@ pub(crate) fn packed_rows(w: &[f32], cols: usize) -> Buffer<f32> {
     out
 }
 
+/// [`packed_rows`] on the calling thread, into the start of `out`.
+pub(crate) fn pack_rows(w: &[f32], cols: usize, out: &mut [f32]) {
+    let depth = w.len() / cols.max(1);
+    let panel = (tile::panel_width() * depth).max(1);
+    let panels = out[..tile::packed_len(cols, depth)].chunks_mut(panel);
+    panels.enumerate().for_each(|(index, out)| tile::pack_rows(w, cols, index, out));
+}
+
 /// `out (+)= x · right` for `x: [rows, depth]` and `out: [rows, cols]`.
 pub(crate) fn by_blocks(
     x: &[f32],

@@ -43,7 +43,7 @@ impl<'a> Head<'a> {
     }
 
     /// Panels of the transpose of this head's keys or values: `[head_dim, keys]`.
-    fn packed(&self, data: &[f32], count: usize) -> Buffer<f32> {
+    fn packed_transpose(&self, data: &[f32], count: usize) -> Buffer<f32> {
         let dim = self.config.head_dim;
         let mut rows = Buffer::<f32>::scratch(count * dim);
         for (row, from) in rows.chunks_exact_mut(dim).zip(self.kv(data).chunks(self.kv_width)) {
@@ -57,31 +57,45 @@ impl<'a> Head<'a> {
         out
     }
 
-    /// `left · dataᵀ` for the first `count` keys or values.
-    fn against(&self, left: Left<'_>, rows: usize, packed: &[f32], count: usize, out: &mut [f32]) {
-        let dim = self.config.head_dim;
-        let segment = Segment { left, right: Right::packed(packed, dim), depth: dim };
-        multiply(&[segment], rows, count, out, count, Write::Set);
+    /// Panels of this head's keys or values: `[keys, head_dim]`.
+    fn packed_rows(&self, data: &[f32], count: usize) -> Buffer<f32> {
+        pack_columns(self.kv(data), self.kv_width, count, self.config.head_dim)
     }
 
-    /// `out (+)= left · data` over `count` keys or values.
+    /// `out = left · data` over the first `count` keys or values, their panels in `right`.
     fn gather(
         &self,
         left: Left<'_>,
         rows: usize,
-        data: &[f32],
+        right: Right<'_>,
         count: usize,
         out: &mut [f32],
         out_stride: usize,
     ) {
-        let right = Right {
-            data: self.kv(data),
-            row_stride: self.kv_width,
-            panel_stride: tile::panel_width(),
-        };
         let segment = Segment { left, right, depth: count };
         multiply(&[segment], rows, self.config.head_dim, out, out_stride, Write::Set);
     }
+}
+
+/// Panels of the first `cols` columns of `count` rows that start `stride` apart.
+fn pack_columns(data: &[f32], stride: usize, count: usize, cols: usize) -> Buffer<f32> {
+    let width = tile::panel_width();
+    let mut out = Buffer::<f32>::scratch(tile::packed_len(cols, count));
+    for (panel, out) in out.chunks_exact_mut((count * width).max(1)).enumerate() {
+        let of_panel = panel * width..cols.min((panel + 1) * width);
+        for (out, row) in out.chunks_exact_mut(width).zip(data.chunks(stride)) {
+            let (filled, rest) = out.split_at_mut(of_panel.len());
+            filled.copy_from_slice(&row[of_panel.clone()]);
+            rest.fill(0.0);
+        }
+    }
+    out
+}
+
+/// `count` keys and those that fill up their last panel, whose scores cost less to compute than to
+/// leave out; they are never read.
+fn whole_panels(count: usize) -> usize {
+    count.next_multiple_of(tile::panel_width())
 }
 
 /// One block of queries of one head: its columns of `out`, and the log-sums if they are wanted.
@@ -96,27 +110,39 @@ pub(super) fn forward_block(
         let group = config.num_heads / config.num_key_value_heads;
         let of_group = Head::new(source, kv_head * group, config);
         let seen = of_group.past + block.end;
-        let packed = (block.len() >= FEW).then(|| of_group.packed(source.keys, seen));
+        let packed = (block.len() >= FEW).then(|| {
+            (
+                of_group.packed_transpose(source.keys, seen),
+                of_group.packed_rows(source.values, seen),
+            )
+        });
         // Query rows whose scores are computed together.
         let panel = tile::tile_rows();
-        let mut weights = Buffer::<f32>::scratch(panel * seen);
+        let mut weights = Buffer::<f32>::scratch(panel * whole_panels(seen));
         for head in kv_head * group..(kv_head + 1) * group {
             let this = Head::new(source, head, config);
             for first in (block.start..block.end).step_by(panel) {
                 let rows = first..(first + panel).min(block.end);
                 let count = this.past + rows.end;
-                let weights = &mut weights[..rows.len() * count];
-                match &packed {
-                    Some(packed) => {
-                        let left = this.query_side(source.queries, &rows);
-                        this.against(left, rows.len(), packed, count, weights);
-                    }
-                    None => this.scores_one_by_one(&rows, count, weights),
-                }
-                this.softmax(&rows, block, count, weights, log_sums);
-                let left = Left::rows(weights, count);
                 let at = (first - block.start) * this.width + head * config.head_dim;
-                this.gather(left, rows.len(), source.values, count, &mut out[at..], this.width);
+                let out = &mut out[at..];
+                let Some((keys, values)) = &packed else {
+                    let weights = &mut weights[..rows.len() * count];
+                    this.scores_one_by_one(&rows, count, weights);
+                    this.softmax(&rows, block, count, weights, log_sums);
+                    let left = Left::rows(weights, count);
+                    this.gather(left, rows.len(), this.values(), count, out, this.width);
+                    continue;
+                };
+                let stride = whole_panels(count);
+                let weights = &mut weights[..rows.len() * stride];
+                let dim = config.head_dim;
+                let left = this.query_side(source.queries, &rows);
+                let segment = Segment { left, right: Right::packed(keys, dim), depth: dim };
+                multiply(&[segment], rows.len(), stride, weights, stride, Write::Set);
+                this.softmax(&rows, block, stride, weights, log_sums);
+                let (left, right) = (Left::rows(weights, stride), Right::packed(values, seen));
+                this.gather(left, rows.len(), right, count, out, this.width);
             }
         }
     }
@@ -135,10 +161,20 @@ pub(super) fn one_query(
     this.scores_one_by_one(&(0..1), count, &mut weights);
     let mut log_sums = vec![0.0; config.num_heads];
     this.softmax(&(0..1), &(0..1), count, &mut weights, &mut log_sums);
-    this.gather(Left::rows(&weights, count), 1, source.values, count, out, config.head_dim);
+    let left = Left::rows(&weights, count);
+    this.gather(left, 1, this.values(), count, out, config.head_dim);
 }
 
 impl Head<'_> {
+    /// This head's values where they are.
+    fn values(&self) -> Right<'_> {
+        Right {
+            data: self.kv(self.source.values),
+            row_stride: self.kv_width,
+            panel_stride: tile::panel_width(),
+        }
+    }
+
     fn scores_one_by_one(&self, rows: &Range<usize>, count: usize, out: &mut [f32]) {
         let dim = self.config.head_dim;
         vectorize(
@@ -155,12 +191,12 @@ impl Head<'_> {
         );
     }
 
-    /// Turns the scores of `rows` into probabilities and notes their log-sums.
+    /// Turns the scores of `rows`, `stride` apart, into probabilities and notes their log-sums.
     fn softmax(
         &self,
         rows: &Range<usize>,
         block: &Range<usize>,
-        count: usize,
+        stride: usize,
         weights: &mut [f32],
         log_sums: &mut [f32],
     ) {
@@ -168,7 +204,7 @@ impl Head<'_> {
         vectorize(
             #[inline(always)]
             || {
-                for (row, weights) in rows.clone().zip(weights.chunks_exact_mut(count)) {
+                for (row, weights) in rows.clone().zip(weights.chunks_exact_mut(stride)) {
                     let seen = visible(row, self.past, self.config.window);
                     weights[..seen.start].fill(0.0);
                     weights[seen.end..].fill(0.0);
@@ -206,29 +242,31 @@ pub(super) fn backward_head(
         dk: Buffer::zeros(keys * dim),
         dv: Buffer::zeros(keys * dim),
     };
-    let (packed_keys, packed_values) =
-        (this.packed(source.keys, keys), this.packed(source.values, keys));
+    let score_keys = this.packed_transpose(source.keys, keys);
+    let score_values = this.packed_transpose(source.values, keys);
+    let key_rows = this.packed_rows(source.keys, keys);
     let panel_rows = tile::tile_rows();
     // Panels whose products over rows are joined, for a longer inner dimension.
     let joined = 8 * panel_rows;
-    let mut p = Buffer::<f32>::scratch(joined.min(rows) * keys);
-    let mut ds = Buffer::<f32>::scratch(joined.min(rows) * keys);
+    let mut p = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
+    let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
     for first in (0..rows).step_by(joined) {
         let block = first..(first + joined).min(rows);
         let count = this.past + block.end;
-        let (p, ds) = (&mut p[..block.len() * count], &mut ds[..block.len() * count]);
+        let stride = whole_panels(count);
+        let (p, ds) = (&mut p[..block.len() * stride], &mut ds[..block.len() * stride]);
         for first in (block.start..block.end).step_by(panel_rows) {
             let panel = first..(first + panel_rows).min(block.end);
-            // Columns past the panel's own reach are zeroed below.
-            let reach = this.past + panel.end;
-            let at = (panel.start - block.start) * count;
+            // Columns past what a row sees are zeroed below.
+            let reach = whole_panels(this.past + panel.end);
+            let at = (panel.start - block.start) * stride;
             let score = |data: &[f32], packed: &[f32], out: &mut [f32]| {
                 let left = this.query_side(data, &panel);
                 let segment = Segment { left, right: Right::packed(packed, dim), depth: dim };
-                multiply(&[segment], panel.len(), reach, out, count, Write::Set);
+                multiply(&[segment], panel.len(), reach, out, stride, Write::Set);
             };
-            score(source.queries, &packed_keys, &mut p[at..]);
-            score(gradient, &packed_values, &mut ds[at..]);
+            score(source.queries, &score_keys, &mut p[at..]);
+            score(gradient, &score_values, &mut ds[at..]);
         }
         let scale = config.scale as f32;
         vectorize(
@@ -237,9 +275,9 @@ pub(super) fn backward_head(
                 for (i, row) in block.clone().enumerate() {
                     let seen = visible(row, this.past, config.window);
                     let log_sum = log_sums[row * config.num_heads + head];
-                    let p = &mut p[i * count..(i + 1) * count];
-                    let ds = &mut ds[i * count..(i + 1) * count];
-                    for outside in [0..seen.start, seen.end..count] {
+                    let p = &mut p[i * stride..(i + 1) * stride];
+                    let ds = &mut ds[i * stride..(i + 1) * stride];
+                    for outside in [0..seen.start, seen.end..stride] {
                         p[outside.clone()].fill(0.0);
                         ds[outside].fill(0.0);
                     }
@@ -254,15 +292,30 @@ pub(super) fn backward_head(
                 }
             },
         );
+        // A key is seen from its own position on: keys before the block by all of its queries, a
+        // panel of keys inside it by those from that panel on.
         let over_rows = |left: &[f32], data: &[f32], out: &mut [f32]| {
             let from = block.start * this.width + head * dim;
-            let right = Right {
-                data: &data[from..],
-                row_stride: this.width,
-                panel_stride: tile::panel_width(),
+            let panels = pack_columns(&data[from..], this.width, block.len(), dim);
+            let mut product = |keys: Range<usize>, unseen: usize| {
+                let left = Left {
+                    data: &left[unseen * stride + keys.start..],
+                    row_stride: 1,
+                    col_stride: stride,
+                };
+                let right = Right {
+                    data: &panels[unseen * tile::panel_width()..],
+                    ..Right::packed(&panels, block.len())
+                };
+                let segment = Segment { left, right, depth: block.len() - unseen };
+                let out = &mut out[keys.start * dim..keys.end * dim];
+                multiply(&[segment], keys.len(), dim, out, dim, Write::Add);
             };
-            let segment = Segment { left: Left::columns(left, count), right, depth: block.len() };
-            multiply(&[segment], count, dim, out, dim, Write::Add);
+            product(0..this.past + block.start, 0);
+            for unseen in (0..block.len()).step_by(panel_rows) {
+                let first = this.past + block.start + unseen;
+                product(first..(first + panel_rows).min(count), unseen);
+            }
         };
         over_rows(p, gradient, &mut part.dv);
         over_rows(ds, source.queries, &mut part.dk);
@@ -270,12 +323,13 @@ pub(super) fn backward_head(
             let panel = first..(first + panel_rows).min(block.end);
             let reach = this.past + panel.end;
             let left = Left {
-                data: &ds[(panel.start - block.start) * count..],
-                row_stride: count,
+                data: &ds[(panel.start - block.start) * stride..],
+                row_stride: stride,
                 col_stride: 1,
             };
             let out = &mut part.dq[panel.start * dim..panel.end * dim];
-            this.gather(left, panel.len(), source.keys, reach, out, dim);
+            let right = Right::packed(&key_rows, keys);
+            this.gather(left, panel.len(), right, reach, out, dim);
         }
     }
     part

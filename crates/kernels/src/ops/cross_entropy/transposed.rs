@@ -7,7 +7,7 @@ use crate::matmul::Write;
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
-use crate::tile::{Left, Right, Segment, multiply};
+use crate::tile::{Left, Right, Segment, multiply, packed_len};
 use rayon::prelude::*;
 
 /// Rows of the output layer that are multiplied at a time, to stay in a core's cache.
@@ -123,6 +123,7 @@ pub(super) fn chunk(
         .enumerate()
         .map(|(part, (logits, of_weight))| {
             let mut out = Buffer::<f32>::zeros(rows * inner);
+            let mut panels = Buffer::<f32>::scratch(packed_len(inner, BLOCK));
             let mut factors = vec![0.0_f32; rows];
             for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
                 let block = part * BLOCKS_PER_PART + index;
@@ -159,10 +160,10 @@ pub(super) fn chunk(
                 if !wanted {
                     continue;
                 }
-                let weight = head.dense_rows(first, count);
+                dense::pack_rows(&head.dense_rows(first, count), inner, &mut panels);
                 let segment = Segment {
                     left: Left::columns(logits, rows),
-                    right: Right::rows(&weight, inner),
+                    right: Right::packed(&panels, count),
                     depth: count,
                 };
                 multiply(&[segment], rows, inner, &mut out, inner, Write::Add);
