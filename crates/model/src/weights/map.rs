@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use memmap2::Mmap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A read-only file mapped into memory.
@@ -29,6 +30,21 @@ impl MappedFile {
         self.map.as_deref().unwrap_or_default()
     }
 
+    /// Lets the system take back the memory of the pages inside `range`, which it reads again should
+    /// they be asked for.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            const PAGE: usize = 1 << 12;
+            let (first, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+            if first < end {
+                release(map, first, end - first);
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Where the file is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -47,4 +63,12 @@ fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
     // that rewrites a weight file in place while it is loaded would change the bytes under the
     // slice; weight files are replaced by rename, which leaves the mapped one untouched.
     unsafe { Mmap::map(file) }
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn release(map: &Mmap, offset: usize, len: usize) {
+    // SAFETY: the pages of a private map that was never written to are the file's; they are read
+    // from it again on the next use. A refusal costs nothing.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
 }

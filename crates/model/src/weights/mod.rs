@@ -331,6 +331,8 @@ impl Weights {
                     .for_each(|(out, bytes)| block::dequantize(format, bytes, out));
             }
         }
+        // Nobody reads the tensor as stored again; its pages would count as this process's memory.
+        self.files[entry.file].release(entry.range.clone());
         self.mark_used(name);
         Ok(out)
     }
