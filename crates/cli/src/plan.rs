@@ -220,20 +220,30 @@ impl Plan {
             });
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
-        // Kept per token and layer: residual before and after attention, q, k, v, attention's
-        // output, gate and up; the rest is computed again.
-        let kept =
-            2 * config.hidden_size + 2 * query + 2 * key_value + 2 * config.intermediate_size;
+        // Kept per token and layer: residual before and after attention, q, k, v, gate and up; the
+        // rest is computed again. With checkpointing a layer's input alone, and all of one layer.
+        let of_layer =
+            2 * config.hidden_size + query + 2 * key_value + 2 * config.intermediate_size;
+        let layers = config.num_hidden_layers;
+        let kept = if self.recipe.train.gradient_checkpointing {
+            config.hidden_size * layers + of_layer
+        } else {
+            of_layer * layers
+        };
+        // Sums over stretches of the vocabulary; all logits of a chunk where it is trained.
+        let output_layer = if self.recipe.method.whole_model() {
+            192 * config.vocab_size
+        } else {
+            16 * 384 * config.hidden_size
+        };
         let Parameters { trainable, weights, .. } = self.parameters();
         // Weights that are trained themselves are not held twice.
         let frozen = self.base.decoder.weight_bytes().saturating_sub(weights * element);
         MemoryPlan {
             weights: frozen,
             trainable: 4 * trainable * element,
-            activations: tokens
-                * (kept * config.num_hidden_layers + 4 * config.intermediate_size)
-                * element,
-            logits: 128 * config.vocab_size * element,
+            activations: tokens * (kept + 4 * config.intermediate_size) * element,
+            output_layer: output_layer * element,
             largest_batch_tokens: tokens,
         }
     }
@@ -246,13 +256,13 @@ pub(crate) struct MemoryPlan {
     /// Values, gradients and both moments.
     pub(crate) trainable: usize,
     pub(crate) activations: usize,
-    pub(crate) logits: usize,
+    pub(crate) output_layer: usize,
     pub(crate) largest_batch_tokens: usize,
 }
 
 impl MemoryPlan {
     pub(crate) fn total(&self) -> usize {
-        self.weights + self.trainable + self.activations + self.logits
+        self.weights + self.trainable + self.activations + self.output_layer
     }
 }
 

@@ -24,13 +24,13 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let _ = writeln!(
         text,
         "memory   about {}: weights {}, adapter and optimizer {}, activations {} (largest batch, {} \
-         tokens), logits {}",
+         tokens), output layer {}",
         megabytes(memory.total()),
         megabytes(memory.weights),
         megabytes(memory.trainable),
         megabytes(memory.activations),
         thousands(memory.largest_batch_tokens),
-        megabytes(memory.logits),
+        megabytes(memory.output_layer),
     );
     let _ = writeln!(text, "{}", plan.dataset.report);
     let sample = match plan.dataset.train.iter().next() {

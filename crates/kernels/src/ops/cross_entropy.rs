@@ -3,8 +3,10 @@
 //! Only rows that carry a label are computed, a chunk at a time; the gradient of the hidden state
 //! is formed in the same pass, while the chunk's logits are at hand.
 //!
-//! In `f32` a chunk's logits are held transposed, `[V, chunk]`: then neither product has to reorder
+//! In `f32` logits are held transposed, `[V, chunk]`: then the first product does not have to reorder
 //! the output layer, by far the largest matrix, and softmax runs down the columns with whole vectors.
+//! A frozen output layer needs those of one block of the vocabulary at a time, a trained one all of
+//! a chunk's.
 
 use crate::dispatch;
 use crate::element::DType;
@@ -16,7 +18,7 @@ use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 
-/// Rows whose logits are held at once.
+/// Rows whose logits are held at once where all of them are.
 pub(crate) const CHUNK_ROWS: usize = 192;
 
 /// What [`linear_cross_entropy`] gives.
@@ -86,19 +88,19 @@ fn cross_entropy(
         .map(|weight| Tensor::zeros(dtype, weight.value().shape()));
     let mut token_losses = Vec::with_capacity(rows.len());
     let mut chunks = Vec::new();
-    for rows in rows.chunks(CHUNK_ROWS) {
+    let streamed = dtype == DType::F32 && weight_gradient.is_none();
+    let chunk_rows = if streamed { streamed::ROWS } else { CHUNK_ROWS };
+    for rows in rows.chunks(chunk_rows) {
         let targets: Vec<u32> = rows.iter().map(|&t| labels[t]).collect();
         let selected = select_rows(h, rows);
         if dtype == DType::F32 {
-            chunks.extend(transposed::chunk(
-                &selected,
-                head,
-                &targets,
-                factor as f32,
-                &mut token_losses,
-                wanted,
-                weight_gradient.as_mut(),
-            ));
+            let (factor, losses) = (factor as f32, &mut token_losses);
+            chunks.extend(match &mut weight_gradient {
+                None => streamed::chunk(&selected, head, &targets, factor, losses, wanted),
+                Some(sum) => {
+                    transposed::chunk(&selected, head, &targets, factor, losses, wanted, sum)
+                }
+            });
             continue;
         }
         let mut logits = head.apply(&selected);
@@ -136,7 +138,7 @@ fn cross_entropy(
         let mut out = Tensor::zeros(dtype, shape);
         dispatch!(dtype, E => {
             let out = out.data_mut::<E>();
-            for (rows, chunk) in gradient_rows.chunks(CHUNK_ROWS).zip(&chunks) {
+            for (rows, chunk) in gradient_rows.chunks(chunk_rows).zip(&chunks) {
                 for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {
                     for (to, &from) in out[row * cols..(row + 1) * cols].iter_mut().zip(from) {
                         *to = from * seed as E;
@@ -149,6 +151,7 @@ fn cross_entropy(
     CrossEntropy { loss, rows, token_losses }
 }
 
+mod streamed;
 mod transposed;
 
 /// Appends each row's loss and turns its logits into `factor · (softmax − onehot)`.

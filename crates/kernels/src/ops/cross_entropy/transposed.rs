@@ -1,4 +1,4 @@
-//! One chunk of rows in `f32`, its logits transposed.
+//! One chunk of rows through a trained output layer in `f32`, its logits transposed.
 
 use crate::buffer::Buffer;
 use crate::dense;
@@ -19,7 +19,8 @@ const BLOCKS_PER_PART: usize = 16;
 
 /// Appends the loss of each row of `h: [n, d]` and, if it is `wanted`, gives the gradient of
 /// `factor` times their sum with respect to `h`; the gradient with respect to the output layer is
-/// added to `weight_gradient: [V, d]`.
+/// added to `weight_gradient: [V, d]`. It needs the finished softmax, hence two ways through the
+/// vocabulary.
 pub(super) fn chunk(
     h: &Tensor,
     head: &FrozenLinear,
@@ -27,14 +28,13 @@ pub(super) fn chunk(
     factor: f32,
     losses: &mut Vec<f64>,
     wanted: bool,
-    weight_gradient: Option<&mut Tensor>,
+    weight_gradient: &mut Tensor,
 ) -> Option<Tensor> {
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
     assert_eq!(inner, head.in_features(), "the hidden state has another width");
     let _part = crate::profile::part("cross_entropy products");
     crate::profile::product(rows, inner, vocabulary * if wanted { 2 } else { 1 });
     let panels = dense::packed_transpose(h.data::<f32>(), inner);
-    let bias = head.bias().map(|bias| bias.data::<f32>());
     let block_count = vocabulary.div_ceil(BLOCK);
 
     // First way through the vocabulary: `exp(logit − peak)` with a peak for every block and row, and
@@ -58,11 +58,6 @@ pub(super) fn chunk(
                 depth: inner,
             };
             multiply(&[segment], count, rows, logits, rows, Write::Set);
-            if let Some(bias) = bias {
-                for (logits, &bias) in logits.chunks_exact_mut(rows).zip(&bias[first..]) {
-                    logits.iter_mut().for_each(|logit| *logit += bias);
-                }
-            }
             let found = targets.iter().enumerate().filter_map(|(row, &target)| {
                 let at = (target as usize).checked_sub(first).filter(|&at| at < count)?;
                 Some((row, logits[at * rows + row]))
@@ -106,23 +101,16 @@ pub(super) fn chunk(
         })
         .collect();
     losses.extend(log_sums.iter().zip(&wanted_logits).map(|(sum, &logit)| sum - f64::from(logit)));
-    if !wanted && weight_gradient.is_none() {
-        return None;
-    }
-    let of_weight = weight_gradient.map_or(&mut [][..], |gradient| gradient.data_mut::<f32>());
     let part_rows = BLOCKS_PER_PART * BLOCK;
-    let part_count = vocabulary.div_ceil(part_rows);
-    let mut of_weight: Vec<&mut [f32]> = of_weight.chunks_mut(part_rows * inner).collect();
-    of_weight.resize_with(part_count, Default::default);
     let h = h.data::<f32>();
 
     // Second way: `factor · (softmax − onehot)`, times the output layer.
     let parts: Vec<Buffer<f32>> = logits
         .par_chunks_mut(part_rows * rows)
-        .zip(of_weight)
+        .zip(weight_gradient.data_mut::<f32>().par_chunks_mut(part_rows * inner))
         .enumerate()
         .map(|(part, (logits, of_weight))| {
-            let mut out = Buffer::<f32>::zeros(rows * inner);
+            let mut out = Buffer::<f32>::zeros(if wanted { rows * inner } else { 0 });
             let mut panels = Buffer::<f32>::scratch(packed_len(inner, BLOCK));
             let mut factors = vec![0.0_f32; rows];
             for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
@@ -148,15 +136,13 @@ pub(super) fn chunk(
                         logits[at * rows + row] -= factor;
                     }
                 }
-                if !of_weight.is_empty() {
-                    let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
-                    let segment = Segment {
-                        left: Left::rows(logits, rows),
-                        right: Right::rows(h, inner),
-                        depth: rows,
-                    };
-                    multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
-                }
+                let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
+                let segment = Segment {
+                    left: Left::rows(logits, rows),
+                    right: Right::rows(h, inner),
+                    depth: rows,
+                };
+                multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
                 if !wanted {
                     continue;
                 }
