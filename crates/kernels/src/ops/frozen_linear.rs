@@ -442,6 +442,24 @@ mod tests {
     }
 
     #[test]
+    fn no_rows_give_no_rows() {
+        let dense = weight(32, 64).to_dtype(DType::F32);
+        let mut bytes = Vec::new();
+        crate::block::quantize(BlockFormat::Q8_0, dense.data::<f32>(), &mut bytes);
+        let packed = FrozenWeight::Blocks {
+            format: BlockFormat::Q8_0,
+            bytes: bytes.into(),
+            shape: [32, 64],
+            dtype: DType::F32,
+        };
+        for layer in [FrozenLinear::dense(dense), FrozenLinear::new(packed, None)] {
+            assert_eq!(layer.apply(&Tensor::zeros(DType::F32, [0, 64])).shape(), [0, 32]);
+            let gradient = layer.input_gradient(&Tensor::zeros(DType::F32, [0, 32]), None);
+            assert_eq!(gradient.shape(), [0, 64]);
+        }
+    }
+
+    #[test]
     fn gather_reads_rows() {
         let layer = FrozenLinear::dense(weight(6, 4));
         let rows = layer.gather(&[5, 0]);

@@ -19,9 +19,12 @@ pub(crate) fn product(
     update: (&[f32], &[f32]),
 ) -> Buffer<f32> {
     let [outputs, inputs] = layer.shape();
+    if rows == 0 {
+        return Buffer::scratch(0);
+    }
     crate::profile::product(rows, inputs, outputs);
     let (h, up) = update;
-    let inner = h.len() / rows.max(1);
+    let inner = h.len() / rows;
     let sums: Vec<f32> = match layer.weight() {
         FrozenWeight::Blocks { format, .. } => block_sums(*format, x, rows),
         FrozenWeight::Dense(_) => Vec::new(),
