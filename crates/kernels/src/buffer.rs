@@ -81,6 +81,16 @@ fn ask_for_large_pages<T>(data: &[T]) {
     let _ = data;
 }
 
+/// Hands all memory that is kept for reuse back to the allocator: after work whose sizes will not come
+/// again.
+pub fn release_kept() {
+    fn empty<E: Pooled>() {
+        drop(std::mem::take(&mut *E::free_list().lists()));
+    }
+    empty::<f32>();
+    empty::<f64>();
+}
+
 /// A fixed-length run of numbers that returns to the free list when dropped.
 pub struct Buffer<E: Pooled> {
     data: Vec<E>,

@@ -8,6 +8,7 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::ui::{result, say, table, thousands};
 use hydralora_kernels::Var;
+use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
@@ -242,7 +243,11 @@ fn best_rate(config: &ModelConfig, rows: usize) -> f64 {
         shapes.insert((shape.in_features, shape.out_features));
         shapes.insert((shape.out_features, shape.in_features));
     }
-    shapes.into_iter().map(|(inner, cols)| product_rate(rows, inner, cols)).fold(0.0, f64::max)
+    let rates = shapes.into_iter().map(|(inner, cols)| product_rate(rows, inner, cols));
+    let best = rates.fold(0.0, f64::max);
+    // No training step would have left this behind.
+    release_kept();
+    best
 }
 
 /// One contender's figures.
