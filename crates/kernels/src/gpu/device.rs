@@ -132,10 +132,10 @@ fn suffices(limits: &wgpu::Limits) -> bool {
 }
 
 impl Device {
-    /// Opens the best device that `backend` leads to.
+    /// Opens the best device that `backend` leads to, of those that their drivers open.
     ///
     /// # Errors
-    /// If there is none that computes, or it cannot be opened.
+    /// If there is none that computes, or the best of them cannot be opened and neither can another.
     pub fn open(backend: Backend) -> Result<Self, Error> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = backend.flags();
@@ -143,10 +143,18 @@ impl Device {
         let mut adapters = pollster::block_on(instance.enumerate_adapters(backend.flags()));
         let found = adapters.iter().map(|adapter| adapter.get_info().name).collect();
         adapters.retain(|adapter| suffices(&adapter.limits()));
-        let adapter = adapters
-            .into_iter()
-            .min_by_key(|adapter| preference(adapter.get_info().device_type))
-            .ok_or(Error::NoAdapter { backend, found })?;
+        adapters.sort_by_key(|adapter| preference(adapter.get_info().device_type));
+        let mut first_fault = None;
+        for adapter in adapters {
+            match Self::of(&adapter) {
+                Ok(device) => return Ok(device),
+                Err(fault) => first_fault = first_fault.or(Some(fault)),
+            }
+        }
+        Err(first_fault.unwrap_or(Error::NoAdapter { backend, found }))
+    }
+
+    fn of(adapter: &wgpu::Adapter) -> Result<Self, Error> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 4;
         let widest = limits.max_compute_workgroups_per_dimension;
