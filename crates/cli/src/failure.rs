@@ -19,6 +19,19 @@ pub(crate) fn bad_input(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(BadInput(message.into()))
 }
 
+/// What `error` says, and each of its causes where that is more than was said already.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// The process's exit status for `error`.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
@@ -70,5 +83,23 @@ fn of_adapter(error: &hydralora_peft::Error) -> u8 {
         // Reading what is not there is the user's to mend; failing to write is not.
         hydralora_peft::Error::Io(error) if error.kind() != std::io::ErrorKind::NotFound => 1,
         _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_named_once() {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let told = hydralora_peft::Error::Io(std::io::Error::other("a.json: entity not found"));
+        assert_eq!(message(&anyhow::Error::new(told)), "a.json: entity not found");
+        let opened = anyhow::Error::new(missing()).context("cannot open a.json");
+        assert_eq!(message(&opened), "cannot open a.json: entity not found");
+        let reported: anyhow::Result<()> = Err(bad_input("rank: expected a number"));
+        let within = reported.context("recipe.yaml").map_err(|error| message(&error));
+        assert_eq!(within, Err("recipe.yaml: rank: expected a number".to_owned()));
     }
 }

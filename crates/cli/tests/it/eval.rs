@@ -80,7 +80,8 @@ fn wrong_arguments_end_with_status_2() {
     refused(&["--tasks", "mmlu", "--shots", "7"], "--shots: is 7");
     refused(&["--tasks", "mmlu", "--apply-chat-template"], "the model has no chat template");
     refused(&["--tasks", "bbh_fewshot_snarks"], "snarks.json");
-    refused(&["--tasks", "exact"], "`--tasks exact:FILE`");
+    refused(&["--tasks", "exact"], "expected `exact:FILE`");
+    refused(&["--tasks", "loss:"], "`loss`: no file is named");
     refused(&["--tasks", "exact:recipe.yaml"], "recipe.yaml");
     refused(&["--tasks", "mmlu", "--adapter", "nowhere"], "nowhere");
     refused(&["--tasks", "mmlu", "--adapter", "base=x"], "`base` is taken");

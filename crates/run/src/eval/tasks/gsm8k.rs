@@ -16,7 +16,7 @@ use crate::eval::task::{
     locate_split, object,
 };
 use fancy_regex::Regex;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
 const STOPS: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
@@ -130,7 +130,18 @@ impl Family for Gsm8kFamily {
 #[derive(Deserialize)]
 struct Problem {
     question: String,
+    #[serde(deserialize_with = "with_result")]
     answer: String,
+}
+
+/// A worked solution; without the result that answers are compared with, no answer could be right.
+fn with_result<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let answer = String::deserialize(deserializer)?;
+    if answer.contains("#### ") {
+        Ok(answer)
+    } else {
+        Err(serde::de::Error::custom("the answer does not end in `#### ` and its result"))
+    }
 }
 
 impl Problem {
@@ -205,5 +216,15 @@ mod tests {
         assert_eq!(values("#### 1,072.", target), [1.0, 1.0]);
         assert_eq!(values("no number", target), [0.0, 0.0]);
         assert_eq!(reading.scores("no number", target)[0].filtered, "[invalid]");
+    }
+
+    #[test]
+    fn an_answer_without_a_result_is_refused() {
+        let read = |answer: &str| {
+            serde_json::from_value::<Problem>(json!({"question": "How many?", "answer": answer}))
+        };
+        assert!(read("6 + 6\n#### 12").is_ok());
+        let fault = read("6 + 6 = 12").err().map(|fault| fault.to_string()).unwrap_or_default();
+        assert!(fault.contains("does not end in `#### `"), "{fault}");
     }
 }

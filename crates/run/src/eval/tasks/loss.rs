@@ -112,11 +112,12 @@ pub(super) fn record_files(task: &str, path: &Path) -> Result<Vec<PathBuf>> {
         files.sort();
     }
     if files.is_empty() {
-        return Err(Error::MissingData {
-            task: task.to_owned(),
-            what: format!("file of records (`--tasks {task}:FILE`)"),
-            looked: vec![path.to_path_buf()],
-        });
+        let what = match path.to_str() {
+            Some("") => "no file is named".to_owned(),
+            _ => format!("{} is no file and no folder with .jsonl or .json files", path.display()),
+        };
+        let message = format!("`{task}`: {what}; expected `{task}:FILE`, records as for training");
+        return Err(Error::Option { option: "tasks", message });
     }
     Ok(files)
 }
