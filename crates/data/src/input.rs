@@ -6,7 +6,8 @@
 //! | `28 b5 2f fd` | zstd (one or several frames) |
 //! | `PAR1` | Parquet |
 //! | `PK 03 04` | a zip archive: refused |
-//! | `ff fe`, `fe ff` | UTF-16: refused |
+//! | `ff fe 00 00`, `00 00 fe ff` | UTF-32: refused |
+//! | `ff fe`, `fe ff`, or every other byte zero | UTF-16: refused |
 //! | `ef bb bf` | a byte order mark, skipped |
 //!
 //! What a file is follows from these bytes; its name is only asked where they do not say.
@@ -65,6 +66,8 @@ impl Input {
             .map_err(|error| damaged(path, compression, 0, &error))?;
         let foreign = [
             (&b"PK\x03\x04"[..], "a zip archive; unpack it first"),
+            (&b"\xff\xfe\0\0"[..], "UTF-32; save it as UTF-8"),
+            (&b"\0\0\xfe\xff"[..], "UTF-32; save it as UTF-8"),
             (&b"\xff\xfe"[..], "UTF-16; save it as UTF-8"),
             (&b"\xfe\xff"[..], "UTF-16; save it as UTF-8"),
             (&b"\x1f\x8b"[..], "compressed twice; decompress it once"),
@@ -73,6 +76,10 @@ impl Input {
             (&b"\xfd7zXZ"[..], "compressed with xz; use gzip or zstd"),
         ];
         if let Some((_, what)) = foreign.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return Err(Error::format(path, format!("the file is {what}")));
+        }
+        if is_unmarked_utf16(&head) {
+            let what = "UTF-16 without a byte order mark, by its zero bytes; save it as UTF-8";
             return Err(Error::format(path, format!("the file is {what}")));
         }
         if head.starts_with(b"\xef\xbb\xbf") {
@@ -86,6 +93,32 @@ impl Input {
     pub(crate) fn first_char(&self) -> Option<char> {
         let text = String::from_utf8_lossy(&self.head);
         text.trim_start().chars().next()
+    }
+
+    /// What the file begins with, for a message that it is none of the kinds read.
+    pub(crate) fn beginning(&self) -> String {
+        let valid = match std::str::from_utf8(&self.head) {
+            Ok(_) => self.head.len(),
+            // The head may end inside a character.
+            Err(fault) if fault.error_len().is_none() => self.head.len(),
+            Err(fault) => fault.valid_up_to(),
+        };
+        let fault = self.head[..valid].iter().position(|&byte| byte == 0).unwrap_or(valid);
+        let text = match self.first_char().filter(|first| fault > 0 && !first.is_control()) {
+            None => "a file whose first bytes are no text".to_owned(),
+            Some(first) if fault == self.head.len() => format!("a file that begins with `{first}`"),
+            Some(_) => format!(
+                "a file that is no UTF-8 text (its byte {} is 0x{:02x})",
+                fault + 1,
+                self.head[fault]
+            ),
+        };
+        match self.path.extension().and_then(|name| name.to_str()) {
+            Some(name @ ("gz" | "gzip" | "zst" | "zstd")) if self.compression.is_none() => {
+                format!("{text}, and not compressed as its ending .{name} says")
+            }
+            _ => text,
+        }
     }
 
     /// The error for bytes that could not be read, after `line` whole lines.
@@ -108,6 +141,15 @@ impl Input {
             return Err(too_long(&self.path, line));
         }
         Ok(read > 0)
+    }
+}
+
+/// Whether a text starts with ASCII characters of two bytes each, as all the layouts do in UTF-16.
+fn is_unmarked_utf16(head: &[u8]) -> bool {
+    let ascii = |byte: u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    match *head {
+        [0, a, 0, b, ..] | [a, 0, b, 0, ..] => ascii(a) && ascii(b),
+        _ => false,
     }
 }
 

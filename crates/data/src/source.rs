@@ -147,8 +147,9 @@ impl Reading<'_> {
             self.format = Some(format);
             let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
             let shape = shapes.into_iter().find(|shape| shape.format == format.name());
-            if let Some(shape) = shape.filter(|_| self.fields.is_empty()) {
-                self.fields = shape.fields();
+            if let Some(shape) = shape.filter(|_| self.leaves_fields_to_the_name()) {
+                let own = std::mem::take(&mut self.fields);
+                self.fields.extend(shape.fields().into_iter().chain(own));
             }
         }
         let path = input.path.clone();
@@ -207,6 +208,11 @@ impl Reading<'_> {
         Ok(self.count < self.limit)
     }
 
+    /// Whether a named source's own field names hold: a domain of one's own changes none of them.
+    fn leaves_fields_to_the_name(&self) -> bool {
+        self.fields.keys().all(|field| field == format::DOMAIN)
+    }
+
     /// Finds the format from the first record.
     fn detect(&mut self, raw: &Raw) -> Result<()> {
         if matches!(raw.content, Content::Text(_)) {
@@ -214,7 +220,7 @@ impl Reading<'_> {
             return Ok(());
         }
         let (object, _) = raw.content.clone().object(&raw.location)?;
-        if let Some(named) = self.source.named().filter(|_| self.fields.is_empty()) {
+        if let Some(named) = self.source.named().filter(|_| self.leaves_fields_to_the_name()) {
             for shape in named.shapes {
                 let fields = shape.fields();
                 let fits = |format: &&'static dyn Format| {
@@ -223,7 +229,8 @@ impl Reading<'_> {
                 };
                 if let Some(format) = format::find(shape.format).filter(fits) {
                     self.format = Some(format);
-                    self.fields = fields;
+                    let own = std::mem::take(&mut self.fields);
+                    self.fields.extend(fields.into_iter().chain(own));
                     return Ok(());
                 }
             }

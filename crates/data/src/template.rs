@@ -36,6 +36,10 @@ const BUILTIN: &[(&str, &str)] = &[
 
 /// The name under which the one template of an environment is stored.
 const ONLY: &str = "chat_template";
+/// Steps and bytes that one conversation may take: far more than any does, and a template that
+/// comes with somebody's model cannot run or write for ever.
+const MOST_STEPS: u64 = 20_000_000;
+const MOST_BYTES: usize = 256 << 20;
 
 /// The names that [`ChatTemplate::builtin`] takes.
 pub fn builtin_template_names() -> Vec<&'static str> {
@@ -170,13 +174,37 @@ impl ChatTemplate {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ]);
+        let mut out = Bounded(Vec::new());
+        let template = self.environment.get_template(ONLY);
         let rendered =
-            self.environment.get_template(ONLY).and_then(|template| template.render(context));
-        rendered.map_err(|error| Error::TemplateRender {
-            name: self.name.clone(),
-            line: error.line(),
-            message: message(&error),
-        })
+            template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
+        let fault = |line: Option<usize>, message: String| {
+            Err(Error::TemplateRender { name: self.name.clone(), line, message })
+        };
+        match rendered {
+            Ok(()) => match String::from_utf8(out.0) {
+                Ok(text) => Ok(text),
+                Err(error) => fault(None, error.to_string()),
+            },
+            Err(error) => fault(error.line(), message(&error)),
+        }
+    }
+}
+
+/// A text that does not outgrow [`MOST_BYTES`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_BYTES {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -189,6 +217,7 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
     let mut environment = Environment::new();
     // Without it a fault names the value at fault only in builds with debug assertions.
     environment.set_debug(true);
+    environment.set_fuel(Some(MOST_STEPS));
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -216,6 +245,18 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
 
 /// What went wrong, without the engine's own mention of the template's name and line.
 fn message(error: &minijinja::Error) -> String {
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
+            return format!(
+                "takes more than {MOST_STEPS} steps for one conversation; expected loops that end"
+            );
+        }
+        ErrorKind::WriteFailure => {
+            let most = MOST_BYTES >> 20;
+            return format!("writes more than {most} MiB for one conversation");
+        }
+        _ => {}
+    }
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
 
@@ -446,6 +487,18 @@ mod tests {
         insta::assert_snapshot!(message, @r#"chat template test, line 2: no user"#);
         let message = text("{{ messages.nothing.more }}", &[], false).unwrap_err().to_string();
         insta::assert_snapshot!(message, @r#"chat template test, line 1: `messages.nothing` is undefined"#);
+    }
+
+    #[test]
+    fn loops_without_end_are_stopped() {
+        let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{{ x }}{% endfor %}\
+                      {% endfor %}";
+        let message = text(nested, &[Message::user("x")], false).unwrap_err().to_string();
+        insta::assert_snapshot!(message, @"chat template test, line 1: takes more than 20000000 steps for one conversation; expected loops that end");
+        let long = "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}";
+        let turn = Message::user("y".repeat(100_000));
+        let message = text(long, &[turn], false).unwrap_err().to_string();
+        insta::assert_snapshot!(message, @"chat template test: writes more than 256 MiB for one conversation");
     }
 
     #[test]

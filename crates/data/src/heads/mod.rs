@@ -83,7 +83,11 @@ impl Default for HeadsOptions {
 pub const DIMENSIONS: usize = 8;
 
 impl HeadsOptions {
-    fn check(&self, rows: usize) -> Result<usize> {
+    /// Finds out whether the options make sense, whatever the data.
+    ///
+    /// # Errors
+    /// [`Error::HeadsOptions`] with the first that does not.
+    pub fn validate(&self) -> Result<()> {
         let wrong = |message: String| Err(Error::HeadsOptions(message));
         if self.k_min == 0 {
             return wrong("k_min is 0; expected at least 1".to_owned());
@@ -94,6 +98,11 @@ impl HeadsOptions {
         if self.seeds == 0 {
             return wrong("seeds is 0; expected at least 1".to_owned());
         }
+        Ok(())
+    }
+
+    fn check(&self, rows: usize) -> Result<usize> {
+        self.validate()?;
         if rows < self.k_min.max(2) {
             return Err(Error::TooFewRows { rows, needed: self.k_min.max(2) });
         }
@@ -147,7 +156,11 @@ pub fn find_heads(
 ) -> Result<HeadsReport> {
     let choice = choose(features, options)?;
     let clustering = cluster(&features.rows, choice.num_experts, options.seed);
-    let map = map::map(&features.rows, &clustering, options.seed);
+    // Rows that are all alike have no neighbours to keep, and the map would take longest of all.
+    let map = match choice.curve.is_empty() {
+        true => Vec::new(),
+        false => map::map(&features.rows, &clustering, options.seed),
+    };
     let totals = match (&corpus.origin, &features.terms) {
         (Some(origin), Some(terms)) => {
             Some(whole::count(origin, corpus, terms, &clustering.centres)?)

@@ -4,7 +4,8 @@ use super::report::HeadsReport;
 use super::rules::Rule;
 use std::fmt::Write;
 
-/// Colours that stay apart from one another, also for people who see few; then they repeat.
+/// Colours that stay apart from one another, also for people who see few; where they repeat, the
+/// marks differ.
 const COLORS: [&str; 10] = [
     "#3b6fb6", "#d95f02", "#1b9e77", "#c23b75", "#b58a00", "#6a51a3", "#5b5b5b", "#66a61e",
     "#a0522d", "#17a2b8",
@@ -15,6 +16,25 @@ const LINE: &str = "#dfe4ec";
 
 fn color(number: usize) -> &'static str {
     COLORS[number % COLORS.len()]
+}
+
+/// The mark of a cluster or domain: dots first, then rings, squares, and hollow squares.
+fn mark(x: f64, y: f64, radius: f64, number: usize) -> String {
+    let color = color(number);
+    let round = number / COLORS.len() % 4;
+    let paint = match round {
+        0 | 2 => format!("fill=\"{color}\" fill-opacity=\".75\""),
+        _ => format!("fill=\"none\" stroke=\"{color}\" stroke-width=\"{:.1}\"", 0.5 * radius),
+    };
+    let side = 2.0 * radius;
+    match round {
+        0 | 1 => format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" {paint}/>"),
+        _ => format!(
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{side}\" height=\"{side}\" {paint}/>",
+            x - radius,
+            y - radius,
+        ),
+    }
 }
 
 fn escape(text: &str) -> String {
@@ -191,6 +211,9 @@ pub fn map_svg(report: &HeadsReport) -> String {
     let width = if several { 2.0 * SIDE + 20.0 } else { SIDE };
     let height = SIDE + 34.0 + 18.0 * legends as f64;
     let mut svg = open(width, height, "Map of the rows");
+    if report.map.is_empty() {
+        svg.push_str(&text(SIDE / 2.0, SIDE / 2.0, "middle", SOFT, "all rows are alike"));
+    }
     let bounds = |pick: fn(&super::report::MapPoint) -> f32| {
         let values = report.map.iter().map(pick);
         values.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)))
@@ -200,33 +223,19 @@ pub fn map_svg(report: &HeadsReport) -> String {
         let part = f64::from((value - from) / (to - from).max(1e-9));
         16.0 + (SIDE - 32.0) * part
     };
-    let mut draw = |offset: f64,
-                    title: &str,
-                    names: &[String],
-                    of: fn(&super::report::MapPoint) -> u32| {
-        svg.push_str(&text(offset + 8.0, 18.0, "start", INK, title));
-        for point in &report.map {
-            let (x, y) = (scale(point.x, (left, right)), scale(point.y, (low, high)));
-            let _ = write!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.6\" fill=\"{}\" fill-opacity=\".75\"/>",
-                offset + x,
-                24.0 + y,
-                color(of(point) as usize)
-            );
-        }
-        for (at, name) in names.iter().enumerate() {
-            let y = SIDE + 34.0 + 18.0 * at as f64;
-            let _ = write!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{}\"/>{}",
-                offset + 18.0,
-                y - 4.0,
-                color(at),
-                text(offset + 30.0, y, "start", INK, &shortened(name, 52))
-            );
-        }
-    };
+    let mut draw =
+        |offset: f64, title: &str, names: &[String], of: fn(&super::report::MapPoint) -> u32| {
+            svg.push_str(&text(offset + 8.0, 18.0, "start", INK, title));
+            for point in &report.map {
+                let (x, y) = (scale(point.x, (left, right)), scale(point.y, (low, high)));
+                svg.push_str(&mark(offset + x, 24.0 + y, 2.6, of(point) as usize));
+            }
+            for (at, name) in names.iter().enumerate() {
+                let y = SIDE + 34.0 + 18.0 * at as f64;
+                svg.push_str(&mark(offset + 18.0, y - 4.0, 5.0, at));
+                svg.push_str(&text(offset + 30.0, y, "start", INK, &shortened(name, 52)));
+            }
+        };
     draw(0.0, "by cluster", &clusters, |point| point.cluster);
     if several {
         draw(SIDE + 20.0, "by domain", &report.domains, |point| point.domain);
@@ -313,7 +322,10 @@ pub fn page(report: &HeadsReport) -> String {
             agreement.adjusted_rand, agreement.normalized_mutual_information
         );
     }
-    let _ = write!(page, "<h2>Map</h2>{}</html>", map_svg(report));
+    if !report.map.is_empty() {
+        let _ = write!(page, "<h2>Map</h2>{}", map_svg(report));
+    }
+    page.push_str("</html>");
     page
 }
 
@@ -341,5 +353,12 @@ mod tests {
             assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
             assert!(!svg.contains("NaN") && !svg.contains("inf"));
         }
+    }
+
+    #[test]
+    fn forty_domains_have_marks_of_their_own() {
+        let marks: std::collections::BTreeSet<String> =
+            (0..40).map(|number| mark(1.0, 2.0, 3.0, number)).collect();
+        assert_eq!(marks.len(), 40);
     }
 }

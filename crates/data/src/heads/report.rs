@@ -225,7 +225,10 @@ pub(super) fn build(
         totals.map_or_else(|| held_table(&clustering, &domains, corpus), |totals| totals.table);
     let rows = table.iter().flatten().sum();
     let agreement = (corpus.domain_names.len() > 1).then(|| Agreement::in_table(&table));
-    let (dbscan, hdbscan) = second_opinion(&features.rows, options.seed).unzip();
+    let (dbscan, hdbscan) = match curve.is_empty() {
+        true => (None, None),
+        false => second_opinion(&features.rows, options.seed).unzip(),
+    };
     let clusters = clusters(features, corpus, &table, &clustering);
     let num_experts = clusters.len();
     let report = FeatureReport {
@@ -421,10 +424,11 @@ fn reasons(report: &HeadsReport, options: &HeadsOptions) -> Vec<String> {
     let mut reasons = Vec::new();
     let n = report.num_experts;
     if report.curve.is_empty() {
-        reasons.push(
-            "all rows are alike to these features, so there is one cluster and nothing to divide"
-                .to_owned(),
-        );
+        let least = match n {
+            1 => "so there is one cluster and nothing to divide".to_owned(),
+            n => format!("so there is nothing to divide; {n} is the fewest asked for"),
+        };
+        reasons.push(format!("all rows are alike to these features, {least}"));
         return reasons;
     }
     if let Some(choice) = report.rules.iter().find(|choice| choice.rule == options.rule) {
@@ -441,16 +445,21 @@ fn reasons(report: &HeadsReport, options: &HeadsOptions) -> Vec<String> {
     if let Some(at) = report.curve.iter().position(|summary| summary.k == n) {
         let here = &report.curve[at];
         let first = report.curve[0].error.max(1e-12);
-        let mut sentence = format!(
-            "{n} clusters leave {:.0} % of the squared error of {}",
-            100.0 * here.error / first,
-            report.curve[0].k
-        );
-        if let Some(next) = report.curve.get(at + 1) {
-            let gain = 100.0 * (here.error - next.error) / first;
-            sentence.push_str(&format!(", one more would take off another {gain:.1} %"));
+        let next = report.curve.get(at + 1);
+        let gain = next.map(|next| 100.0 * (here.error - next.error) / first);
+        let left = 100.0 * here.error / first;
+        let from = report.curve[0].k;
+        match gain {
+            Some(gain) if at == 0 => reasons
+                .push(format!("one cluster more would take off {gain:.1} % of the squared error")),
+            Some(gain) => reasons.push(format!(
+                "{n} clusters leave {left:.0} % of the squared error of {from}, one more would \
+                 take off another {gain:.1} %"
+            )),
+            None if at == 0 => {}
+            None => reasons
+                .push(format!("{n} clusters leave {left:.0} % of the squared error of {from}")),
         }
-        reasons.push(sentence);
         if let Some(silhouette) = here.silhouette {
             reasons.push(format!(
                 "their mean silhouette is {silhouette:.2} (1: far apart, 0: touching)"

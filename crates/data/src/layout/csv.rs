@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use serde_json::{Map, Value};
 
@@ -48,7 +48,13 @@ impl Layout for Csv {
         let separator = separator(&input);
         let compression = input.compression;
         let unread = Arc::new(AtomicUsize::new(0));
-        let bounded = Bounded { reader: input.reader, unread: unread.clone() };
+        let unclosed = Arc::new(AtomicUsize::new(0));
+        let bounded = Bounded {
+            reader: input.reader,
+            unread: unread.clone(),
+            quotes: Quotes { separator, at: At::Start, line: 1, opened: 0 },
+            unclosed: unclosed.clone(),
+        };
         let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(bounded);
         let fault = |error: &csv::Error, line: usize| match error.kind() {
             csv::ErrorKind::Io(found) if found.get_ref().is_some_and(|e| e.is::<TooLong>()) => {
@@ -87,9 +93,17 @@ impl Layout for Csv {
         let mut number = 0;
         let mut next_line = 2;
         loop {
-            unread.store(0, Ordering::Relaxed);
+            unread.store(0, Relaxed);
             if !reader.read_byte_record(&mut row).map_err(|error| fault(&error, next_line))? {
                 return Ok(());
+            }
+            if unclosed.load(Relaxed) > 0 {
+                let line = unclosed.load(Relaxed);
+                let message = format!(
+                    "line {line}: a field begins with a quote that is never closed; expected one \
+                     more, and two for a quote inside a quoted field"
+                );
+                return Err(Error::format(&path, message));
             }
             number += 1;
             let line = row.position().map_or(next_line, |position| position.line() as usize);
@@ -133,11 +147,14 @@ fn separator(input: &Input) -> u8 {
     best
 }
 
-/// A reader that stops when one record takes too many bytes: a quote that is never closed would
-/// otherwise swallow the file into memory.
+/// A reader that stops when one record takes too many bytes, and that tells the line of a quote
+/// that is still open at the end of the file: it would swallow all records that follow.
 struct Bounded {
     reader: Box<dyn BufRead + Send>,
     unread: Arc<AtomicUsize>,
+    quotes: Quotes,
+    /// The line of the open quote; 0 while there is none at the end.
+    unclosed: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -147,9 +164,49 @@ struct TooLong;
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buffer)?;
-        if self.unread.fetch_add(read, Ordering::Relaxed) > MAX_RECORD_BYTES {
+        if self.unread.fetch_add(read, Relaxed) > MAX_RECORD_BYTES {
             return Err(io::Error::other(TooLong));
         }
+        buffer[..read].iter().for_each(|&byte| self.quotes.take(byte));
+        if read == 0 && self.quotes.at == At::Quoted {
+            self.unclosed.store(self.quotes.opened, Relaxed);
+        }
         Ok(read)
+    }
+}
+
+/// Where in a field the bytes have come to.
+#[derive(PartialEq, Clone, Copy)]
+enum At {
+    Start,
+    Plain,
+    Quoted,
+    /// After a quote in a quoted field: its end, or the first half of a quote in the text.
+    Quote,
+}
+
+/// Follows the quotes as the parser does, which does not tell how a file ended.
+struct Quotes {
+    separator: u8,
+    at: At,
+    line: usize,
+    /// The line of the last quote that began a field.
+    opened: usize,
+}
+
+impl Quotes {
+    fn take(&mut self, byte: u8) {
+        let ends = byte == self.separator || byte == b'\n' || byte == b'\r';
+        self.at = match (self.at, byte) {
+            (At::Start, b'"') => {
+                self.opened = self.line;
+                At::Quoted
+            }
+            (At::Quoted, b'"') => At::Quote,
+            (At::Quote, b'"') | (At::Quoted, _) => At::Quoted,
+            _ if ends => At::Start,
+            _ => At::Plain,
+        };
+        self.line += usize::from(byte == b'\n');
     }
 }

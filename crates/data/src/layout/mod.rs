@@ -95,12 +95,7 @@ pub(crate) fn read(input: Input, asked: &Asked<'_>, visit: &mut Visit<'_>) -> Re
         // Nothing but white space.
         None if input.first_char().is_none() => Ok(()),
         None => {
-            let begins = match input.first_char() {
-                Some(first) if !first.is_control() && first != char::REPLACEMENT_CHARACTER => {
-                    format!("a file that begins with `{first}`")
-                }
-                _ => "a file whose first bytes are no text".to_owned(),
-            };
+            let begins = input.beginning();
             Err(Error::format(
                 &input.path,
                 format!(

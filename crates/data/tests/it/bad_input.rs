@@ -115,6 +115,21 @@ fn files_of_other_kinds_are_recognised() {
     assert_snapshot!(message("x.jsonl", b"<html>"), @"x.jsonl: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that begins with `<`; plain text files need `format: text`");
     assert_snapshot!(message("x.bin", b"\0\x01\x02"), @"x.bin: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file whose first bytes are no text; plain text files need `format: text`");
     assert_snapshot!(message("x.jsonl", b"\xff\xfe{\x00"), @r#"x.jsonl: the file is UTF-16; save it as UTF-8"#);
+    assert_snapshot!(message("x.jsonl", b"\xff\xfe\0\0{\0\0\0"), @"x.jsonl: the file is UTF-32; save it as UTF-8");
+    assert_snapshot!(message("x.jsonl", b"{\0\"\0t\0"), @"x.jsonl: the file is UTF-16 without a byte order mark, by its zero bytes; save it as UTF-8");
+    assert_snapshot!(message("x.jsonl", b"\0{\0\"\0t"), @"x.jsonl: the file is UTF-16 without a byte order mark, by its zero bytes; save it as UTF-8");
+    assert_snapshot!(message("x.jsonl", b"k\xf6nnen"), @"x.jsonl: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that is no UTF-8 text (its byte 2 is 0xf6); plain text files need `format: text`");
+    assert_snapshot!(message("x.jsonl.gz", b"4\x8f\x00"), @"x.jsonl.gz: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that is no UTF-8 text (its byte 2 is 0x8f), and not compressed as its ending .gz says; plain text files need `format: text`");
+    assert_snapshot!(message("x.jsonl.gz", "text"), @"x.jsonl.gz: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that begins with `t`, and not compressed as its ending .gz says; plain text files need `format: text`");
+}
+
+#[test]
+fn a_quote_that_is_never_closed_does_not_swallow_the_rest() {
+    assert_snapshot!(message("x.csv", "text,domain\n\"a\nb\",c\nd,\"e\nf,g\nh,i\n"), @"x.csv: line 4: a field begins with a quote that is never closed; expected one more, and two for a quote inside a quoted field");
+    // Quotes that are text, doubled quotes, and a quoted last field without a line break.
+    let fine = "text\n5\" pipe\n\"he said \"\"no\"\"\"\r\n\"last\nline\"";
+    let folder = folder(&[("x.csv", fine.as_bytes())]);
+    load(&config(&["x.csv"]), folder.path()).unwrap();
 }
 
 #[test]

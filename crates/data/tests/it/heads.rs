@@ -2,7 +2,8 @@
 
 use crate::folder;
 use hydralora_data::heads::{
-    Corpus, Features, HeadsOptions, HeadsReport, Room, Rule, choose, find_heads, partition,
+    Corpus, Features, HeadsOptions, HeadsReport, Room, Rule, choose, find_heads, map_svg, page,
+    partition,
 };
 use hydralora_data::{Error, SourceConfig};
 use proptest::prelude::*;
@@ -83,6 +84,11 @@ fn equal_texts_are_one_cluster_and_it_is_said() {
     assert_eq!(report.num_experts, 1);
     assert!(report.reasons[0].contains("all rows are alike"), "{:?}", report.reasons);
     assert!(report.curve.is_empty());
+    assert!(report.map.is_empty() && report.hdbscan.is_none(), "nothing to draw or to compare");
+    assert!(!page(&report).contains("<h2>Map"));
+    assert!(map_svg(&report).contains("all rows are alike"));
+    let report = find(&corpus, &HeadsOptions { k_min: 3, ..quick() });
+    assert!(report.reasons[0].ends_with("3 is the fewest asked for"), "{:?}", report.reasons);
 }
 
 #[test]
