@@ -4,6 +4,7 @@ use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, M
 use crate::recipe::ModelDtype;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydralora_data::heads::{DIMENSIONS, Rule};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Fine-tunes, evaluates and serves language models with HydraLoRA.
@@ -186,8 +187,11 @@ pub(crate) struct HeadsArguments {
     /// The field that holds a record's domain.
     #[arg(long)]
     pub(crate) domain_field: Option<String>,
+    /// A field of the format and its name in the files, as in `--field output=answer`; may be repeated.
+    #[arg(long = "field", value_name = "FIELD=NAME", value_parser = field)]
+    pub(crate) fields: Vec<(String, String)>,
     /// Read only the first so many records of each file.
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     pub(crate) limit: Option<usize>,
     /// What to cluster.
     #[arg(long, value_enum, default_value_t = FeatureChoice::Tfidf)]
@@ -202,13 +206,13 @@ pub(crate) struct HeadsArguments {
     #[arg(long, default_value_t = DIMENSIONS, value_parser = dimensions)]
     pub(crate) dimensions: usize,
     /// Fewest clusters to try.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clusters)]
     pub(crate) k_min: usize,
-    /// Most clusters to try.
-    #[arg(long, default_value_t = 10)]
+    /// Most clusters to try; the time grows with its square.
+    #[arg(long, default_value_t = 10, value_parser = clusters)]
     pub(crate) k_max: usize,
     /// How often the choice is repeated.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = at_least_one)]
     pub(crate) seeds: usize,
     /// Seed of all randomness.
     #[arg(long, default_value_t = 41)]
@@ -222,9 +226,29 @@ pub(crate) struct HeadsArguments {
 }
 
 fn dimensions(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(dimensions @ 2..=256) => Ok(dimensions),
-        _ => Err("expected 2 to 256".to_owned()),
+    number_in(2..=256, text)
+}
+
+fn clusters(text: &str) -> Result<usize, String> {
+    number_in(1..=256, text)
+}
+
+fn number_in(range: RangeInclusive<usize>, text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "expected a whole number, at least 1".to_owned())
+}
+
+fn field(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => {
+            Ok((ours.to_owned(), theirs.to_owned()))
+        }
+        _ => Err("expected a field of the format, `=`, and its name in the files".to_owned()),
     }
 }
 

@@ -92,11 +92,13 @@ pub(crate) struct Plan {
 
 /// Looks at the training files for the number of experts.
 fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
-    let corpus = Corpus::read(&recipe.data.train, &recipe.base)?;
     let seed = recipe.train.seed;
-    let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
-    let options = HeadsOptions { seed, ..HeadsOptions::default() };
-    find_heads(&features, &corpus, &options).context("method.num_experts: auto")
+    let count = || {
+        let corpus = Corpus::read(&recipe.data.train, &recipe.base)?;
+        let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
+        find_heads(&features, &corpus, &HeadsOptions { seed, ..HeadsOptions::default() })
+    };
+    count().context("method.num_experts: auto")
 }
 
 impl Plan {

@@ -10,7 +10,8 @@ use crate::ui::{result, say, table, thousands};
 use hydralora_data::heads::{
     Corpus, Features, HeadsOptions, HeadsReport, Room, elbow_svg, find_heads, map_svg, page,
 };
-use hydralora_data::{DataConfig, SourceConfig, named_sources};
+use hydralora_data::{DataConfig, Error, SourceConfig, named_sources};
+use hydralora_peft::nearest;
 
 use hydralora_model::durable::write_file;
 use std::fs;
@@ -29,19 +30,32 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
         seed: arguments.seed,
         rule: arguments.rule.into(),
     };
+    if options.k_max < options.k_min {
+        let (k_min, k_max) = (options.k_min, options.k_max);
+        return Err(bad_input(format!("--k-max is {k_max}, below --k-min, which is {k_min}")));
+    }
     let sources = sources(global, arguments)?;
+    let named = |error: Error| match error {
+        Error::NoFeatures | Error::TooFewRows { .. } => {
+            let names: Vec<String> =
+                arguments.data.iter().map(|d| d.display().to_string()).collect();
+            bad_input(format!("{}: {error}", names.join(", ")))
+        }
+        error => error.into(),
+    };
     let (corpus, features) = match arguments.features {
         FeatureChoice::Tfidf if arguments.model.is_some() || arguments.layer.is_some() => {
             return Err(bad_input("--model and --layer are for --features model"));
         }
         FeatureChoice::Tfidf => {
             let corpus = read(global, &sources, Room::default())?;
-            let features = Features::tfidf(&corpus, arguments.dimensions, arguments.seed)?;
+            let features = Features::tfidf(&corpus, arguments.dimensions, arguments.seed);
+            let features = features.map_err(named)?;
             (corpus, features)
         }
         FeatureChoice::Model => of_model(global, arguments, &sources)?,
     };
-    let report = find_heads(&features, &corpus, &options)?;
+    let report = find_heads(&features, &corpus, &options).map_err(named)?;
     if let Some(folder) = &arguments.out {
         write(folder, &report)?;
     }
@@ -51,8 +65,15 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
 
 /// The files and named sources to look at, found.
 fn sources(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<Vec<SourceConfig>> {
-    let train = arguments.data.iter().map(|path| source(arguments, path)).collect();
+    let train = arguments.data.iter().map(|path| source(arguments, path));
+    let train = train.collect::<anyhow::Result<_>>()?;
     let mut data = DataConfig { train, ..DataConfig::default() };
+    let mut faults: Vec<String> =
+        data.validate(Path::new("")).iter().map(|fault| as_option(&fault.to_string())).collect();
+    faults.dedup();
+    if !faults.is_empty() {
+        return Err(bad_input(faults.join("\n")));
+    }
     sources::locate(&mut data)?;
     for named in data.train.iter().filter_map(SourceConfig::named) {
         say(global, format!("{}: licence: {}", named.name, named.licence));
@@ -60,19 +81,36 @@ fn sources(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<Vec<So
     Ok(data.train)
 }
 
+/// A fault of the data section, as one of the option it comes from.
+fn as_option(fault: &str) -> String {
+    match fault.split_once("].").map_or(fault, |(_, rest)| rest).split_once(": ") {
+        Some(("path", message)) => message.to_owned(),
+        Some((key, message)) if key.starts_with("fields.") => format!("--field: {message}"),
+        Some((key, message)) => format!("--{key}: {message}"),
+        None => fault.to_owned(),
+    }
+}
+
 /// A file of that path, or else the source of that name.
-fn source(arguments: &HeadsArguments, path: &Path) -> SourceConfig {
-    let mut names = named_sources().map(|named| named.name).filter(|_| !path.exists());
-    let mut source = match names.find(|name| path == Path::new(name)) {
+fn source(arguments: &HeadsArguments, path: &Path) -> anyhow::Result<SourceConfig> {
+    let names = || named_sources().map(|named| named.name);
+    let mut source = match names().find(|name| path == Path::new(name)) {
+        _ if path.exists() => SourceConfig::new(path),
         Some(name) => SourceConfig::of(name),
-        None => SourceConfig::new(path),
+        None => {
+            let near = path.to_str().and_then(|path| nearest(path, names()));
+            let hint = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            let path = path.display();
+            return Err(bad_input(format!("{path}: no such file and no data source{hint}")));
+        }
     };
     source.format.clone_from(&arguments.format);
     source.limit = arguments.limit;
     if let Some(field) = &arguments.domain_field {
         source.fields.insert("domain".to_owned(), field.clone());
     }
-    source
+    source.fields.extend(arguments.fields.iter().cloned());
+    Ok(source)
 }
 
 /// The texts, or a sample that fits `room`.
@@ -83,7 +121,11 @@ fn read(global: &Global, sources: &[SourceConfig], room: Room) -> anyhow::Result
         false => String::new(),
     };
     let total = thousands(corpus.total());
-    say(global, format!("{total} texts from {} files{held}", sources.len()));
+    let from = match sources.len() {
+        1 => "1 source".to_owned(),
+        n => format!("{n} sources"),
+    };
+    say(global, format!("{total} texts from {from}{held}"));
     Ok(corpus)
 }
 

@@ -42,6 +42,31 @@ fn the_command_suggests_explains_and_draws() {
 }
 
 #[test]
+fn fields_and_domains_of_other_names_are_mapped() {
+    let place = Place::new();
+    let rows: String = ["flour butter oven", "judge clause verdict"]
+        .map(|words| {
+            format!(
+                "{{\"question\": \"{words}\", \"answer\": \"yes\", \"kind\": \"{}\"}}\n",
+                &words[..5]
+            )
+        })
+        .concat()
+        .repeat(20);
+    place.write("copies/gsm8k/train.jsonl", &rows);
+    let mapped = ["--field", "instruction=question", "--field", "output=answer"];
+    let file = "copies/gsm8k/train.jsonl";
+    let ran = place.succeed(&[&["heads", file, "--json"][..], &mapped].concat());
+    assert_eq!(json(&ran.stdout)["num_experts"], 2);
+    // A domain of one's own leaves a named source's other names as they are.
+    let copies = place.path("copies").display().to_string();
+    let environment = [("HYDRALORA_DATA_DIR", copies.as_str())];
+    let ran = place.run_in(&environment, &["heads", "gsm8k", "--domain-field", "kind", "--json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert_eq!(json(&ran.stdout)["domains"], serde_json::json!(["flour", "judge"]));
+}
+
+#[test]
 fn named_sources_are_looked_up_where_there_is_no_such_file() {
     let place = Place::new();
     let line = "{\"question\": \"how many apples\", \"answer\": \"seven pears\"}\n";
@@ -100,16 +125,22 @@ fn bad_input_is_named() {
     let model = model().display().to_string();
     for (arguments, message) in [
         (vec!["missing.jsonl"], "missing.jsonl"),
-        (vec!["empty.jsonl"], "nothing to cluster"),
+        (vec!["gsm9k", "court.jsonl"], "no such file and no data source; did you mean `gsm8k`?"),
+        (vec!["empty.jsonl"], "empty.jsonl: there is nothing to cluster"),
         (
             vec!["two.jsonl", "--k-min", "3"],
-            "too few rows to cluster: 2 with a word that counts, 3",
+            "two.jsonl: too few rows to cluster: 2 with a word that counts, 3",
         ),
         (vec!["latin.jsonl"], "latin.jsonl: line 1, byte 14 of the line: not valid UTF-8"),
         (
             vec!["court.jsonl", "--k-min", "4", "--k-max", "2"],
-            "k_max is 2, below k_min, which is 4",
+            "--k-max is 2, below --k-min, which is 4",
         ),
+        (vec!["court.jsonl", "--k-max", "100000"], "expected 1 to 256"),
+        (vec!["court.jsonl", "--limit", "0"], "at least 1"),
+        (vec!["court.jsonl", "--field", "output"], "expected a field of the format"),
+        (vec!["court.jsonl", "--field", "outptu=x"], "--field: unknown field of format"),
+        (vec!["court.jsonl", "--format", "alpacca"], "did you mean `alpaca`?"),
         (vec!["court.jsonl", "--features", "model"], "needs --model"),
         (vec!["court.jsonl", "--model", "x"], "--features model"),
         (
