@@ -12,6 +12,7 @@ use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
 use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message};
+use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
@@ -232,12 +233,8 @@ impl Plan {
         } else {
             of_layer * layers
         };
-        // Sums over stretches of the vocabulary; all logits of a chunk where it is trained.
-        let output_layer = if self.recipe.method.whole_model() {
-            192 * config.vocab_size
-        } else {
-            16 * 384 * config.hidden_size
-        };
+        let whole = self.recipe.method.whole_model();
+        let output_layer = working_len(config.vocab_size, config.hidden_size, whole);
         let Parameters { trainable, weights, .. } = self.parameters();
         // Weights that are trained themselves are not held twice.
         let frozen = self.base.decoder.weight_bytes().saturating_sub(weights * element);

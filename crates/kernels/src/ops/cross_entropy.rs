@@ -21,6 +21,12 @@ use rayon::prelude::*;
 /// Rows whose logits are held at once where all of them are.
 pub(crate) const CHUNK_ROWS: usize = 192;
 
+/// Numbers held at once to form the loss in `f32` through an output layer `[vocabulary, hidden]`: all
+/// logits of a chunk where the layer is trained, sums over stretches of the vocabulary where not.
+pub fn working_len(vocabulary: usize, hidden: usize, trained: bool) -> usize {
+    if trained { CHUNK_ROWS * vocabulary } else { streamed::PARTS * streamed::ROWS * hidden }
+}
+
 /// What [`linear_cross_entropy`] gives.
 pub struct CrossEntropy {
     /// `factor` times the sum of all token losses, shape `[1]`.
@@ -151,6 +157,7 @@ fn cross_entropy(
     CrossEntropy { loss, rows, token_losses }
 }
 
+mod columns;
 mod streamed;
 mod transposed;
 

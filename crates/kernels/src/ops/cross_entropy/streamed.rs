@@ -6,9 +6,9 @@
 //! turns up. So a block of the output layer is read (or widened) once for both products, and no
 //! more logits exist at a time than those of one block.
 
+use super::columns;
 use crate::buffer::Buffer;
 use crate::dense;
-use crate::element::Element;
 use crate::matmul::Write;
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::simd::vectorize;
@@ -22,9 +22,9 @@ pub(super) const ROWS: usize = 384;
 /// Rows of the output layer that are multiplied at a time, to stay in a core's cache.
 const BLOCK: usize = 128;
 
-/// Stretches of the vocabulary that are summed apart; fixed, so that results do not depend on the
+/// Stretches of the vocabulary that are summed apart, at most; fixed, so that results do not depend on the
 /// number of threads.
-const PARTS: usize = 16;
+pub(super) const PARTS: usize = 16;
 
 /// Sums over one stretch of the vocabulary, relative to its highest logit of each row.
 struct Part {
@@ -49,10 +49,8 @@ pub(super) fn chunk(
     wanted: bool,
 ) -> Option<Tensor> {
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
-    assert_eq!(inner, head.in_features(), "the hidden state has another width");
     let _part = crate::profile::part("cross_entropy products");
-    crate::profile::product(rows, inner, vocabulary * if wanted { 2 } else { 1 });
-    let panels = dense::packed_transpose(h.data::<f32>(), inner);
+    let panels = columns::panels(h, head, if wanted { 2 } else { 1 });
     let part_len = vocabulary.div_ceil(PARTS).next_multiple_of(BLOCK);
     let parts: Vec<Part> = (0..vocabulary.div_ceil(part_len))
         .into_par_iter()
@@ -63,23 +61,11 @@ pub(super) fn chunk(
         })
         .collect();
 
-    let mut wanted_logits = vec![0.0_f32; rows];
-    for &(row, logit) in parts.iter().flat_map(|part| &part.found) {
-        wanted_logits[row] = logit;
-    }
     let log_sums: Vec<f64> = (0..rows)
-        .map(|row| {
-            let peaks = parts.iter().map(|part| f64::from(part.peaks[row]));
-            let peak = peaks.clone().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = parts
-                .iter()
-                .zip(peaks)
-                .map(|(part, own)| part.sums[row] * (own - peak).exp())
-                .sum();
-            peak + sum.ln()
-        })
+        .map(|row| columns::log_sum(parts.iter().map(|part| (part.peaks[row], part.sums[row]))))
         .collect();
-    losses.extend(log_sums.iter().zip(&wanted_logits).map(|(sum, &logit)| sum - f64::from(logit)));
+    let found = parts.iter().flat_map(|part| part.found.iter().copied());
+    columns::add_losses(&log_sums, found, losses);
     if !wanted {
         return None;
     }
@@ -132,29 +118,11 @@ fn stretch(
                 logits.iter_mut().for_each(|logit| *logit += bias);
             }
         }
-        for (row, &target) in targets.iter().enumerate() {
-            if let Some(at) = (target as usize).checked_sub(first).filter(|&at| at < count) {
-                part.found.push((row, logits[at * rows + row]));
-            }
-        }
-        vectorize(
-            #[inline(always)]
-            || {
-                peaks.copy_from_slice(&part.peaks);
-                for logits in logits.chunks_exact(rows) {
-                    for (peak, &logit) in peaks.iter_mut().zip(logits) {
-                        *peak = if logit > *peak { logit } else { *peak };
-                    }
-                }
-                sums.fill(0.0);
-                for logits in logits.chunks_exact_mut(rows) {
-                    for ((logit, &peak), sum) in logits.iter_mut().zip(&peaks).zip(&mut sums) {
-                        *logit = Element::exp(*logit - peak);
-                        *sum += *logit;
-                    }
-                }
-            },
-        );
+        let found = columns::within(targets, first, count).map(|(row, at)| (row, logits[at]));
+        part.found.extend(found);
+        peaks.copy_from_slice(&part.peaks);
+        sums.fill(0.0);
+        columns::exponentials(logits, &mut peaks, &mut sums);
         for row in 0..rows {
             let (old, new) = (part.peaks[row], peaks[row]);
             if new > old {

@@ -1,8 +1,8 @@
 //! One chunk of rows through a trained output layer in `f32`, its logits transposed.
 
+use super::columns;
 use crate::buffer::Buffer;
 use crate::dense;
-use crate::element::Element;
 use crate::matmul::Write;
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::simd::vectorize;
@@ -31,10 +31,8 @@ pub(super) fn chunk(
     weight_gradient: &mut Tensor,
 ) -> Option<Tensor> {
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
-    assert_eq!(inner, head.in_features(), "the hidden state has another width");
     let _part = crate::profile::part("cross_entropy products");
-    crate::profile::product(rows, inner, vocabulary * if wanted { 2 } else { 1 });
-    let panels = dense::packed_transpose(h.data::<f32>(), inner);
+    let panels = columns::panels(h, head, if wanted { 2 } else { 1 });
     let block_count = vocabulary.div_ceil(BLOCK);
 
     // First way through the vocabulary: `exp(logit − peak)` with a peak for every block and row, and
@@ -42,7 +40,6 @@ pub(super) fn chunk(
     let mut logits = Buffer::<f32>::scratch(vocabulary * rows);
     let mut peaks = Buffer::<f32>::scratch(block_count * rows);
     let mut sums = Buffer::<f32>::zeros(block_count * rows);
-    let mut wanted_logits = vec![0.0_f32; rows];
     let found: Vec<Vec<(usize, f32)>> = logits
         .par_chunks_mut(BLOCK * rows)
         .zip(peaks.par_chunks_mut(rows))
@@ -58,49 +55,20 @@ pub(super) fn chunk(
                 depth: inner,
             };
             multiply(&[segment], count, rows, logits, rows, Write::Set);
-            let found = targets.iter().enumerate().filter_map(|(row, &target)| {
-                let at = (target as usize).checked_sub(first).filter(|&at| at < count)?;
-                Some((row, logits[at * rows + row]))
-            });
-            let found = found.collect();
-            vectorize(
-                #[inline(always)]
-                || {
-                    peaks.fill(f32::NEG_INFINITY);
-                    for logits in logits.chunks_exact(rows) {
-                        for (peak, &logit) in peaks.iter_mut().zip(logits) {
-                            *peak = if logit > *peak { logit } else { *peak };
-                        }
-                    }
-                    for logits in logits.chunks_exact_mut(rows) {
-                        for ((logit, &peak), sum) in
-                            logits.iter_mut().zip(peaks.iter()).zip(sums.iter_mut())
-                        {
-                            *logit = Element::exp(*logit - peak);
-                            *sum += *logit;
-                        }
-                    }
-                },
-            );
+            let found = columns::within(targets, first, count);
+            let found = found.map(|(row, at)| (row, logits[at])).collect();
+            peaks.fill(f32::NEG_INFINITY);
+            columns::exponentials(logits, peaks, sums);
             found
         })
         .collect();
-    for (row, logit) in found.into_iter().flatten() {
-        wanted_logits[row] = logit;
-    }
     let log_sums: Vec<f64> = (0..rows)
         .map(|row| {
-            let of_row = |values: &[f32], block: usize| f64::from(values[block * rows + row]);
-            let peak = (0..block_count)
-                .map(|block| of_row(&peaks, block))
-                .fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = (0..block_count)
-                .map(|block| of_row(&sums, block) * (of_row(&peaks, block) - peak).exp())
-                .sum();
-            peak + sum.ln()
+            let of_row = (row..block_count * rows).step_by(rows);
+            columns::log_sum(of_row.map(|at| (peaks[at], f64::from(sums[at]))))
         })
         .collect();
-    losses.extend(log_sums.iter().zip(&wanted_logits).map(|(sum, &logit)| sum - f64::from(logit)));
+    columns::add_losses(&log_sums, found.into_iter().flatten(), losses);
     let part_rows = BLOCKS_PER_PART * BLOCK;
     let h = h.data::<f32>();
 
@@ -130,11 +98,8 @@ pub(super) fn chunk(
                         }
                     },
                 );
-                for (row, &target) in targets.iter().enumerate() {
-                    if let Some(at) = (target as usize).checked_sub(first).filter(|&at| at < count)
-                    {
-                        logits[at * rows + row] -= factor;
-                    }
+                for (_, at) in columns::within(targets, first, count) {
+                    logits[at] -= factor;
                 }
                 let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
                 let segment = Segment {
