@@ -148,8 +148,7 @@ impl Reading<'_> {
             let shapes = self.source.named().into_iter().flat_map(|named| named.shapes);
             let shape = shapes.into_iter().find(|shape| shape.format == format.name());
             if let Some(shape) = shape.filter(|_| self.leaves_fields_to_the_name()) {
-                let own = std::mem::take(&mut self.fields);
-                self.fields.extend(shape.fields().into_iter().chain(own));
+                self.add_fields(shape.fields());
             }
         }
         let path = input.path.clone();
@@ -213,6 +212,13 @@ impl Reading<'_> {
         self.fields.keys().all(|field| field == format::DOMAIN)
     }
 
+    /// Takes over a named source's field names, beside one's own.
+    fn add_fields(&mut self, names: BTreeMap<String, String>) {
+        for (field, name) in names {
+            self.fields.entry(field).or_insert(name);
+        }
+    }
+
     /// Finds the format from the first record.
     fn detect(&mut self, raw: &Raw) -> Result<()> {
         if matches!(raw.content, Content::Text(_)) {
@@ -229,8 +235,7 @@ impl Reading<'_> {
                 };
                 if let Some(format) = format::find(shape.format).filter(fits) {
                     self.format = Some(format);
-                    let own = std::mem::take(&mut self.fields);
-                    self.fields.extend(fields.into_iter().chain(own));
+                    self.add_fields(fields);
                     return Ok(());
                 }
             }

@@ -83,11 +83,7 @@ impl Default for HeadsOptions {
 pub const DIMENSIONS: usize = 8;
 
 impl HeadsOptions {
-    /// Finds out whether the options make sense, whatever the data.
-    ///
-    /// # Errors
-    /// [`Error::HeadsOptions`] with the first that does not.
-    pub fn validate(&self) -> Result<()> {
+    fn check(&self, rows: usize) -> Result<usize> {
         let wrong = |message: String| Err(Error::HeadsOptions(message));
         if self.k_min == 0 {
             return wrong("k_min is 0; expected at least 1".to_owned());
@@ -98,11 +94,6 @@ impl HeadsOptions {
         if self.seeds == 0 {
             return wrong("seeds is 0; expected at least 1".to_owned());
         }
-        Ok(())
-    }
-
-    fn check(&self, rows: usize) -> Result<usize> {
-        self.validate()?;
         if rows < self.k_min.max(2) {
             return Err(Error::TooFewRows { rows, needed: self.k_min.max(2) });
         }
