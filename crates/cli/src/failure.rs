@@ -19,19 +19,6 @@ pub(crate) fn bad_input(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(BadInput(message.into()))
 }
 
-/// What `error` says, and each of its causes where that is more than was said already.
-pub(crate) fn message(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
 /// The process's exit status for `error`.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     for cause in error.chain() {
@@ -93,6 +80,7 @@ mod tests {
 
     #[test]
     fn causes_are_named_once() {
+        let message = |error: &anyhow::Error| format!("{error:#}");
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let told = hydralora_peft::Error::Io(std::io::Error::other("a.json: entity not found"));
         assert_eq!(message(&anyhow::Error::new(told)), "a.json: entity not found");

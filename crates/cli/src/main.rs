@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match run {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            eprintln!("error: {}", failure::message(&error));
+            eprintln!("error: {error:#}");
             ExitCode::from(failure::exit_code(&error))
         }
         Err(panic) => {

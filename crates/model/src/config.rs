@@ -90,7 +90,7 @@ impl ModelConfig {
     pub fn from_json_file(path: &Path) -> Result<Self> {
         let text = fs_err::read_to_string(path)?;
         let root: Value = serde_json::from_str(&text)
-            .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+            .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
         Self::from_json(&root, path)
     }
 

@@ -13,15 +13,15 @@ pub enum Error {
     #[error("the adapter's learned positions have to be in the cache of a tree of continuations")]
     LeadNeedsCache,
     /// A file could not be read or written; the message names it.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// A file is not valid JSON, or not of the expected form.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {fault}", path = path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// What the parser found, with line and column.
-        source: serde_json::Error,
+        fault: serde_json::Error,
     },
     /// A file's content is not what its format demands.
     #[error("{path}: {message}", path = path.display())]

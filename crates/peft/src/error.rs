@@ -32,7 +32,7 @@ impl std::fmt::Display for Fault {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written; the message names it.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The base model refused what a method asked of it.
     #[error(transparent)]

@@ -16,7 +16,7 @@ pub enum Error {
     Adapter(#[from] hydralora_peft::Error),
     #[error(transparent)]
     Data(#[from] hydralora_data::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     #[error("{}", faults.join("\n"))]
     Config { faults: Vec<String> },

@@ -79,7 +79,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 fn carried_config(path: &Path, dtype: &str) -> Result<Value> {
     let text = fs_err::read(path)?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.to_owned(), json!(dtype));
     Ok(Value::Object(config))

@@ -76,7 +76,7 @@ fn optional_object(path: &Path) -> Result<Value> {
     }
     let bytes = fs_err::read(path)?;
     let value: Value = serde_json::from_slice(&bytes)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     if !value.is_object() {
         return Err(Error::malformed(path, "expected an object"));
     }

@@ -26,7 +26,7 @@ pub(super) fn metadata(
     let text = tokenizer.inner.to_string(false).map_err(|error| tokenizer.fault(&error))?;
     let path = &tokenizer.path;
     let json: Json =
-        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.clone(), source })?;
+        serde_json::from_str(&text).map_err(|fault| Error::Json { path: path.clone(), fault })?;
     let model = &json["model"];
     if model["type"] != "BPE" {
         let message = format!("{} cannot be written to a GGUF file; expected BPE", model["type"]);

@@ -88,7 +88,7 @@ pub(super) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     }
     let text = fs_err::read_to_string(path)?;
     let index: Index = serde_json::from_str(&text)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     // A name with a folder in it could lead out of the model's own.
     if let Some(shard) = index.weight_map.values().find(|shard| {
         Path::new(shard).file_name().and_then(|name| name.to_str()) != Some(shard.as_str())
