@@ -79,7 +79,7 @@ impl std::fmt::Display for BlockFormat {
 }
 
 #[inline(always)]
-fn half_at(bytes: &[u8], at: usize) -> f32 {
+pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
     widen_half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
@@ -240,84 +240,8 @@ pub fn is_finite(format: BlockFormat, bytes: &[u8]) -> bool {
     })
 }
 
-/// Numbers of a quantised block.
-const BLOCK: usize = 32;
-
-/// Adds `factor · Σ products` of one block to sixteen partial sums.
-#[inline(always)]
-fn add_scaled(sums: &mut [f32; 16], factor: f32, products: &[f32; 16]) {
-    for (sum, product) in sums.iter_mut().zip(products) {
-        *sum = factor.mul_add(*product, *sum);
-    }
-}
-
-/// A half-precision number that is finite, as a block's scale is.
-#[inline(always)]
-fn finite_half_at(bytes: &[u8], at: usize) -> f32 {
-    const RESCALE: f32 = f32::from_bits((127 + 112) << 23);
-    let bits = u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-    f32::from_bits((bits & 0x8000) << 16 | (bits & 0x7FFF) << 13) * RESCALE
-}
-
-/// `Σ w_i x_i` of a row of Q8_0 blocks.
-#[inline(always)]
-pub(crate) fn dot_q8_0(row: &[u8], x: &[f32]) -> f32 {
-    let mut sums = [[0.0_f32; 16]; 2];
-    for (index, (block, x)) in
-        row.as_chunks::<34>().0.iter().zip(x.as_chunks::<BLOCK>().0).enumerate()
-    {
-        simd::fetch_ahead(block, 0);
-        let mut products = [0.0_f32; 16];
-        for i in 0..16 {
-            let (low, high) = (f32::from(block[2 + i] as i8), f32::from(block[18 + i] as i8));
-            products[i] = low.mul_add(x[i], high * x[i + 16]);
-        }
-        add_scaled(&mut sums[index % 2], finite_half_at(block, 0), &products);
-    }
-    let [mut sums, second] = sums;
-    for i in 0..16 {
-        sums[i] += second[i];
-    }
-    simd::fold(sums)
-}
-
-/// Products of a block of sixteen bytes, two quants each, with 32 numbers.
-#[inline(always)]
-fn nibble_products(quants: &[u8; 16], x: &[f32; BLOCK]) -> [f32; 16] {
-    let mut products = [0.0_f32; 16];
-    for i in 0..16 {
-        let (low, high) = (f32::from(quants[i] & 15), f32::from(quants[i] >> 4));
-        products[i] = low.mul_add(x[i], high * x[i + 16]);
-    }
-    products
-}
-
-/// `Σ w_i x_i` of a row of Q4_0 blocks; `x_sums` are the sums of `x` over each block.
-#[inline(always)]
-pub(crate) fn dot_q4_0(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
-    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
-    for ((block, x), x_sum) in row.as_chunks::<18>().0.iter().zip(x.as_chunks().0).zip(x_sums) {
-        simd::fetch_ahead(block, 0);
-        let d = finite_half_at(block, 0);
-        let quants = block[2..].as_array().unwrap_or(&[0; 16]);
-        add_scaled(&mut sums, d, &nibble_products(quants, x));
-        offset = (-8.0 * d).mul_add(*x_sum, offset);
-    }
-    simd::fold(sums) + offset
-}
-
-/// `Σ w_i x_i` of a row of Q4_1 blocks; `x_sums` are the sums of `x` over each block.
-#[inline(always)]
-pub(crate) fn dot_q4_1(row: &[u8], x: &[f32], x_sums: &[f32]) -> f32 {
-    let (mut sums, mut offset) = ([0.0_f32; 16], 0.0);
-    for ((block, x), x_sum) in row.as_chunks::<20>().0.iter().zip(x.as_chunks().0).zip(x_sums) {
-        simd::fetch_ahead(block, 0);
-        let quants = block[4..].as_array().unwrap_or(&[0; 16]);
-        add_scaled(&mut sums, finite_half_at(block, 0), &nibble_products(quants, x));
-        offset = finite_half_at(block, 2).mul_add(*x_sum, offset);
-    }
-    simd::fold(sums) + offset
-}
+/// Bytes ahead of a product that reads a weight once, at which its memory is called for.
+const AHEAD: usize = 2048;
 
 /// `Σ w_i x_i` of a row of bfloat16 numbers.
 #[inline(always)]
@@ -327,7 +251,7 @@ pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
     let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<32>();
     let (x_blocks, x_rest) = x.as_chunks::<32>();
     for (block, x) in blocks.iter().zip(x_blocks) {
-        simd::fetch_ahead(block, 0);
+        simd::fetch(block, AHEAD);
         for (part, sums) in many.iter_mut().enumerate() {
             for i in 0..16 {
                 let at = part * 16 + i;

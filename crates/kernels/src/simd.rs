@@ -23,47 +23,25 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// Bytes ahead of a product that reads a weight once, at which its memory is called for.
-const AHEAD: usize = 2048;
-
-/// Bytes that memory hands over at a time.
-const LINE: usize = 64;
-
-/// Calls for what lies [`AHEAD`] of `at` bytes into `data`, which may be past its end. The
+/// Calls for the memory `distance` bytes past the start of `data`, which may be past its end. The
 /// processor's own prefetching stops at the end of each page.
 #[inline(always)]
 #[allow(unsafe_code)]
-pub(crate) fn fetch_ahead<T>(data: &[T], at: usize) {
+pub(crate) fn fetch<T>(data: &[T], distance: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = data.as_ptr().cast::<i8>().wrapping_add(at + AHEAD);
+        let address = data.as_ptr().cast::<i8>().wrapping_add(distance);
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, at);
+    let _ = (data, distance);
 }
 
 /// `Σ a_i b_i`.
 #[inline(always)]
 pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
-    dot_with(a, b, |_| ())
-}
-
-/// [`dot`] with `a` read from memory once.
-#[inline(always)]
-pub(crate) fn dot_streamed<E: Element>(a: &[E], b: &[E]) -> E {
-    dot_with(a, b, |index| {
-        for line in 0..4 * LANES * size_of::<E>() / LINE {
-            fetch_ahead(a, index * 4 * LANES * size_of::<E>() + line * LINE);
-        }
-    })
-}
-
-/// `Σ a_i b_i`, calling `each` with the index of every whole group of `4 · LANES`.
-#[inline(always)]
-fn dot_with<E: Element>(a: &[E], b: &[E], each: impl Fn(usize)) -> E {
     // One sum alone would wait for each addition before the next.
     const TOGETHER: usize = 4;
     let len = a.len().min(b.len());
@@ -71,8 +49,7 @@ fn dot_with<E: Element>(a: &[E], b: &[E], each: impl Fn(usize)) -> E {
     let mut many = [[E::ZERO; LANES]; TOGETHER];
     let (a_many, a_rest) = a.as_chunks::<{ TOGETHER * LANES }>();
     let (b_many, b_rest) = b.as_chunks::<{ TOGETHER * LANES }>();
-    for (index, (a, b)) in a_many.iter().zip(b_many).enumerate() {
-        each(index);
+    for (a, b) in a_many.iter().zip(b_many) {
         for (part, sums) in many.iter_mut().enumerate() {
             for lane in 0..LANES {
                 let at = part * LANES + lane;

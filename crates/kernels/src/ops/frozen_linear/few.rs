@@ -6,6 +6,14 @@ use crate::block::{self, BlockFormat};
 use crate::buffer::Buffer;
 use crate::simd::{self, vectorize};
 use crate::team;
+use integer::Rounded;
+use std::ops::Range;
+
+pub(crate) mod float;
+mod integer;
+
+/// Rows of a weight that are multiplied together.
+const TOGETHER: usize = 4;
 
 /// Bytes of weight a task reads.
 pub(crate) const TASK_BYTES: usize = 1 << 15;
@@ -25,44 +33,41 @@ pub(crate) fn product(
     crate::profile::product(rows, inputs, outputs);
     let (h, up) = update;
     let inner = h.len() / rows;
-    let sums: Vec<f32> = match layer.weight() {
-        FrozenWeight::Blocks { format, .. } => block_sums(*format, x, rows),
-        FrozenWeight::Dense(_) => Vec::new(),
+    let rounded = match layer.weight() {
+        FrozenWeight::Blocks { format, .. } => Rounded::new(*format, x, inputs),
+        FrozenWeight::Dense(_) => None,
     };
     let row_bytes = (layer.bytes() / outputs.max(1)).max(1);
-    let task = (TASK_BYTES / row_bytes).clamp(1, outputs.max(1));
+    let task = (TASK_BYTES / row_bytes).next_multiple_of(TOGETHER);
+    let task = task.clamp(1, outputs.max(1));
     // `[out, rows]`, so that tasks own whole stretches.
     let mut turned = Buffer::<f32>::scratch(outputs * rows);
     team::chunks_mut(&mut turned, task * rows, |index, out| {
         let first = index * task;
         let count = out.len() / rows;
-        vectorize(
-            #[inline(always)]
-            || {
-                match layer.weight() {
-                    FrozenWeight::Dense(weight) => {
-                        let rows_of = first * inputs..(first + count) * inputs;
-                        dense(&weight.data::<f32>()[rows_of], x, inputs, rows, out);
-                    }
-                    FrozenWeight::Blocks { format: BlockFormat::F32, .. } => {
-                        dense(&layer.dense_rows(first, count), x, inputs, rows, out);
-                    }
-                    FrozenWeight::Blocks { format, bytes, .. } => {
-                        let row_bytes = format.bytes_for(inputs);
-                        let bytes = &bytes[first * row_bytes..(first + count) * row_bytes];
-                        packed(*format, bytes, x, &sums, inputs, rows, out);
-                    }
-                }
-                if inner > 0 {
-                    let up = up[first * inner..].chunks_exact(inner);
-                    for (out, up) in out.chunks_exact_mut(rows).zip(up) {
-                        for (out, h) in out.iter_mut().zip(h.chunks_exact(inner)) {
-                            *out += simd::dot(up, h);
-                        }
-                    }
+        let range = first..first + count;
+        out.fill(0.0);
+        match layer.weight() {
+            FrozenWeight::Dense(weight) => {
+                let weight = Rows::whole(weight.data::<f32>(), inputs);
+                float::add_products(weight, x, range.clone(), rows, out);
+            }
+            FrozenWeight::Blocks { format: BlockFormat::F32, .. } => {
+                let weight = layer.dense_rows(first, count);
+                float::add_products(Rows::whole(&weight, inputs), x, 0..count, rows, out);
+            }
+            FrozenWeight::Blocks { format, bytes, .. } => match &rounded {
+                Some(rounded) => rounded.add_products(bytes, range.clone(), rows, out),
+                None => {
+                    let row_bytes = format.bytes_for(inputs);
+                    let bytes = &bytes[range.start * row_bytes..range.end * row_bytes];
+                    widened(*format, bytes, x, inputs, rows, out);
                 }
             },
-        );
+        }
+        if inner > 0 {
+            float::add_products(Rows::whole(up, inner), h, range, rows, out);
+        }
         if let Some(bias) = layer.bias() {
             for (out, &bias) in out.chunks_exact_mut(rows).zip(&bias.data::<f32>()[first..]) {
                 out.iter_mut().for_each(|out| *out += bias);
@@ -81,70 +86,90 @@ pub(crate) fn product(
     out
 }
 
-/// Sums of `x` over each block, for formats whose numbers are offset from zero.
-fn block_sums(format: BlockFormat, x: &[f32], rows: usize) -> Vec<f32> {
-    if rows != 1 || format.block_len() == 1 {
-        return Vec::new();
-    }
-    vectorize(
-        #[inline(always)]
-        || x.chunks(format.block_len()).map(|block| simd::sum_map(block, |x| x)).collect(),
-    )
+/// Rows of a weight.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) data: &'a [T],
+    /// Of a row.
+    pub(crate) len: usize,
+    /// From the start of a row to that of the next.
+    pub(crate) stride: usize,
 }
 
-#[inline(always)]
-fn dense(weight: &[f32], x: &[f32], inputs: usize, rows: usize, out: &mut [f32]) {
-    for (out, weight) in out.chunks_exact_mut(rows).zip(weight.chunks_exact(inputs)) {
-        let mut rest = out.iter_mut().zip(x.chunks_exact(inputs));
-        if let Some((out, x)) = rest.next() {
-            *out = simd::dot_streamed(weight, x);
-        }
-        for (out, x) in rest {
-            *out = simd::dot(weight, x);
-        }
+impl<'a, T> Rows<'a, T> {
+    /// Rows without a gap.
+    fn whole(data: &'a [T], len: usize) -> Self {
+        Self { data, len, stride: len }
     }
 }
 
+/// How many bytes ahead memory is called for where four rows of `row_bytes` are read side by side: as
+/// far into a later four as it takes for memory to answer.
 #[inline(always)]
-fn packed(
+fn ahead(row_bytes: usize) -> usize {
+    const ANSWER: usize = 4096;
+    let four = (TOGETHER * row_bytes).max(1);
+    four * ANSWER.div_ceil(four)
+}
+
+/// Calls `four_rows(rows of the weight, row of x)` for every four of rows `range` of `weight`, and
+/// adds what it gives to `out: [range, rows]`.
+#[inline(always)]
+fn by_fours<T>(
+    weight: Rows<'_, T>,
+    range: Range<usize>,
+    rows: usize,
+    out: &mut [f32],
+    four_rows: impl Fn([&[T]; TOGETHER], usize) -> [f32; TOGETHER],
+) {
+    for (first, out) in range.clone().step_by(TOGETHER).zip(out.chunks_mut(TOGETHER * rows)) {
+        // The last group may be short: its last row stands in for those past it.
+        let weight_row = |at: usize| {
+            let start = (first + at).min(range.end - 1) * weight.stride;
+            &weight.data[start..start + weight.len]
+        };
+        let group = [weight_row(0), weight_row(1), weight_row(2), weight_row(3)];
+        for row in 0..rows {
+            let sums = four_rows(group, row);
+            for (at, sum) in sums.into_iter().enumerate() {
+                if let Some(out) = out.get_mut(at * rows + row) {
+                    *out += sum;
+                }
+            }
+        }
+    }
+}
+
+/// Products with rows whose format has none of its own.
+fn widened(
     format: BlockFormat,
     bytes: &[u8],
     x: &[f32],
-    sums: &[f32],
     inputs: usize,
     rows: usize,
     out: &mut [f32],
 ) {
-    let row_bytes = format.bytes_for(inputs);
-    let of_rows = out.chunks_exact_mut(rows).zip(bytes.chunks_exact(row_bytes));
-    // Plain loops: an iterator's closure would be a function of its own, without vectors.
-    match (format, rows) {
-        (BlockFormat::Q8_0, 1) => {
-            for (out, row) in of_rows {
-                out[0] = block::dot_q8_0(row, x);
-            }
-        }
-        (BlockFormat::Q4_0, 1) => {
-            for (out, row) in of_rows {
-                out[0] = block::dot_q4_0(row, x, sums);
-            }
-        }
-        (BlockFormat::Q4_1, 1) => {
-            for (out, row) in of_rows {
-                out[0] = block::dot_q4_1(row, x, sums);
-            }
-        }
-        (BlockFormat::BF16, 1) => {
-            for (out, row) in of_rows {
-                out[0] = block::dot_bf16(row, x);
-            }
-        }
-        _ => {
-            let mut wide = Buffer::<f32>::scratch(inputs);
-            for (out, row) in of_rows {
-                block::dequantize(format, row, &mut wide);
-                dense(&wide, x, inputs, rows, out);
-            }
-        }
+    let of_rows = out.chunks_exact_mut(rows).zip(bytes.chunks_exact(format.bytes_for(inputs)));
+    if format == BlockFormat::BF16 && rows == 1 {
+        return vectorize(
+            #[inline(always)]
+            || {
+                for (out, row) in of_rows {
+                    out[0] = block::dot_bf16(row, x);
+                }
+            },
+        );
+    }
+    let mut wide = Buffer::<f32>::scratch(inputs);
+    for (out, row) in of_rows {
+        block::dequantize(format, row, &mut wide);
+        vectorize(
+            #[inline(always)]
+            || {
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(inputs)) {
+                    *out = simd::dot(&wide, x);
+                }
+            },
+        );
     }
 }

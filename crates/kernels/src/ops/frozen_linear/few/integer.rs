@@ -1,0 +1,467 @@
+//! Products of packed weights with a few rows of activations, in whole numbers.
+//!
+//! A packed weight is a scale times small whole numbers, block by block. Rounding the activations of
+//! a block to 16 bits, with a scale of their own, makes the sum over the block one of whole numbers,
+//! `Σ q_i x_i`, which a processor does sixteen or more at a time; widening every weight to `f32`
+//! first takes three times as long. The rounding is `1/65278` of the largest activation of the block
+//! at most.
+//!
+//! [`portable`] says what is computed; [`wide`] does the same with the wider instructions of x86, to
+//! the last bit.
+
+use super::{Rows, TOGETHER, ahead, by_fours};
+use crate::block::BlockFormat;
+use crate::simd::{self, vectorize};
+use std::ops::Range;
+
+/// Numbers of a block.
+const BLOCK: usize = 32;
+
+/// Partial sums of a row.
+const LANES: usize = 8;
+
+/// Where in a block of a format its parts are.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Bytes of a block.
+    bytes: usize,
+    /// Where the quants start; the scale is at 0.
+    quants: usize,
+    /// Two quants a byte, without a sign.
+    nibbles: bool,
+    /// Where the number is that is added to each, and what it is multiplied by.
+    offset: Option<(usize, f32)>,
+}
+
+const fn layout(format: BlockFormat) -> Option<Layout> {
+    Some(match format {
+        BlockFormat::Q8_0 => Layout { bytes: 34, quants: 2, nibbles: false, offset: None },
+        BlockFormat::Q4_0 => {
+            Layout { bytes: 18, quants: 2, nibbles: true, offset: Some((0, -8.0)) }
+        }
+        BlockFormat::Q4_1 => Layout { bytes: 20, quants: 4, nibbles: true, offset: Some((2, 1.0)) },
+        _ => return None,
+    })
+}
+
+/// Rows of activations, rounded to 16 bits.
+pub(crate) struct Rounded {
+    layout: Layout,
+    /// Blocks of a row.
+    blocks: usize,
+    values: Vec<[i16; BLOCK]>,
+    /// `256 · high + low` for each value, where the weight's quants have no sign.
+    bytes: Vec<Bytes>,
+    /// What the values of each block are multiplied by. Not a number where an activation is not
+    /// finite, so that it is not lost.
+    scales: Vec<f32>,
+    /// The sum of each block, of the values as rounded.
+    sums: Vec<f32>,
+}
+
+/// The two bytes of each value of a block, both with a sign.
+#[derive(Clone, Copy)]
+struct Bytes {
+    high: [i8; BLOCK],
+    low: [i8; BLOCK],
+}
+
+impl Rounded {
+    /// `x: [rows, inputs]` for weights of `format`; none if their products are not done this way.
+    pub(crate) fn new(format: BlockFormat, x: &[f32], inputs: usize) -> Option<Self> {
+        let layout = layout(format)?;
+        let (blocks, _) = x.as_chunks::<BLOCK>();
+        let mut rounded = Self {
+            layout,
+            blocks: inputs / BLOCK,
+            values: vec![[0; BLOCK]; blocks.len()],
+            bytes: Vec::new(),
+            scales: vec![0.0; blocks.len()],
+            sums: vec![0.0; blocks.len()],
+        };
+        if layout.nibbles {
+            rounded.bytes = vec![Bytes { high: [0; BLOCK], low: [0; BLOCK] }; blocks.len()];
+        }
+        vectorize(
+            #[inline(always)]
+            || {
+                for (index, block) in blocks.iter().enumerate() {
+                    (rounded.scales[index], rounded.sums[index]) =
+                        round(block, &mut rounded.values[index]);
+                }
+                for (bytes, values) in rounded.bytes.iter_mut().zip(&rounded.values) {
+                    for at in 0..BLOCK {
+                        bytes.low[at] = values[at] as i8;
+                        bytes.high[at] = ((values[at] - i16::from(bytes.low[at])) >> 8) as i8;
+                    }
+                }
+            },
+        );
+        Some(rounded)
+    }
+
+    fn row(&self, row: usize) -> Row<'_> {
+        let blocks = row * self.blocks..(row + 1) * self.blocks;
+        Row {
+            values: &self.values[blocks.clone()],
+            bytes: self.bytes.get(blocks.clone()).unwrap_or(&[]),
+            scales: &self.scales[blocks.clone()],
+            sums: &self.sums[blocks],
+        }
+    }
+
+    /// Adds the products with rows `range` of a weight whose bytes are `weight` to
+    /// `out: [range, rows]`.
+    pub(crate) fn add_products(
+        &self,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        if wide::available() {
+            // SAFETY: the processor has the instructions.
+            return unsafe { wide::add_products(self, weight, range, rows, out) };
+        }
+        by_fours(Rows::whole(weight, self.row_bytes()), range, rows, out, |weight, row| {
+            portable::four_rows(self.layout, weight, self.row(row))
+        });
+    }
+
+    /// Bytes of a row of the weight.
+    fn row_bytes(&self) -> usize {
+        self.blocks * self.layout.bytes
+    }
+}
+
+/// One row of activations.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    values: &'a [[i16; BLOCK]],
+    bytes: &'a [Bytes],
+    scales: &'a [f32],
+    sums: &'a [f32],
+}
+
+/// Rounds a block; gives its scale and the sum of what it was rounded to.
+#[inline(always)]
+fn round(block: &[f32; BLOCK], values: &mut [i16; BLOCK]) -> (f32, f32) {
+    /// Added to a number below 2²² it leaves the nearest whole number in the low bits.
+    const SHIFT: f32 = 12_582_912.0;
+    /// Whose bytes, both with a sign, are 127.
+    const LARGEST: f32 = 32_639.0;
+    let (mut peaks, mut finite) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    for part in block.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            let magnitude = part[lane].abs();
+            peaks[lane] = if magnitude > peaks[lane] { magnitude } else { peaks[lane] };
+            // 0, or not a number.
+            finite[lane] += part[lane] * 0.0;
+        }
+    }
+    let peak = peaks.iter().fold(0.0_f32, |peak, &lane| if lane > peak { lane } else { peak });
+    let finite: f32 = finite.iter().sum();
+    let inverse = if peak > f32::MIN_POSITIVE { LARGEST / peak } else { 0.0 };
+    let mut sum = 0;
+    for (value, x) in values.iter_mut().zip(block) {
+        let whole = (x * inverse + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32;
+        *value = whole as i16;
+        sum += i32::from(*value);
+    }
+    let scale = peak / LARGEST + finite;
+    (scale, sum as f32 * scale)
+}
+
+mod portable {
+    use super::*;
+    use crate::block::half_at;
+
+    /// As [`wide::four_rows`], its sums in the same order.
+    pub(super) fn four_rows(
+        layout: Layout,
+        weight: [&[u8]; TOGETHER],
+        x: Row<'_>,
+    ) -> [f32; TOGETHER] {
+        weight.map(|row| {
+            let (mut sums, mut offset) = ([0.0_f32; LANES], 0.0_f32);
+            let blocks = row.chunks_exact(layout.bytes);
+            for (((block, x), &x_scale), &x_sum) in blocks.zip(x.values).zip(x.scales).zip(x.sums) {
+                let quants = quants(layout, block);
+                let scale = half_at(block, 0) * x_scale;
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let whole: i32 = lane_members(layout, lane)
+                        .map(|at| i32::from(quants[at]) * i32::from(x[at]))
+                        .iter()
+                        .sum();
+                    *sum = scale.mul_add(whole as f32, *sum);
+                }
+                if let Some((at, factor)) = layout.offset {
+                    offset = half_at(block, at).mul_add(factor * x_sum, offset);
+                }
+            }
+            let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
+            half(&sums[..4]) + half(&sums[4..]) + offset
+        })
+    }
+
+    /// The numbers of a block whose products the wide instructions put into a lane.
+    fn lane_members(layout: Layout, lane: usize) -> [usize; BLOCK / LANES] {
+        if layout.nibbles {
+            std::array::from_fn(|at| 4 * lane + at)
+        } else {
+            [2 * lane, 2 * lane + 1, 2 * lane + 16, 2 * lane + 17]
+        }
+    }
+
+    fn quants(layout: Layout, block: &[u8]) -> [i16; BLOCK] {
+        let quants = &block[layout.quants..];
+        std::array::from_fn(|at| match (layout.nibbles, at / 16) {
+            (false, _) => i16::from(quants[at] as i8),
+            (true, 0) => i16::from(quants[at] & 15),
+            (true, _) => i16::from(quants[at - 16] >> 4),
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod wide {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// For weights that have no use for bytes.
+    const NONE: Bytes = Bytes { high: [0; BLOCK], low: [0; BLOCK] };
+
+    pub(super) fn available() -> bool {
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn add_products(
+        x: &Rounded,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        match x.layout.bytes {
+            34 => multiply::<34, 0>(x, weight, range, rows, out),
+            18 => multiply::<18, 1>(x, weight, range, rows, out),
+            _ => multiply::<20, 2>(x, weight, range, rows, out),
+        }
+    }
+
+    /// With the size of blocks known to the compiler, and where in them is the number that belongs
+    /// to a block's sum: nowhere, at the scale's place, or after it.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn multiply<const BYTES: usize, const NUMBERS: usize>(
+        x: &Rounded,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        by_fours(Rows::whole(weight, x.row_bytes()), range, rows, out, |weight, row| {
+            four_rows::<BYTES, NUMBERS>(x.layout, weight, x.row(row))
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn four_rows<const BYTES: usize, const NUMBERS: usize>(
+        layout: Layout,
+        weight: [&[u8]; TOGETHER],
+        x: Row<'_>,
+    ) -> [f32; TOGETHER] {
+        let ahead = ahead(weight[0].len());
+        // `map` would be a function of its own, without the wide instructions.
+        let [first, second, third, fourth] = weight;
+        let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
+        let blocks = blocks.zip(third.as_chunks::<BYTES>().0).zip(fourth.as_chunks::<BYTES>().0);
+        let of_x = x.values.iter().zip(x.scales);
+        let (mut sums, mut offsets) = ([_mm256_setzero_ps(); TOGETHER], _mm_setzero_ps());
+        let (mut bytes, mut block_sums) = (x.bytes.iter(), x.sums.iter());
+        for ((((first, second), third), fourth), (values, &x_scale)) in blocks.zip(of_x) {
+            let blocks = [first, second, third, fourth];
+            let scales = halves(blocks, 0);
+            if let (1.., Some((_, factor)), Some(&sum)) =
+                (NUMBERS, layout.offset, block_sums.next())
+            {
+                let added = if NUMBERS == 1 { scales } else { halves(blocks, 2) };
+                offsets = _mm_fmadd_ps(added, _mm_set1_ps(factor * sum), offsets);
+            }
+            let scales = _mm_mul_ps(scales, _mm_set1_ps(x_scale));
+            let scales = _mm256_set_m128(scales, scales);
+            let scales = [
+                _mm256_permute_ps::<0x00>(scales),
+                _mm256_permute_ps::<0x55>(scales),
+                _mm256_permute_ps::<0xAA>(scales),
+                _mm256_permute_ps::<0xFF>(scales),
+            ];
+            let Some(bytes) = (if NUMBERS == 0 { Some(&NONE) } else { bytes.next() }) else {
+                break;
+            };
+            for row in 0..TOGETHER {
+                // The rows are read side by side: what lies as far into the next four.
+                simd::fetch(blocks[row], ahead);
+                let whole = if NUMBERS == 0 {
+                    byte_products(blocks[row], values)
+                } else {
+                    nibble_products(load_16(blocks[row], BYTES - 16), bytes)
+                };
+                sums[row] = _mm256_fmadd_ps(scales[row], _mm256_cvtepi32_ps(whole), sums[row]);
+            }
+        }
+        let front = _mm256_hadd_ps(sums[0], sums[1]);
+        let back = _mm256_hadd_ps(sums[2], sums[3]);
+        let both = _mm256_hadd_ps(front, back);
+        let sums = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
+        pulp::cast(_mm_add_ps(sums, offsets))
+    }
+
+    /// Products of sixteen bytes, two quants each, with a block: their sums by fours.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn nibble_products(quants: __m128i, x: &Bytes) -> __m256i {
+        // The low halves of the bytes below, the high ones above.
+        let both =
+            _mm256_srlv_epi64(_mm256_broadcastsi128_si256(quants), _mm256_setr_epi64x(0, 0, 4, 4));
+        let quants = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        // No product of 15 with a byte, nor two of them, leaves 16 bits.
+        let high = _mm256_maddubs_epi16(quants, load_32(&x.high));
+        let low = _mm256_maddubs_epi16(quants, load_32(&x.low));
+        _mm256_add_epi32(
+            _mm256_madd_epi16(high, _mm256_set1_epi16(256)),
+            _mm256_madd_epi16(low, _mm256_set1_epi16(1)),
+        )
+    }
+
+    /// Products of a block of bytes with a sign with a block.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn byte_products<const BYTES: usize>(block: &[u8; BYTES], x: &[i16; BLOCK]) -> __m256i {
+        let (x_low, x_high) = x.split_at(16);
+        let low = _mm256_cvtepi8_epi16(load_16(block, BYTES - 32));
+        let high = _mm256_cvtepi8_epi16(load_16(block, BYTES - 16));
+        _mm256_add_epi32(
+            _mm256_madd_epi16(low, load_32(x_low)),
+            _mm256_madd_epi16(high, load_32(x_high)),
+        )
+    }
+
+    /// The half-precision numbers at byte `at` of four blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn halves<const BYTES: usize>(blocks: [&[u8; BYTES]; TOGETHER], at: usize) -> __m128 {
+        let bits =
+            |row: usize| i32::from(u16::from_le_bytes([blocks[row][at], blocks[row][at + 1]]));
+        let halves = _mm_insert_epi16::<1>(_mm_cvtsi32_si128(bits(0)), bits(1));
+        let halves = _mm_insert_epi16::<3>(_mm_insert_epi16::<2>(halves, bits(2)), bits(3));
+        _mm_cvtph_ps(halves)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_16<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> __m128i {
+        let bytes: &[u8; 16] = block[at..].first_chunk().unwrap_or(&[0; 16]);
+        // SAFETY: sixteen bytes, at any address.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    }
+
+    /// 32 bytes of whole numbers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_32<T: bytemuck::Pod>(values: &[T]) -> __m256i {
+        assert_eq!(size_of_val(values), 32);
+        // SAFETY: 32 bytes, at any address.
+        unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{dequantize, quantize};
+
+    const FORMATS: [BlockFormat; 3] = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1];
+
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| (((i + seed) * 7919 + 13) % 1009) as f32 / 504.5 - 1.0).collect()
+    }
+
+    fn packed(format: BlockFormat, outputs: usize, inputs: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        quantize(format, &numbers(outputs * inputs, 5), &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn products_are_those_of_the_widened_weight_within_the_rounding() {
+        for (format, (outputs, inputs, rows)) in
+            FORMATS.into_iter().flat_map(|f| [(7, 96, 1), (4, 32, 3), (1, 64, 2)].map(|s| (f, s)))
+        {
+            let (weight, x) = (packed(format, outputs, inputs), numbers(rows * inputs, 77));
+            let mut wide = vec![0.0; outputs * inputs];
+            dequantize(format, &weight, &mut wide);
+            let mut out = vec![0.0; outputs * rows];
+            let rounded = Rounded::new(format, &x, inputs).unwrap();
+            rounded.add_products(&weight, 0..outputs, rows, &mut out);
+            for (at, &got) in out.iter().enumerate() {
+                let (o, row) = (at / rows, at % rows);
+                let terms = wide[o * inputs..][..inputs].iter().zip(&x[row * inputs..]);
+                let terms: Vec<f64> = terms.map(|(w, x)| f64::from(w * x)).collect();
+                let (sum, size) =
+                    (terms.iter().sum::<f64>(), terms.iter().map(|t| t.abs()).sum::<f64>());
+                assert!((f64::from(got) - sum).abs() < 3e-5 * size, "{format} {at}: {got} {sum}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_ways_give_the_same_bits() {
+        for format in FORMATS {
+            let (weight, x) = (packed(format, 7, 576), numbers(576, 3));
+            let rounded = Rounded::new(format, &x, 576).unwrap();
+            let (mut got, mut expected) = ([0.0; 7], [0.0; 7]);
+            rounded.add_products(&weight, 0..7, 1, &mut got);
+            by_fours(
+                Rows::whole(&weight, rounded.row_bytes()),
+                0..7,
+                1,
+                &mut expected,
+                |weight, row| portable::four_rows(rounded.layout, weight, rounded.row(row)),
+            );
+            assert_eq!(got.map(f32::to_bits), expected.map(f32::to_bits), "{format}");
+        }
+    }
+
+    #[test]
+    fn rounding_keeps_zeros_and_what_is_not_finite() {
+        let mut x = numbers(96, 1);
+        x[..32].fill(0.0);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            x[40] = bad;
+            for format in FORMATS {
+                let weight = packed(format, 1, 96);
+                let rounded = Rounded::new(format, &x, 96).unwrap();
+                assert_eq!((rounded.scales[0], rounded.sums[0]), (0.0, 0.0));
+                let mut out = [0.0];
+                rounded.add_products(&weight, 0..1, 1, &mut out);
+                assert!(!out[0].is_finite(), "{format} {bad}");
+            }
+        }
+        for largest in [1e-30, 1.0, 1e30] {
+            let x = numbers(32, 9).iter().map(|x| x * largest).collect::<Vec<_>>();
+            let rounded = Rounded::new(BlockFormat::Q8_0, &x, 32).unwrap();
+            let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+            for (&value, x) in rounded.values[0].iter().zip(&x) {
+                let back = f32::from(value) * rounded.scales[0];
+                assert!((back - x).abs() <= peak / 65_200.0, "{x} {back}");
+            }
+        }
+    }
+}
