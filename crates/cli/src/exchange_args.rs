@@ -158,7 +158,7 @@ pub(crate) struct ComposeArguments {
     /// Rank of an exact way's result, cut by singular value decomposition [default: the sum of all].
     #[arg(long)]
     pub(crate) rank: Option<usize>,
-    /// Seed of dare's draws and of lorahub's search.
+    /// Seed of dare's draws.
     #[arg(long, default_value_t = 41)]
     pub(crate) seed: u64,
     /// Base model, for lorahub.
@@ -167,7 +167,7 @@ pub(crate) struct ComposeArguments {
     /// A few examples, for lorahub.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
-    /// Evaluations of lorahub's search.
+    /// Most evaluations of lorahub's search.
     #[arg(long, default_value_t = hydralora_peft::compose::lorahub::BUDGET)]
     pub(crate) budget: usize,
 }

@@ -92,7 +92,7 @@ fn search(
         say(global, format!("{evaluation:>4} of {}  loss {loss:.4}", arguments.budget));
         Ok(loss)
     };
-    let found = lorahub::search(loras, arguments.budget, arguments.seed, &mut loss)?;
+    let found = lorahub::search(loras, arguments.budget, &mut loss)?;
     let composed = lorahub::weighted(loras, &found.weights)?;
     composed.write(&arguments.out)?;
     let shown: Vec<String> = loras
@@ -109,7 +109,7 @@ fn search(
     );
     let json = json!({
         "out": arguments.out, "how": "lorahub", "weights": found.weights,
-        "base_loss": found.base_loss, "loss": found.loss, "evaluations": arguments.budget,
+        "base_loss": found.base_loss, "loss": found.loss, "evaluations": evaluation,
     });
     result(global, &json, &text)?;
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,8 @@
 //! LoRAHub: `A = Σ w_i A_i`, `B = Σ w_i B_i`, with weights that a search without gradients finds on a
 //! few examples: the least `loss(w) + 0.05 · mean |w_i|` over `-1.5 ≤ w_i ≤ 1.5`, from zero.
 //!
-//! Huang et al., arXiv 2307.13269. The published code searches with nevergrad's `NGOpt`; here it is a
-//! (1+1)-CMA-ES.
+//! Huang et al., arXiv 2307.13269. The published code searches with nevergrad's `NGOpt`; here it is
+//! BOBYQA, which needs no seed.
 
 use super::search::minimise;
 use super::{same_rank, weighted_sum};
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub const BOUND: f64 = 1.5;
 /// Factor on the mean magnitude of the weights.
 pub const PENALTY: f64 = 0.05;
-/// Evaluations, as in the published code.
+/// Most evaluations, as in the published code.
 pub const BUDGET: usize = 40;
 
 /// What the search found.
@@ -62,14 +62,13 @@ pub fn weighted(loras: &[Lora], weights: &[f64]) -> Result<Lora> {
     Ok(lora)
 }
 
-/// Searches weights for `loras` with `budget` evaluations of `loss`.
+/// Searches weights for `loras` with at most `budget` evaluations of `loss`.
 ///
 /// # Errors
 /// If the LoRAs cannot be added, or whatever `loss` says.
 pub fn search<E: From<Error>>(
     loras: &[Lora],
     budget: usize,
-    seed: u64,
     loss: &mut dyn FnMut(&Lora) -> Result<f64, E>,
 ) -> Result<Found, E> {
     let mut losses: Vec<(Vec<f64>, f64)> = Vec::new();
@@ -81,7 +80,7 @@ pub fn search<E: From<Error>>(
         // A loss that is no number must not count as an improvement.
         Ok(if value.is_nan() { f64::INFINITY } else { value })
     };
-    let best = minimise(&vec![0.0; loras.len()], BOUND, budget.max(1), seed, &mut objective)?;
+    let best = minimise(&vec![0.0; loras.len()], BOUND, budget.max(1), &mut objective)?;
     let of = |point: &[f64]| losses.iter().find(|(w, _)| w == point).map_or(f64::NAN, |(_, l)| *l);
     let (base_loss, loss) = (losses.first().map_or(f64::NAN, |(_, l)| *l), of(&best.point));
     Ok(Found { weights: best.point, base_loss, loss })
