@@ -121,11 +121,13 @@ fn bad_input_is_named() {
     write_domains(&place);
     place.write("empty.jsonl", "{\"text\": \"\"}\n{\"text\": \"the\"}\n");
     place.write("two.jsonl", "{\"text\": \"one cat\"}\n{\"text\": \"two dogs\"}\n");
+    place.write("named.jsonl", "{\"question\": \"one cat\", \"answer\": \"two\"}\n");
     std::fs::write(place.path("latin.jsonl"), b"{\"text\": \"caf\xe9\"}\n").unwrap();
     let model = model().display().to_string();
     for (arguments, message) in [
         (vec!["missing.jsonl"], "missing.jsonl"),
         (vec!["gsm9k", "court.jsonl"], "no such file and no data source; did you mean `gsm8k`?"),
+        (vec!["named.jsonl"], "or with `--field instruction=question"),
         (vec!["empty.jsonl"], "empty.jsonl: there is nothing to cluster"),
         (
             vec!["two.jsonl", "--k-min", "3"],

@@ -126,7 +126,8 @@ pub(crate) fn detect(fields: &Fields<'_>) -> Result<&'static dyn Format, String>
         format!(
             "cannot tell the format: the first record has the fields [{}]; the formats need {}; \
              set `format`, or map your names with `fields`, such as {{instruction: question, \
-             output: answer}}",
+             output: answer}}, or with `--field instruction=question --field output=answer` where \
+             the command takes it",
             found.join(", "),
             needs.join(", ")
         )

@@ -106,7 +106,7 @@ fn a_line_that_is_no_object_is_named() {
 
 #[test]
 fn unknown_fields_do_not_tell_a_format() {
-    assert_snapshot!(message("x.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}"), @r#"x.jsonl: cannot tell the format: the first record has the fields [question, answer]; the formats need messages (messages), sharegpt (conversations), alpaca (instruction, output), prompt-response (prompt, response), natural-instructions (definition, input, output), completion (prompt, completion), text (text); set `format`, or map your names with `fields`, such as {instruction: question, output: answer}"#);
+    assert_snapshot!(message("x.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}"), @r#"x.jsonl: cannot tell the format: the first record has the fields [question, answer]; the formats need messages (messages), sharegpt (conversations), alpaca (instruction, output), prompt-response (prompt, response), natural-instructions (definition, input, output), completion (prompt, completion), text (text); set `format`, or map your names with `fields`, such as {instruction: question, output: answer}, or with `--field instruction=question --field output=answer` where the command takes it"#);
 }
 
 #[test]
