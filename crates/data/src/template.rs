@@ -7,6 +7,7 @@
 //! the date, `tojson` writes JSON without HTML escapes, `{% generation %}` marks are ignored, and
 //! `none`, `true` and `false` print as Python prints them.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -36,10 +37,16 @@ const BUILTIN: &[(&str, &str)] = &[
 
 /// The name under which the one template of an environment is stored.
 const ONLY: &str = "chat_template";
-/// Steps and bytes that one conversation may take: far more than any does, and a template that
-/// comes with somebody's model cannot run or write for ever.
-const MOST_STEPS: u64 = 20_000_000;
-const MOST_BYTES: usize = 256 << 20;
+/// Steps that one conversation may take: far more than any does, and a template that comes with
+/// somebody's model cannot run for ever. Text costs a step per [`STEP_BYTES`] when it is written,
+/// joined or captured, so this bounds the memory of a text that doubles itself too.
+const MOST_STEPS: u64 = MOST_BYTES / STEP_BYTES;
+const MOST_BYTES: u64 = 256 << 20;
+/// The text that the engine counts as one step, and what of lists and maps that are written out.
+const STEP_BYTES: u64 = 64;
+const STEP_BYTES_WALKED: u64 = 4;
+/// How deep lists and maps may lie in each other where they become JSON.
+const MOST_NESTED: usize = 500;
 
 /// The names that [`ChatTemplate::builtin`] takes.
 pub fn builtin_template_names() -> Vec<&'static str> {
@@ -174,37 +181,44 @@ impl ChatTemplate {
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ]);
-        let mut out = Bounded(Vec::new());
         let template = self.environment.get_template(ONLY);
-        let rendered =
-            template.and_then(|template| template.render_captured_to(context, &mut out).map(drop));
-        let fault = |line: Option<usize>, message: String| {
-            Err(Error::TemplateRender { name: self.name.clone(), line, message })
-        };
-        match rendered {
-            Ok(()) => match String::from_utf8(out.0) {
-                Ok(text) => Ok(text),
-                Err(error) => fault(None, error.to_string()),
-            },
-            Err(error) => fault(error.line(), message(&error)),
-        }
+        template.and_then(|template| template.render(context)).map_err(|error| {
+            let (name, line) = (self.name.clone(), error.line());
+            Error::TemplateRender { name, line, message: message(&error) }
+        })
     }
 }
 
-/// A text that does not outgrow [`MOST_BYTES`].
-struct Bounded(Vec<u8>);
+/// The text of a list or map, paid for before it grows. The engine counts it only afterwards, and a
+/// few lists that hold each other twice can be written without end.
+struct Paid<'a, 's, 'e> {
+    state: &'a State<'s, 'e>,
+    text: String,
+    owed: u64,
+}
 
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MOST_BYTES {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
+impl<'a, 's, 'e> Paid<'a, 's, 'e> {
+    fn new(state: &'a State<'s, 'e>) -> Self {
+        Self { state, text: String::new(), owed: 0 }
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn pay(&mut self, bytes: usize) -> std::result::Result<(), minijinja::Error> {
+        self.owed = self.owed.saturating_add(bytes as u64);
+        let steps = self.owed / STEP_BYTES_WALKED;
+        self.owed %= STEP_BYTES_WALKED;
+        self.state.consume_fuel(steps)
+    }
+
+    fn push(&mut self, text: &str) -> std::result::Result<(), minijinja::Error> {
+        self.pay(text.len())?;
+        self.text.push_str(text);
         Ok(())
+    }
+}
+
+impl std::fmt::Write for Paid<'_, '_, '_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.push(text).map_err(|_| std::fmt::Error)
     }
 }
 
@@ -227,6 +241,12 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
             let text = if value.is_true() { "True" } else { "False" };
             out.write_str(text).map_err(minijinja::Error::from)
         }
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => {
+            let mut paid = Paid::new(state);
+            write!(paid, "{value}").map_err(|_| minijinja::Error::from(ErrorKind::OutOfFuel))?;
+            let text = Value::from(paid.text);
+            escape_formatter(out, state, &text)
+        }
         _ => escape_formatter(out, state, value),
     });
     environment.add_filter("tojson", to_json);
@@ -245,17 +265,12 @@ fn environment(now: i64) -> std::result::Result<Environment<'static>, minijinja:
 
 /// What went wrong, without the engine's own mention of the template's name and line.
 fn message(error: &minijinja::Error) -> String {
-    match error.kind() {
-        ErrorKind::OutOfFuel => {
-            return format!(
-                "takes more than {MOST_STEPS} steps for one conversation; expected loops that end"
-            );
-        }
-        ErrorKind::WriteFailure => {
-            let most = MOST_BYTES >> 20;
-            return format!("writes more than {most} MiB for one conversation");
-        }
-        _ => {}
+    if error.kind() == ErrorKind::OutOfFuel {
+        let most = MOST_BYTES >> 20;
+        return format!(
+            "takes more than {MOST_STEPS} steps or {most} MiB of text for one conversation; expected \
+             loops that end"
+        );
     }
     error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
 }
@@ -295,7 +310,7 @@ fn without_generation_marks(source: &str) -> String {
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=…, separators=…, sort_keys=…)`.
 fn to_json(
-    _: &State<'_, '_>,
+    state: &State<'_, '_>,
     value: &Value,
     options: Kwargs,
 ) -> std::result::Result<Value, minijinja::Error> {
@@ -311,7 +326,7 @@ fn to_json(
         _ => (", ".to_owned(), ": ".to_owned()),
     };
     let mut writer = JsonWriter {
-        out: String::new(),
+        out: Paid::new(state),
         indent,
         item,
         key,
@@ -319,11 +334,11 @@ fn to_json(
         ascii: ascii.unwrap_or(false),
     };
     writer.write(value, 0)?;
-    Ok(Value::from(writer.out))
+    Ok(Value::from(writer.out.text))
 }
 
-struct JsonWriter {
-    out: String,
+struct JsonWriter<'a, 's, 'e> {
+    out: Paid<'a, 's, 'e>,
     indent: Option<usize>,
     item: String,
     key: String,
@@ -331,90 +346,103 @@ struct JsonWriter {
     ascii: bool,
 }
 
-impl JsonWriter {
+impl JsonWriter<'_, '_, '_> {
     fn write(&mut self, value: &Value, depth: usize) -> std::result::Result<(), minijinja::Error> {
+        if depth > MOST_NESTED {
+            return Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson cannot write more than {MOST_NESTED} lists or maps in each other"),
+            ));
+        }
         match value.kind() {
-            ValueKind::Undefined | ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Undefined | ValueKind::None => self.out.push("null"),
+            ValueKind::Bool => self.out.push(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push(&value.to_string()),
             ValueKind::String => self.string(value.as_str().unwrap_or("")),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.out.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    self.separate(index, depth + 1);
-                    self.write(item, depth + 1)?;
+                self.out.push("[")?;
+                let mut empty = true;
+                for item in value.try_iter()? {
+                    self.separate(empty, depth + 1)?;
+                    self.write(&item, depth + 1)?;
+                    empty = false;
                 }
-                self.close(']', items.is_empty(), depth);
+                self.close("]", empty, depth)
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.out.push('{');
+                self.out.push("{")?;
                 for (index, key) in keys.iter().enumerate() {
-                    self.separate(index, depth + 1);
-                    self.string(&key.to_string());
-                    let separator = self.key.clone();
-                    self.out.push_str(&separator);
+                    self.separate(index == 0, depth + 1)?;
+                    self.string(&key.to_string())?;
+                    self.out.push(&self.key)?;
                     self.write(&value.get_item(key)?, depth + 1)?;
                 }
-                self.close('}', keys.is_empty(), depth);
+                self.close("}", keys.is_empty(), depth)
             }
-            other => {
-                return Err(minijinja::Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("tojson cannot write a value of kind {other}"),
-                ));
-            }
+            other => Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson cannot write a value of kind {other}"),
+            )),
+        }
+    }
+
+    fn separate(&mut self, first: bool, depth: usize) -> std::result::Result<(), minijinja::Error> {
+        if !first {
+            self.out.push(&self.item)?;
+        }
+        self.new_line(depth)
+    }
+
+    fn close(
+        &mut self,
+        bracket: &str,
+        empty: bool,
+        depth: usize,
+    ) -> std::result::Result<(), minijinja::Error> {
+        if !empty {
+            self.new_line(depth)?;
+        }
+        self.out.push(bracket)
+    }
+
+    fn new_line(&mut self, depth: usize) -> std::result::Result<(), minijinja::Error> {
+        if let Some(indent) = self.indent {
+            let spaces = indent.saturating_mul(depth);
+            self.out.pay(spaces)?;
+            self.out.text.push('\n');
+            self.out.text.extend(std::iter::repeat_n(' ', spaces));
         }
         Ok(())
     }
 
-    fn separate(&mut self, index: usize, depth: usize) {
-        if index > 0 {
-            let separator = self.item.clone();
-            self.out.push_str(&separator);
-        }
-        self.new_line(depth);
-    }
-
-    fn close(&mut self, bracket: char, empty: bool, depth: usize) {
-        if !empty {
-            self.new_line(depth);
-        }
-        self.out.push(bracket);
-    }
-
-    fn new_line(&mut self, depth: usize) {
-        if let Some(indent) = self.indent {
-            self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    }
-
-    fn string(&mut self, text: &str) {
-        self.out.push('"');
+    fn string(&mut self, text: &str) -> std::result::Result<(), minijinja::Error> {
+        self.out.pay(text.len() + 2)?;
+        let out = &mut self.out.text;
+        out.push('"');
         for character in text.chars() {
             match character {
-                '"' => self.out.push_str("\\\""),
-                '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
-                '\r' => self.out.push_str("\\r"),
-                '\t' => self.out.push_str("\\t"),
-                '\u{8}' => self.out.push_str("\\b"),
-                '\u{c}' => self.out.push_str("\\f"),
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
                 c if (c as u32) < 0x20 || (self.ascii && !c.is_ascii()) => {
                     let mut units = [0; 2];
                     for unit in c.encode_utf16(&mut units) {
-                        self.out.push_str(&format!("\\u{unit:04x}"));
+                        out.push_str(&format!("\\u{unit:04x}"));
                     }
                 }
-                c => self.out.push(c),
+                c => out.push(c),
             }
         }
-        self.out.push('"');
+        out.push('"');
+        Ok(())
     }
 }
 
@@ -494,11 +522,40 @@ mod tests {
         let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{{ x }}{% endfor %}\
                       {% endfor %}";
         let message = text(nested, &[Message::user("x")], false).unwrap_err().to_string();
-        insta::assert_snapshot!(message, @"chat template test, line 1: takes more than 20000000 steps for one conversation; expected loops that end");
+        insta::assert_snapshot!(message, @"chat template test, line 1: takes more than 4194304 steps or 256 MiB of text for one conversation; expected loops that end");
         let long = "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}";
         let turn = Message::user("y".repeat(100_000));
         let message = text(long, &[turn], false).unwrap_err().to_string();
-        insta::assert_snapshot!(message, @"chat template test: writes more than 256 MiB for one conversation");
+        assert!(message.contains("or 256 MiB of text"), "{message}");
+    }
+
+    #[test]
+    fn texts_that_double_are_stopped() {
+        let doubled = |step: &str, end: &str| {
+            let start = "{% set ns = namespace(it='ab', list=[1]) %}{% for a in range(30) %}";
+            let source = [start, step, "{% endfor %}", end].concat();
+            text(&source, &[], false).unwrap_err().to_string()
+        };
+        let nested = "{% set ns.list = [ns.list, ns.list] %}";
+        for (step, end) in [
+            ("{% set ns.it = ns.it + ns.it %}", ""),
+            ("{% set ns.it = ns.it ~ ns.it %}", ""),
+            ("{% set ns.it = ns.it * 2 %}", ""),
+            ("{% set ns.it = [ns.it, ns.it] | join %}", ""),
+            ("{% set ns.it = ns.it.replace('a', 'aa') %}", ""),
+            ("{% set it %}{{ ns.it }}{{ ns.it }}{% endset %}{% set ns.it = it %}", ""),
+            (nested, "{{ ns.list }}"),
+            (nested, "{% set it %}{{ ns.list }}{% endset %}"),
+            (nested, "{{ ns.list | tojson }}"),
+            ("{% set ns.list = ns.list + ns.list %}", "{{ ns.list | tojson }}"),
+            ("", "{{ ns.list | tojson(indent=1000000000000) }}"),
+        ] {
+            let message = doubled(step, end);
+            assert!(message.contains("or 256 MiB of text"), "{step}{end}: {message}");
+        }
+        let deep = "{% for a in range(9) %}{% set ns.list = [[[[[[[ns.list]]]]]]] %}{% endfor %}";
+        let message = doubled(deep, "{{ ns.list | tojson }}");
+        assert!(message.contains("more than 500 lists"), "{message}");
     }
 
     #[test]
