@@ -178,10 +178,21 @@ impl Weights {
         for tensor in gguf.tensors() {
             let heads = names::interleaved_heads(&gguf, &tensor.name);
             let rows = tensor.shape.first().copied().unwrap_or(0);
-            if let Some(heads) = heads.filter(|&h| h == 0 || !rows.is_multiple_of(2 * h)) {
+            let shared = |heads: usize| {
+                heads > 0 && heads.checked_mul(2).is_some_and(|two| rows.is_multiple_of(two))
+            };
+            if let Some(heads) = heads.filter(|&heads| !shared(heads)) {
                 let message = format!(
                     "tensor `{}` has {rows} rows, which {heads} heads of even width cannot share",
                     tensor.name
+                );
+                return Err(Error::malformed(path, message));
+            }
+            if heads.is_some() && tensor.shape.len() == 1 && tensor.format.block_len() > 1 {
+                let message = format!(
+                    "tensor `{}` is a list in {} blocks, whose numbers cannot be put in order; \
+                     expected F32",
+                    tensor.name, tensor.format
                 );
                 return Err(Error::malformed(path, message));
             }

@@ -1,8 +1,8 @@
 //! GGUF files: what is written is what is read, and damaged ones are refused.
 
 use hydralora_kernels::block::BlockFormat;
-use hydralora_model::Error;
 use hydralora_model::gguf::{Array, GgufFile, GgufWriter, Value};
+use hydralora_model::{Error, Weights};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -226,4 +226,24 @@ fn floats_mean_their_shortest_decimal() {
     assert_eq!(Value::F32(500000.0).as_f64(), Some(500000.0));
     assert_eq!(Value::F64(0.1).as_f64(), Some(0.1));
     assert_eq!(Value::U32(8).as_f64(), Some(8.0));
+}
+
+#[test]
+fn rows_that_have_no_order_by_heads_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    for (heads, format, shape, message) in [
+        (1 << 63, BlockFormat::F32, &[4, 4][..], "heads of even width cannot share"),
+        (2, BlockFormat::Q8_0, &[64], "whose numbers cannot be put in order"),
+    ] {
+        let bytes = vec![0; format.bytes_for(shape.iter().product())];
+        GgufWriter::new()
+            .metadata("general.architecture", Value::String("llama".into()))
+            .metadata("llama.attention.head_count", Value::U64(heads))
+            .tensor("blk.0.attn_q.weight", format, shape, bytes)
+            .write(&path)
+            .unwrap();
+        let error = Weights::open(&path).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }
