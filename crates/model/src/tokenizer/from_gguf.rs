@@ -6,7 +6,7 @@
 use super::{Extras, Special, Tokenizer, missing, words};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, GgufFile, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::byte_level::ByteLevel;
@@ -214,11 +214,18 @@ impl Source<'_> {
         let ids = self.vocabulary();
         let joinable = |id: usize| !matches!(self.kinds[id], UNKNOWN | CONTROL | BYTE);
         let part = |text: &str| ids.get(text).map(|&id| id as usize).filter(|&id| joinable(id));
+        // Looking up every cut of a piece as long as the file would take forever.
+        let joinable_lengths: HashSet<usize> =
+            (self.tokens.iter().enumerate().filter(|(id, _)| joinable(*id)))
+                .map(|(_, token)| token.len())
+                .collect();
         let mut merges = Vec::new();
         for (id, piece) in self.tokens.iter().enumerate().filter(|(id, _)| joinable(*id)) {
             for (at, _) in piece.char_indices().skip(1) {
                 let (left, right) = piece.split_at(at);
-                if part(left).is_some() && part(right).is_some() {
+                let as_long = |part: &str| joinable_lengths.contains(&part.len());
+                let known = |text: &str| part(text).is_some();
+                if as_long(left) && as_long(right) && known(left) && known(right) {
                     merges.push((scores[id], id, left, right));
                 }
             }

@@ -2,7 +2,7 @@
 
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::gguf::{Array, GgufFile, GgufWriter, Value};
-use hydralora_model::{Error, Weights};
+use hydralora_model::{Error, Tokenizer, Weights};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -246,4 +246,20 @@ fn rows_that_have_no_order_by_heads_are_refused() {
         let error = Weights::open(&path).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn a_token_as_long_as_the_file_takes_no_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let tokens = ["<unk>".to_owned(), "a".to_owned(), "aa".to_owned(), "a".repeat(1 << 20)];
+    GgufWriter::new()
+        .metadata("tokenizer.ggml.model", Value::String("llama".into()))
+        .metadata("tokenizer.ggml.tokens", Value::Array(Array::String(tokens.to_vec())))
+        .metadata("tokenizer.ggml.scores", Value::Array(Array::F32(vec![0.0; 4])))
+        .metadata("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![2, 1, 1, 1])))
+        .write(&path)
+        .unwrap();
+    let tokenizer = Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 4);
 }
