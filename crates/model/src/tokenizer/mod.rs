@@ -76,6 +76,9 @@ impl Tokenizer {
     }
 
     fn assemble(path: &Path, mut inner: tokenizers::Tokenizer, extras: Extras) -> Result<Self> {
+        // A file may ask for truncation or padding, of any length; whole texts are needed here.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;
         let vocab_size = inner.get_vocab_size(true);
         for &id in &extras.end_ids {
             if inner.id_to_token(id).is_none() {
@@ -99,9 +102,6 @@ impl Tokenizer {
             let first = encoded.and_then(|encoded| encoded.get_ids().first().copied());
             extras.bos.as_ref().is_some_and(|(id, _)| first == Some(*id))
         });
-        // A file may ask for truncation or padding; whole texts are needed here.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {

@@ -149,6 +149,16 @@ fn missing_and_malformed_files_are_named() {
 }
 
 #[test]
+fn padding_that_a_file_asks_for_is_left_out() {
+    let folder = copied_stories();
+    let padding = r#""padding": {"strategy": {"Fixed": 1099511627776}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}"#;
+    replace(&folder.path().join("tokenizer.json"), r#""padding": null"#, padding);
+    replace(&folder.path().join("tokenizer_config.json"), "add_bos_token", "another_key");
+    let tokenizer = Tokenizer::from_folder(folder.path(), &[]).unwrap();
+    assert_eq!(tokenizer.encode("Hi").unwrap(), stories().encode("Hi").unwrap());
+}
+
+#[test]
 fn a_stream_holds_back_characters_that_are_not_whole() {
     let tokenizer = stories();
     let ids = tokenizer.encode("a ☃!").unwrap();
