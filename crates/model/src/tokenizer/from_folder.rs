@@ -1,7 +1,7 @@
 //! The tokenizer of a Hugging Face folder: `tokenizer.json`, and the files beside it that name
 //! special tokens and hold the chat template.
 
-use super::{CONFIG_FILE, Extras, Special, TOKENIZER_FILE, Tokenizer, missing};
+use super::{CONFIG_FILE, Extras, Special, TOKENIZER_FILE, Tokenizer, guarded, missing};
 use crate::config::token_ids;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -24,8 +24,7 @@ pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
         return Err(Error::MissingTokenizer { folder: folder.to_path_buf(), message });
     }
     let bytes = fs_err::read(&path)?;
-    let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-        .map_err(|error| Error::tokenizer(&path, error.to_string()))?;
+    let inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
     let config_path = folder.join(CONFIG_FILE);
     let special_path = folder.join(SPECIAL_TOKENS_FILE);
     let generation_path = folder.join(GENERATION_FILE);

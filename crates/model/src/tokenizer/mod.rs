@@ -14,6 +14,7 @@ use crate::gguf::GgufFile;
 use serde_json::{Map, Value, json};
 use std::fmt;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tokenizers::PostProcessorWrapper;
 
@@ -98,7 +99,7 @@ impl Tokenizer {
         end_ids.dedup();
         let add_bos = extras.add_bos.unwrap_or_else(|| {
             // Newer files say it only through the post-processor.
-            let encoded = inner.encode_fast("a", true).ok();
+            let encoded = guarded(path, || inner.encode_fast("a", true)).ok();
             let first = encoded.and_then(|encoded| encoded.get_ids().first().copied());
             extras.bos.as_ref().is_some_and(|(id, _)| first == Some(*id))
         });
@@ -123,7 +124,7 @@ impl Tokenizer {
     /// # Errors
     /// If the text cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| self.fault(&error))?;
+        let encoding = guarded(&self.path, || self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -133,7 +134,7 @@ impl Tokenizer {
     /// # Errors
     /// If the text cannot be encoded.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.inner.encode(text, false).map_err(|error| self.fault(&error))?;
+        let encoding = guarded(&self.path, || self.inner.encode(text, false))?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(pairs.map(|(&id, &(start, end))| (id, start..end)).collect())
     }
@@ -144,7 +145,7 @@ impl Tokenizer {
     /// # Errors
     /// If the ids cannot be decoded.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| self.fault(&error))
+        guarded(&self.path, || self.inner.decode(ids, skip_special))
     }
 
     /// The id of a token by its text.
@@ -248,6 +249,15 @@ impl fmt::Debug for Tokenizer {
             .field("eos", &self.eos)
             .field("end_ids", &self.end_ids)
             .finish_non_exhaustive()
+    }
+}
+
+/// What the library gives. It trusts the parts of a file to fit each other, and panics where they
+/// do not.
+fn guarded<T>(path: &Path, action: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(action)) {
+        Ok(result) => result.map_err(|error| Error::tokenizer(path, error.to_string())),
+        Err(_) => Err(Error::tokenizer(path, "its parts contradict each other")),
     }
 }
 

@@ -159,6 +159,22 @@ fn padding_that_a_file_asks_for_is_left_out() {
 }
 
 #[test]
+fn parts_that_contradict_each_other_are_an_error() {
+    let folder = copied_stories();
+    let path = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    // Longer than the tokens it is taken off when merges are read.
+    json["model"]["continuing_subword_prefix"] = "a long prefix".into();
+    fs::write(&path, json.to_string()).unwrap();
+    let error = Tokenizer::from_folder(folder.path(), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("tokenizer.json: tokenizer: its parts contradict each other"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_stream_holds_back_characters_that_are_not_whole() {
     let tokenizer = stories();
     let ids = tokenizer.encode("a ☃!").unwrap();
