@@ -278,7 +278,9 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
                     values[index]
                 )));
             }
-            Tensor::new(values, view.shape().to_vec())
+            // A single number has no dimension; here every tensor has one.
+            let shape = view.shape();
+            Tensor::new(values, if shape.is_empty() { vec![1] } else { shape.to_vec() })
         });
         tensors.insert(plain_name(&name), values);
     }
@@ -496,4 +498,21 @@ pub fn check_base(
         given: base_model.to_owned(),
         found: fingerprint.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_number_has_a_dimension() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TENSOR_FILE);
+        let name = "model.layers.0.self_attn.q_proj.lora_A.weight";
+        let view = TensorView::new(Dtype::F32, Vec::new(), &[0; 4]).unwrap();
+        safetensors::serialize_to_file([(name, view)], None, &path).unwrap();
+        let tensors = decode(&path, DType::F32).unwrap();
+        assert_eq!(tensors[name].shape(), [1]);
+        assert_eq!(crate::exchange::shapes_in(&tensors).len(), 1);
+    }
 }
