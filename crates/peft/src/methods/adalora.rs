@@ -229,7 +229,8 @@ impl MethodOptions for Options {
         }
         config.insert("deltaT".to_owned(), json!(self.delta_t));
         // PEFT refuses a configuration without a schedule, even to load it.
-        let total = self.total_step.unwrap_or(self.tinit + self.tfinal + 1);
+        let shortest = self.tinit.saturating_add(self.tfinal).saturating_add(1);
+        let total = self.total_step.unwrap_or(shortest);
         config.insert("total_step".to_owned(), json!(total));
         // All rows are stored, with zeros in E for those that are not kept.
         config.insert("rank_pattern".to_owned(), Value::Null);
