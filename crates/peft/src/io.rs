@@ -30,6 +30,10 @@ pub const METADATA_FILE: &str = "hydralora.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
+/// Numbers that an adapter's options may ask for whatever the file holds; up to here every tensor
+/// that is missing or misshapen is listed by name.
+const ALWAYS_BUILT: usize = 1 << 22;
+
 /// The prefix PEFT puts before a base model's names.
 pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
@@ -315,6 +319,7 @@ pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAd
     let tensors = decode(&path, dtype)?;
     let targets = every_layer_of(&config);
     let options = options_of(folder, config, &tensors)?;
+    let options = options.as_stored().unwrap_or(options);
     let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
     check_targets(&path, &targets, tuned.as_ref(), sites)?;
     Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
@@ -455,6 +460,15 @@ pub fn attach(
     let whole = options.whole_model();
     let wanted: Vec<SiteShape> =
         sites.iter().copied().filter(|shape| whole || named.contains(&shape.site)).collect();
+    let asked = options.stored_numbers(&wanted);
+    let held = tensors.values().map(Tensor::len).sum::<usize>();
+    if asked > held.max(ALWAYS_BUILT) {
+        let message = format!(
+            "holds {held} numbers, and {CONFIG_FILE} asks for at least {asked}; the two do not belong \
+             together"
+        );
+        return Err(Error::Malformed { path: path.to_path_buf(), message });
+    }
     let mut tuned = options.build(&wanted, dtype, 0);
     let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
     mismatches.extend(tuned.not_loaded().map(str::to_owned));
@@ -503,6 +517,70 @@ pub fn check_base(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A folder with this configuration and these tensors.
+    fn folder(config: &Value, tensors: &TensorMap) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join(CONFIG_FILE), &pretty(config)).unwrap();
+        write_tensors(&folder.path().join(TENSOR_FILE), tensors).unwrap();
+        folder
+    }
+
+    fn sites() -> Vec<SiteShape> {
+        [(Projection::Query, 4, 4), (Projection::Key, 4, 2)]
+            .map(|(projection, in_features, out_features)| SiteShape {
+                site: Site { layer: 0, projection },
+                in_features,
+                out_features,
+            })
+            .to_vec()
+    }
+
+    #[test]
+    fn options_that_ask_for_more_than_the_file_holds_are_refused() {
+        let name = "model.layers.0.self_attn.q_proj.lora_A.weight".to_owned();
+        let lora = TensorMap::from([(name, Tensor::zeros(DType::F32, [2, 4]))]);
+        let prompt =
+            TensorMap::from([("prompt_embeddings".to_owned(), Tensor::zeros(DType::F32, [2, 4]))]);
+        let huge = 1_u64 << 40;
+        for (mut config, option, value, tensors) in [
+            (json!({"peft_type": "LORA"}), "r", json!(huge), &lora),
+            (json!({"peft_type": "LORA"}), "r", json!(1e300), &lora),
+            (json!({"peft_type": "LORA", "r": 2}), "lora_nums", json!(huge), &lora),
+            (json!({"peft_type": "ADALORA", "target_r": 1}), "init_r", json!(huge), &lora),
+            (json!({"peft_type": "MTL_LORA", "domains": ["a"]}), "r", json!(huge), &lora),
+            (json!({"peft_type": "PROMPT_TUNING"}), "num_virtual_tokens", json!(huge), &prompt),
+            (json!({"peft_type": "P_TUNING"}), "num_virtual_tokens", json!(huge), &prompt),
+            (json!({"peft_type": "PREFIX_TUNING"}), "num_virtual_tokens", json!(huge), &prompt),
+        ] {
+            if tensors.contains_key("prompt_embeddings") {
+                config[option] = value;
+            } else {
+                config["lora_alpha"] = json!(4);
+                config["target_modules"] = json!(["q_proj"]);
+                config[option] = value;
+            }
+            let folder = folder(&config, tensors);
+            let error = load(folder.path(), &sites(), DType::F32).err().unwrap().to_string();
+            assert!(error.contains("holds 8 numbers"), "{config}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_encoder_that_no_file_holds_is_not_built() {
+        let tensors =
+            TensorMap::from([("prompt_embeddings".to_owned(), Tensor::zeros(DType::F32, [2, 4]))]);
+        for config in [
+            json!({"peft_type": "P_TUNING", "num_virtual_tokens": 2,
+                   "encoder_hidden_size": 1_u64 << 40}),
+            json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2,
+                   "prefix_projection": true, "encoder_hidden_size": 1_u64 << 40}),
+        ] {
+            let folder = folder(&config, &tensors);
+            let loaded = load(folder.path(), &sites(), DType::F32).unwrap();
+            assert_eq!(loaded.tuned.tensors().len(), 1, "{config}");
+        }
+    }
 
     #[test]
     fn a_single_number_has_a_dimension() {

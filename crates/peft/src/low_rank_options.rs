@@ -4,7 +4,7 @@
 use crate::described::Described;
 use crate::error::{Fault, Result};
 use crate::low_rank::{Balance, LowRankAdapter, LowRankSpec};
-use crate::method::{MethodOptions, Tuned, read_section};
+use crate::method::{MethodOptions, Tuned, product, read_section};
 use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
 use crate::targets::Targets;
 use hydralora_kernels::DType;
@@ -139,6 +139,16 @@ impl<O: LowRankOptions> MethodOptions for O {
 
     fn targets(&self) -> &Targets {
         Shared::targets(self)
+    }
+
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        let spec = self.spec();
+        let num_a = if spec.own_a { spec.num_experts } else { 1 };
+        let of_site = |shape: &SiteShape| {
+            let a = product(&[num_a, spec.rank, shape.in_features.max(1)]);
+            a.saturating_add(product(&[spec.num_experts, spec.rank, shape.out_features.max(1)]))
+        };
+        sites.iter().map(of_site).fold(0, usize::saturating_add)
     }
 
     fn router_clusters(&self) -> Option<usize> {

@@ -54,6 +54,16 @@ pub trait MethodOptions: Send + Sync {
     fn whole_model(&self) -> bool {
         false
     }
+    /// The fewest numbers that a file of such an adapter on `sites` holds, as far as these options
+    /// decide it.
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        let _ = sites;
+        0
+    }
+    /// What a file of such an adapter can be built from, where that is less than what trains it.
+    fn as_stored(&self) -> Option<Box<dyn MethodOptions>> {
+        None
+    }
     /// The number of clusters of the training data that the routers start from; none where they
     /// start at random.
     fn router_clusters(&self) -> Option<usize> {
@@ -247,6 +257,11 @@ pub trait Tuned: Adapter {
     }
     /// This adapter as the decoder sees it.
     fn as_adapter(&self) -> &dyn Adapter;
+}
+
+/// The product of extents that a file names, which may be anything.
+pub(crate) fn product(extents: &[usize]) -> usize {
+    extents.iter().fold(1, |product, extent| product.saturating_mul(*extent))
 }
 
 /// Number of trainable parameters per role.

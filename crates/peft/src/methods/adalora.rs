@@ -18,7 +18,7 @@ use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal,
+    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal, product,
     read_section, take_tensor,
 };
 use crate::options::{LoraConfigKeys, check_common, to_map};
@@ -239,6 +239,15 @@ impl MethodOptions for Options {
 
     fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        let of_site = |shape: &SiteShape| {
+            let kept = self.kept.get(&shape.site).map(|kept| kept.iter().filter(|k| **k).count());
+            let width = shape.in_features.saturating_add(shape.out_features).saturating_add(1);
+            product(&[kept.unwrap_or(self.init_r), width])
+        };
+        sites.iter().map(of_site).fold(0, usize::saturating_add)
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {

@@ -18,7 +18,7 @@ use crate::io::module_names;
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, read_section,
+    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, product, read_section,
     take_tensor, uniform,
 };
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
@@ -59,6 +59,9 @@ pub(super) struct Options {
     temperature: f64,
 }
 
+/// Every pair of domains takes a number.
+const MOST_DOMAINS: usize = 1024;
+
 impl Default for Options {
     /// Those of the published script for LLaMA2-7B.
     fn default() -> Self {
@@ -94,6 +97,9 @@ impl Described for Options {
             faults.push(Fault::new("method.domains", message));
         } else if different.len() != self.domains.len() {
             faults.push(Fault::new("method.domains", "names a domain twice"));
+        } else if self.domains.len() > MOST_DOMAINS {
+            let message = format!("names {}; expected at most {MOST_DOMAINS}", self.domains.len());
+            faults.push(Fault::new("method.domains", message));
         }
         faults
     }
@@ -137,6 +143,21 @@ impl MethodOptions for Options {
 
     fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        let (rank, experts, domains) = (self.rank, self.num_experts, self.domains.len());
+        let of_site = |shape: &SiteShape| {
+            [
+                product(&[rank, shape.in_features.max(1)]),
+                product(&[experts, rank, shape.out_features.max(1)]),
+                product(&[experts, domains]),
+            ]
+            .into_iter()
+            .fold(0, usize::saturating_add)
+        };
+        let own = sites.iter().map(of_site).fold(0, usize::saturating_add);
+        own.saturating_add(product(&[sites.len().max(1), domains, rank, rank]))
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {

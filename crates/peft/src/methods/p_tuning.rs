@@ -6,7 +6,7 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{MethodOptions, Tuned};
+use crate::method::{MethodOptions, Tuned, product};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
@@ -112,6 +112,14 @@ impl MethodOptions for Options {
 
     fn whole_model(&self) -> bool {
         true
+    }
+
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        product(&[self.num_virtual_tokens, Widths::of(sites).hidden.max(1)])
+    }
+
+    fn as_stored(&self) -> Option<Box<dyn MethodOptions>> {
+        Some(Box::new(Options { encoder: EncoderKind::None, ..self.clone() }))
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {

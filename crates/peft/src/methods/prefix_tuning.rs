@@ -6,7 +6,7 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{MethodOptions, Tuned};
+use crate::method::{MethodOptions, Tuned, product};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
@@ -94,6 +94,15 @@ impl MethodOptions for Options {
 
     fn whole_model(&self) -> bool {
         true
+    }
+
+    fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
+        let Widths { key_value, layers, .. } = Widths::of(sites);
+        product(&[self.num_virtual_tokens, 2, layers.max(1), key_value.max(1)])
+    }
+
+    fn as_stored(&self) -> Option<Box<dyn MethodOptions>> {
+        Some(Box::new(Options { projection: false, ..self.clone() }))
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
