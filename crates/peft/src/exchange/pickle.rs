@@ -11,11 +11,21 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Write};
 use std::path::Path;
+use std::rc::Rc;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 /// Most bytes of the program that are read; one for a million tensors is smaller.
 const MAX_PROGRAM: u64 = 1 << 28;
+/// How deep tuples and dictionaries may go; a dictionary of tensors needs four.
+const MAX_DEPTH: usize = 16;
+/// Most dimensions of a tensor, as in PyTorch.
+const MAX_DIMENSIONS: usize = 64;
+/// How many times as large as the file its entries may be unpacked: `torch.save` packs none, but
+/// another program may, and zeros pack well.
+const MAX_UNPACKED: usize = 64;
+/// How many times as many numbers as the storages the tensors may hold: some share one.
+const MAX_SHARED: usize = 16;
 
 /// Element types of a storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +71,7 @@ impl Kind {
 /// Numbers in an entry of the file.
 #[derive(Clone, Debug, PartialEq)]
 struct Storage {
-    key: String,
+    key: Rc<str>,
     kind: Kind,
     len: usize,
 }
@@ -75,7 +85,7 @@ struct View {
     strides: Vec<usize>,
 }
 
-/// What is on the stack.
+/// What is on the stack. Copies are cheap, for a program can ask for one with two bytes.
 #[derive(Clone, Debug, PartialEq)]
 enum Item {
     Mark,
@@ -83,13 +93,40 @@ enum Item {
     Bool,
     Int(i64),
     Float,
-    Text(String),
-    Tuple(Vec<Item>),
+    Text(Rc<str>),
+    Tuple { items: Rc<[Item]>, depth: usize },
     List,
-    Dict(Vec<(Item, Item)>),
-    Global(String),
+    Dict { entries: Vec<(Item, Item)>, depth: usize },
+    Global(Rc<str>),
     Storage(Storage),
-    Tensor(View),
+    Tensor(Rc<View>),
+}
+
+impl Item {
+    fn tuple(items: Vec<Item>) -> Step<Self> {
+        let depth = Self::depth_around(&items)?;
+        Ok(Item::Tuple { items: items.into(), depth })
+    }
+
+    fn empty_dict() -> Self {
+        Item::Dict { entries: Vec::new(), depth: 1 }
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Item::Tuple { depth, .. } | Item::Dict { depth, .. } => *depth,
+            _ => 0,
+        }
+    }
+
+    /// The depth of what holds `items`; dropping one without a limit would overflow the stack.
+    fn depth_around(items: &[Item]) -> Step<usize> {
+        let depth = 1 + items.iter().map(Item::depth).max().unwrap_or(0);
+        if depth > MAX_DEPTH {
+            return Err(format!("nests values more than {MAX_DEPTH} deep"));
+        }
+        Ok(depth)
+    }
 }
 
 /// What a program may name.
@@ -113,6 +150,7 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
     let file = File::open(path).map_err(|error| {
         Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     })?;
+    let file_len = file.metadata()?.len();
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
         fault(format!(
             "is no zip file as torch.save writes it ({error}); files of PyTorch before 1.6 have to \
@@ -125,17 +163,19 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
         .find(|name| name.ends_with("/data.pkl") || name == "data.pkl")
         .ok_or_else(|| fault("holds no data.pkl; expected a file of torch.save".to_owned()))?;
     let prefix = program_name.trim_end_matches("data.pkl").to_owned();
+    let most_bytes = usize::try_from(file_len).unwrap_or(usize::MAX).saturating_mul(MAX_UNPACKED);
     let mut program = Vec::new();
     archive
         .by_name(&program_name)
         .map_err(|error| fault(error.to_string()))?
-        .take(MAX_PROGRAM)
+        .take(MAX_PROGRAM.min(most_bytes as u64))
         .read_to_end(&mut program)
         .map_err(|error| fault(format!("data.pkl: {error}")))?;
     let views =
         Machine::new(&program).run().map_err(|message| fault(format!("data.pkl: {message}")))?;
-    let mut storages: HashMap<String, Vec<f64>> = HashMap::new();
+    let mut storages: HashMap<Rc<str>, Vec<f64>> = HashMap::new();
     let mut tensors = TensorMap::new();
+    let (mut unpacked, mut stored, mut taken) = (0_usize, 0_usize, 0_usize);
     for (name, view) in views {
         let Storage { key, kind, len } = &view.storage;
         if !storages.contains_key(key) {
@@ -143,6 +183,13 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
             let size = len
                 .checked_mul(kind.size())
                 .ok_or_else(|| fault(format!("`{name}`: storage of {len} numbers")))?;
+            unpacked = unpacked.saturating_add(size);
+            if unpacked > most_bytes {
+                let message = format!(
+                    "`{name}`: {entry} has {size} bytes, more than a file of {file_len} can hold"
+                );
+                return Err(fault(message));
+            }
             let mut bytes = Vec::new();
             archive
                 .by_name(&entry)
@@ -155,7 +202,9 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
                 let message = format!("`{name}`: {entry} has {found} bytes, expected {size}");
                 return Err(fault(message));
             }
-            storages.insert(key.clone(), kind.widen(&bytes));
+            let numbers = kind.widen(&bytes);
+            stored += numbers.len();
+            storages.insert(key.clone(), numbers);
         }
         let values = view.gather(&storages[key]).map_err(|m| fault(format!("`{name}`: {m}")))?;
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
@@ -164,7 +213,13 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
                 values[index]
             )));
         }
-        tensors.insert(name, Tensor::from_f64(dtype, &values, view.shape));
+        taken += values.len();
+        if taken > stored.saturating_mul(MAX_SHARED) {
+            return Err(fault(format!(
+                "its tensors share {stored} numbers more than {MAX_SHARED} times over"
+            )));
+        }
+        tensors.insert(name.to_string(), Tensor::from_f64(dtype, &values, view.shape.clone()));
     }
     Ok(tensors)
 }
@@ -225,12 +280,12 @@ impl<'a> Machine<'a> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn text(&mut self, len: usize) -> Step<String> {
+    fn text(&mut self, len: usize) -> Step<&'a str> {
         let bytes = self.bytes(len)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "holds a text that is not UTF-8".to_owned())
+        std::str::from_utf8(bytes).map_err(|_| "holds a text that is not UTF-8".to_owned())
     }
 
-    fn line(&mut self) -> Step<String> {
+    fn line(&mut self) -> Step<&'a str> {
         let end = self.rest.iter().position(|&b| b == b'\n').ok_or("is cut off")?;
         let line = self.text(end)?;
         self.bytes(1)?;
@@ -251,9 +306,10 @@ impl<'a> Machine<'a> {
     }
 
     fn set_items(&mut self, items: Vec<Item>) -> Step<()> {
-        let Some(Item::Dict(entries)) = self.stack.last_mut() else {
+        let Some(Item::Dict { entries, depth }) = self.stack.last_mut() else {
             return Err("sets items of something that is no dictionary".to_owned());
         };
+        *depth = (*depth).max(Item::depth_around(&items)?);
         let mut items = items.into_iter();
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
             entries.push((key, value));
@@ -264,7 +320,7 @@ impl<'a> Machine<'a> {
     fn remember(&mut self, index: u32) -> Step<()> {
         let top = self.stack.last().ok_or_else(|| "remembers nothing".to_owned())?;
         // A dictionary or list grows after it is remembered, so what is kept would be stale.
-        if !matches!(top, Item::Dict(_) | Item::List) {
+        if !matches!(top, Item::Dict { .. } | Item::List) {
             self.memo.insert(index, top.clone());
         }
         Ok(())
@@ -286,11 +342,11 @@ impl<'a> Machine<'a> {
                  is refused"
             ));
         }
-        self.stack.push(Item::Global(global));
+        self.stack.push(Item::Global(global.into()));
         Ok(())
     }
 
-    fn run(mut self) -> Step<Vec<(String, View)>> {
+    fn run(mut self) -> Step<Vec<(Rc<str>, Rc<View>)>> {
         loop {
             let opcode = self.byte()?;
             match opcode {
@@ -301,9 +357,9 @@ impl<'a> Machine<'a> {
                     self.bytes(8)?;
                 }
                 b'(' => self.stack.push(Item::Mark),
-                b'}' => self.stack.push(Item::Dict(Vec::new())),
+                b'}' => self.stack.push(Item::empty_dict()),
                 b']' => self.stack.push(Item::List),
-                b')' => self.stack.push(Item::Tuple(Vec::new())),
+                b')' => self.stack.push(Item::tuple(Vec::new())?),
                 b'N' => self.stack.push(Item::None),
                 0x88 | 0x89 => self.stack.push(Item::Bool),
                 b'K' => {
@@ -336,12 +392,12 @@ impl<'a> Machine<'a> {
                 b'X' => {
                     let len = u32::from_le_bytes(self.array()?) as usize;
                     let text = self.text(len)?;
-                    self.stack.push(Item::Text(text));
+                    self.stack.push(Item::Text(text.into()));
                 }
                 0x8c => {
                     let len = usize::from(self.byte()?);
                     let text = self.text(len)?;
-                    self.stack.push(Item::Text(text));
+                    self.stack.push(Item::Text(text.into()));
                 }
                 b'q' => {
                     let index = self.byte()?;
@@ -361,18 +417,18 @@ impl<'a> Machine<'a> {
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
-                    self.global(&module, &name)?;
+                    self.global(module, name)?;
                 }
                 b't' => {
                     let items = self.pop_mark()?;
-                    self.stack.push(Item::Tuple(items));
+                    self.stack.push(Item::tuple(items)?);
                 }
                 0x85..=0x87 => {
                     let count = usize::from(opcode - 0x84);
                     let at = self.stack.len().checked_sub(count);
                     let at = at.ok_or_else(|| "takes from an empty stack".to_owned())?;
                     let items = self.stack.split_off(at);
-                    self.stack.push(Item::Tuple(items));
+                    self.stack.push(Item::tuple(items)?);
                 }
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
@@ -391,7 +447,7 @@ impl<'a> Machine<'a> {
                 // An OrderedDict's attributes: a state dictionary's versions.
                 b'b' => {
                     self.pop()?;
-                    if !matches!(self.stack.last(), Some(Item::Dict(_))) {
+                    if !matches!(self.stack.last(), Some(Item::Dict { .. })) {
                         return Err(
                             "gives attributes to something that is no dictionary".to_owned()
                         );
@@ -418,12 +474,12 @@ impl<'a> Machine<'a> {
 
 /// The storage of a persistent reference `("storage", class, key, device, length)`.
 fn storage(reference: &Item) -> Step<Storage> {
-    let Item::Tuple(parts) = reference else {
+    let Item::Tuple { items: parts, .. } = reference else {
         return Err("refers to something that is no storage".to_owned());
     };
-    match parts.as_slice() {
+    match &parts[..] {
         [Item::Text(what), Item::Global(class), Item::Text(key), _, Item::Int(len)]
-            if what == "storage" =>
+            if &**what == "storage" =>
         {
             let kind = Kind::of(class).ok_or_else(|| format!("`{class}` is no storage"))?;
             let len = usize::try_from(*len).map_err(|_| format!("a storage of {len} numbers"))?;
@@ -434,11 +490,11 @@ fn storage(reference: &Item) -> Step<Storage> {
 }
 
 fn call(function: &Item, arguments: Item) -> Step<Item> {
-    let (Item::Global(name), Item::Tuple(arguments)) = (function, arguments) else {
+    let (Item::Global(name), Item::Tuple { items: arguments, .. }) = (function, arguments) else {
         return Err("calls something that is no function".to_owned());
     };
     let sizes = |item: &Item| match item {
-        Item::Tuple(items) => items
+        Item::Tuple { items, .. } if items.len() <= MAX_DIMENSIONS => items
             .iter()
             .map(|item| match item {
                 Item::Int(n) => usize::try_from(*n).ok(),
@@ -447,8 +503,8 @@ fn call(function: &Item, arguments: Item) -> Step<Item> {
             .collect::<Option<Vec<usize>>>(),
         _ => None,
     };
-    match (name.as_str(), arguments.as_slice()) {
-        ("collections.OrderedDict", []) => Ok(Item::Dict(Vec::new())),
+    match (&**name, &arguments[..]) {
+        ("collections.OrderedDict", []) => Ok(Item::empty_dict()),
         ("torch._utils._rebuild_parameter", [tensor @ Item::Tensor(_), ..]) => Ok(tensor.clone()),
         (
             "torch._utils._rebuild_tensor_v2",
@@ -461,7 +517,8 @@ fn call(function: &Item, arguments: Item) -> Step<Item> {
                     let scalar = shape.is_empty();
                     let (shape, strides) =
                         if scalar { (vec![1], vec![1]) } else { (shape, strides) };
-                    Ok(Item::Tensor(View { storage: storage.clone(), offset, shape, strides }))
+                    let view = View { storage: storage.clone(), offset, shape, strides };
+                    Ok(Item::Tensor(Rc::new(view)))
                 }
                 _ => Err("rebuilds a tensor of a malformed shape".to_owned()),
             }
@@ -471,8 +528,8 @@ fn call(function: &Item, arguments: Item) -> Step<Item> {
 }
 
 /// The named tensors of the final value.
-fn tensors(value: Item) -> Step<Vec<(String, View)>> {
-    let Item::Dict(entries) = value else {
+fn tensors(value: Item) -> Step<Vec<(Rc<str>, Rc<View>)>> {
+    let Item::Dict { entries, .. } = value else {
         return Err("ends with something that is no dictionary of tensors".to_owned());
     };
     entries
@@ -617,8 +674,73 @@ mod tests {
     }
 
     #[test]
+    fn values_nested_without_end_are_refused() {
+        let run = |program: Vec<u8>| Machine::new(&program).run().unwrap_err();
+        let tuples = run([vec![b'N'], vec![0x85; 1 << 20]].concat());
+        assert!(tuples.contains("more than 16 deep"), "{tuples}");
+        let dicts = [b"}K\x01".repeat(1 << 18), b"}".to_vec(), b"s".repeat(1 << 18)].concat();
+        assert!(run(dicts).contains("more than 16 deep"));
+    }
+
+    #[test]
+    fn values_recalled_without_end_take_no_memory() {
+        // Each turn makes a pair of what the turn before made.
+        let doubled = b"h\x00h\x00\x86q\x00".repeat(14);
+        let recalled = b"h\x00".repeat(1 << 16);
+        let program = [b"Nq\x00".to_vec(), doubled, recalled, b".".to_vec()].concat();
+        let error = Machine::new(&program).run().unwrap_err();
+        assert!(error.contains("no dictionary of tensors"), "{error}");
+    }
+
+    #[test]
+    fn tensors_that_share_a_storage_without_end_are_refused() {
+        let file = |views: usize| {
+            let mut out = ZipWriter::new(Cursor::new(Vec::new()));
+            let packed = SimpleFileOptions::default();
+            let tensor = Tensor::new(vec![0.0_f32; 1000], [1000]);
+            let one = program(&[("a".to_owned(), tensor)]);
+            // From the tensor's name to the end of its construction.
+            let entry = &one[4..one.len() - 2];
+            let mut all = one[..4].to_vec();
+            for index in 0..views {
+                all.extend([b'X', 1, 0, 0, 0, b'0' + index as u8]);
+                all.extend(&entry[6..]);
+            }
+            all.extend(b"u.");
+            for (name, bytes) in [("m/data.pkl", &all[..]), ("m/data/0", &[0; 4000])] {
+                out.start_file(name, packed).unwrap();
+                out.write_all(bytes).unwrap();
+            }
+            out.finish().unwrap().into_inner()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        std::fs::write(&path, file(3)).unwrap();
+        assert_eq!(read(&path, DType::F32).unwrap().len(), 3);
+        std::fs::write(&path, file(20)).unwrap();
+        let error = read(&path, DType::F32).unwrap_err().to_string();
+        assert!(error.contains("more than 16 times over"), "{error}");
+    }
+
+    #[test]
+    fn storages_that_no_file_of_that_size_holds_are_refused() {
+        let mut out = ZipWriter::new(Cursor::new(Vec::new()));
+        let packed = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+        let tensor = Tensor::zeros(DType::F32, [1 << 20]);
+        out.start_file("m/data.pkl", packed).unwrap();
+        out.write_all(&program(&[("a".to_owned(), tensor)])).unwrap();
+        out.start_file("m/data/0", packed).unwrap();
+        out.write_all(&vec![0; 4 << 20]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        std::fs::write(&path, out.finish().unwrap().into_inner()).unwrap();
+        let error = read(&path, DType::F32).unwrap_err().to_string();
+        assert!(error.contains("more than a file of"), "{error}");
+    }
+
+    #[test]
     fn a_view_beyond_its_storage_is_refused() {
-        let storage = Storage { key: "0".to_owned(), kind: Kind::F32, len: 4 };
+        let storage = Storage { key: "0".into(), kind: Kind::F32, len: 4 };
         let view = |offset, shape: &[usize], strides: &[usize]| {
             let (shape, strides) = (shape.to_vec(), strides.to_vec());
             View { storage: storage.clone(), offset, shape, strides }.gather(&[1.0, 2.0, 3.0, 4.0])
