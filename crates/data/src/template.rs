@@ -283,8 +283,10 @@ fn without_generation_marks(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
-        let inside = &tag[2..end];
+        rest = tag;
+        // Not the `%` that opens it: `{%}` is no tag.
+        let Some(len) = tag[2..].find("%}") else { break };
+        let (inside, after) = (&tag[2..2 + len], &tag[len + 4..]);
         let replacement = match inside.trim_matches(['-', '+']).trim() {
             "generation" => Some("if true"),
             "endgeneration" => Some("endif"),
@@ -300,9 +302,9 @@ fn without_generation_marks(source: &str) -> String {
                 let (open, close) = (sign(inside.chars().next()), sign(inside.chars().last()));
                 out.push_str(&["{%", open, " ", block, " ", close, "%}"].concat());
             }
-            None => out.push_str(&tag[..end + 2]),
+            None => out.push_str(&tag[..len + 4]),
         }
-        rest = &tag[end + 2..];
+        rest = after;
     }
     out.push_str(rest);
     out
@@ -452,6 +454,13 @@ mod tests {
 
     fn text(template: &str, messages: &[Message], generate: bool) -> Result<String> {
         ChatTemplate::from_source_at("test", template, 0)?.render(messages, generate, "<s>", "</s>")
+    }
+
+    #[test]
+    fn a_tag_needs_more_than_one_percent_sign() {
+        assert_eq!(without_generation_marks("a{%}b{%- generation %}c"), "a{%}b{%- generation %}c");
+        assert_eq!(without_generation_marks("a{%- generation %}b{%"), "a{%- if true %}b{%");
+        assert!(ChatTemplate::from_source("test", "a{%}").is_err());
     }
 
     /// `tests/fixtures/templates.py` says what made the expectations.
