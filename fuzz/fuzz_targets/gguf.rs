@@ -1,7 +1,7 @@
 //! A GGUF file: its description, and the model, weights and tokenizer in it.
 #![no_main]
 
-use hydralora_fuzz::{only_uncaught_panics_count, with_files};
+use hydralora_fuzz::{only_uncaught_panics_count, read_all, with_files};
 use hydralora_kernels::DType;
 use hydralora_model::{Decoder, GgufFile, ModelConfig, ModelSource, Tokenizer, Weights};
 use libfuzzer_sys::fuzz_target;
@@ -19,13 +19,7 @@ fuzz_target!(|data: &[u8]| {
     with_files(data, &["model.gguf"], |folder| {
         let path = folder.join("model.gguf");
         if let Ok(weights) = Weights::open(&path) {
-            let names: Vec<String> = weights.names().map(str::to_owned).collect();
-            for name in names {
-                let Some((shape, _)) = weights.describe(&name) else { continue };
-                let shape = shape.to_vec();
-                let _ = weights.get(&name);
-                let _ = weights.take_f32(&name, &shape);
-            }
+            read_all(&weights);
         }
         if let Ok(source) = ModelSource::open(&path) {
             let _ = Decoder::load(&source.config, &source.weights, DType::F32);

@@ -1,7 +1,7 @@
 //! A safetensors file, as the weights of a base model and as the tensors of an adapter.
 #![no_main]
 
-use hydralora_fuzz::with_files;
+use hydralora_fuzz::{read_all, with_files};
 use hydralora_kernels::DType;
 use hydralora_model::Weights;
 use hydralora_peft::{exchange, io};
@@ -11,13 +11,7 @@ fuzz_target!(|data: &[u8]| {
     with_files(data, &["model.safetensors"], |folder| {
         let path = folder.join("model.safetensors");
         if let Ok(weights) = Weights::open(&path) {
-            let names: Vec<String> = weights.names().map(str::to_owned).collect();
-            for name in names {
-                let Some((shape, _)) = weights.describe(&name) else { continue };
-                let shape = shape.to_vec();
-                let _ = weights.get(&name);
-                let _ = weights.take_f32(&name, &shape);
-            }
+            read_all(&weights);
         }
         for dtype in [DType::F32, DType::F64] {
             if let Ok(tensors) = io::decode(&path, dtype) {

@@ -5,6 +5,7 @@
 //!
 //! [libFuzzer's]: https://llvm.org/docs/LibFuzzer.html
 
+use hydralora_model::Weights;
 use hydralora_model::adapter::{Projection, Site, SiteShape};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,4 +82,15 @@ pub fn only_uncaught_panics_count() {
             std::panic::set_hook(Box::new(|_| {}));
         }
     });
+}
+
+/// Reads every tensor in both ways there are.
+pub fn read_all(weights: &Weights) {
+    let names: Vec<String> = weights.names().map(str::to_owned).collect();
+    for name in names {
+        let Some((shape, _)) = weights.describe(&name) else { continue };
+        let shape = shape.to_vec();
+        let _ = weights.get(&name);
+        let _ = weights.take_f32(&name, &shape);
+    }
 }
