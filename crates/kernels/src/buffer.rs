@@ -3,7 +3,8 @@
 //! A training step allocates and frees gigabytes of activations. Handed back to the operating
 //! system, each of those pages is zeroed and faulted in again on the next step, which costs as much
 //! as the element-wise work itself. So a dropped [`Buffer`] goes to a free list and the next request
-//! of its size class takes it from there, contents and all.
+//! of its size class takes it from there, contents and all. What is in use and what is kept together
+//! never exceed the most that was ever in use at once.
 
 use crate::element::Element;
 use std::collections::BTreeMap;
@@ -13,19 +14,69 @@ use std::sync::Mutex;
 /// Buffers below this many elements are left to the allocator.
 const SMALLEST_KEPT: usize = 1 << 12;
 
-/// Free memory of one element type, by capacity.
-pub struct FreeList<E>(Mutex<BTreeMap<usize, Vec<Vec<E>>>>);
+/// Free memory of one element type.
+pub struct FreeList<E>(Mutex<Lists<E>>);
+
+/// What is kept, and the count of what is in use.
+struct Lists<E> {
+    by_capacity: BTreeMap<usize, Vec<Vec<E>>>,
+    /// Numbers in `by_capacity`.
+    kept: usize,
+    /// Numbers in buffers handed out.
+    used: usize,
+    /// The most that `used` has been.
+    most_used: usize,
+}
 
 impl<E> FreeList<E> {
     /// An empty list.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Self(Mutex::new(BTreeMap::new()))
+        Self(Mutex::new(Lists { by_capacity: BTreeMap::new(), kept: 0, used: 0, most_used: 0 }))
     }
 
-    fn lists(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Vec<Vec<E>>>> {
-        // A panic elsewhere cannot leave the map half-changed.
+    fn lists(&self) -> std::sync::MutexGuard<'_, Lists<E>> {
+        // A panic elsewhere cannot leave the lists half-changed.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<E> Lists<E> {
+    /// Takes out a kept buffer of that capacity.
+    fn take(&mut self, capacity: usize) -> Option<Vec<E>> {
+        let list = self.by_capacity.get_mut(&capacity)?;
+        let data = list.pop()?;
+        if list.is_empty() {
+            self.by_capacity.remove(&capacity);
+        }
+        self.kept -= capacity;
+        Some(data)
+    }
+
+    /// The smallest kept buffer that holds `len` and is not wastefully large.
+    fn fitting(&mut self, len: usize) -> Option<Vec<E>> {
+        let capacity = *self.by_capacity.range(len..=2 * len).next()?.0;
+        self.take(capacity)
+    }
+
+    fn count_used(&mut self, capacity: usize) {
+        self.used += capacity;
+        self.most_used = self.most_used.max(self.used);
+    }
+
+    /// Takes out what has to go for `len` fresh numbers to be no addition to the most ever used.
+    fn surplus_for(&mut self, len: usize) -> Vec<Vec<E>> {
+        let mut surplus = Vec::new();
+        while self.kept > 0 && self.used + self.kept > self.most_used {
+            // The next smaller ones most likely served the same purpose in a smaller batch.
+            let smaller = self.by_capacity.range(..len).next_back().map(|(&capacity, _)| capacity);
+            let Some(capacity) = smaller.or_else(|| self.by_capacity.keys().next_back().copied())
+            else {
+                break;
+            };
+            surplus.extend(self.take(capacity));
+        }
+        surplus
     }
 }
 
@@ -85,7 +136,12 @@ fn ask_for_large_pages<T>(data: &[T]) {
 /// again.
 pub fn release_kept() {
     fn empty<E: Pooled>() {
-        drop(std::mem::take(&mut *E::free_list().lists()));
+        let kept = {
+            let mut lists = E::free_list().lists();
+            lists.kept = 0;
+            std::mem::take(&mut lists.by_capacity)
+        };
+        drop(kept);
     }
     empty::<f32>();
     empty::<f64>();
@@ -97,53 +153,40 @@ pub struct Buffer<E: Pooled> {
     len: usize,
 }
 
-/// Takes a kept buffer of that capacity.
-fn take<E>(lists: &mut BTreeMap<usize, Vec<Vec<E>>>, capacity: Option<usize>) -> Option<Vec<E>> {
-    let capacity = capacity?;
-    let list = lists.get_mut(&capacity)?;
-    let data = list.pop();
-    if list.is_empty() {
-        lists.remove(&capacity);
-    }
-    data
-}
-
-/// Rounds up so that lengths within an eighth of each other share a class.
+/// Rounds up so that lengths within a thirty-second of each other share a class.
 fn size_class(len: usize) -> usize {
     if len < SMALLEST_KEPT {
         return len;
     }
-    let step = 1 << (usize::BITS - 1 - len.leading_zeros() - 3);
+    let step = 1 << (usize::BITS - 1 - len.leading_zeros() - 5);
     len.div_ceil(step) * step
+}
+
+/// Whether memory of this capacity goes to the free list when it is dropped.
+fn is_kept(capacity: usize) -> bool {
+    capacity >= SMALLEST_KEPT && size_class(capacity) == capacity
 }
 
 impl<E: Pooled> Buffer<E> {
     /// A buffer whose contents are unspecified: zeros, or whatever its last user left.
     ///
-    /// The smallest kept buffer of up to twice the length serves. If none does, as much of what is
-    /// kept is given back as is about to be taken, so that batches of changing size do not pile up
-    /// buffers of every size.
+    /// The smallest kept buffer of up to twice the length serves. If none does, what is kept is given
+    /// back as far as the fresh one would make memory grow beyond the most ever in use, so that batches
+    /// of changing size do not pile up buffers of every size.
     pub fn scratch(len: usize) -> Self {
         let class = size_class(len);
         if class < SMALLEST_KEPT {
             return Self { data: vec![E::ZERO; class], len };
         }
-        let mut surplus = Vec::new();
-        {
+        let surplus = {
             let mut lists = E::free_list().lists();
-            let fitting = lists.range(class..=2 * class).next().map(|(&capacity, _)| capacity);
-            if let Some(data) = take(&mut lists, fitting) {
+            if let Some(data) = lists.fitting(class) {
+                lists.count_used(data.len());
                 return Self { data, len };
             }
-            let mut given_back = 0;
-            while given_back < class {
-                // The next smaller ones most likely served the same purpose in a smaller batch.
-                let smaller = lists.range(..class).next_back().map(|(&capacity, _)| capacity);
-                let Some(data) = take(&mut lists, smaller) else { break };
-                given_back += data.len();
-                surplus.push(data);
-            }
-        }
+            lists.count_used(class);
+            lists.surplus_for(class)
+        };
         drop(surplus);
         Self { data: zeroed(class), len }
     }
@@ -159,6 +202,9 @@ impl<E: Pooled> Buffer<E> {
 impl<E: Pooled> From<Vec<E>> for Buffer<E> {
     fn from(data: Vec<E>) -> Self {
         let len = data.len();
+        if is_kept(len) {
+            E::free_list().lists().count_used(len);
+        }
         Self { data, len }
     }
 }
@@ -187,9 +233,12 @@ impl<E: Pooled> Clone for Buffer<E> {
 impl<E: Pooled> Drop for Buffer<E> {
     fn drop(&mut self) {
         let capacity = self.data.len();
-        if capacity >= SMALLEST_KEPT && size_class(capacity) == capacity {
+        if is_kept(capacity) {
             let data = std::mem::take(&mut self.data);
-            E::free_list().lists().entry(capacity).or_default().push(data);
+            let mut lists = E::free_list().lists();
+            lists.used -= capacity;
+            lists.kept += capacity;
+            lists.by_capacity.entry(capacity).or_default().push(data);
         }
     }
 }
@@ -199,25 +248,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_waste_at_most_an_eighth() {
+    fn classes_waste_at_most_a_thirty_second() {
         for len in (SMALLEST_KEPT..200_000).step_by(37) {
             let class = size_class(len);
-            assert!(class >= len && class <= len + len / 8 + 1, "{len} -> {class}");
+            assert!(class >= len && class <= len + len / 32 + 1, "{len} -> {class}");
             assert_eq!(size_class(class), class, "a class is its own class");
         }
     }
 
     #[test]
     fn kept_memory_does_not_pile_up() {
-        // f64 buffers of this size are this test's own.
-        let held = || {
-            let lists = f64::free_list().lists();
-            lists.range(1 << 20..).map(|(capacity, list)| capacity * list.len()).sum::<usize>()
-        };
-        for step in 0..40 {
-            drop(Buffer::<f64>::scratch((1 << 20) + step * (1 << 17)));
+        let mut lists = FreeList::<f64>::new().0.into_inner().unwrap();
+        let mut held: Vec<Vec<f64>> = Vec::new();
+        // Batches of changing size, each of two large and two small buffers held at once.
+        for step in [7_usize, 3, 20, 12, 40, 5, 39, 1, 41, 17] {
+            for unit in [3_usize, 1, 8, 8] {
+                let class = size_class(step * unit * 5_000);
+                let data = lists.fitting(class);
+                lists.count_used(data.as_ref().map_or(class, Vec::len));
+                drop(lists.surplus_for(class));
+                held.push(data.unwrap_or_else(|| vec![0.0; class]));
+                assert!(lists.used + lists.kept <= lists.most_used);
+            }
+            for data in held.drain(..) {
+                lists.used -= data.len();
+                lists.kept += data.len();
+                lists.by_capacity.entry(data.len()).or_default().push(data);
+            }
         }
-        assert!(held() <= 8 << 20, "{} numbers are kept for one at a time", held());
+        let kept: usize =
+            lists.by_capacity.iter().map(|(capacity, list)| capacity * list.len()).sum();
+        assert_eq!(kept, lists.kept);
+        assert!(lists.most_used <= 41 * 20 * 5_000 * 33 / 32 * 2, "{}", lists.most_used);
     }
 
     #[test]
