@@ -59,6 +59,13 @@ impl<E> Lists<E> {
         self.take(capacity)
     }
 
+    /// Keeps a buffer that was in use.
+    fn put(&mut self, data: Vec<E>) {
+        self.used -= data.len();
+        self.kept += data.len();
+        self.by_capacity.entry(data.len()).or_default().push(data);
+    }
+
     fn count_used(&mut self, capacity: usize) {
         self.used += capacity;
         self.most_used = self.most_used.max(self.used);
@@ -234,11 +241,7 @@ impl<E: Pooled> Drop for Buffer<E> {
     fn drop(&mut self) {
         let capacity = self.data.len();
         if is_kept(capacity) {
-            let data = std::mem::take(&mut self.data);
-            let mut lists = E::free_list().lists();
-            lists.used -= capacity;
-            lists.kept += capacity;
-            lists.by_capacity.entry(capacity).or_default().push(data);
+            E::free_list().lists().put(std::mem::take(&mut self.data));
         }
     }
 }
@@ -271,9 +274,7 @@ mod tests {
                 assert!(lists.used + lists.kept <= lists.most_used);
             }
             for data in held.drain(..) {
-                lists.used -= data.len();
-                lists.kept += data.len();
-                lists.by_capacity.entry(data.len()).or_default().push(data);
+                lists.put(data);
             }
         }
         let kept: usize =
