@@ -29,30 +29,41 @@ struct Figures {
     open_s: f64,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
-    /// Of the rate at which memory is read, counting the weights once a token.
+    /// The rate at which memory was read between the runs.
+    bandwidth_gb_per_s: f64,
+    /// Of that rate, counting the weights and the adapter once a token.
     share_of_bandwidth: f64,
 }
 
-/// The best rate in bytes per second at which all threads together read memory.
-fn bandwidth() -> f64 {
-    let data = numbers(1 << 27);
-    let bytes = (data.len() * size_of::<f32>()) as f64;
-    (0..5)
-        .map(|_| {
-            let started = Instant::now();
-            let sum: f32 = data
-                .par_chunks(1 << 16)
-                .map(|part| {
-                    vectorize(
-                        #[inline(always)]
-                        || sum_map(part, |x| x),
-                    )
-                })
-                .sum();
-            std::hint::black_box(sum);
-            bytes / started.elapsed().as_secs_f64()
-        })
-        .fold(0.0, f64::max)
+/// Memory to read, far larger than any cache.
+struct Memory(Vec<f32>);
+
+impl Memory {
+    fn new() -> Self {
+        Self(numbers(1 << 27))
+    }
+
+    /// The best rate in bytes per second at which all threads together read it now.
+    fn rate(&self) -> f64 {
+        let bytes = size_of_val(self.0.as_slice()) as f64;
+        (0..5)
+            .map(|_| {
+                let started = Instant::now();
+                let sum: f32 = self
+                    .0
+                    .par_chunks(1 << 16)
+                    .map(|part| {
+                        vectorize(
+                            #[inline(always)]
+                            || sum_map(part, |x| x),
+                        )
+                    })
+                    .sum();
+                std::hint::black_box(sum);
+                bytes / started.elapsed().as_secs_f64()
+            })
+            .fold(0.0, f64::max)
+    }
 }
 
 /// HydraLoRA with four heads of rank four on the feed-forward layers, none of its tensors zero.
@@ -76,11 +87,28 @@ fn adapter(base: &Base) -> anyhow::Result<Box<dyn Tuned>> {
     Ok(tuned)
 }
 
+/// Bytes of the adapter's numbers, each of them read for every token.
+fn bytes_of(tuned: &dyn Tuned) -> usize {
+    let values = tuned.trainables().into_iter().map(|trainable| trainable.parameter.value().len());
+    values.sum::<usize>() * size_of::<f32>()
+}
+
+/// Medians of prefill and decoding in tokens per second, of the rate in bytes per second at which memory
+/// was read before and after each run, and of the tokens decoded for every byte that could have been
+/// read: another guest of the machine takes from both.
+struct Rates {
+    prefill: f64,
+    decode: f64,
+    bandwidth: f64,
+    tokens_per_byte: f64,
+}
+
 fn measure(
     base: &Base,
     adapter: &dyn Adapter,
     arguments: &BenchDecodeArguments,
-) -> anyhow::Result<(f64, f64)> {
+    memory: &Memory,
+) -> anyhow::Result<Rates> {
     let vocabulary = base.decoder.config().vocab_size;
     let ids = |count: usize| -> Vec<u32> {
         (0..count).map(|i| ((i * 7919 + 17) % (vocabulary - 1) + 1) as u32).collect()
@@ -102,7 +130,8 @@ fn measure(
         feed(&prompt, &mut base.decoder.new_cache())?;
         prefill.push(prompt.len() as f64 / started.elapsed().as_secs_f64());
     }
-    let mut decode = Vec::new();
+    let (mut decode, mut bandwidth, mut tokens_per_byte) = (Vec::new(), Vec::new(), Vec::new());
+    let mut before = memory.rate();
     for _ in 0..=RUNS {
         let mut cache = base.decoder.new_cache();
         let mut next = feed(&ids(PROMPT), &mut cache)?;
@@ -110,17 +139,28 @@ fn measure(
         for _ in 0..arguments.new_tokens {
             next = feed(&[next], &mut cache)?;
         }
-        decode.push(arguments.new_tokens as f64 / started.elapsed().as_secs_f64());
+        let rate = arguments.new_tokens as f64 / started.elapsed().as_secs_f64();
+        let after = memory.rate();
+        let read = f64::midpoint(before, after);
+        decode.push(rate);
+        bandwidth.push(read);
+        tokens_per_byte.push(rate / read);
+        before = after;
     }
     // The first run of each touches pages and fills caches.
-    Ok((median(&mut prefill[1..]), median(&mut decode[1..])))
+    Ok(Rates {
+        prefill: median(&mut prefill[1..]),
+        decode: median(&mut decode[1..]),
+        bandwidth: median(&mut bandwidth[1..]),
+        tokens_per_byte: median(&mut tokens_per_byte[1..]),
+    })
 }
 
 pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::Result<ExitCode> {
     if arguments.prompt == 0 || arguments.new_tokens == 0 {
         return Err(bad_input("--prompt and --new-tokens: expected at least 1"));
     }
-    let bandwidth = bandwidth();
+    let memory = Memory::new();
     let mut all = Vec::new();
     for &dtype in &arguments.dtype {
         let name = spelling(&dtype);
@@ -133,21 +173,31 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         let open_s = started.elapsed().as_secs_f64();
         let tuned = (!arguments.no_adapter).then(|| adapter(&base)).transpose()?;
         let adapter = tuned.as_ref().map_or(&NoAdapter as &dyn Adapter, |t| t.as_adapter());
-        let (prefill, decode) = measure(&base, adapter, arguments)?;
-        let bytes = base.decoder.weight_bytes() as f64;
+        let rates = measure(&base, adapter, arguments, &memory)?;
+        let bytes = base.decoder.weight_bytes();
+        let of_adapter = tuned.as_ref().map_or(0, |tuned| bytes_of(tuned.as_ref()));
         all.push(Figures {
             dtype: name,
-            weight_mb: bytes / 1e6,
+            weight_mb: bytes as f64 / 1e6,
             open_s,
-            prefill_tokens_per_s: prefill,
-            decode_tokens_per_s: decode,
-            share_of_bandwidth: decode * bytes / bandwidth,
+            prefill_tokens_per_s: rates.prefill,
+            decode_tokens_per_s: rates.decode,
+            bandwidth_gb_per_s: rates.bandwidth / 1e9,
+            share_of_bandwidth: rates.tokens_per_byte * (bytes + of_adapter) as f64,
         });
     }
     let mut rows = vec![
-        ["weights", "MB", "open, s", "prefill, tokens/s", "decode, tokens/s", "of the bandwidth"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "weights",
+            "MB",
+            "open, s",
+            "prefill, tokens/s",
+            "decode, tokens/s",
+            "memory, GB/s",
+            "of that rate",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     for one in &all {
         rows.push(vec![
@@ -156,13 +206,13 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
             format!("{:.2}", one.open_s),
             format!("{:.0}", one.prefill_tokens_per_s),
             format!("{:.1}", one.decode_tokens_per_s),
+            format!("{:.1}", one.bandwidth_gb_per_s),
             format!("{:.1} %", 100.0 * one.share_of_bandwidth),
         ]);
     }
     let text = format!(
-        "{}\n\nmemory is read at {:.1} GB/s; {}",
+        "{}\n\n{}",
         table(&rows),
-        bandwidth / 1e9,
         if arguments.no_adapter {
             "no adapter"
         } else {
@@ -170,7 +220,6 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         }
     );
     let json = json!({
-        "bandwidth_gb_per_s": bandwidth / 1e9,
         "threads": rayon::current_num_threads(),
         "adapter": !arguments.no_adapter,
         "prompt": arguments.prompt,

@@ -103,13 +103,13 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// How many bytes ahead memory is called for where four rows of `row_bytes` are read side by side: as
-/// far into a later four as it takes for memory to answer.
+/// How many bytes ahead memory is called for where `together` bytes of rows are read before the next
+/// ones: as many of them as it takes for memory to answer.
 #[inline(always)]
-fn ahead(row_bytes: usize) -> usize {
+fn ahead(together: usize) -> usize {
     const ANSWER: usize = 4096;
-    let four = (TOGETHER * row_bytes).max(1);
-    four * ANSWER.div_ceil(four)
+    let together = together.max(1);
+    together * ANSWER.div_ceil(together)
 }
 
 /// Calls `four_rows(rows of the weight, row of x)` for every four of rows `range` of `weight`, and

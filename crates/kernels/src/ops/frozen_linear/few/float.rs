@@ -1,8 +1,13 @@
-//! Products of plain numbers with a few rows of activations: four rows of the weight at a time, so
-//! that a load of `x` serves four, and their sums are folded together.
+//! Products of plain numbers with a few rows of activations. A long row of the weight is multiplied by
+//! itself: one stream of memory is read faster than four side by side. Of short ones four are taken at a
+//! time, so that a load of `x` serves four, and their sums are folded together.
 
 use super::{Rows, TOGETHER, ahead, by_fours};
+use crate::simd::{self, vectorize};
 use std::ops::Range;
+
+/// Fewest numbers of a long row.
+const LONG: usize = 256;
 
 /// Partial sums of a row.
 const LANES: usize = 8;
@@ -17,6 +22,9 @@ pub(crate) fn add_products(
     rows: usize,
     out: &mut [f32],
 ) {
+    if weight.len >= LONG {
+        return row_by_row(weight, x, range, rows, out);
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         let products = wide::Products { simd, weight, x, range, rows, out };
@@ -25,6 +33,25 @@ pub(crate) fn add_products(
     by_fours(weight, range, rows, out, |weight, row| {
         portable::four_rows(weight, row_of(x, row, weight))
     });
+}
+
+/// Adds the products of long rows.
+fn row_by_row(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, rows: usize, out: &mut [f32]) {
+    /// Numbers of a cache line.
+    const LINE: usize = 64 / size_of::<f32>();
+    let ahead = ahead(weight.len * size_of::<f32>());
+    vectorize(
+        #[inline(always)]
+        || {
+            for (row, out) in range.zip(out.chunks_exact_mut(rows)) {
+                let row = &weight.data[row * weight.stride..][..weight.len];
+                row.chunks(LINE).for_each(|line| simd::fetch(line, ahead));
+                for (out, x) in out.iter_mut().zip(x.chunks_exact(weight.len)) {
+                    *out += simd::dot(row, x);
+                }
+            }
+        },
+    );
 }
 
 /// Row `row` of `x`, whose rows are as long as the weight's.
@@ -67,7 +94,6 @@ mod portable {
 #[allow(unsafe_code)]
 mod wide {
     use super::*;
-    use crate::simd;
     use pulp::x86::V3;
     use std::arch::x86_64::{__m256, _mm256_loadu_ps};
 
@@ -99,7 +125,6 @@ mod wide {
 
     #[inline(always)]
     fn four_rows(simd: V3, weight: [&[f32]; TOGETHER], x: &[f32]) -> [f32; TOGETHER] {
-        let ahead = ahead(size_of_val(weight[0]));
         // `map` would be a function of its own, without the wide instructions.
         let [first, second, third, fourth] = weight;
         let steps = first.as_chunks::<STEP>().0.iter().zip(second.as_chunks::<STEP>().0);
@@ -110,8 +135,6 @@ mod wide {
             let x = [load(simd, x, 0), load(simd, x, LANES)];
             let rows = [first, second, third, fourth];
             for row in 0..TOGETHER {
-                // The rows are read side by side: what lies as far into the next four.
-                simd::fetch(rows[row], ahead);
                 for part in 0..2 {
                     let weight = load(simd, rows[row], part * LANES);
                     sums[row][part] = simd.fma._mm256_fmadd_ps(weight, x[part], sums[row][part]);
@@ -161,8 +184,27 @@ mod tests {
     }
 
     #[test]
+    fn long_rows_give_the_right_sums() {
+        for (outputs, inputs, rows) in [(7, 256, 1), (3, 577, 2), (5, 1536, 3)] {
+            let (weight, x) = (numbers(outputs * inputs, 5), numbers(rows * inputs, 77));
+            let mut got = vec![0.5; (outputs - 1) * rows];
+            add_products(Rows::whole(&weight, inputs), &x, 1..outputs, rows, &mut got);
+            check(&got, &weight[inputs..], &x, inputs, rows);
+        }
+    }
+
+    /// That `got - 0.5` are the products.
+    fn check(got: &[f32], weight: &[f32], x: &[f32], inputs: usize, rows: usize) {
+        for (at, &got) in got.iter().enumerate() {
+            let terms = weight[at / rows * inputs..][..inputs].iter();
+            let terms = terms.zip(&x[at % rows * inputs..]).map(|(w, x)| f64::from(w * x));
+            assert!((f64::from(got) - 0.5 - terms.sum::<f64>()).abs() < 1e-4, "{at}: {got}");
+        }
+    }
+
+    #[test]
     fn both_ways_give_the_same_bits_and_the_right_sums() {
-        for (outputs, inputs, rows) in [(7, 100, 1), (4, 16, 3), (1, 5, 2), (9, 576, 1)] {
+        for (outputs, inputs, rows) in [(7, 100, 1), (4, 16, 3), (1, 5, 2), (9, 240, 1)] {
             let (weight, x) = (numbers(outputs * inputs, 5), numbers(rows * inputs, 77));
             let (mut got, mut expected) = (vec![0.5; outputs * rows], vec![0.5; outputs * rows]);
             let weights = Rows::whole(&weight, inputs);
@@ -171,11 +213,7 @@ mod tests {
                 portable::four_rows(weight, row_of(&x, row, weight))
             });
             assert_eq!(got, expected);
-            for (at, &got) in got.iter().enumerate() {
-                let terms = weight[at / rows * inputs..][..inputs].iter();
-                let terms = terms.zip(&x[at % rows * inputs..]).map(|(w, x)| f64::from(w * x));
-                assert!((f64::from(got) - 0.5 - terms.sum::<f64>()).abs() < 1e-4, "{at}: {got}");
-            }
+            check(&got, &weight, &x, inputs, rows);
         }
     }
 }

@@ -277,7 +277,7 @@ mod wide {
         weight: [&[u8]; TOGETHER],
         x: Row<'_>,
     ) -> [f32; TOGETHER] {
-        let ahead = ahead(weight[0].len());
+        let ahead = ahead(TOGETHER * weight[0].len());
         // `map` would be a function of its own, without the wide instructions.
         let [first, second, third, fourth] = weight;
         let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
