@@ -22,10 +22,6 @@ use args::{Arguments, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
-// Large activations are kept by the kernels' own pool; this is for everything between.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let run = std::panic::catch_unwind(|| start(&arguments));

@@ -4,9 +4,10 @@
 //! system, each of those pages is zeroed and faulted in again on the next step, which costs as much
 //! as the element-wise work itself. So a dropped [`Buffer`] goes to a free list and the next request
 //! of its size class takes it from there, contents and all. What is in use and what is kept together
-//! never exceed the most that was ever in use at once.
+//! never exceed the most that was ever in use at once by more than a sixty-fourth.
 
 use crate::element::Element;
+use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -19,7 +20,7 @@ pub struct FreeList<E>(Mutex<Lists<E>>);
 
 /// What is kept, and the count of what is in use.
 struct Lists<E> {
-    by_capacity: BTreeMap<usize, Vec<Vec<E>>>,
+    by_capacity: BTreeMap<usize, Vec<Memory<E>>>,
     /// Numbers in `by_capacity`.
     kept: usize,
     /// Numbers in buffers handed out.
@@ -28,7 +29,7 @@ struct Lists<E> {
     most_used: usize,
 }
 
-impl<E> FreeList<E> {
+impl<E: Element> FreeList<E> {
     /// An empty list.
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
@@ -41,9 +42,9 @@ impl<E> FreeList<E> {
     }
 }
 
-impl<E> Lists<E> {
+impl<E: Element> Lists<E> {
     /// Takes out a kept buffer of that capacity.
-    fn take(&mut self, capacity: usize) -> Option<Vec<E>> {
+    fn take(&mut self, capacity: usize) -> Option<Memory<E>> {
         let list = self.by_capacity.get_mut(&capacity)?;
         let data = list.pop()?;
         if list.is_empty() {
@@ -54,16 +55,17 @@ impl<E> Lists<E> {
     }
 
     /// The smallest kept buffer that holds `len` and is not wastefully large.
-    fn fitting(&mut self, len: usize) -> Option<Vec<E>> {
+    fn fitting(&mut self, len: usize) -> Option<Memory<E>> {
         let capacity = *self.by_capacity.range(len..=2 * len).next()?.0;
         self.take(capacity)
     }
 
     /// Keeps a buffer that was in use.
-    fn put(&mut self, data: Vec<E>) {
-        self.used -= data.len();
-        self.kept += data.len();
-        self.by_capacity.entry(data.len()).or_default().push(data);
+    fn put(&mut self, data: Memory<E>) {
+        let capacity = data.len();
+        self.used -= capacity;
+        self.kept += capacity;
+        self.by_capacity.entry(capacity).or_default().push(data);
     }
 
     fn count_used(&mut self, capacity: usize) {
@@ -71,10 +73,16 @@ impl<E> Lists<E> {
         self.most_used = self.most_used.max(self.used);
     }
 
-    /// Takes out what has to go for `len` fresh numbers to be no addition to the most ever used.
-    fn surplus_for(&mut self, len: usize) -> Vec<Vec<E>> {
+    /// The most that may be used and kept: a little over what ever was used, so that the small buffers of
+    /// one operation need not go for those of the next.
+    fn limit(&self) -> usize {
+        self.most_used + self.most_used / 64
+    }
+
+    /// Takes out what has to go for `len` fresh numbers to stay within the limit.
+    fn surplus_for(&mut self, len: usize) -> Vec<Memory<E>> {
         let mut surplus = Vec::new();
-        while self.kept > 0 && self.used + self.kept > self.most_used {
+        while self.kept > 0 && self.used + self.kept > self.limit() {
             // The next smaller ones most likely served the same purpose in a smaller batch.
             let smaller = self.by_capacity.range(..len).next_back().map(|(&capacity, _)| capacity);
             let Some(capacity) = smaller.or_else(|| self.by_capacity.keys().next_back().copied())
@@ -106,41 +114,55 @@ macro_rules! pooled {
 pooled!(f32, FREE_F32);
 pooled!(f64, FREE_F64);
 
-/// Fewest bytes worth asking for large pages.
-const SMALLEST_LARGE: usize = 1 << 20;
+/// Fewest bytes that are asked of the system itself: on large pages where it has them, which take fewer
+/// faults to touch and fewer look-ups to read, and given back the moment they are let go.
+const SMALLEST_MAPPED: usize = 1 << 20;
 
-/// `len` zeros; a long run on large pages where the system has them, which take fewer faults to touch
-/// and fewer look-ups to read.
-pub fn zeroed<T: bytemuck::Zeroable + Clone>(len: usize) -> Vec<T> {
-    let data = vec![T::zeroed(); len];
-    if size_of_val(data.as_slice()) >= SMALLEST_LARGE {
-        ask_for_large_pages(&data);
-    }
-    data
+/// Where a buffer's numbers lie.
+enum Memory<E> {
+    Heap(Vec<E>),
+    Mapped(MmapMut),
 }
 
-/// Tells the system that `data`, not touched yet, may lie on large pages.
-#[allow(unsafe_code)]
-fn ask_for_large_pages<T>(data: &[T]) {
-    #[cfg(target_os = "linux")]
-    {
-        const PAGE: usize = 1 << 12;
-        let range = data.as_ptr_range();
-        let first = range.start.addr().next_multiple_of(PAGE);
-        let end = range.end.addr() / PAGE * PAGE;
-        if first < end {
-            let start = range.start.cast::<libc::c_void>().with_addr(first);
-            // SAFETY: whole pages inside a live allocation; the advice changes how the system backs
-            // them and never what they hold. A refusal costs nothing.
-            unsafe { libc::madvise(start.cast_mut(), end - first, libc::MADV_HUGEPAGE) };
+impl<E: Element> Memory<E> {
+    /// Zeros.
+    fn zeroed(len: usize) -> Self {
+        let bytes = len * size_of::<E>();
+        if bytes >= SMALLEST_MAPPED
+            && let Ok(map) = MmapMut::map_anon(bytes)
+        {
+            // A system without large pages says so, and nothing is lost.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self::Mapped(map);
+        }
+        Self::Heap(vec![E::ZERO; len])
+    }
+
+    /// Numbers it holds.
+    fn len(&self) -> usize {
+        match self {
+            Self::Heap(data) => data.len(),
+            Self::Mapped(map) => map.len() / size_of::<E>(),
         }
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = data;
+
+    fn as_slice(&self) -> &[E] {
+        match self {
+            Self::Heap(data) => data,
+            Self::Mapped(map) => bytemuck::cast_slice(map),
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [E] {
+        match self {
+            Self::Heap(data) => data,
+            Self::Mapped(map) => bytemuck::cast_slice_mut(map),
+        }
+    }
 }
 
-/// Hands all memory that is kept for reuse back to the allocator: after work whose sizes will not come
-/// again.
+/// Hands all memory that is kept for reuse back: after work whose sizes will not come again.
 pub fn release_kept() {
     fn empty<E: Pooled>() {
         let kept = {
@@ -156,8 +178,14 @@ pub fn release_kept() {
 
 /// A fixed-length run of numbers that returns to the free list when dropped.
 pub struct Buffer<E: Pooled> {
-    data: Vec<E>,
+    data: Memory<E>,
     len: usize,
+}
+
+impl<E: Pooled> std::fmt::Debug for Buffer<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// Rounds up so that lengths within a thirty-second of each other share a class.
@@ -183,7 +211,7 @@ impl<E: Pooled> Buffer<E> {
     pub fn scratch(len: usize) -> Self {
         let class = size_class(len);
         if class < SMALLEST_KEPT {
-            return Self { data: vec![E::ZERO; class], len };
+            return Self { data: Memory::Heap(vec![E::ZERO; class]), len };
         }
         let surplus = {
             let mut lists = E::free_list().lists();
@@ -195,7 +223,7 @@ impl<E: Pooled> Buffer<E> {
             lists.surplus_for(class)
         };
         drop(surplus);
-        Self { data: zeroed(class), len }
+        Self { data: Memory::zeroed(class), len }
     }
 
     /// A buffer of zeros.
@@ -212,20 +240,20 @@ impl<E: Pooled> From<Vec<E>> for Buffer<E> {
         if is_kept(len) {
             E::free_list().lists().count_used(len);
         }
-        Self { data, len }
+        Self { data: Memory::Heap(data), len }
     }
 }
 
 impl<E: Pooled> Deref for Buffer<E> {
     type Target = [E];
     fn deref(&self) -> &[E] {
-        &self.data[..self.len]
+        &self.data.as_slice()[..self.len]
     }
 }
 
 impl<E: Pooled> DerefMut for Buffer<E> {
     fn deref_mut(&mut self) -> &mut [E] {
-        &mut self.data[..self.len]
+        &mut self.data.as_mut_slice()[..self.len]
     }
 }
 
@@ -241,7 +269,8 @@ impl<E: Pooled> Drop for Buffer<E> {
     fn drop(&mut self) {
         let capacity = self.data.len();
         if is_kept(capacity) {
-            E::free_list().lists().put(std::mem::take(&mut self.data));
+            let data = std::mem::replace(&mut self.data, Memory::Heap(Vec::new()));
+            E::free_list().lists().put(data);
         }
     }
 }
@@ -262,16 +291,16 @@ mod tests {
     #[test]
     fn kept_memory_does_not_pile_up() {
         let mut lists = FreeList::<f64>::new().0.into_inner().unwrap();
-        let mut held: Vec<Vec<f64>> = Vec::new();
+        let mut held: Vec<Memory<f64>> = Vec::new();
         // Batches of changing size, each of two large and two small buffers held at once.
         for step in [7_usize, 3, 20, 12, 40, 5, 39, 1, 41, 17] {
             for unit in [3_usize, 1, 8, 8] {
                 let class = size_class(step * unit * 5_000);
                 let data = lists.fitting(class);
-                lists.count_used(data.as_ref().map_or(class, Vec::len));
+                lists.count_used(data.as_ref().map_or(class, Memory::len));
                 drop(lists.surplus_for(class));
-                held.push(data.unwrap_or_else(|| vec![0.0; class]));
-                assert!(lists.used + lists.kept <= lists.most_used);
+                held.push(data.unwrap_or_else(|| Memory::zeroed(class)));
+                assert!(lists.used + lists.kept <= lists.limit());
             }
             for data in held.drain(..) {
                 lists.put(data);

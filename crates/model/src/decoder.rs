@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::family::{self, LayerPlan};
 use crate::weights::Weights;
 use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::attention::{
     AttentionConfig, Source, Span, attend, causal_attention, spans,
 };
@@ -162,6 +163,10 @@ impl Decoder {
             .collect();
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { path: weights.path().to_path_buf(), names: unused });
+        }
+        if matches!(held, Held::Packed(_)) {
+            // Each weight was wide for a moment.
+            release_kept();
         }
         Ok(Self {
             config: config.clone(),
@@ -677,7 +682,8 @@ impl Reader<'_> {
         let Held::Packed(format) = self.held else { return Ok(FrozenWeight::Dense(tensor)) };
         self.check_blocks(name, format, shape[1])?;
         let rows: Vec<Vec<u8>> = tensor
-            .to_f32()
+            .to_dtype(DType::F32)
+            .data::<f32>()
             .par_chunks(shape[1].max(1) * 64)
             .map(|rows| {
                 let mut out = Vec::new();

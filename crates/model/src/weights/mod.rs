@@ -11,7 +11,7 @@ mod safetensors;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
-use hydralora_kernels::buffer::zeroed;
+use hydralora_kernels::buffer::Buffer;
 use hydralora_kernels::ops::frozen_linear::PackedBytes;
 use map::MappedFile;
 use rayon::prelude::*;
@@ -317,12 +317,12 @@ impl Weights {
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub fn take_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+    pub fn take_f32(&self, name: &str, expected: &[usize]) -> Result<Buffer<f32>> {
         let entry = self.entry_of_shape(name, expected)?;
         let format = entry.format;
         let stored = self.stored(entry);
         let len: usize = entry.shape.iter().product();
-        let mut out = zeroed(len);
+        let mut out = Buffer::<f32>::scratch(len);
         if len == 0 {
             self.mark_used(name);
             return Ok(out);

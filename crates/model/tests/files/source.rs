@@ -120,7 +120,8 @@ fn a_folder_and_its_gguf_file_are_the_same_model() {
     for name in a.weights.names() {
         let (shape, _) = a.weights.describe(name).unwrap();
         assert!(
-            a.weights.take_f32(name, shape).unwrap() == b.weights.take_f32(name, shape).unwrap(),
+            a.weights.take_f32(name, shape).unwrap()[..]
+                == b.weights.take_f32(name, shape).unwrap()[..],
             "{name}"
         );
     }

@@ -71,12 +71,12 @@ fn every_plain_format_widens() {
         ],
     );
     let weights = Weights::open(&path).unwrap();
-    assert_eq!(weights.take_f32("f64", &[4]).unwrap(), halves);
-    assert_eq!(weights.take_f32("f32", &[2, 2]).unwrap(), halves);
-    assert_eq!(weights.take_f32("f16", &[3]).unwrap(), halves[..3]);
-    assert_eq!(weights.take_f32("bf16", &[3]).unwrap(), halves[..3]);
-    assert_eq!(weights.take_f32("empty", &[0, 4]).unwrap(), [0.0; 0]);
-    assert_eq!(weights.take_f32("scalar", &[]).unwrap(), [7.0]);
+    assert_eq!(weights.take_f32("f64", &[4]).unwrap()[..], halves);
+    assert_eq!(weights.take_f32("f32", &[2, 2]).unwrap()[..], halves);
+    assert_eq!(weights.take_f32("f16", &[3]).unwrap()[..], halves[..3]);
+    assert_eq!(weights.take_f32("bf16", &[3]).unwrap()[..], halves[..3]);
+    assert_eq!(weights.take_f32("empty", &[0, 4]).unwrap()[..], [0.0; 0]);
+    assert_eq!(weights.take_f32("scalar", &[]).unwrap()[..], [7.0]);
     save(&path, &[("i64", Dtype::I64, &[1], vec![0; 8])]);
     let error = Weights::open(&path).unwrap_err().to_string();
     assert!(
@@ -96,7 +96,7 @@ fn large_tensors_widen_in_parts_as_in_one() {
     dequantize(BlockFormat::Q8_0, &packed, &mut whole);
     GgufWriter::new().tensor("t", BlockFormat::Q8_0, &[100, 70 * 32], packed).write(&path).unwrap();
     let weights = Weights::open(&path).unwrap();
-    assert!(weights.take_f32("t", &[100, 70 * 32]).unwrap() == whole);
+    assert!(weights.take_f32("t", &[100, 70 * 32]).unwrap()[..] == whole);
 }
 
 /// Reorders the rows of each head as llama.cpp's conversion does:
@@ -175,7 +175,7 @@ fn gguf_names_and_rows_become_hugging_faces() {
             ]
         );
         let found = weights.take_f32("model.layers.0.self_attn.k_proj.weight", &[12, 32]).unwrap();
-        assert!(found == k);
+        assert!(found[..] == k);
         // Quantised rows move whole: what comes back is what was stored, in the other order.
         let name = "model.layers.0.self_attn.q_proj.weight";
         let mut packed = Vec::new();
@@ -183,9 +183,9 @@ fn gguf_names_and_rows_become_hugging_faces() {
         let mut expected = vec![0.0; q.len()];
         dequantize(BlockFormat::Q8_0, &packed, &mut expected);
         assert!(weights.get(name).unwrap().bytes == packed);
-        assert!(weights.take_f32(name, &[24, 32]).unwrap() == expected);
+        assert!(weights.take_f32(name, &[24, 32]).unwrap()[..] == expected);
         let bias = weights.take_f32("model.layers.0.self_attn.q_proj.bias", &[24]).unwrap();
-        assert_eq!(bias, numbers(24, 4));
+        assert_eq!(bias[..], numbers(24, 4));
         let unused = weights.unused();
         assert!(unused.contains(&"blk.0.unheard_of.weight".to_owned()));
         assert!(!unused.contains(&"rope_freqs.weight".to_owned()));
@@ -240,7 +240,7 @@ fn shards_read_as_one() {
     let weights = Weights::open(folder.path()).unwrap();
     assert_eq!(weights.names().collect::<Vec<_>>(), ["a", "b", "c"]);
     for (name, seed) in [("a", 1), ("b", 2), ("c", 3)] {
-        assert_eq!(weights.take_f32(name, &[2, 2]).unwrap(), numbers(4, seed));
+        assert_eq!(weights.take_f32(name, &[2, 2]).unwrap()[..], numbers(4, seed));
     }
     assert!(weights.unused().is_empty());
 }

@@ -8,7 +8,6 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::ui::{result, say, table, thousands};
 use hydralora_kernels::Var;
-use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
@@ -244,10 +243,7 @@ fn best_rate(config: &ModelConfig, rows: usize) -> f64 {
         shapes.insert((shape.out_features, shape.in_features));
     }
     let rates = shapes.into_iter().map(|(inner, cols)| product_rate(rows, inner, cols));
-    let best = rates.fold(0.0, f64::max);
-    // No training step would have left this behind.
-    release_kept();
-    best
+    rates.fold(0.0, f64::max)
 }
 
 /// One contender's figures.
@@ -313,13 +309,16 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
 
     let checkpointing = arguments.gradient_checkpointing;
     let mut rate: f64 = 0.0;
+    let largest = batches.iter().max_by_key(|batch| batch.tokens.len());
     for (index, batch) in batches.iter().enumerate() {
         rate = rate.max(best_rate(&config, batch.tokens.len()));
         for contender in &mut contenders {
             reset_peak_rss();
-            if index == 0 {
+            if index == 0
+                && let Some(largest) = largest
+            {
                 // Pages are touched, threads started and caches filled outside the measurement.
-                contender.step(&base, batch, checkpointing)?;
+                contender.step(&base, largest, checkpointing)?;
             }
             profile::start();
             let (mut seconds, loss) = contender.step(&base, batch, checkpointing)?;
