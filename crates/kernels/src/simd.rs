@@ -102,12 +102,20 @@ pub fn max<E: Element>(a: &[E]) -> E {
     best.iter().chain(rest).fold(E::NEG_INFINITY, |best, &x| x.max(best))
 }
 
-/// `y += factor * x`.
+/// `y += factor * x`, for use inside of a [`vectorize`]d loop.
 #[inline(always)]
 pub fn axpy<E: Element>(factor: E, x: &[E], y: &mut [E]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = factor.mul_add(x, *y);
     }
+}
+
+/// [`axpy`] as a loop of its own, with the widest instructions.
+pub fn add_scaled<E: Element>(factor: E, x: &[E], y: &mut [E]) {
+    vectorize(
+        #[inline(always)]
+        || axpy(factor, x, y),
+    );
 }
 
 /// The sum of partial sums.

@@ -263,7 +263,7 @@ impl Plan {
                 multiply(&[base, update], count, outputs, y, outputs, Write::Set);
                 if let Some(bias) = bias {
                     for y in y.chunks_exact_mut(outputs) {
-                        crate::simd::axpy(1.0, bias, y);
+                        crate::simd::add_scaled(1.0, bias, y);
                     }
                 }
             });

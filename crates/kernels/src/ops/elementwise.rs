@@ -96,7 +96,7 @@ pub fn shift_columns(x: Var, shift: &Tensor) -> Var {
     assert_eq!(y.cols(), shift.len(), "one shift per column");
     dispatch!(y.dtype(), E => {
         for row in y.data_mut::<E>().chunks_exact_mut(shift.len().max(1)) {
-            crate::simd::axpy(1.0, shift.data::<E>(), row);
+            crate::simd::add_scaled(1.0, shift.data::<E>(), row);
         }
     });
     Var::computed(y, &[&x], |gradient, parents| parents.add(0, gradient))

@@ -33,7 +33,7 @@ pub fn embedding(weight: &Var, ids: &[u32]) -> Var {
         dispatch!(gradient.dtype(), E => {
             let sum = sum.data_mut::<E>();
             for (row, &id) in gradient.data::<E>().chunks_exact(cols.max(1)).zip(&ids) {
-                simd::axpy(1.0, row, &mut sum[id as usize * cols..][..cols]);
+                simd::add_scaled(1.0, row, &mut sum[id as usize * cols..][..cols]);
             }
         });
         parents.add(0, sum);

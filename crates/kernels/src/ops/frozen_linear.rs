@@ -308,7 +308,7 @@ impl FrozenLinear {
         dense::by_blocks(x, in_features, right, &mut out, out_features, Write::Set);
         if let Some(bias) = &self.bias {
             let bias = bias.data::<f32>();
-            out.par_chunks_exact_mut(out_features).for_each(|row| simd::axpy(1.0, bias, row));
+            out.par_chunks_exact_mut(out_features).for_each(|row| simd::add_scaled(1.0, bias, row));
         }
         let rows = x.len() / in_features.max(1);
         Tensor::new(out, [rows, out_features])

@@ -238,7 +238,7 @@ fn softmax_backward<E: TensorElement>(dw: &mut [E], gates: &Tensor) {
 pub(crate) fn column_sums<E: TensorElement>(rows: &[E], cols: usize) -> Tensor {
     let mut sums = Buffer::<E>::zeros(cols);
     for row in rows.chunks_exact(cols) {
-        simd::axpy(E::ONE, row, &mut sums);
+        simd::add_scaled(E::ONE, row, &mut sums);
     }
     Tensor::new(sums, [cols])
 }

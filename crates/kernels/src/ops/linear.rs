@@ -19,7 +19,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
         let width = y.cols().max(1);
         dispatch!(y.dtype(), E => {
             for row in y.data_mut::<E>().chunks_exact_mut(width) {
-                simd::axpy(1.0, bias.value().data::<E>(), row);
+                simd::add_scaled(1.0, bias.value().data::<E>(), row);
             }
         });
     }

@@ -45,7 +45,7 @@ pub fn prepend_rows(lead: &Var, x: &Var, offsets: &[usize], starts: &[bool]) -> 
             dispatch!(gradient.dtype(), E => {
                 let sum = sum.data_mut::<E>();
                 for (first, _) in all.iter().zip(&starts).filter(|(_, start)| **start) {
-                    simd::axpy(1.0, &gradient.data::<E>()[first * width..][..sum.len()], sum);
+                    simd::add_scaled(1.0, &gradient.data::<E>()[first * width..][..sum.len()], sum);
                 }
             });
             parents.add(0, sum);
@@ -153,7 +153,7 @@ pub fn columns(x: &Var, range: Range<usize>) -> Var {
         dispatch!(gradient.dtype(), E => {
             let sums = sum.data_mut::<E>().chunks_exact_mut(width.max(1));
             for (sum, from) in sums.zip(gradient.data::<E>().chunks_exact(taken.max(1))) {
-                simd::axpy(1.0, from, &mut sum[range.clone()]);
+                simd::add_scaled(1.0, from, &mut sum[range.clone()]);
             }
         });
         parents.add(0, sum);

@@ -76,9 +76,9 @@ pub(super) fn chunk(
             for part in &parts {
                 let scale = (f64::from(part.peaks[row]) - log_sums[row]).exp();
                 let weighted = &part.weighted[row * inner..(row + 1) * inner];
-                crate::simd::axpy(factor * scale as f32, weighted, total);
+                crate::simd::add_scaled(factor * scale as f32, weighted, total);
             }
-            crate::simd::axpy(-factor, &head.dense_rows(target as usize, 1), total);
+            crate::simd::add_scaled(-factor, &head.dense_rows(target as usize, 1), total);
         },
     );
     Some(Tensor::new(total, [rows, inner]))

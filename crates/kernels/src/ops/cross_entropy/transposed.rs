@@ -127,7 +127,7 @@ pub(super) fn chunk(
     }
     let mut total = Buffer::<f32>::zeros(rows * inner);
     for part in &parts {
-        crate::simd::axpy(1.0, part, &mut total);
+        crate::simd::add_scaled(1.0, part, &mut total);
     }
     Some(Tensor::new(total, [rows, inner]))
 }
