@@ -93,8 +93,14 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
     Var::computed(value, &[q, k, v], move |gradient, parents| {
         let given = [&queries, &keys, &values, &log_sums, &gradient];
         let [dq, dk, dv] = match gradient.dtype() {
-            DType::F32 => backward::<f32>(given, &spans, config, tiled::backward_head),
-            DType::F64 => backward::<f64>(given, &spans, config, backward_head),
+            DType::F32 => backward::<f32>(
+                given,
+                &spans,
+                config,
+                heads_per_task(spans.len(), config),
+                tiled::backward_heads,
+            ),
+            DType::F64 => backward::<f64>(given, &spans, config, 1, backward_head),
         };
         parents.add(0, dq);
         parents.add(1, dk);
@@ -261,15 +267,30 @@ fn forward_block<E: TensorElement>(
     }
 }
 
-/// Gradients of one head of one sequence, each `[rows, head_dim]`.
+/// Gradients of neighbouring query heads that share keys and values, of one sequence.
 struct HeadGradients<E: TensorElement> {
+    /// `[rows, heads · head_dim]`.
     dq: Buffer<E>,
+    /// `[keys, head_dim]`, the sum over the heads.
     dk: Buffer<E>,
+    /// `[keys, head_dim]`, the sum over the heads.
     dv: Buffer<E>,
 }
 
-/// Computes the gradients of one head from output's gradient and log-sums of its sequence.
-type BackwardOfHead<E> = fn(&Source<'_, E>, [&[E]; 2], usize, AttentionConfig) -> HeadGradients<E>;
+/// Computes the gradients of heads from the output's gradient and log-sums of their sequence.
+type BackwardOfHeads<E> =
+    fn(&Source<'_, E>, [&[E]; 2], Range<usize>, AttentionConfig) -> HeadGradients<E>;
+
+/// Query heads that one task takes: all that share keys and values, which are then prepared once, if
+/// there are tasks enough without taking them apart.
+fn heads_per_task(sequences: usize, config: AttentionConfig) -> usize {
+    const TASKS_PER_THREAD: usize = 8;
+    if sequences * config.num_key_value_heads >= TASKS_PER_THREAD * rayon::current_num_threads() {
+        config.num_heads / config.num_key_value_heads
+    } else {
+        1
+    }
+}
 
 /// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ_j P_j dP_j)`,
 /// `dQ = s dS K`, `dK = s dSᵀ Q`. The sum over keys is `dO · O`, without having kept `O`.
@@ -277,21 +298,22 @@ fn backward<E: TensorElement>(
     [q, k, v, log_sums, gradient]: [&Tensor; 5],
     spans: &[Span],
     config: AttentionConfig,
-    of_head: BackwardOfHead<E>,
+    per_task: usize,
+    of_heads: BackwardOfHeads<E>,
 ) -> [Tensor; 3] {
     let _part = crate::profile::part("attention backward");
-    let heads = config.num_heads;
-    let parts: Vec<HeadGradients<E>> = (0..spans.len() * heads)
+    let tasks = config.num_heads / per_task;
+    let parts: Vec<HeadGradients<E>> = (0..spans.len() * tasks)
         .into_par_iter()
         .map(|task| {
-            let (span, head) = (&spans[task / heads], task % heads);
+            let (span, first) = (&spans[task / tasks], task % tasks * per_task);
             let source = Source {
                 queries: rows_of(q, &span.queries),
                 keys: rows_of(k, &span.keys),
                 values: rows_of(v, &span.keys),
             };
             let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
-            of_head(&source, given, head, config)
+            of_heads(&source, given, first..first + per_task, config)
         })
         .collect();
 
@@ -300,28 +322,47 @@ fn backward<E: TensorElement>(
     let mut dk = Buffer::<E>::zeros(k.len());
     let mut dv = Buffer::<E>::zeros(v.len());
     let (width, kv_width) = (q.cols(), k.cols());
-    for (span, parts) in spans.iter().zip(parts.chunks_exact(heads)) {
-        for (head, part) in parts.iter().enumerate() {
-            for (row, from) in span.queries.clone().zip(part.dq.chunks_exact(dim)) {
-                dq[row * width + head * dim..][..dim].copy_from_slice(from);
-            }
-            let kv_head = head / (heads / config.num_key_value_heads);
-            for (sum, from) in [(&mut dk, &part.dk), (&mut dv, &part.dv)] {
-                for (row, from) in span.keys.clone().zip(from.chunks_exact(dim)) {
-                    simd::axpy(E::ONE, from, &mut sum[row * kv_width + kv_head * dim..][..dim]);
+    let of_spans = || spans.iter().zip(parts.chunks_exact(tasks));
+    let put_queries = || {
+        let task_width = per_task * dim;
+        for (span, parts) in of_spans() {
+            for (task, part) in parts.iter().enumerate() {
+                for (row, from) in span.queries.clone().zip(part.dq.chunks_exact(task_width)) {
+                    dq[row * width + task * task_width..][..task_width].copy_from_slice(from);
                 }
             }
         }
-    }
+    };
+    let group = config.num_heads / config.num_key_value_heads;
+    rayon::join(put_queries, || {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (span, parts) in of_spans() {
+                    for (task, part) in parts.iter().enumerate() {
+                        let columns = task * per_task / group * dim;
+                        for (sum, from) in [(&mut dk, &part.dk), (&mut dv, &part.dv)] {
+                            for (row, from) in span.keys.clone().zip(from.chunks_exact(dim)) {
+                                let sum = &mut sum[row * kv_width + columns..][..dim];
+                                simd::axpy(E::ONE, from, sum);
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    });
     [Tensor::new(dq, q.shape()), Tensor::new(dk, k.shape()), Tensor::new(dv, v.shape())]
 }
 
+/// One head of one sequence.
 fn backward_head<E: TensorElement>(
     source: &Source<'_, E>,
     [gradient, log_sums]: [&[E]; 2],
-    head: usize,
+    heads: Range<usize>,
     config: AttentionConfig,
 ) -> HeadGradients<E> {
+    let head = heads.start;
     let (width, dim) = (config.num_heads * config.head_dim, config.head_dim);
     let kv_width = config.num_key_value_heads * dim;
     let kv_head = head / (config.num_heads / config.num_key_value_heads);
@@ -451,7 +492,15 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
+        // So many sequences that one thread takes heads together which three take apart.
         let n = 200;
+        let spans = spans(&[0, 70, 71, 100, 130, n]);
+        let grouped = config(4, 2, 3);
+        let of_threads = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| heads_per_task(spans.len(), grouped))
+        };
+        assert_eq!([of_threads(1), of_threads(3)], [2, 1]);
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
@@ -459,7 +508,7 @@ mod tests {
                     .iter()
                     .map(|x| Var::leaf(x.value().to_dtype(DType::F32)))
                     .collect();
-                let y = causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 70, n]), config(4, 2, 3));
+                let y = causal_attention(&x[0], &x[1], &x[2], &spans, grouped);
                 let g = y.backward_from(y.value().clone());
                 let gradients: Vec<Vec<f64>> =
                     x.iter().map(|x| g.get(x).unwrap().to_f64()).collect();

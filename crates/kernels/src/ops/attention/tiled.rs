@@ -261,111 +261,155 @@ impl Head<'_> {
     }
 }
 
-/// The gradients of one head of one sequence.
-pub(super) fn backward_head(
+/// The gradients of query heads that share keys and values, of one sequence.
+pub(super) fn backward_heads(
     source: &Source<'_, f32>,
-    [gradient, log_sums]: [&[f32]; 2],
-    head: usize,
+    given: [&[f32]; 2],
+    heads: Range<usize>,
     config: AttentionConfig,
 ) -> HeadGradients<f32> {
-    let this = Head::new(source, head, config);
     let dim = config.head_dim;
+    let this = Head::new(source, heads.start, config);
     let rows = source.queries.len() / this.width;
     let keys = this.past + rows;
-    let mut part = HeadGradients {
-        dq: Buffer::scratch(rows * dim),
+    let packed = Panels {
+        score_keys: this.packed_transpose(source.keys, keys),
+        score_values: this.packed_transpose(source.values, keys),
+        key_rows: this.packed_rows(source.keys, keys),
+    };
+    let mut sum = HeadGradients {
+        dq: Buffer::scratch(rows * heads.len() * dim),
         dk: Buffer::zeros(keys * dim),
         dv: Buffer::zeros(keys * dim),
     };
-    let score_keys = this.packed_transpose(source.keys, keys);
-    let score_values = this.packed_transpose(source.values, keys);
-    let key_rows = this.packed_rows(source.keys, keys);
-    let panel_rows = tile::tile_rows();
-    // Panels whose products over rows are joined, for a longer inner dimension.
-    let joined = 8 * panel_rows;
-    let mut p = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
-    let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
-    for first in (0..rows).step_by(joined) {
-        let block = first..(first + joined).min(rows);
-        let count = this.past + block.end;
-        let stride = whole_panels(count);
-        let (p, ds) = (&mut p[..block.len() * stride], &mut ds[..block.len() * stride]);
-        for first in (block.start..block.end).step_by(panel_rows) {
-            let panel = first..(first + panel_rows).min(block.end);
-            // Columns past what a row sees are zeroed below.
-            let reach = whole_panels(this.past + panel.end);
-            let at = (panel.start - block.start) * stride;
-            let score = |data: &[f32], packed: &[f32], out: &mut [f32]| {
-                let left = this.query_side(data, &panel);
-                let segment = Segment { left, right: Right::packed(packed, dim), depth: dim };
-                multiply(&[segment], panel.len(), reach, out, stride, Write::Set);
-            };
-            score(source.queries, &score_keys, &mut p[at..]);
-            score(gradient, &score_values, &mut ds[at..]);
+    let dq_stride = heads.len() * dim;
+    for (at, head) in heads.enumerate() {
+        let this = Head::new(source, head, config);
+        let HeadGradients { dq, dk, dv } = &mut sum;
+        let dq = &mut dq[at * dim..];
+        if at == 0 {
+            this.backward(given, &packed, [dq, dk, dv], dq_stride);
+            continue;
         }
-        let scale = config.scale as f32;
-        vectorize(
-            #[inline(always)]
-            || {
-                for (i, row) in block.clone().enumerate() {
-                    let seen = visible(row, this.past, config.window);
-                    let log_sum = log_sums[row * config.num_heads + head];
-                    let p = &mut p[i * stride..(i + 1) * stride];
-                    let ds = &mut ds[i * stride..(i + 1) * stride];
-                    for outside in [0..seen.start, seen.end..stride] {
-                        p[outside.clone()].fill(0.0);
-                        ds[outside].fill(0.0);
-                    }
-                    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
-                    for p in p.iter_mut() {
-                        *p = Element::exp((*p).mul_add(scale, -log_sum));
-                    }
-                    let along = simd::dot(p, ds);
-                    for (&mut p, ds) in p.iter_mut().zip(ds) {
-                        *ds = p * (*ds - along) * scale;
-                    }
-                }
-            },
-        );
-        // A key is seen from its own position on: keys before the block by all of its queries, a
-        // panel of keys inside it by those from that panel on.
-        let over_rows = |left: &[f32], data: &[f32], out: &mut [f32]| {
-            let from = block.start * this.width + head * dim;
-            let panels = pack_columns(&data[from..], this.width, block.len(), dim);
-            let mut product = |keys: Range<usize>, unseen: usize| {
-                let left = Left {
-                    data: &left[unseen * stride + keys.start..],
-                    row_stride: 1,
-                    col_stride: stride,
+        // Each head's sum by itself, as if it had been a task of its own.
+        let [mut own_dk, mut own_dv] = [(); 2].map(|()| Buffer::<f32>::zeros(keys * dim));
+        this.backward(given, &packed, [dq, &mut own_dk, &mut own_dv], dq_stride);
+        simd::add_scaled(1.0, &own_dk, dk);
+        simd::add_scaled(1.0, &own_dv, dv);
+    }
+    sum
+}
+
+/// Keys and values of a head in panels.
+struct Panels {
+    /// `[head_dim, keys]`.
+    score_keys: Buffer<f32>,
+    /// `[head_dim, keys]`.
+    score_values: Buffer<f32>,
+    /// `[keys, head_dim]`.
+    key_rows: Buffer<f32>,
+}
+
+impl Head<'_> {
+    /// Writes the gradient of this head's queries, rows `dq_stride` apart, and adds those of keys and
+    /// values.
+    fn backward(
+        &self,
+        [gradient, log_sums]: [&[f32]; 2],
+        packed: &Panels,
+        [dq, dk, dv]: [&mut [f32]; 3],
+        dq_stride: usize,
+    ) {
+        let Self { source, config, head, .. } = *self;
+        let dim = config.head_dim;
+        let rows = source.queries.len() / self.width;
+        let keys = self.past + rows;
+        let panel_rows = tile::tile_rows();
+        // Panels whose products over rows are joined, for a longer inner dimension.
+        let joined = 8 * panel_rows;
+        let mut p = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
+        let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
+        for first in (0..rows).step_by(joined) {
+            let block = first..(first + joined).min(rows);
+            let count = self.past + block.end;
+            let stride = whole_panels(count);
+            let (p, ds) = (&mut p[..block.len() * stride], &mut ds[..block.len() * stride]);
+            for first in (block.start..block.end).step_by(panel_rows) {
+                let panel = first..(first + panel_rows).min(block.end);
+                // Columns past what a row sees are zeroed below.
+                let reach = whole_panels(self.past + panel.end);
+                let at = (panel.start - block.start) * stride;
+                let score = |data: &[f32], packed: &[f32], out: &mut [f32]| {
+                    let left = self.query_side(data, &panel);
+                    let segment = Segment { left, right: Right::packed(packed, dim), depth: dim };
+                    multiply(&[segment], panel.len(), reach, out, stride, Write::Set);
                 };
-                let right = Right {
-                    data: &panels[unseen * tile::panel_width()..],
-                    ..Right::packed(&panels, block.len())
-                };
-                let segment = Segment { left, right, depth: block.len() - unseen };
-                let out = &mut out[keys.start * dim..keys.end * dim];
-                multiply(&[segment], keys.len(), dim, out, dim, Write::Add);
-            };
-            product(0..this.past + block.start, 0);
-            for unseen in (0..block.len()).step_by(panel_rows) {
-                let first = this.past + block.start + unseen;
-                product(first..(first + panel_rows).min(count), unseen);
+                score(source.queries, &packed.score_keys, &mut p[at..]);
+                score(gradient, &packed.score_values, &mut ds[at..]);
             }
-        };
-        over_rows(p, gradient, &mut part.dv);
-        over_rows(ds, source.queries, &mut part.dk);
-        for first in (block.start..block.end).step_by(panel_rows) {
-            let panel = first..(first + panel_rows).min(block.end);
-            let reach = this.past + panel.end;
-            let left = Left {
-                data: &ds[(panel.start - block.start) * stride..],
-                row_stride: stride,
-                col_stride: 1,
+            let scale = config.scale as f32;
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, row) in block.clone().enumerate() {
+                        let seen = visible(row, self.past, config.window);
+                        let log_sum = log_sums[row * config.num_heads + head];
+                        let p = &mut p[i * stride..(i + 1) * stride];
+                        let ds = &mut ds[i * stride..(i + 1) * stride];
+                        for outside in [0..seen.start, seen.end..stride] {
+                            p[outside.clone()].fill(0.0);
+                            ds[outside].fill(0.0);
+                        }
+                        let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+                        for p in p.iter_mut() {
+                            *p = Element::exp((*p).mul_add(scale, -log_sum));
+                        }
+                        let along = simd::dot(p, ds);
+                        for (&mut p, ds) in p.iter_mut().zip(ds) {
+                            *ds = p * (*ds - along) * scale;
+                        }
+                    }
+                },
+            );
+            // A key is seen from its own position on: keys before the block by all of its queries, a
+            // panel of keys inside it by those from that panel on.
+            let over_rows = |left: &[f32], data: &[f32], out: &mut [f32]| {
+                let from = block.start * self.width + head * dim;
+                let panels = pack_columns(&data[from..], self.width, block.len(), dim);
+                let mut product = |keys: Range<usize>, unseen: usize| {
+                    let left = Left {
+                        data: &left[unseen * stride + keys.start..],
+                        row_stride: 1,
+                        col_stride: stride,
+                    };
+                    let right = Right {
+                        data: &panels[unseen * tile::panel_width()..],
+                        ..Right::packed(&panels, block.len())
+                    };
+                    let segment = Segment { left, right, depth: block.len() - unseen };
+                    let out = &mut out[keys.start * dim..keys.end * dim];
+                    multiply(&[segment], keys.len(), dim, out, dim, Write::Add);
+                };
+                product(0..self.past + block.start, 0);
+                for unseen in (0..block.len()).step_by(panel_rows) {
+                    let first = self.past + block.start + unseen;
+                    product(first..(first + panel_rows).min(count), unseen);
+                }
             };
-            let out = &mut part.dq[panel.start * dim..panel.end * dim];
-            let right = Right::packed(&key_rows, keys);
-            this.gather(left, panel.len(), right, reach, out, dim);
+            over_rows(p, gradient, dv);
+            over_rows(ds, source.queries, dk);
+            for first in (block.start..block.end).step_by(panel_rows) {
+                let panel = first..(first + panel_rows).min(block.end);
+                let reach = self.past + panel.end;
+                let left = Left {
+                    data: &ds[(panel.start - block.start) * stride..],
+                    row_stride: stride,
+                    col_stride: 1,
+                };
+                let out = &mut dq[panel.start * dq_stride..];
+                let right = Right::packed(&packed.key_rows, keys);
+                self.gather(left, panel.len(), right, reach, out, dq_stride);
+            }
         }
     }
-    part
 }
