@@ -162,7 +162,8 @@ impl<E: Element> Memory<E> {
     }
 }
 
-/// Hands all memory that is kept for reuse back: after work whose sizes will not come again.
+/// Hands all memory that is kept for reuse, here or by the allocator, back to the system: after work
+/// whose sizes will not come again.
 pub fn release_kept() {
     fn empty<E: Pooled>() {
         let kept = {
@@ -174,6 +175,17 @@ pub fn release_kept() {
     }
     empty::<f32>();
     empty::<f64>();
+    trim_heap();
+}
+
+/// glibc keeps what was freed below anything that lives on.
+#[allow(unsafe_code)]
+fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the function takes no pointer and may be called by any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// A fixed-length run of numbers that returns to the free list when dropped.

@@ -164,10 +164,8 @@ impl Decoder {
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { path: weights.path().to_path_buf(), names: unused });
         }
-        if matches!(held, Held::Packed(_)) {
-            // Each weight was wide for a moment.
-            release_kept();
-        }
+        // What reading the files took, and each packed weight while it was wide.
+        release_kept();
         Ok(Self {
             config: config.clone(),
             dtype,

@@ -8,6 +8,7 @@ use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
 use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
+use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::ops::elementwise::scale;
 use hydralora_model::adapter::Pass;
@@ -161,6 +162,8 @@ pub fn fit(
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
+    // What reading the data and finding the method's start took.
+    release_kept();
     let before = progress.elapsed_s;
     let started = Instant::now();
     let warmup =

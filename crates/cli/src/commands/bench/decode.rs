@@ -7,6 +7,7 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::{ModelDtype, read_method};
 use crate::ui::{result, say, table};
+use hydralora_kernels::buffer::Buffer;
 use hydralora_kernels::simd::{sum_map, vectorize};
 use hydralora_model::Packed;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
@@ -35,17 +36,20 @@ struct Figures {
     share_of_bandwidth: f64,
 }
 
-/// Memory to read, far larger than any cache.
-struct Memory(Vec<f32>);
+/// Memory to read, far larger than any cache, on pages as large as those of the weights.
+struct Memory(Buffer<f32>);
 
 impl Memory {
     fn new() -> Self {
-        Self(numbers(1 << 27))
+        let numbers = numbers(1 << 27);
+        let mut data = Buffer::scratch(numbers.len());
+        data.copy_from_slice(&numbers);
+        Self(data)
     }
 
     /// The best rate in bytes per second at which all threads together read it now.
     fn rate(&self) -> f64 {
-        let bytes = size_of_val(self.0.as_slice()) as f64;
+        let bytes = size_of_val::<[f32]>(&self.0) as f64;
         (0..5)
             .map(|_| {
                 let started = Instant::now();

@@ -8,6 +8,7 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::ui::{result, say, table, thousands};
 use hydralora_kernels::Var;
+use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
@@ -306,6 +307,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
         // As a training run does; others beside it would need what is let go.
         decoder.release(|name| tuned.takes_over(name));
     }
+
+    // As training does before its first step.
+    release_kept();
 
     let checkpointing = arguments.gradient_checkpointing;
     let mut rate: f64 = 0.0;
