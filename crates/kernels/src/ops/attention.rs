@@ -355,7 +355,7 @@ fn backward<E: TensorElement>(
     [Tensor::new(dq, q.shape()), Tensor::new(dk, k.shape()), Tensor::new(dv, v.shape())]
 }
 
-/// One head of one sequence.
+/// The first of `heads`: in double precision a task takes one.
 fn backward_head<E: TensorElement>(
     source: &Source<'_, E>,
     [gradient, log_sums]: [&[E]; 2],
