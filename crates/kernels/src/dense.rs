@@ -13,21 +13,17 @@ use std::ops::Range;
 /// Fewest rows for which packing a weight pays.
 pub(crate) const FEWEST_ROWS: usize = 16;
 
-/// Rows of a unit whose sums over rows are kept apart, so that they add up in the same order however
-/// units are joined to blocks.
-pub(crate) fn unit_rows(rows: usize) -> usize {
-    32 * rows.div_ceil(2048).max(1)
-}
-
-/// Blocks of rows, four a thread if they get long enough, each a whole number of units.
+/// Blocks of rows, equally many for every thread and equally long but for one tile: up to four a
+/// thread, if they get long enough, so that one that is held up can be helped.
 pub(crate) fn blocks(rows: usize) -> Vec<Range<usize>> {
-    let unit = unit_rows(rows);
-    let units = rows.div_ceil(unit);
-    let count = (4 * rayon::current_num_threads()).min(units.div_ceil(2)).max(1);
-    (0..count)
-        .map(|i| (i * units / count * unit).min(rows)..((i + 1) * units / count * unit).min(rows))
-        .filter(|block| !block.is_empty())
-        .collect()
+    const MOST_PER_THREAD: usize = 4;
+    const SHORTEST: usize = 48;
+    let threads = rayon::current_num_threads();
+    let per_thread = (rows / (threads * SHORTEST)).clamp(1, MOST_PER_THREAD);
+    let tiles = rows.div_ceil(tile::tile_rows());
+    let count = (threads * per_thread).min(tiles);
+    let end_of = |block: usize| (block * tiles / count * tile::tile_rows()).min(rows);
+    (0..count).map(|block| end_of(block)..end_of(block + 1)).collect()
 }
 
 /// Cuts `data`, rows of `cols` elements, at the ends of consecutive `blocks`.
@@ -102,18 +98,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_cover_all_rows_in_order() {
-        for threads in [1, 2, 5] {
+    fn blocks_cover_all_rows_in_order_and_give_every_thread_as_many_tiles() {
+        for threads in [1, 2, 5, 16] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for rows in [1, 7, 32, 100, 1600, 5000] {
                 let blocks = pool.install(|| blocks(rows));
                 assert_eq!(blocks[0].start, 0);
                 assert_eq!(blocks.last().unwrap().end, rows);
-                for pair in blocks.windows(2) {
-                    assert_eq!(pair[0].end, pair[1].start);
-                    assert_eq!(pair[1].start % unit_rows(rows), 0);
-                }
+                assert!(blocks.windows(2).all(|pair| pair[0].end == pair[1].start));
+                let tiles = |block: &Range<usize>| block.len().div_ceil(tile::tile_rows());
+                let most = blocks.iter().map(tiles).max().unwrap();
+                let fewest = blocks.iter().map(tiles).min().unwrap();
+                assert!(fewest > 0 && most - fewest <= 1, "{rows} rows: {fewest} to {most} tiles");
+                let tiles = rows.div_ceil(tile::tile_rows());
+                assert!(blocks.len() % threads == 0 || blocks.len() == tiles);
             }
         }
+        assert!(blocks(0).is_empty());
     }
 }

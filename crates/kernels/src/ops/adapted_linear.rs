@@ -7,7 +7,8 @@
 //! A block of rows is multiplied by `[A; W_g]`, gated, and then by `W₀` and the heads together: the
 //! heads are `N·r` more steps of the base product's inner loop, and the result is written once.
 //! Backward the same holds for `dx = [dy | dz | ds] · [W₀; A; W_g]`, while the block of `dy` that
-//! gives `dh = dy B` and `dB` is still in cache.
+//! gives `dh = dy B` is still in cache. The sums over rows, `dB = dyᵀ h` and `[dA; dW_g] = [dz | ds]ᵀ x`,
+//! follow by columns of the result, so that no thread holds a part of another's sum.
 //!
 //! Computed so in `f32`; in `f64`, and with a dropout mask of its own for every expert,
 //! [`gated_low_rank`] on top of the frozen layer gives the same.
@@ -368,8 +369,14 @@ impl Plan {
 
     /// `s · (w_1 z_1, …, w_N z_N)` row by row: `[rows, N·r]`.
     fn mixed(&self, z: &[f32], gates: &[f32]) -> Buffer<f32> {
+        let mut h = Buffer::scratch(z.len() / self.z_cols * self.h_cols());
+        self.mix(z, gates, &mut h);
+        h
+    }
+
+    /// [`mixed`](Self::mixed) into `h`.
+    fn mix(&self, z: &[f32], gates: &[f32], h: &mut [f32]) {
         let (h_cols, rank) = (self.h_cols(), self.rank);
-        let mut h = Buffer::scratch(z.len() / self.z_cols * h_cols);
         let constant = self.constant_gate();
         for (row, (h, z)) in h.chunks_exact_mut(h_cols).zip(z.chunks_exact(self.z_cols)).enumerate()
         {
@@ -381,7 +388,6 @@ impl Plan {
                 }
             }
         }
-        h
     }
 }
 
@@ -393,7 +399,7 @@ mod tests {
     const INPUTS: usize = 37;
     const OUTPUTS: usize = 51;
     const RANK: usize = 3;
-    const TOKENS: usize = 150;
+    const TOKENS: usize = 250;
 
     fn frozen(bias: bool) -> FrozenLinear {
         use crate::ops::frozen_linear::FrozenWeight;

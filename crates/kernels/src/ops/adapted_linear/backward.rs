@@ -1,22 +1,29 @@
 //! The gradients of an adapted layer, block by block of rows.
 
-use super::{Plan, Route, Rows};
+use super::{Plan, Route};
 use crate::buffer::Buffer;
 use crate::dense;
 use crate::graph::{ParentGradients, Saved};
 use crate::matmul::Write;
-use crate::simd::vectorize;
 use crate::tensor::Tensor;
-use crate::tile::{Left, Right, Segment, multiply};
+use crate::tile::{Left, Right, Segment, multiply, panel_width};
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Rows whose products are added up in one go: what a task reads of them stays in its core's cache.
+const PIECE: usize = 192;
+
+/// All of `rows` in pieces.
+fn pieces(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(PIECE).map(move |first| first..(first + PIECE).min(rows))
+}
 
 impl Plan {
     /// Adds what `dy: [T, out]` gives to the gradients of `parents`: input, `A`, `B`, router weight
     /// and bias, given gates.
     pub(super) fn backward(
         &self,
-        saved_x: &Saved,
+        x: &Saved,
         z: &Tensor,
         gates: Option<&Tensor>,
         dy: &Tensor,
@@ -25,8 +32,6 @@ impl Plan {
         let tokens = dy.rows();
         let (inputs, outputs, h_cols, zs_cols) =
             (self.inputs, self.outputs, self.h_cols(), self.zs_cols());
-        let x = saved_x.get();
-        let x = x.data::<f32>();
         let dy = dy.data::<f32>();
         let stacked = self.stacked();
         let wants_x = parents.needs(0);
@@ -44,32 +49,25 @@ impl Plan {
             let weight = self.frozen.dense_f32();
             (dense::packed_rows(&weight, inputs), dense::packed_rows(&stacked, inputs))
         });
-        crate::profile::product(tokens, outputs, 2 * h_cols);
-        crate::profile::product(tokens, inputs, zs_cols);
+        crate::profile::product(tokens, outputs, h_cols);
 
-        let unit = dense::unit_rows(tokens);
-        let blocks = dense::blocks(tokens);
-        let units: Vec<Range<usize>> =
-            blocks.iter().map(|b| b.start / unit..b.end.div_ceil(unit)).collect();
-        let unit_count = tokens.div_ceil(unit);
-        // Per unit: dB transposed `[N·r, out]`, then `[dA; dW_g]`: `[zs_cols, in]`.
-        let (up_len, down_len) = (h_cols * outputs, zs_cols * inputs);
-        let mut sums = Buffer::<f32>::scratch(unit_count * (up_len + down_len));
         let gate_cols = if self.routed() { self.experts } else { 0 };
+        let mut h = Buffer::<f32>::scratch(tokens * h_cols);
+        let mut dzs = Buffer::<f32>::zeros(tokens * zs_cols);
         let mut dgates = Buffer::<f32>::scratch(tokens * gate_cols);
         let dx_cols = if wants_x { inputs } else { 0 };
         let z = z.data::<f32>();
         let gates = gates.map_or(&[][..], |gates| gates.data::<f32>());
-
+        let blocks = dense::blocks(tokens);
         dense::cut(dx.data_mut::<f32>(), dx_cols, &blocks)
             .into_par_iter()
-            .zip(dense::cut(&mut sums, up_len + down_len, &units))
+            .zip(dense::cut(&mut h, h_cols, &blocks))
+            .zip(dense::cut(&mut dzs, zs_cols, &blocks))
             .zip(dense::cut(&mut dgates, gate_cols, &blocks))
             .zip(&blocks)
-            .for_each(|(((dx, sums), dgates), block)| {
+            .for_each(|((((dx, h), dzs), dgates), block)| {
                 let count = block.len();
                 let of = |cols: usize| block.start * cols..block.end * cols;
-                let rows = Rows { range: block, x: &x[of(inputs)] };
                 let dy = &dy[of(outputs)];
                 let (z, gates) = (&z[of(self.z_cols)], &gates[of(gate_cols)]);
 
@@ -80,86 +78,43 @@ impl Plan {
                     depth: outputs,
                 };
                 multiply(&[segment], count, h_cols, &mut dh, h_cols, Write::Set);
-                let mut dzs = Buffer::<f32>::zeros(count * zs_cols);
-                self.unmix(&dh, z, gates, &mut dzs, dgates);
-
-                let h = self.mixed(z, gates);
-                let dropped = self.dropped(&rows);
-                let read_by_a: &[f32] = dropped.as_deref().unwrap_or(rows.x);
-                let of_units = sums.chunks_exact_mut(up_len + down_len);
-                for (index, sums) in of_units.enumerate() {
-                    let at = index * unit..((index + 1) * unit).min(count);
-                    let (up, down) = sums.split_at_mut(up_len);
-                    let part = |data: &'_ [f32], cols: usize| {
-                        at.start * cols..(at.end * cols).min(data.len())
-                    };
-                    let segment = Segment {
-                        left: Left::columns(&h[part(&h, h_cols)], h_cols),
-                        right: Right::rows(&dy[part(dy, outputs)], outputs),
-                        depth: at.len(),
-                    };
-                    multiply(&[segment], h_cols, outputs, up, outputs, Write::Set);
-                    let dzs = &dzs[part(&dzs, zs_cols)];
-                    let below = |from: &[f32], first: usize, cols: usize, out: &mut [f32]| {
-                        let segment = Segment {
-                            left: Left::columns(&dzs[first..], zs_cols),
-                            right: Right::rows(&from[part(from, inputs)], inputs),
-                            depth: at.len(),
-                        };
-                        multiply(&[segment], cols, inputs, out, inputs, Write::Set);
-                    };
-                    if dropped.is_some() && self.s_cols > 0 {
-                        let (a, router) = down.split_at_mut(self.z_cols * inputs);
-                        below(read_by_a, 0, self.z_cols, a);
-                        below(rows.x, self.z_cols, self.s_cols, router);
-                    } else {
-                        below(read_by_a, 0, zs_cols, down);
+                self.unmix(&dh, z, gates, dzs, dgates);
+                self.mix(z, gates, h);
+                let Some((weight, down)) = &packed else { return };
+                let base = Segment {
+                    left: Left::rows(dy, outputs),
+                    right: Right::packed(weight, outputs),
+                    depth: outputs,
+                };
+                let left = |first: usize| Left {
+                    data: &dzs[first.min(dzs.len())..],
+                    row_stride: zs_cols,
+                    col_stride: 1,
+                };
+                match self.mask {
+                    None => {
+                        let right = Right::packed(down, zs_cols);
+                        let low = Segment { left: left(0), right, depth: zs_cols };
+                        multiply(&[base, low], count, inputs, dx, inputs, write);
                     }
-                }
-                if let Some((weight, down)) = &packed {
-                    let base = Segment {
-                        left: Left::rows(dy, outputs),
-                        right: Right::packed(weight, outputs),
-                        depth: outputs,
-                    };
-                    let left = |first: usize| Left {
-                        data: &dzs[first.min(dzs.len())..],
-                        row_stride: zs_cols,
-                        col_stride: 1,
-                    };
-                    match self.mask {
-                        None => {
-                            let right = Right::packed(down, zs_cols);
-                            let low = Segment { left: left(0), right, depth: zs_cols };
-                            multiply(&[base, low], count, inputs, dx, inputs, write);
-                        }
-                        Some(dropout) => {
-                            let width = crate::tile::panel_width();
-                            let panels = |first: usize| Right {
-                                data: &down[(first * width).min(down.len())..],
-                                row_stride: width,
-                                panel_stride: zs_cols * width,
-                            };
-                            let router = Segment {
-                                left: left(self.z_cols),
-                                right: panels(self.z_cols),
-                                depth: self.s_cols,
-                            };
-                            multiply(&[base, router], count, inputs, dx, inputs, write);
-                            let low =
-                                Segment { left: left(0), right: panels(0), depth: self.z_cols };
-                            let mut masked = Buffer::<f32>::scratch(count * inputs);
-                            multiply(&[low], count, inputs, &mut masked, inputs, Write::Set);
-                            dropout.apply_at(&mut masked, block.start * inputs);
-                            vectorize(
-                                #[inline(always)]
-                                || {
-                                    for (sum, &part) in dx.iter_mut().zip(masked.iter()) {
-                                        *sum += part;
-                                    }
-                                },
-                            );
-                        }
+                    Some(dropout) => {
+                        let width = panel_width();
+                        let panels = |first: usize| Right {
+                            data: &down[(first * width).min(down.len())..],
+                            row_stride: width,
+                            panel_stride: zs_cols * width,
+                        };
+                        let router = Segment {
+                            left: left(self.z_cols),
+                            right: panels(self.z_cols),
+                            depth: self.s_cols,
+                        };
+                        multiply(&[base, router], count, inputs, dx, inputs, write);
+                        let low = Segment { left: left(0), right: panels(0), depth: self.z_cols };
+                        let mut masked = Buffer::<f32>::scratch(count * inputs);
+                        multiply(&[low], count, inputs, &mut masked, inputs, Write::Set);
+                        dropout.apply_at(&mut masked, block.start * inputs);
+                        crate::simd::add_scaled(1.0, &masked, dx);
                     }
                 }
             });
@@ -167,39 +122,30 @@ impl Plan {
             parents.add(0, dx);
         }
 
-        let mut total = Buffer::<f32>::zeros(up_len + down_len);
-        const CHUNK: usize = 1 << 12;
-        total.par_chunks_mut(CHUNK).enumerate().for_each(|(index, total)| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for unit in sums.chunks_exact(up_len + down_len) {
-                        let part = &unit[index * CHUNK..index * CHUNK + total.len()];
-                        for (total, &part) in total.iter_mut().zip(part) {
-                            *total += part;
-                        }
-                    }
-                },
-            );
+        let wants_b = parents.needs(2);
+        if wants_b {
+            crate::profile::product(outputs, tokens, h_cols);
+        }
+        let wants_down = parents.needs(1) || (self.s_cols > 0 && parents.needs(3));
+        let x = wants_down.then(|| {
+            crate::profile::product(zs_cols, tokens, inputs);
+            x.get()
         });
-        let (up, down) = total.split_at(up_len);
-        if parents.needs(2) {
-            let mut db = Buffer::<f32>::scratch(up_len);
-            for (column, row) in up.chunks_exact(outputs).enumerate() {
-                for (o, &value) in row.iter().enumerate() {
-                    db[o * h_cols + column] = value;
-                }
-            }
+        let (db, down) = rayon::join(
+            || wants_b.then(|| self.b_gradient(&h, dy)),
+            || x.map(|x| self.down_gradient(&dzs, x.data::<f32>())),
+        );
+        if let Some(db) = db {
             parents.add(2, Tensor::new(db, self.b.shape()));
         }
-        let (da, drouter) = down.split_at(self.a.len());
-        if parents.needs(1) {
+        if let Some(down) = down {
+            let (da, drouter) = down.split_at(self.a.len());
             parents.add(1, Tensor::new(da.to_vec(), self.a.shape()));
-        }
-        match &self.route {
-            Route::Input { weight, .. } if parents.needs(3) => {
+            if let Route::Input { weight, .. } = &self.route {
                 parents.add(3, Tensor::new(drouter.to_vec(), weight.shape()));
             }
+        }
+        match &self.route {
             Route::LowRank { weight, .. } if parents.needs(3) => {
                 let mut out = Buffer::<f32>::zeros(weight.len());
                 let rows = dgates.chunks_exact(self.experts).zip(z.chunks_exact(self.z_cols));
@@ -222,6 +168,79 @@ impl Plan {
         if matches!(self.route, Route::Given(_)) {
             parents.add(5, Tensor::new(dgates, [tokens, self.experts]));
         }
+    }
+
+    /// `dyᵀ h`: `[out, N·r]`.
+    fn b_gradient(&self, h: &[f32], dy: &[f32]) -> Buffer<f32> {
+        let (h_cols, outputs) = (self.h_cols(), self.outputs);
+        let width = panel_width();
+        let mut db = Buffer::<f32>::scratch(outputs * h_cols);
+        db.par_chunks_mut(width * h_cols).enumerate().for_each(|(strip, db)| {
+            let count = db.len() / h_cols;
+            let mut sum = Buffer::<f32>::zeros(h_cols * count);
+            for rows in pieces(dy.len() / outputs) {
+                let right = Right::rows(&dy[rows.start * outputs + strip * width..], outputs);
+                let segment = Segment {
+                    left: Left::columns(&h[rows.start * h_cols..], h_cols),
+                    right,
+                    depth: rows.len(),
+                };
+                multiply(&[segment], h_cols, count, &mut sum, count, Write::Add);
+            }
+            for (column, row) in sum.chunks_exact(count).enumerate() {
+                for (db, &value) in db.chunks_exact_mut(h_cols).zip(row) {
+                    db[column] = value;
+                }
+            }
+        });
+        db
+    }
+
+    /// The gradient of [`stacked`](Self::stacked): `[dz | ds]ᵀ x`, `z`'s part over what dropout leaves
+    /// of `x`.
+    fn down_gradient(&self, dzs: &[f32], x: &[f32]) -> Buffer<f32> {
+        let (inputs, zs_cols) = (self.inputs, self.zs_cols());
+        let width = panel_width();
+        let strips: Vec<Buffer<f32>> = (0..inputs.div_ceil(width))
+            .into_par_iter()
+            .map(|strip| {
+                let columns = strip * width..inputs.min((strip + 1) * width);
+                let count = columns.len();
+                let mut sum = Buffer::<f32>::zeros(zs_cols * count);
+                for rows in pieces(x.len() / inputs) {
+                    let mut add = |first: usize, cols: usize, right: Right<'_>| {
+                        let left = Left::columns(&dzs[rows.start * zs_cols + first..], zs_cols);
+                        let segment = Segment { left, right, depth: rows.len() };
+                        let sum = &mut sum[first * count..];
+                        multiply(&[segment], cols, count, sum, count, Write::Add);
+                    };
+                    let as_it_is = Right::rows(&x[rows.start * inputs + columns.start..], inputs);
+                    let Some(dropout) = self.mask else {
+                        add(0, zs_cols, as_it_is);
+                        continue;
+                    };
+                    let mut left_over = Buffer::<f32>::scratch(rows.len() * count);
+                    for (row, left_over) in rows.clone().zip(left_over.chunks_exact_mut(count)) {
+                        let from = row * inputs + columns.start;
+                        left_over.copy_from_slice(&x[from..from + count]);
+                        dropout.apply_at(left_over, from);
+                    }
+                    add(0, self.z_cols, Right::rows(&left_over, count));
+                    if self.s_cols > 0 {
+                        add(self.z_cols, self.s_cols, as_it_is);
+                    }
+                }
+                sum
+            })
+            .collect();
+        let mut out = Buffer::<f32>::scratch(zs_cols * inputs);
+        for (row, out) in out.chunks_exact_mut(inputs).enumerate() {
+            for (out, strip) in out.chunks_mut(width).zip(&strips) {
+                let count = out.len();
+                out.copy_from_slice(&strip[row * count..(row + 1) * count]);
+            }
+        }
+        out
     }
 
     /// From the gradient of `h` (without the factor `s`) to those of `z`, of the scores and, in
