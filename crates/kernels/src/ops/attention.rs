@@ -153,6 +153,7 @@ fn forward<E: TensorElement>(
     config: AttentionConfig,
 ) {
     let width = config.num_heads * config.head_dim;
+    let kv_width = config.num_key_value_heads * config.head_dim;
     let one_each = || sources.iter().all(|source| source.queries.len() == width);
     if E::DTYPE == DType::F32 && log_sums.is_none() && one_each() {
         // As in decoding: the heads are shared out.
@@ -186,7 +187,10 @@ fn forward<E: TensorElement>(
             tasks.push((source, block, out_block, sums_block));
         }
     }
-    tasks.into_par_iter().for_each(|(source, block, out, log_sums)| {
+    let work = |(source, block, ..): &(&Source<'_, E>, Range<usize>, _, _)| {
+        block.len() * (source.keys.len() / kv_width - source.queries.len() / width + block.end)
+    };
+    longest_first(tasks, work).for_each(|(source, block, out, log_sums)| {
         if E::DTYPE == DType::F32 {
             let source = in_f32(source);
             let (out, log_sums) =
@@ -196,6 +200,15 @@ fn forward<E: TensorElement>(
             forward_block(source, block, out, log_sums, config);
         }
     });
+}
+
+/// Shares out `tasks`, those with most `work` first, so that no thread is left with one at the end.
+fn longest_first<T: Send>(
+    mut tasks: Vec<T>,
+    work: impl Fn(&T) -> usize,
+) -> impl ParallelIterator<Item = T> {
+    tasks.sort_by_key(|task| std::cmp::Reverse(work(task)));
+    tasks.into_iter().par_bridge()
 }
 
 /// Scores `s · q kᵀ` of a block of queries against keys `0..key_count` for one head.
@@ -303,54 +316,73 @@ fn backward<E: TensorElement>(
 ) -> [Tensor; 3] {
     let _part = crate::profile::part("attention backward");
     let tasks = config.num_heads / per_task;
-    let parts: Vec<HeadGradients<E>> = (0..spans.len() * tasks)
-        .into_par_iter()
-        .map(|task| {
-            let (span, first) = (&spans[task / tasks], task % tasks * per_task);
-            let source = Source {
-                queries: rows_of(q, &span.queries),
-                keys: rows_of(k, &span.keys),
-                values: rows_of(v, &span.keys),
-            };
-            let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
-            of_heads(&source, given, first..first + per_task, config)
-        })
-        .collect();
+    let work = |task: &usize| {
+        let span = &spans[task / tasks];
+        span.queries.len() * span.keys.len()
+    };
+    let mut parts: Vec<(usize, HeadGradients<E>)> =
+        longest_first((0..spans.len() * tasks).collect(), work)
+            .map(|task| {
+                let (span, first) = (&spans[task / tasks], task % tasks * per_task);
+                let source = Source {
+                    queries: rows_of(q, &span.queries),
+                    keys: rows_of(k, &span.keys),
+                    values: rows_of(v, &span.keys),
+                };
+                let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
+                (task, of_heads(&source, given, first..first + per_task, config))
+            })
+            .collect();
+    parts.sort_unstable_by_key(|(task, _)| *task);
 
-    let dim = config.head_dim;
     let mut dq = Buffer::<E>::scratch(q.len());
-    let mut dk = Buffer::<E>::zeros(k.len());
-    let mut dv = Buffer::<E>::zeros(v.len());
-    let (width, kv_width) = (q.cols(), k.cols());
-    let of_spans = || spans.iter().zip(parts.chunks_exact(tasks));
+    let [mut dk, mut dv] = [k, v].map(|of| Buffer::<E>::scratch(of.len()));
+    let (dim, width, kv_width) = (config.head_dim, q.cols(), k.cols());
+    let group = config.num_heads / config.num_key_value_heads;
+    // The part of every task that has some of `rows`, whether those of queries or of keys.
+    let of_rows = |rows: Range<usize>, of_span: fn(&Span) -> &Range<usize>| {
+        parts.iter().filter_map(move |(task, part)| {
+            let span = of_span(&spans[task / tasks]);
+            let shared = rows.start.max(span.start)..rows.end.min(span.end);
+            let within = shared.start.wrapping_sub(span.start)..shared.end.wrapping_sub(span.start);
+            let below = shared.start.wrapping_sub(rows.start);
+            (!shared.is_empty()).then_some((task % tasks * per_task, part, within, below))
+        })
+    };
     let put_queries = || {
-        let task_width = per_task * dim;
-        for (span, parts) in of_spans() {
-            for (task, part) in parts.iter().enumerate() {
-                for (row, from) in span.queries.clone().zip(part.dq.chunks_exact(task_width)) {
-                    dq[row * width + task * task_width..][..task_width].copy_from_slice(from);
+        dq.par_chunks_mut(BLOCK * width).enumerate().for_each(|(block, dq)| {
+            let rows = block * BLOCK..block * BLOCK + dq.len() / width;
+            for (head, part, within, below) in of_rows(rows, |span| &span.queries) {
+                let columns = per_task * dim;
+                let from =
+                    part.dq[within.start * columns..within.end * columns].chunks_exact(columns);
+                for (dq, from) in dq[below * width..].chunks_exact_mut(width).zip(from) {
+                    dq[head * dim..][..columns].copy_from_slice(from);
                 }
             }
-        }
+        });
     };
-    let group = config.num_heads / config.num_key_value_heads;
     rayon::join(put_queries, || {
-        vectorize(
-            #[inline(always)]
-            || {
-                for (span, parts) in of_spans() {
-                    for (task, part) in parts.iter().enumerate() {
-                        let columns = task * per_task / group * dim;
-                        for (sum, from) in [(&mut dk, &part.dk), (&mut dv, &part.dv)] {
-                            for (row, from) in span.keys.clone().zip(from.chunks_exact(dim)) {
-                                let sum = &mut sum[row * kv_width + columns..][..dim];
-                                simd::axpy(E::ONE, from, sum);
+        let blocks = dk.par_chunks_mut(BLOCK * kv_width).zip(dv.par_chunks_mut(BLOCK * kv_width));
+        blocks.enumerate().for_each(|(block, (dk, dv))| {
+            dk.fill(E::ZERO);
+            dv.fill(E::ZERO);
+            let rows = block * BLOCK..block * BLOCK + dk.len() / kv_width;
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (head, part, within, below) in of_rows(rows, |span| &span.keys) {
+                        for (sum, from) in [(&mut *dk, &part.dk), (&mut *dv, &part.dv)] {
+                            let from = from[within.start * dim..within.end * dim].chunks_exact(dim);
+                            let sum = sum[below * kv_width..].chunks_exact_mut(kv_width);
+                            for (sum, from) in sum.zip(from) {
+                                simd::axpy(E::ONE, from, &mut sum[head / group * dim..][..dim]);
                             }
                         }
                     }
-                }
-            },
-        );
+                },
+            );
+        });
     });
     [Tensor::new(dq, q.shape()), Tensor::new(dk, k.shape()), Tensor::new(dv, v.shape())]
 }
