@@ -2,7 +2,7 @@
 //! itself: one stream of memory is read faster than four side by side. Of short ones four are taken at a
 //! time, so that a load of `x` serves four, and their sums are folded together.
 
-use super::{Rows, TOGETHER, ahead, by_fours};
+use super::{Rows, TOGETHER, ahead, by_fours, fetch};
 use crate::simd::{self, vectorize};
 use std::ops::Range;
 
@@ -37,15 +37,13 @@ pub(crate) fn add_products(
 
 /// Adds the products of long rows.
 fn row_by_row(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, rows: usize, out: &mut [f32]) {
-    /// Numbers of a cache line.
-    const LINE: usize = 64 / size_of::<f32>();
     let ahead = ahead(weight.len * size_of::<f32>());
     vectorize(
         #[inline(always)]
         || {
             for (row, out) in range.zip(out.chunks_exact_mut(rows)) {
                 let row = &weight.data[row * weight.stride..][..weight.len];
-                row.chunks(LINE).for_each(|line| simd::fetch(line, ahead));
+                fetch(row, ahead);
                 for (out, x) in out.iter_mut().zip(x.chunks_exact(weight.len)) {
                     *out += simd::dot(row, x);
                 }
@@ -112,19 +110,20 @@ mod wide {
         #[inline(always)]
         fn call(self) {
             let Self { simd, weight, x, range, rows, out } = self;
+            let ahead = weight.bytes_ahead();
             by_fours(
                 weight,
                 range,
                 rows,
                 out,
                 #[inline(always)]
-                |weight, row| four_rows(simd, weight, row_of(x, row, weight)),
+                |weight, row| four_rows(simd, weight, row_of(x, row, weight), ahead),
             );
         }
     }
 
     #[inline(always)]
-    fn four_rows(simd: V3, weight: [&[f32]; TOGETHER], x: &[f32]) -> [f32; TOGETHER] {
+    fn four_rows(simd: V3, weight: [&[f32]; TOGETHER], x: &[f32], ahead: usize) -> [f32; TOGETHER] {
         // `map` would be a function of its own, without the wide instructions.
         let [first, second, third, fourth] = weight;
         let steps = first.as_chunks::<STEP>().0.iter().zip(second.as_chunks::<STEP>().0);
@@ -135,6 +134,7 @@ mod wide {
             let x = [load(simd, x, 0), load(simd, x, LANES)];
             let rows = [first, second, third, fourth];
             for row in 0..TOGETHER {
+                crate::simd::fetch(rows[row], ahead);
                 for part in 0..2 {
                     let weight = load(simd, rows[row], part * LANES);
                     sums[row][part] = simd.fma._mm256_fmadd_ps(weight, x[part], sums[row][part]);
