@@ -9,7 +9,7 @@ mod sample;
 
 pub use encoder::ModelEncoder;
 pub use generate::{Finish, Generation, Generator};
-pub use sample::Sampling;
+pub use sample::{Sampling, likeliest};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, hydralora_model::Error>;

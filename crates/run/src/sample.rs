@@ -1,6 +1,6 @@
 //! Choosing the next token.
 
-use hydralora_kernels::Tensor;
+use hydralora_kernels::{Tensor, dispatch, simd};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -50,40 +50,93 @@ impl Sampler {
 
     /// The next token for `logits: [1, vocab_size]`. Ties go to the lower id.
     pub(crate) fn next(&mut self, logits: &Tensor) -> u32 {
+        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
+        if temperature == 0.0 {
+            return likeliest(logits);
+        }
+        let peak = likeliest(logits) as usize;
         let logits = logits.to_f64();
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        let likelier = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-        if self.sampling.temperature == 0.0 {
-            return order.into_iter().min_by(likelier).unwrap_or(0) as u32;
+        let peak = logits[peak];
+        let mut order = Order::new(&logits);
+        if top_k > 0 {
+            order.truncate(top_k);
         }
-        order.sort_unstable_by(likelier);
-        if self.sampling.top_k > 0 {
-            order.truncate(self.sampling.top_k);
-        }
-        let peak = logits[order[0]];
-        let mut weights: Vec<f64> = order
-            .iter()
-            .map(|&id| ((logits[id] - peak) / self.sampling.temperature).exp())
-            .collect();
-        let total: f64 = weights.iter().sum();
-        let mut reached = 0.0;
-        let kept = weights
-            .iter()
-            .position(|weight| {
+        let weight = |id: usize| ((logits[id] - peak) / temperature).exp();
+        let mut total: f64 = order.ids.iter().map(|&id| weight(id)).sum();
+        if top_p < 1.0 {
+            let (mut reached, mut kept, mut sum) = (0.0, 0, 0.0);
+            while reached < top_p && kept < order.ids.len() {
+                let weight = weight(order.id(kept));
                 reached += weight / total;
-                reached >= self.sampling.top_p
-            })
-            .map_or(weights.len(), |last| last + 1);
-        weights.truncate(kept);
-        let unit = self.random.next_u64() as f64 / u64::MAX as f64;
-        let mut left = unit * weights.iter().sum::<f64>();
-        for (&id, weight) in order.iter().zip(&weights) {
-            left -= weight;
+                sum += weight;
+                kept += 1;
+            }
+            order.truncate(kept);
+            total = sum;
+        }
+        let mut left = self.random.next_u64() as f64 / u64::MAX as f64 * total;
+        let last = order.ids.len() - 1;
+        for at in 0..last {
+            let id = order.id(at);
+            left -= weight(id);
             if left <= 0.0 {
                 return id as u32;
             }
         }
-        order[kept - 1] as u32
+        order.id(last) as u32
+    }
+}
+
+/// The token with the largest of `logits: [1, vocab_size]`, the lowest id of several.
+pub fn likeliest(logits: &Tensor) -> u32 {
+    let position = dispatch!(logits.dtype(), E => {
+        let logits = logits.data::<E>();
+        let peak = simd::vectorize(#[inline(always)] || simd::max(logits));
+        logits.iter().position(|&logit| logit == peak)
+    });
+    position.unwrap_or(0) as u32
+}
+
+/// Token ids by falling logits, sorted as far as they are asked for: a draw rarely gets beyond the
+/// first few of tens of thousands.
+struct Order<'a> {
+    logits: &'a [f64],
+    ids: Vec<usize>,
+    /// How many of `ids` are in their places.
+    sorted: usize,
+}
+
+impl<'a> Order<'a> {
+    fn new(logits: &'a [f64]) -> Self {
+        Self { logits, ids: (0..logits.len()).collect(), sorted: 0 }
+    }
+
+    /// The id at position `at`.
+    fn id(&mut self, at: usize) -> usize {
+        const FIRST: usize = 64;
+        if at >= self.sorted {
+            self.sort((8 * at).max(FIRST));
+        }
+        self.ids[at]
+    }
+
+    /// Puts the first `count` ids in their places.
+    fn sort(&mut self, count: usize) {
+        let count = count.min(self.ids.len());
+        let Some(last) = count.checked_sub(self.sorted + 1) else { return };
+        let logits = self.logits;
+        let likelier = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
+        let rest = &mut self.ids[self.sorted..];
+        rest.select_nth_unstable_by(last, likelier);
+        rest[..=last].sort_unstable_by(likelier);
+        self.sorted = count;
+    }
+
+    /// Leaves the first `count` ids.
+    fn truncate(&mut self, count: usize) {
+        self.sort(count);
+        self.ids.truncate(count);
+        self.sorted = self.sorted.min(count);
     }
 }
 
@@ -125,6 +178,22 @@ mod tests {
         let top_p = Sampling { temperature: 1.0, top_p: 0.8, ..Sampling::default() };
         let counts = draws(top_p, &logits, 2000);
         assert!(counts[1] > 0 && counts[2] == 0, "{counts:?}");
+    }
+
+    #[test]
+    fn an_order_sorted_bit_by_bit_is_the_whole_order() {
+        let logits: Vec<f64> = (0..5000).map(|i| f64::from(i * 7919 % 1009)).collect();
+        let mut expected: Vec<usize> = (0..logits.len()).collect();
+        expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        let mut order = Order::new(&logits);
+        for at in [0, 3, 63, 64, 700, 65, 4999] {
+            assert_eq!(order.id(at), expected[at], "{at}");
+        }
+        for count in [1, 64, 65, 4999, 5000, 6000] {
+            let mut order = Order::new(&logits);
+            order.truncate(count);
+            assert_eq!(order.ids, expected[..count.min(5000)]);
+        }
     }
 
     #[test]

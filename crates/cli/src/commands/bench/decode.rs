@@ -12,6 +12,7 @@ use hydralora_kernels::simd::{sum_map, vectorize};
 use hydralora_model::Packed;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_peft::Tuned;
+use hydralora_run::likeliest;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
@@ -124,8 +125,7 @@ fn measure(
         let caches = std::slice::from_mut(cache);
         let hidden = base.decoder.extend(batch, caches, adapter, &pass)?;
         let logits = base.decoder.logits(&hidden, &[tokens.len() - 1]);
-        let best = logits.data::<f32>().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        Ok(best.map_or(0, |(id, _)| id as u32))
+        Ok(likeliest(&logits))
     };
     let prompt = ids(arguments.prompt);
     let mut prefill = Vec::new();
