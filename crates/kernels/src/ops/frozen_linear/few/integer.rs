@@ -229,6 +229,7 @@ mod portable {
 #[allow(unsafe_code)]
 mod wide {
     use super::*;
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     /// For weights that have no use for bytes.
@@ -240,6 +241,27 @@ mod wide {
             && is_x86_feature_detected!("f16c")
     }
 
+    /// How products of bytes are added up by fours.
+    pub(super) mod dot {
+        /// By twos first, with AVX2.
+        pub(in super::super) const BY_TWOS: u8 = 0;
+        /// In one instruction of AVX-VNNI.
+        pub(in super::super) const VEX: u8 = 1;
+        /// In the same one as AVX-512 has it.
+        pub(in super::super) const EVEX: u8 = 2;
+    }
+
+    /// Whether this processor can do it that way.
+    pub(super) fn has(dot: u8) -> bool {
+        match dot {
+            dot::EVEX => {
+                is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl")
+            }
+            dot::VEX => is_x86_feature_detected!("avxvnni"),
+            _ => true,
+        }
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn add_products(
         x: &Rounded,
@@ -248,17 +270,37 @@ mod wide {
         rows: usize,
         out: &mut [f32],
     ) {
-        match x.layout.bytes {
-            34 => multiply::<34, 0>(x, weight, range, rows, out),
-            18 => multiply::<18, 1>(x, weight, range, rows, out),
-            _ => multiply::<20, 2>(x, weight, range, rows, out),
+        let best = [dot::EVEX, dot::VEX].into_iter().find(|&dot| has(dot));
+        add_products_by(best.unwrap_or(dot::BY_TWOS), x, weight, range, rows, out);
+    }
+
+    /// # Panics
+    /// If the processor [has](has) no such way.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn add_products_by(
+        dot: u8,
+        x: &Rounded,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        assert!(has(dot), "this processor adds up in another way");
+        match (x.layout.bytes, dot) {
+            (34, _) => multiply::<34, 0, { dot::BY_TWOS }>(x, weight, range, rows, out),
+            (18, dot::EVEX) => multiply::<18, 1, { dot::EVEX }>(x, weight, range, rows, out),
+            (18, dot::VEX) => multiply::<18, 1, { dot::VEX }>(x, weight, range, rows, out),
+            (18, _) => multiply::<18, 1, { dot::BY_TWOS }>(x, weight, range, rows, out),
+            (_, dot::EVEX) => multiply::<20, 2, { dot::EVEX }>(x, weight, range, rows, out),
+            (_, dot::VEX) => multiply::<20, 2, { dot::VEX }>(x, weight, range, rows, out),
+            _ => multiply::<20, 2, { dot::BY_TWOS }>(x, weight, range, rows, out),
         }
     }
 
     /// With the size of blocks known to the compiler, and where in them is the number that belongs
     /// to a block's sum: nowhere, at the scale's place, or after it.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn multiply<const BYTES: usize, const NUMBERS: usize>(
+    fn multiply<const BYTES: usize, const NUMBERS: usize, const DOT: u8>(
         x: &Rounded,
         weight: &[u8],
         range: Range<usize>,
@@ -266,13 +308,13 @@ mod wide {
         out: &mut [f32],
     ) {
         by_fours(Rows::whole(weight, x.row_bytes()), range, rows, out, |weight, row| {
-            four_rows::<BYTES, NUMBERS>(x.layout, weight, x.row(row))
+            four_rows::<BYTES, NUMBERS, DOT>(x.layout, weight, x.row(row))
         });
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn four_rows<const BYTES: usize, const NUMBERS: usize>(
+    fn four_rows<const BYTES: usize, const NUMBERS: usize, const DOT: u8>(
         layout: Layout,
         weight: [&[u8]; TOGETHER],
         x: Row<'_>,
@@ -311,7 +353,7 @@ mod wide {
                 let whole = if NUMBERS == 0 {
                     byte_products(blocks[row], values)
                 } else {
-                    nibble_products(load_16(blocks[row], BYTES - 16), bytes)
+                    nibble_products::<DOT>(load_16(blocks[row], BYTES - 16), bytes)
                 };
                 sums[row] = _mm256_fmadd_ps(scales[row], _mm256_cvtepi32_ps(whole), sums[row]);
             }
@@ -326,11 +368,15 @@ mod wide {
     /// Products of sixteen bytes, two quants each, with a block: their sums by fours.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn nibble_products(quants: __m128i, x: &Bytes) -> __m256i {
+    fn nibble_products<const DOT: u8>(quants: __m128i, x: &Bytes) -> __m256i {
         // The low halves of the bytes below, the high ones above.
         let both =
             _mm256_srlv_epi64(_mm256_broadcastsi128_si256(quants), _mm256_setr_epi64x(0, 0, 4, 4));
         let quants = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        if DOT != dot::BY_TWOS {
+            let high = add_dots::<DOT>(_mm256_setzero_si256(), quants, load_32(&x.high));
+            return add_dots::<DOT>(_mm256_slli_epi32::<8>(high), quants, load_32(&x.low));
+        }
         // No product of 15 with a byte, nor two of them, leaves 16 bits.
         let high = _mm256_maddubs_epi16(quants, load_32(&x.high));
         let low = _mm256_maddubs_epi16(quants, load_32(&x.low));
@@ -338,6 +384,32 @@ mod wide {
             _mm256_madd_epi16(high, _mm256_set1_epi16(256)),
             _mm256_madd_epi16(low, _mm256_set1_epi16(1)),
         )
+    }
+
+    /// Adds to each of `sums` the products of four bytes of `a`, without a sign, with those of `b`.
+    ///
+    /// An instruction of its own, so that functions for its processors need not be written twice.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add_dots<const DOT: u8>(mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: [`add_products_by`] saw that the processor has the instruction, which changes `sums`
+        // alone.
+        unsafe {
+            if DOT == dot::EVEX {
+                asm!(
+                    "vpdpbusd {sums}, {a}, {b}",
+                    sums = inout(ymm_reg) sums, a = in(ymm_reg) a, b = in(ymm_reg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            } else {
+                asm!(
+                    "{{vex}} vpdpbusd {sums}, {a}, {b}",
+                    sums = inout(ymm_reg) sums, a = in(ymm_reg) a, b = in(ymm_reg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+        }
+        sums
     }
 
     /// Products of a block of bytes with a sign with a block.
@@ -422,12 +494,11 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_give_the_same_bits() {
+    fn all_ways_give_the_same_bits() {
         for format in FORMATS {
             let (weight, x) = (packed(format, 7, 576), numbers(576, 3));
             let rounded = Rounded::new(format, &x, 576).unwrap();
-            let (mut got, mut expected) = ([0.0; 7], [0.0; 7]);
-            rounded.add_products(&weight, 0..7, 1, &mut got);
+            let mut expected = [0.0; 7];
             by_fours(
                 Rows::whole(&weight, rounded.row_bytes()),
                 0..7,
@@ -435,7 +506,24 @@ mod tests {
                 &mut expected,
                 |weight, row| portable::four_rows(rounded.layout, weight, rounded.row(row)),
             );
-            assert_eq!(got.map(f32::to_bits), expected.map(f32::to_bits), "{format}");
+            let same = |got: [f32; 7], way: u8| {
+                assert_eq!(got.map(f32::to_bits), expected.map(f32::to_bits), "{format} {way}");
+            };
+            let mut got = [0.0; 7];
+            rounded.add_products(&weight, 0..7, 1, &mut got);
+            same(got, u8::MAX);
+            #[cfg(target_arch = "x86_64")]
+            for way in [wide::dot::BY_TWOS, wide::dot::VEX, wide::dot::EVEX] {
+                if wide::available() && wide::has(way) {
+                    let mut got = [0.0; 7];
+                    // SAFETY: the processor has the instructions.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        wide::add_products_by(way, &rounded, &weight, 0..7, 1, &mut got);
+                    }
+                    same(got, way);
+                }
+            }
         }
     }
 
