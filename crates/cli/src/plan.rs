@@ -16,7 +16,7 @@ use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
-use hydralora_peft::{Role, Tuned, count};
+use hydralora_peft::{MethodOptions, Role, Tuned, count};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -102,6 +102,28 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
     count().context("method.num_experts: auto")
 }
 
+/// Refuses an adapter that the system would not even promise memory for.
+fn refuse_larger_than_memory(
+    method: &dyn MethodOptions,
+    sites: &[SiteShape],
+) -> anyhow::Result<()> {
+    /// The value, its gradient and the optimizer's two moments.
+    const NUMBERS_EACH: usize = 4;
+    let numbers = method.stored_numbers(sites).saturating_mul(NUMBERS_EACH);
+    let mut probe = Vec::<f32>::new();
+    let promised = probe.try_reserve_exact(numbers);
+    // Unless somebody sees the memory, the compiler leaves out asking for it.
+    std::hint::black_box(&mut probe);
+    if promised.is_ok() {
+        return Ok(());
+    }
+    let gigabytes = numbers as f64 * size_of::<f32>() as f64 / 1e9;
+    Err(bad_input(format!(
+        "method: training it takes {gigabytes:.0} GB for the adapter alone, more than this machine has; choose \
+         a lower rank or fewer targets, experts or virtual tokens"
+    )))
+}
+
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
     pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
@@ -125,6 +147,7 @@ impl Plan {
         let all = base.decoder.sites();
         let sites =
             if recipe.method.whole_model() { all } else { recipe.method.targets().select(&all)? };
+        refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
             decoder: &base.decoder,

@@ -48,6 +48,7 @@ train: {learning_rat: 1, batch_size: 0, schedule: cosin}
     for (change, parts) in [
         ("method.rank=0", &["method.rank: is 0; expected at least 1"][..]),
         ("method.name=hydralor", &["did you mean `hydralora`?"]),
+        ("method.rank=1000000000000", &["method: training it takes", "GB for the adapter alone"]),
         ("method.targets=w1", &["`w1` matches no linear layer", "q_proj"]),
         ("train.batch_size=0", &["train.batch_size: is 0"]),
         ("data.max_seq_len=600", &["data.max_seq_len: is 600", "512"]),
