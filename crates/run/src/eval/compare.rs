@@ -7,8 +7,9 @@
 use super::error::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Times that records are drawn anew.
@@ -89,27 +90,28 @@ pub fn compare(first: &Path, second: &Path) -> Result<Comparison> {
         let message = format!("has no record in common with {}", first.display());
         return Err(Error::malformed(second, None, message));
     }
-    let mut differences = Vec::new();
+    let mut asked: Vec<(&str, &str, Vec<&[Pair]>)> = Vec::new();
     for (group, names) in members(&a["group_subtasks"]) {
-        let names: Vec<&str> =
+        let names: HashSet<&str> =
             names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let mut metrics: Vec<&str> = Vec::new();
-        for (task, metric, _) in &tasks {
-            if names.contains(&task.as_str()) && !metrics.contains(&metric.as_str()) {
-                metrics.push(metric);
+        let start = asked.len();
+        for (task, metric, pairs) in &tasks {
+            if !names.contains(task.as_str()) {
+                continue;
+            }
+            match asked[start..].iter_mut().find(|(_, of, _)| of == metric) {
+                Some((.., strata)) => strata.push(pairs),
+                None => asked.push((group, metric, vec![pairs])),
             }
         }
-        for metric in metrics {
-            let strata: Vec<&[Pair]> = (tasks.iter())
-                .filter(|(task, own, _)| names.contains(&task.as_str()) && own == metric)
-                .map(|(.., pairs)| pairs.as_slice())
-                .collect();
-            differences.push(difference(group, metric, &strata));
-        }
     }
-    for (task, metric, pairs) in &tasks {
-        differences.push(difference(task, metric, &[pairs]));
-    }
+    asked.extend(
+        tasks.iter().map(|(task, metric, pairs)| (&**task, &**metric, vec![pairs.as_slice()])),
+    );
+    let differences = asked
+        .into_par_iter()
+        .map(|(task, metric, strata)| difference(task, metric, &strata))
+        .collect();
     let name = |file: &Value| file["config"]["model"].as_str().unwrap_or("?").to_owned();
     Ok(Comparison { first: name(&a), second: name(&b), differences, warnings })
 }

@@ -145,18 +145,17 @@ impl Plan {
                 parents.add(3, Tensor::new(drouter.to_vec(), weight.shape()));
             }
         }
-        match &self.route {
-            Route::LowRank { weight, .. } if parents.needs(3) => {
-                let mut out = Buffer::<f32>::zeros(weight.len());
-                let rows = dgates.chunks_exact(self.experts).zip(z.chunks_exact(self.z_cols));
-                for (ds, z) in rows {
-                    for (out, &ds) in out.chunks_exact_mut(self.z_cols).zip(ds) {
-                        crate::simd::axpy(ds, z, out);
-                    }
+        if let Route::LowRank { weight, .. } = &self.route
+            && parents.needs(3)
+        {
+            let mut out = Buffer::<f32>::zeros(weight.len());
+            let rows = dgates.chunks_exact(self.experts).zip(z.chunks_exact(self.z_cols));
+            for (ds, z) in rows {
+                for (out, &ds) in out.chunks_exact_mut(self.z_cols).zip(ds) {
+                    crate::simd::axpy(ds, z, out);
                 }
-                parents.add(3, Tensor::new(out, weight.shape()));
             }
-            _ => {}
+            parents.add(3, Tensor::new(out, weight.shape()));
         }
         if parents.needs(4) {
             let mut sums = vec![0.0; self.experts];
