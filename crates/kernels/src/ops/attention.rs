@@ -344,9 +344,11 @@ fn backward<E: TensorElement>(
         parts.iter().filter_map(move |(task, part)| {
             let span = of_span(&spans[task / tasks]);
             let shared = rows.start.max(span.start)..rows.end.min(span.end);
-            let within = shared.start.wrapping_sub(span.start)..shared.end.wrapping_sub(span.start);
-            let below = shared.start.wrapping_sub(rows.start);
-            (!shared.is_empty()).then_some((task % tasks * per_task, part, within, below))
+            if shared.is_empty() {
+                return None;
+            }
+            let within = shared.start - span.start..shared.end - span.start;
+            Some((task % tasks * per_task, part, within, shared.start - rows.start))
         })
     };
     let put_queries = || {

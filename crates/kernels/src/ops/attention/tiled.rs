@@ -183,7 +183,7 @@ pub(super) fn one_query(
 fn weighted_sum(weights: &[f32], rows: Rows<'_, f32>, out: &mut [f32]) {
     /// Columns whose sums stay in registers.
     const COLUMNS: usize = 64;
-    let ahead = rows.bytes_ahead();
+    let ahead = rows.bytes_ahead(1);
     let mut first = 0;
     for out in out.chunks_mut(COLUMNS) {
         let mut sums = [0.0_f32; COLUMNS];

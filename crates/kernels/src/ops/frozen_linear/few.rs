@@ -15,9 +15,6 @@ mod integer;
 /// Rows of a weight that are multiplied together.
 const TOGETHER: usize = 4;
 
-/// Bytes of a cache line.
-const LINE_BYTES: usize = 64;
-
 /// Bytes of weight a task reads.
 pub(crate) const TASK_BYTES: usize = 1 << 15;
 
@@ -106,32 +103,25 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// Bytes that are read while memory answers.
-const ANSWER: usize = 4096;
-
-/// How many bytes ahead memory is called for where `together` bytes of rows are read before the next
-/// ones: as many of them as it takes for memory to answer.
+/// How many rows ahead memory is called for where `together` rows of `bytes` each are read before the
+/// next ones: as many of them as it takes for memory to answer.
 #[inline(always)]
-fn ahead(together: usize) -> usize {
-    let together = together.max(1);
-    together * ANSWER.div_ceil(together)
+fn rows_ahead(bytes: usize, together: usize) -> usize {
+    /// Bytes that are read while memory answers.
+    const ANSWER: usize = 4096;
+    together * ANSWER.div_ceil((together * bytes).max(1))
 }
 
-impl<T> Rows<'_, T> {
-    /// How many rows ahead memory is called for.
-    pub(crate) fn ahead(&self) -> usize {
-        let bytes = (self.len * size_of::<T>()).max(1);
-        ANSWER.div_ceil(bytes).next_multiple_of(TOGETHER)
-    }
-
-    /// The same in bytes.
-    pub(crate) fn bytes_ahead(&self) -> usize {
-        self.ahead() * self.stride * size_of::<T>()
+impl Rows<'_, f32> {
+    /// [`rows_ahead`] in bytes.
+    pub(crate) fn bytes_ahead(&self, together: usize) -> usize {
+        rows_ahead(self.len * size_of::<f32>(), together) * self.stride * size_of::<f32>()
     }
 
     /// Calls for the first rows.
     pub(crate) fn fetch_first(&self) {
-        for row in self.data.chunks(self.stride.max(1)).take(self.ahead()) {
+        let count = rows_ahead(self.len * size_of::<f32>(), 1);
+        for row in self.data.chunks(self.stride.max(1)).take(count) {
             fetch(&row[..self.len.min(row.len())], 0);
         }
     }
@@ -139,9 +129,10 @@ impl<T> Rows<'_, T> {
 
 /// Calls for the memory `distance` bytes past all of `row`.
 #[inline(always)]
-pub(crate) fn fetch<T>(row: &[T], distance: usize) {
-    let line = (LINE_BYTES / size_of::<T>().max(1)).max(1);
-    row.chunks(line).for_each(|line| simd::fetch(line, distance));
+pub(crate) fn fetch(row: &[f32], distance: usize) {
+    /// Numbers of a cache line.
+    const LINE: usize = 64 / size_of::<f32>();
+    row.chunks(LINE).for_each(|line| simd::fetch(line, distance));
 }
 
 /// Calls `four_rows(rows of the weight, row of x)` for every four of rows `range` of `weight`, and

@@ -2,7 +2,7 @@
 //! itself: one stream of memory is read faster than four side by side. Of short ones four are taken at a
 //! time, so that a load of `x` serves four, and their sums are folded together.
 
-use super::{Rows, TOGETHER, ahead, by_fours, fetch};
+use super::{Rows, TOGETHER, by_fours, fetch};
 use crate::simd::{self, vectorize};
 use std::ops::Range;
 
@@ -37,7 +37,7 @@ pub(crate) fn add_products(
 
 /// Adds the products of long rows.
 fn row_by_row(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, rows: usize, out: &mut [f32]) {
-    let ahead = ahead(weight.len * size_of::<f32>());
+    let ahead = weight.bytes_ahead(1);
     vectorize(
         #[inline(always)]
         || {
@@ -110,7 +110,7 @@ mod wide {
         #[inline(always)]
         fn call(self) {
             let Self { simd, weight, x, range, rows, out } = self;
-            let ahead = weight.bytes_ahead();
+            let ahead = weight.bytes_ahead(TOGETHER);
             by_fours(
                 weight,
                 range,

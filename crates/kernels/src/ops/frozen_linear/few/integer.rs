@@ -9,7 +9,7 @@
 //! [`portable`] says what is computed; [`wide`] does the same with the wider instructions of x86, to
 //! the last bit.
 
-use super::{Rows, TOGETHER, ahead, by_fours};
+use super::{Rows, TOGETHER, by_fours, rows_ahead};
 use crate::block::BlockFormat;
 use crate::simd::{self, vectorize};
 use std::ops::Range;
@@ -319,7 +319,7 @@ mod wide {
         weight: [&[u8]; TOGETHER],
         x: Row<'_>,
     ) -> [f32; TOGETHER] {
-        let ahead = ahead(TOGETHER * weight[0].len());
+        let ahead = rows_ahead(weight[0].len(), TOGETHER) * weight[0].len();
         // `map` would be a function of its own, without the wide instructions.
         let [first, second, third, fourth] = weight;
         let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
