@@ -103,7 +103,7 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
 }
 
 /// Refuses an adapter that the system would not even promise memory for.
-fn refuse_larger_than_memory(
+pub(crate) fn refuse_larger_than_memory(
     method: &dyn MethodOptions,
     sites: &[SiteShape],
 ) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use super::methods::{Asked, asked, peak_alone};
 use super::{median, product_rate};
 use crate::args::{BenchTrainArguments, Global};
 use crate::failure::bad_input;
-use crate::plan::{Base, open_base};
+use crate::plan::{Base, open_base, refuse_larger_than_memory};
 use crate::ui::{result, say, table, thousands};
 use hydralora_kernels::Var;
 use hydralora_kernels::buffer::release_kept;
@@ -147,6 +147,7 @@ impl Contender {
         if let Some(method) = &method.options {
             let all = base.decoder.sites();
             let sites = if method.whole_model() { all } else { method.targets().select(&all)? };
+            refuse_larger_than_memory(method.as_ref(), &sites)?;
             let mut fresh = method.build(&sites, base.decoder.dtype(), 41);
             fresh.start_from(&hydralora_peft::Base {
                 decoder: &base.decoder,
