@@ -11,6 +11,9 @@ use rayon::prelude::*;
 /// Partial sums of a reduction.
 pub const LANES: usize = 16;
 
+/// Bytes of a cache line.
+pub(crate) const LINE_BYTES: usize = 64;
+
 /// Elements per task of an element-wise operation; fixed, so that results do not depend on the
 /// number of threads.
 const CHUNK: usize = 1 << 14;
@@ -39,17 +42,46 @@ pub(crate) fn fetch<T>(data: &[T], distance: usize) {
     let _ = (data, distance);
 }
 
+/// Calls for the memory at `address`, which need not be anybody's, into the second cache.
+#[inline(always)]
+#[allow(unsafe_code)]
+pub(crate) fn fetch_at(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Partial sums of a dot product that are taken side by side: one alone would wait for each addition
+/// before the next.
+const TOGETHER: usize = 4;
+
 /// `Σ a_i b_i`.
 #[inline(always)]
 pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
-    // One sum alone would wait for each addition before the next.
-    const TOGETHER: usize = 4;
+    dot_with(a, b, |_| {})
+}
+
+/// [`dot`] that calls for the memory `distance` bytes past all of `a` on its way.
+#[inline(always)]
+pub(crate) fn dot_fetching(a: &[f32], b: &[f32], distance: usize) -> f32 {
+    dot_with(a, b, |lines| lines.iter().for_each(|line| fetch(line, distance)))
+}
+
+/// [`dot`] that shows all of `a` to `pass`, four times [`LANES`] numbers at a time.
+#[inline(always)]
+fn dot_with<E: Element>(a: &[E], b: &[E], pass: impl Fn(&[[E; LANES]])) -> E {
     let len = a.len().min(b.len());
     let (a, b) = (&a[..len], &b[..len]);
     let mut many = [[E::ZERO; LANES]; TOGETHER];
     let (a_many, a_rest) = a.as_chunks::<{ TOGETHER * LANES }>();
     let (b_many, b_rest) = b.as_chunks::<{ TOGETHER * LANES }>();
     for (a, b) in a_many.iter().zip(b_many) {
+        pass(a.as_chunks().0);
         for (part, sums) in many.iter_mut().enumerate() {
             for lane in 0..LANES {
                 let at = part * LANES + lane;
@@ -60,6 +92,7 @@ pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
     let [mut sums, second, third, fourth] = many;
     let (a_blocks, a_rest) = a_rest.as_chunks::<LANES>();
     let (b_blocks, b_rest) = b_rest.as_chunks::<LANES>();
+    pass(a_blocks);
     for (a, b) in a_blocks.iter().zip(b_blocks) {
         for lane in 0..LANES {
             sums[lane] = a[lane].mul_add(b[lane], sums[lane]);

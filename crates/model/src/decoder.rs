@@ -198,28 +198,16 @@ impl Decoder {
     pub fn num_parameters(&self) -> usize {
         let linear =
             |l: &FrozenLinear| l.in_features() * l.out_features() + l.bias().map_or(0, Tensor::len);
-        let layers: usize = self
+        let norms = self
             .layers
             .iter()
-            .map(|layer| {
-                Projection::ALL.iter().map(|&p| linear(layer.linear(p))).sum::<usize>()
-                    + layer.input_norm.value().len()
-                    + layer.post_attention_norm.value().len()
-            })
-            .sum();
-        let head = if self.config.tie_word_embeddings { 0 } else { linear(&self.head) };
-        layers + linear(&self.embedding) + head + self.norm.value().len()
+            .map(|layer| layer.input_norm.value().len() + layer.post_attention_norm.value().len());
+        self.linears().map(linear).sum::<usize>() + norms.sum::<usize>() + self.norm.value().len()
     }
 
     /// Bytes of all weights.
     pub fn weight_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| Projection::ALL.iter().map(|&p| layer.linear(p).bytes()).sum::<usize>())
-            .sum();
-        let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
-        layers + self.embedding.bytes() + head
+        self.linears().map(FrozenLinear::bytes).sum()
     }
 
     /// Every tensor under its name in a checkpoint, as plain numbers; a tied output layer is left
@@ -420,7 +408,11 @@ impl Decoder {
             }
             h
         };
-        let h = if short { together(layers) } else { layers() };
+        let h = if short {
+            together(self.linears().map(FrozenLinear::stream).collect(), layers)
+        } else {
+            layers()
+        };
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
@@ -430,6 +422,14 @@ impl Decoder {
         let h = self.final_norm(&h, adapter);
         check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
+    }
+
+    /// All matrices in the order in which a pass reads them, then an embedding that is not the head too.
+    fn linears(&self) -> impl Iterator<Item = &FrozenLinear> {
+        let layers = self.layers.iter();
+        let sites = layers.flat_map(|layer| Projection::ALL.map(move |p| layer.linear(p)));
+        let embedding = (!self.config.tie_word_embeddings).then_some(&self.embedding);
+        sites.chain([&self.head]).chain(embedding)
     }
 
     fn attend_cached(

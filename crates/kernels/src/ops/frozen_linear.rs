@@ -8,6 +8,7 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
+use crate::team::Stream;
 use crate::tensor::Tensor;
 use crate::tile::Right;
 use rayon::prelude::*;
@@ -130,6 +131,21 @@ impl FrozenLinear {
             FrozenWeight::Blocks { bytes, .. } => bytes.len(),
         };
         weight + self.bias.as_ref().map_or(0, |bias| bias.len() * bias.dtype().size())
+    }
+
+    /// The weight as it lies in memory.
+    fn weight_bytes(&self) -> &[u8] {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => {
+                dispatch!(weight.dtype(), E => bytemuck::cast_slice(weight.data::<E>()))
+            }
+            FrozenWeight::Blocks { bytes, .. } => bytes,
+        }
+    }
+
+    /// What a product with a few rows reads, for [`together`](crate::team::together).
+    pub fn stream(&self) -> Stream {
+        few::stream(self)
     }
 
     /// The bias `[out]`, if there is one.

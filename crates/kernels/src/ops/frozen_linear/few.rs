@@ -37,11 +37,10 @@ pub(crate) fn product(
         FrozenWeight::Blocks { format, .. } => Rounded::new(*format, x, inputs),
         FrozenWeight::Dense(_) => None,
     };
-    let row_bytes = (layer.bytes() / outputs.max(1)).max(1);
-    let task = (TASK_BYTES / row_bytes).next_multiple_of(TOGETHER);
-    let task = task.clamp(1, outputs.max(1));
+    let task = task_rows(layer);
     // `[out, rows]`, so that tasks own whole stretches.
     let mut turned = Buffer::<f32>::scratch(outputs * rows);
+    team::reads(layer.weight_bytes());
     team::chunks_mut(&mut turned, task * rows, |index, out| {
         let first = index * task;
         let count = out.len() / rows;
@@ -84,6 +83,19 @@ pub(crate) fn product(
         }
     }
     out
+}
+
+/// Rows of the weight that a task reads.
+fn task_rows(layer: &FrozenLinear) -> usize {
+    let outputs = layer.out_features().max(1);
+    let row_bytes = (layer.bytes() / outputs).max(1);
+    (TASK_BYTES / row_bytes).next_multiple_of(TOGETHER).clamp(1, outputs)
+}
+
+/// What [`product`] reads of the weight.
+pub(super) fn stream(layer: &FrozenLinear) -> team::Stream {
+    let bytes = layer.weight_bytes();
+    team::Stream::new(bytes, task_rows(layer) * bytes.len() / layer.out_features().max(1))
 }
 
 /// Rows of a weight.
@@ -131,7 +143,7 @@ impl Rows<'_, f32> {
 #[inline(always)]
 pub(crate) fn fetch(row: &[f32], distance: usize) {
     /// Numbers of a cache line.
-    const LINE: usize = 64 / size_of::<f32>();
+    const LINE: usize = simd::LINE_BYTES / size_of::<f32>();
     row.chunks(LINE).for_each(|line| simd::fetch(line, distance));
 }
 

@@ -2,7 +2,7 @@
 //! itself: one stream of memory is read faster than four side by side. Of short ones four are taken at a
 //! time, so that a load of `x` serves four, and their sums are folded together.
 
-use super::{Rows, TOGETHER, by_fours, fetch};
+use super::{Rows, TOGETHER, by_fours};
 use crate::simd::{self, vectorize};
 use std::ops::Range;
 
@@ -43,8 +43,13 @@ fn row_by_row(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, rows: usize
         || {
             for (row, out) in range.zip(out.chunks_exact_mut(rows)) {
                 let row = &weight.data[row * weight.stride..][..weight.len];
-                fetch(row, ahead);
-                for (out, x) in out.iter_mut().zip(x.chunks_exact(weight.len)) {
+                let mut products = out.iter_mut().zip(x.chunks_exact(weight.len));
+                // Once is enough.
+                if let Some((out, x)) = products.next() {
+                    *out += simd::dot_fetching(row, x, ahead);
+                }
+                // A closure for each would be a function of its own, without the wide instructions.
+                for (out, x) in products {
                     *out += simd::dot(row, x);
                 }
             }
