@@ -7,7 +7,7 @@
 //! never exceed the most that was ever in use at once by more than a sixty-fourth.
 
 use crate::element::Element;
-use memmap2::MmapMut;
+use crate::region::Piece;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -114,14 +114,13 @@ macro_rules! pooled {
 pooled!(f32, FREE_F32);
 pooled!(f64, FREE_F64);
 
-/// Fewest bytes that are asked of the system itself: on large pages where it has them, which take fewer
-/// faults to touch and fewer look-ups to read, and given back the moment they are let go.
+/// Fewest bytes that are asked of the system itself.
 const SMALLEST_MAPPED: usize = 1 << 20;
 
 /// Where a buffer's numbers lie.
 enum Memory<E> {
     Heap(Vec<E>),
-    Mapped(MmapMut),
+    Mapped(Piece),
 }
 
 impl<E: Element> Memory<E> {
@@ -129,12 +128,9 @@ impl<E: Element> Memory<E> {
     fn zeroed(len: usize) -> Self {
         let bytes = len * size_of::<E>();
         if bytes >= SMALLEST_MAPPED
-            && let Ok(map) = MmapMut::map_anon(bytes)
+            && let Some(piece) = Piece::zeroed(bytes)
         {
-            // A system without large pages says so, and nothing is lost.
-            #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
-            return Self::Mapped(map);
+            return Self::Mapped(piece);
         }
         Self::Heap(vec![E::ZERO; len])
     }
@@ -143,21 +139,21 @@ impl<E: Element> Memory<E> {
     fn len(&self) -> usize {
         match self {
             Self::Heap(data) => data.len(),
-            Self::Mapped(map) => map.len() / size_of::<E>(),
+            Self::Mapped(piece) => piece.len() / size_of::<E>(),
         }
     }
 
     fn as_slice(&self) -> &[E] {
         match self {
             Self::Heap(data) => data,
-            Self::Mapped(map) => bytemuck::cast_slice(map),
+            Self::Mapped(piece) => bytemuck::cast_slice(piece),
         }
     }
 
     fn as_mut_slice(&mut self) -> &mut [E] {
         match self {
             Self::Heap(data) => data,
-            Self::Mapped(map) => bytemuck::cast_slice_mut(map),
+            Self::Mapped(piece) => bytemuck::cast_slice_mut(piece),
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod matmul;
 pub mod ops;
 mod parameter;
 pub mod profile;
+mod region;
 pub mod simd;
 #[allow(unsafe_code)]
 pub mod team;
