@@ -40,7 +40,7 @@ struct Team {
     over: AtomicBool,
     /// What the loops read, in the order they are expected.
     streams: Vec<Stream>,
-    /// The first stream that no loop has begun to read: a hint, of which nothing depends.
+    /// The first stream that no loop has begun to read: a hint, on which nothing depends.
     next: Alone<AtomicUsize>,
 }
 
