@@ -29,28 +29,31 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
 /// Calls for the memory `distance` bytes past the start of `data`, which may be past its end. The
 /// processor's own prefetching stops at the end of each page.
 #[inline(always)]
-#[allow(unsafe_code)]
 pub(crate) fn fetch<T>(data: &[T], distance: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = data.as_ptr().cast::<i8>().wrapping_add(distance);
-        // SAFETY: a prefetch reads nothing and never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, distance);
+    call_for::<true>(data.as_ptr().cast::<i8>().wrapping_add(distance));
 }
 
-/// Calls for the memory at `address`, which need not be anybody's, into the second cache.
+/// Calls for the memory at `address`, which need not be anybody's, into the second cache alone.
+#[inline(always)]
+pub(crate) fn fetch_at(address: usize) {
+    call_for::<false>(std::ptr::without_provenance(address));
+}
+
+/// Calls for the memory at `address`, into the first cache or no further than the second.
 #[inline(always)]
 #[allow(unsafe_code)]
-pub(crate) fn fetch_at(address: usize) {
+fn call_for<const INTO_FIRST: bool>(address: *const i8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+        unsafe {
+            if INTO_FIRST {
+                _mm_prefetch::<_MM_HINT_T0>(address);
+            } else {
+                _mm_prefetch::<_MM_HINT_T1>(address);
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
@@ -66,13 +69,14 @@ pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
     dot_with(a, b, |_| {})
 }
 
-/// [`dot`] that calls for the memory `distance` bytes past all of `a` on its way.
+/// [`dot`] that calls for the memory `distance` bytes past `a` on its way.
 #[inline(always)]
 pub(crate) fn dot_fetching(a: &[f32], b: &[f32], distance: usize) -> f32 {
     dot_with(a, b, |lines| lines.iter().for_each(|line| fetch(line, distance)))
 }
 
-/// [`dot`] that shows all of `a` to `pass`, four times [`LANES`] numbers at a time.
+/// [`dot`] that shows `pass` what it multiplies of `a` next, up to four times [`LANES`] numbers; those
+/// past the last whole [`LANES`] it does not.
 #[inline(always)]
 fn dot_with<E: Element>(a: &[E], b: &[E], pass: impl Fn(&[[E; LANES]])) -> E {
     let len = a.len().min(b.len());

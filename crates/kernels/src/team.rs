@@ -231,8 +231,8 @@ pub(crate) fn reads(bytes: &[u8]) {
         let Some(team) = team else { return };
         let next = team.next.load(Relaxed);
         let start = bytes.as_ptr() as usize;
-        let ahead = team.streams.iter().skip(next);
-        if let Some(found) = ahead.clone().position(|stream| stream.start == start) {
+        let mut ahead = team.streams.iter().skip(next);
+        if let Some(found) = ahead.position(|stream| stream.start == start) {
             team.next.store(next + found + 1, Relaxed);
         }
     });
