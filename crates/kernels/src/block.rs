@@ -251,7 +251,7 @@ pub(crate) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
     let (blocks, rest) = row.as_chunks::<2>().0.as_chunks::<32>();
     let (x_blocks, x_rest) = x.as_chunks::<32>();
     for (block, x) in blocks.iter().zip(x_blocks) {
-        simd::fetch(block, AHEAD);
+        simd::fetch_once(block, AHEAD);
         for (part, sums) in many.iter_mut().enumerate() {
             for i in 0..16 {
                 let at = part * 16 + i;

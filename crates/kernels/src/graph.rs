@@ -136,7 +136,7 @@ impl Var {
     /// Splits into the value, whose storage is then unique if nobody else kept it, and a handle to
     /// pass as a parent. For operations that work in place.
     pub fn take(self) -> (Tensor, Var) {
-        let empty = Tensor::zeros(self.value.dtype(), [0]);
+        let empty = Tensor::empty(self.value.dtype());
         let Self { value, node, recipe: _ } = self;
         (value, Var { value: empty, node, recipe: None })
     }

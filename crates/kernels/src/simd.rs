@@ -26,37 +26,52 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
+/// Where memory that is called for goes.
+enum Into {
+    /// To the first cache.
+    First,
+    /// To the first cache, and nowhere once it is pushed out of there.
+    FirstAlone,
+    /// To the second cache.
+    Second,
+}
+
 /// Calls for the memory `distance` bytes past the start of `data`, which may be past its end. The
 /// processor's own prefetching stops at the end of each page.
 #[inline(always)]
 pub(crate) fn fetch<T>(data: &[T], distance: usize) {
-    call_for::<true>(data.as_ptr().cast::<i8>().wrapping_add(distance));
+    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Into::First);
+}
+
+/// [`fetch`] for what is read once and should not push anything out of the larger caches.
+#[inline(always)]
+pub(crate) fn fetch_once<T>(data: &[T], distance: usize) {
+    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Into::FirstAlone);
 }
 
 /// Calls for the memory at `address`, which need not be anybody's, into the second cache alone.
 #[inline(always)]
 pub(crate) fn fetch_at(address: usize) {
-    call_for::<false>(std::ptr::without_provenance(address));
+    call_for(std::ptr::without_provenance(address), Into::Second);
 }
 
-/// Calls for the memory at `address`, into the first cache or no further than the second.
 #[inline(always)]
 #[allow(unsafe_code)]
-fn call_for<const INTO_FIRST: bool>(address: *const i8) {
+fn call_for(address: *const i8, into: Into) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
         unsafe {
-            if INTO_FIRST {
-                _mm_prefetch::<_MM_HINT_T0>(address);
-            } else {
-                _mm_prefetch::<_MM_HINT_T1>(address);
+            match into {
+                Into::First => _mm_prefetch::<_MM_HINT_T0>(address),
+                Into::FirstAlone => _mm_prefetch::<_MM_HINT_NTA>(address),
+                Into::Second => _mm_prefetch::<_MM_HINT_T1>(address),
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    let _ = (address, into);
 }
 
 /// Partial sums of a dot product that are taken side by side: one alone would wait for each addition
@@ -72,7 +87,7 @@ pub fn dot<E: Element>(a: &[E], b: &[E]) -> E {
 /// [`dot`] that calls for the memory `distance` bytes past `a` on its way.
 #[inline(always)]
 pub(crate) fn dot_fetching(a: &[f32], b: &[f32], distance: usize) -> f32 {
-    dot_with(a, b, |lines| lines.iter().for_each(|line| fetch(line, distance)))
+    dot_with(a, b, |lines| lines.iter().for_each(|line| fetch_once(line, distance)))
 }
 
 /// [`dot`] that shows `pass` what it multiplies of `a` next, up to four times [`LANES`] numbers; those
@@ -110,6 +125,22 @@ fn dot_with<E: Element>(a: &[E], b: &[E], pass: impl Fn(&[[E; LANES]])) -> E {
         total = a.mul_add(b, total);
     }
     total
+}
+
+/// `Σ a_i` of numbers that are read once, their memory called for ahead of time.
+#[inline(always)]
+pub fn sum_once(a: &[f32]) -> f32 {
+    /// Bytes ahead.
+    const AHEAD: usize = 2048;
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for block in blocks {
+        fetch_once(block, AHEAD);
+        for lane in 0..LANES {
+            sums[lane] += block[lane];
+        }
+    }
+    rest.iter().fold(fold(sums), |total, &x| total + x)
 }
 
 /// `Σ f(a_i)`.

@@ -11,8 +11,8 @@ use crate::simd;
 use rayon::prelude::*;
 use std::cell::{RefCell, UnsafeCell};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 /// A loop's body, its borrow forgotten for as long as the loop is open.
 type Body = *const (dyn Fn(usize) + Sync);
@@ -45,27 +45,127 @@ struct Team {
 }
 
 /// Memory that a loop reads once, chunk after chunk.
-#[derive(Clone, Copy, Debug)]
-pub struct Stream {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stream([Piece; MOST_PIECES]);
+
+/// Most pieces of a stream; what comes after them is not called for.
+const MOST_PIECES: usize = 3;
+
+/// Neighbouring memory of a stream.
+#[derive(Clone, Copy, Debug, Default)]
+struct Piece {
     /// An address that memory is called for from, and never read through.
     start: usize,
-    chunks: usize,
+    bytes: usize,
     chunk_bytes: usize,
 }
 
-impl Stream {
-    /// Memory `bytes`, of which every chunk of the loop reads `chunk_bytes`.
-    pub(crate) fn new(bytes: &[u8], chunk_bytes: usize) -> Self {
-        let chunks = bytes.len().div_ceil(chunk_bytes.max(1));
-        Self { start: bytes.as_ptr() as usize, chunks, chunk_bytes }
+impl Piece {
+    fn chunks(&self) -> usize {
+        self.bytes.div_ceil(self.chunk_bytes.max(1))
     }
 }
 
-/// How far a thread has called for the memory of its run of a stream.
-#[derive(Default)]
+impl Stream {
+    /// Pieces of memory, the bytes of each in chunks of so many, one after the other.
+    pub(crate) fn new<'a>(pieces: impl IntoIterator<Item = (&'a [u8], usize)>) -> Self {
+        let mut stream = Self::default();
+        for (piece, (bytes, chunk_bytes)) in stream.0.iter_mut().zip(pieces) {
+            *piece = Piece { start: bytes.as_ptr() as usize, bytes: bytes.len(), chunk_bytes };
+        }
+        stream
+    }
+
+    /// Whether it begins with `bytes`.
+    fn begins_with(&self, bytes: &[u8]) -> bool {
+        self.0[0].start == bytes.as_ptr() as usize
+    }
+
+    /// Addresses of what thread `own` of `threads` reads first, up to the end of a piece.
+    fn run(&self, own: usize, threads: usize) -> Range<usize> {
+        let all = self.0.iter().map(Piece::chunks).sum();
+        let mut run = run_of(own, threads, all);
+        for piece in &self.0 {
+            let chunks = piece.chunks();
+            if run.start < chunks {
+                let at = |chunk: usize| piece.start + piece.bytes.min(chunk * piece.chunk_bytes);
+                return at(run.start)..at(run.end);
+            }
+            run = run.start - chunks..run.end - chunks;
+        }
+        0..0
+    }
+}
+
+/// A value that the first thread to need it computes while others that do wait with open eyes. The
+/// computation must not itself share out work.
+pub(crate) struct Early<T> {
+    begun: AtomicBool,
+    failed: AtomicBool,
+    value: OnceLock<T>,
+}
+
+impl<T> Default for Early<T> {
+    fn default() -> Self {
+        let unset = || AtomicBool::new(false);
+        Self { begun: unset(), failed: unset(), value: OnceLock::new() }
+    }
+}
+
+impl<T> Early<T> {
+    /// The value, computed now if nobody has begun to.
+    ///
+    /// # Panics
+    /// If `compute` panics, here or in another thread.
+    pub(crate) fn get(&self, compute: impl FnOnce() -> T) -> &T {
+        /// Lets those who wait know that they do in vain.
+        struct Fails<'a>(&'a AtomicBool);
+        impl Drop for Fails<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, SeqCst);
+            }
+        }
+        if let Some(value) = self.value.get() {
+            return value;
+        }
+        if !self.begun.swap(true, SeqCst) {
+            let fails = Fails(&self.failed);
+            let value = self.value.get_or_init(compute);
+            std::mem::forget(fails);
+            return value;
+        }
+        let mut waited = 0_u32;
+        loop {
+            if let Some(value) = self.value.get() {
+                return value;
+            }
+            assert!(!self.failed.load(SeqCst), "what this waits for has failed");
+            wait(&mut waited);
+        }
+    }
+
+    /// The value, computed now if nobody needed it.
+    pub(crate) fn into_inner(self, compute: impl FnOnce() -> T) -> T {
+        self.value.into_inner().unwrap_or_else(compute)
+    }
+}
+
+/// A moment of waiting; once in a while somebody else may have this processor.
+fn wait(waited: &mut u32) {
+    *waited = waited.wrapping_add(1);
+    if waited.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+}
+
+/// What a thread has still to call for of its run of a stream.
 struct Ahead {
     stream: usize,
-    bytes: usize,
+    addresses: Range<usize>,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { stream: usize::MAX, addresses: 0..0 }
+    }
 }
 
 /// The chunks, of `count`, that thread `own` of `threads` takes first.
@@ -113,15 +213,15 @@ impl Team {
         /// second cache holds.
         const MOST: usize = 1 << 16;
         let next = self.next.load(Relaxed);
-        let Some(stream) = self.streams.get(next) else { return };
         if ahead.stream != next {
-            *ahead = Ahead { stream: next, bytes: 0 };
+            let run = self.streams.get(next).map_or(0..0, |s| s.run(own, self.taken.len()));
+            let end = run.end.min(run.start + MOST);
+            *ahead = Ahead { stream: next, addresses: run.start..end };
         }
-        let run = run_of(own, self.taken.len(), stream.chunks);
-        if ahead.bytes < MOST.min(run.len() * stream.chunk_bytes) {
-            let start = stream.start + run.start * stream.chunk_bytes + ahead.bytes;
-            (0..STEP).step_by(simd::LINE_BYTES).for_each(|line| simd::fetch_at(start + line));
-            ahead.bytes += STEP;
+        let from = ahead.addresses.start;
+        if from < ahead.addresses.end {
+            (0..STEP).step_by(simd::LINE_BYTES).for_each(|line| simd::fetch_at(from + line));
+            ahead.addresses.start += STEP;
         }
     }
 
@@ -131,14 +231,8 @@ impl Team {
         let mut ahead = Ahead::default();
         while !self.over.load(SeqCst) {
             if self.epoch.load(SeqCst).is_multiple_of(2) {
-                waited = waited.wrapping_add(1);
                 self.look_ahead(own, &mut ahead);
-                // Somebody else may need this processor.
-                if waited.is_multiple_of(4096) {
-                    std::thread::yield_now()
-                } else {
-                    std::hint::spin_loop()
-                }
+                wait(&mut waited);
                 continue;
             }
             let inside = &self.inside[own - 1];
@@ -157,16 +251,21 @@ impl Team {
 
     /// Does the chunks of thread `own`'s run, then what is left of the others'.
     fn take_chunks(&self, own: usize, body: &(dyn Fn(usize) + Sync), count: usize) {
+        /// Chunks asked for at a time: asking ends with waiting for all memory called for before. The
+        /// last ones are taken one by one, so that nobody waits long at the end.
+        const MOST: usize = 4;
         let threads = self.taken.len();
         for thread in (own..threads).chain(0..own) {
             let run = run_of(thread, threads, count);
-            // Seeing that nothing is left costs less than asking for a chunk.
-            while self.taken[thread].load(SeqCst) < run.len() {
-                let index = run.start + self.taken[thread].fetch_add(1, SeqCst);
-                if index >= run.end {
+            loop {
+                // Seeing that nothing is left costs less than asking for a chunk.
+                let left = run.len().saturating_sub(self.taken[thread].load(SeqCst));
+                if left == 0 {
                     break;
                 }
-                body(index);
+                let many = (left / 3).clamp(1, MOST);
+                let first = run.start + self.taken[thread].fetch_add(many, SeqCst);
+                (first..(first + many).min(run.end)).for_each(body);
             }
         }
     }
@@ -225,14 +324,13 @@ pub fn together<R>(streams: Vec<Stream>, body: impl FnOnce() -> R) -> R {
     })
 }
 
-/// Says that the next loop reads the expected stream of `bytes`.
+/// Says that the next loop reads the expected stream that begins with `bytes`.
 pub(crate) fn reads(bytes: &[u8]) {
     LED.with_borrow(|team| {
         let Some(team) = team else { return };
         let next = team.next.load(Relaxed);
-        let start = bytes.as_ptr() as usize;
         let mut ahead = team.streams.iter().skip(next);
-        if let Some(found) = ahead.position(|stream| stream.start == start) {
+        if let Some(found) = ahead.position(|stream| stream.begins_with(bytes)) {
             team.next.store(next + found + 1, Relaxed);
         }
     });
@@ -316,10 +414,56 @@ mod tests {
     }
 
     #[test]
+    fn a_value_needed_early_is_computed_once() {
+        let computed = AtomicUsize::new(0);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        pool.install(|| {
+            together(Vec::new(), || {
+                for round in 1..=50 {
+                    let early = Early::default();
+                    let mut seen = [0; 64];
+                    chunks_mut(&mut seen, 1, |_, seen| {
+                        seen[0] = *early.get(|| computed.fetch_add(1, SeqCst) + 1);
+                    });
+                    assert_eq!(seen, [round; 64]);
+                    assert_eq!(early.into_inner(|| 0), round);
+                }
+            });
+        });
+        assert_eq!(Early::default().into_inner(|| 7), 7);
+    }
+
+    #[test]
+    fn those_who_wait_learn_of_a_failure() {
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            let early = Early::<usize>::default();
+            pool.install(|| {
+                together(Vec::new(), || {
+                    chunks_mut(&mut [0; 64], 1, |_, seen| seen[0] = *early.get(|| panic!("none")));
+                });
+            });
+        }));
+        assert!(caught.is_err());
+    }
+
+    #[test]
+    fn a_run_starts_in_the_piece_that_its_chunk_is_of() {
+        let memory = [0_u8; 100];
+        let at = memory.as_ptr() as usize;
+        let stream = Stream::new([(&memory[..50], 10), (&memory[50..], 20)]);
+        // Five chunks of ten bytes, three of twenty, the last of ten.
+        assert_eq!(stream.run(0, 2), at..at + 40);
+        assert_eq!(stream.run(1, 2), at + 40..at + 50);
+        assert_eq!(stream.run(3, 4), at + 70..at + 100);
+        assert_eq!(Stream::default().run(0, 2), 0..0);
+    }
+
+    #[test]
     fn what_is_read_next_follows_the_loops() {
         let memory = [0_u8; 100];
         let parts: Vec<&[u8]> = memory.chunks(20).collect();
-        let streams = parts.iter().map(|part| Stream::new(part, 8)).collect();
+        let streams = parts.iter().map(|part| Stream::new([(*part, 8)])).collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let next = || LED.with_borrow(|team| team.as_ref().unwrap().next.load(Relaxed));
         pool.install(|| {

@@ -5,7 +5,7 @@ use crate::element::{DType, Element};
 #[cfg(feature = "gpu")]
 use crate::gpu::DeviceBuffer;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A dense row-major array of `f32` or `f64`.
 ///
@@ -116,6 +116,13 @@ impl Tensor {
         dispatch!(dtype, E => {
             Self::new(values.iter().map(|&v| E::from_f64(v)).collect::<Vec<E>>(), shape)
         })
+    }
+
+    /// No numbers, shape `[0]`, without a storage of its own.
+    pub fn empty(dtype: DType) -> Self {
+        static EMPTY: LazyLock<[Tensor; 2]> =
+            LazyLock::new(|| [DType::F32, DType::F64].map(|dtype| Tensor::zeros(dtype, [0])));
+        EMPTY[usize::from(dtype == DType::F64)].clone()
     }
 
     /// One number, shape `[1]`.

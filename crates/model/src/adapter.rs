@@ -3,6 +3,7 @@
 //! The decoder knows this trait and nothing else about fine-tuning: it hands every linear layer,
 //! with the name it has in the checkpoint, to the adapter and uses what comes back.
 
+use hydralora_kernels::ops::adapted_linear::adapted_linears;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
 use std::cell::RefCell;
@@ -151,6 +152,12 @@ pub trait Adapter: Send + Sync {
         frozen.forward(x)
     }
 
+    /// The layers at several sites of one decoder layer, all applied to `x`: as [`linear`](Self::linear)
+    /// of each, perhaps sooner.
+    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
+        layers.iter().map(|(site, frozen)| self.linear(*site, x, frozen, pass)).collect()
+    }
+
     /// Embeddings `[T, hidden_size]` of `tokens`.
     fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
         Var::constant(frozen.gather(tokens))
@@ -193,9 +200,19 @@ pub trait Adapter: Send + Sync {
 pub struct NoAdapter;
 
 impl Adapter for NoAdapter {
+    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, _: &Pass<'_>) -> Vec<Var> {
+        frozen_linears(layers, x)
+    }
+
     fn rows_stand_alone(&self) -> bool {
         true
     }
+}
+
+/// [`Adapter::linears`] of layers that no method changes.
+pub fn frozen_linears(layers: &[(Site, &FrozenLinear)], x: &Var) -> Vec<Var> {
+    let layers: Vec<_> = layers.iter().map(|(_, frozen)| (*frozen, None)).collect();
+    adapted_linears(x, &layers).into_iter().map(|output| output.y).collect()
 }
 
 /// Sees the gates of routed adapters as they are computed.

@@ -81,6 +81,33 @@ pub enum RopeScaling {
 }
 
 impl ModelConfig {
+    /// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
+    pub(crate) fn inverse_frequencies(&self) -> Vec<f64> {
+        let dim = self.head_dim;
+        (0..dim / 2)
+            .map(|i| {
+                let frequency = self.rope.theta.powf(-2.0 * i as f64 / dim as f64);
+                match self.rope.scaling {
+                    RopeScaling::None => frequency,
+                    RopeScaling::Linear { factor } => frequency / factor,
+                    RopeScaling::Llama3 {
+                        factor,
+                        low_freq_factor,
+                        high_freq_factor,
+                        original_max_position_embeddings,
+                    } => {
+                        let turns = original_max_position_embeddings as f64 * frequency
+                            / (2.0 * std::f64::consts::PI);
+                        let smooth = ((turns - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor))
+                            .clamp(0.0, 1.0);
+                        frequency * (smooth + (1.0 - smooth) / factor)
+                    }
+                }
+            })
+            .collect()
+    }
+
     /// Reads `config.json` at `path`.
     ///
     /// # Errors

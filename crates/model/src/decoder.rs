@@ -14,14 +14,14 @@ pub(crate) mod tree;
 
 use crate::adapter::{Adapter, KeyValue, NoAdapter, NormSite, Pass, Projection, Site, SiteShape};
 use crate::cache::{Cache, LayerCache};
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::{self, LayerPlan};
 use crate::weights::Weights;
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::attention::{
-    AttentionConfig, Source, Span, attend, causal_attention, spans,
+    AttentionConfig, Source, Span, attend, causal_attention, spans, stream as keys_stream,
 };
 use hydralora_kernels::ops::cross_entropy::{
     CrossEntropy, linear_cross_entropy, trained_cross_entropy,
@@ -32,7 +32,7 @@ use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, prepend_rows, select_rows, take_rows};
 use hydralora_kernels::ops::swiglu::swiglu;
-use hydralora_kernels::team::together;
+use hydralora_kernels::team::{Stream, together};
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 use rayon::prelude::*;
 
@@ -176,7 +176,7 @@ impl Decoder {
                 scale: 1.0 / (config.head_dim as f64).sqrt(),
                 window: plan.window,
             },
-            inverse_frequencies: inverse_frequencies(config),
+            inverse_frequencies: config.inverse_frequencies(),
             embedding,
             layers,
             norm,
@@ -390,6 +390,7 @@ impl Decoder {
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
         // A token at a time is hundreds of very short loops.
         let short = batch.tokens.len() < FEW_TOKENS;
+        let streams = self.streams(caches);
         let mut layers = || {
             let embeddings = adapter.embed(batch.tokens, &self.embedding);
             let mut h = lead.before(embeddings, batch.offsets, &starts);
@@ -408,11 +409,7 @@ impl Decoder {
             }
             h
         };
-        let h = if short {
-            together(self.linears().map(FrozenLinear::stream).collect(), layers)
-        } else {
-            layers()
-        };
+        let h = if short { together(streams, layers) } else { layers() };
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
@@ -424,12 +421,26 @@ impl Decoder {
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
     }
 
-    /// All matrices in the order in which a pass reads them, then an embedding that is not the head too.
+    /// All matrices: those of the layers, the head, then an embedding that is not the head too.
     fn linears(&self) -> impl Iterator<Item = &FrozenLinear> {
         let layers = self.layers.iter();
         let sites = layers.flat_map(|layer| Projection::ALL.map(move |p| layer.linear(p)));
         let embedding = (!self.config.tie_word_embeddings).then_some(&self.embedding);
         sites.chain([&self.head]).chain(embedding)
+    }
+
+    /// What a pass over one more token of each cache reads, in this order.
+    fn streams(&self, caches: &[Cache]) -> Vec<Stream> {
+        let cached = |index: usize| {
+            let layer = caches.first().filter(|_| self.dtype == DType::F32)?.layer(index);
+            Some(keys_stream(layer.rows().0, self.attention))
+        };
+        let layers = self.layers.iter().enumerate().flat_map(|(index, layer)| {
+            let first = FrozenLinear::stream(&[&layer.query, &layer.key, &layer.value]);
+            let rest = [&[&layer.output][..], &[&layer.gate, &layer.up], &[&layer.down]];
+            [first].into_iter().chain(cached(index)).chain(rest.map(FrozenLinear::stream))
+        });
+        layers.chain([FrozenLinear::stream(&[&self.head])]).collect()
     }
 
     fn attend_cached(
@@ -474,16 +485,17 @@ impl Decoder {
         chosen: Option<&[usize]>,
     ) -> Var {
         let layer = &self.layers[index];
+        let at = |projection| (Site { layer: index, projection }, layer.linear(projection));
         let linear = |projection: Projection, x: &Var| {
-            adapter.linear(Site { layer: index, projection }, x, layer.linear(projection), pass)
+            let (site, frozen) = at(projection);
+            adapter.linear(site, x, frozen, pass)
         };
         let epsilon = self.config.rms_norm_eps;
         let norm = adapter.norm(NormSite::Input(index), &layer.input_norm);
         let normed = rms_norm(&h, norm, epsilon);
-        let query = rope(linear(Projection::Query, &normed), table);
-        let key = rope(linear(Projection::Key, &normed), table);
-        let value = linear(Projection::Value, &normed);
-        let attended = attention(query, key, value);
+        let read = [Projection::Query, Projection::Key, Projection::Value].map(at);
+        let [query, key, value] = exactly(adapter.linears(&read, &normed, pass));
+        let attended = attention(rope(query, table), rope(key, table), value);
         let h = add(&h, linear(Projection::Output, &attended));
         let h = match chosen {
             Some(rows) => take_rows(&h, rows),
@@ -491,8 +503,8 @@ impl Decoder {
         };
         let norm = adapter.norm(NormSite::PostAttention(index), &layer.post_attention_norm);
         let normed = rms_norm(&h, norm, epsilon);
-        let gate = linear(Projection::Gate, &normed);
-        let up = linear(Projection::Up, &normed);
+        let read = [Projection::Gate, Projection::Up].map(at);
+        let [gate, up] = exactly(adapter.linears(&read, &normed, pass));
         let activated = swiglu(&gate, &up);
         add(&h, linear(Projection::Down, &activated))
     }
@@ -580,6 +592,11 @@ impl Decoder {
 
 fn check_finite(hidden: &Tensor) -> Result<()> {
     if hidden.is_finite() { Ok(()) } else { Err(Error::NonFiniteActivations) }
+}
+
+/// As many as there were layers.
+fn exactly<const N: usize>(outputs: Vec<Var>) -> [Var; N] {
+    outputs.try_into().unwrap_or_else(|_| panic!("an adapter gives one output for each layer"))
 }
 
 /// Where the rows of fresh sequences stand.
@@ -765,30 +782,4 @@ impl ModelConfig {
             .map(|site| self.site_shape(site))
             .collect()
     }
-}
-
-/// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
-fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
-    let dim = config.head_dim;
-    (0..dim / 2)
-        .map(|i| {
-            let frequency = config.rope.theta.powf(-2.0 * i as f64 / dim as f64);
-            match config.rope.scaling {
-                RopeScaling::None => frequency,
-                RopeScaling::Linear { factor } => frequency / factor,
-                RopeScaling::Llama3 {
-                    factor,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_max_position_embeddings,
-                } => {
-                    let turns = original_max_position_embeddings as f64 * frequency
-                        / (2.0 * std::f64::consts::PI);
-                    let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                        .clamp(0.0, 1.0);
-                    frequency * (smooth + (1.0 - smooth) / factor)
-                }
-            }
-        })
-        .collect()
 }

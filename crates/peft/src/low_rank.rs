@@ -20,11 +20,13 @@ use crate::method::{
     layer_dropout, normal, take_tensor, uniform,
 };
 use crate::options::whole_if_possible;
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
+use hydralora_kernels::ops::adapted_linear::{adapted_linear, adapted_linears};
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
+use hydralora_kernels::ops::gated_low_rank::{
+    Gate, LowRank, Mask, Output, gated_low_rank, router_gates,
+};
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
 use hydralora_kernels::{DType, Tensor, Var};
@@ -235,6 +237,94 @@ impl LowRankAdapter {
         }))
     }
 
+    /// Gates of the layer at `site` that are known before its update is computed.
+    fn gates_beforehand(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
+        // A block's gates may be for a later layer of it.
+        let block_gates = self.block_gates(site, x, pass);
+        let own = self.sites.get(&site)?.router.as_ref();
+        let counted = self.balance.is_some() && pass.dropout_seed().is_some();
+        let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
+        let own_gates = own.filter(|_| counted || top_k.is_some()).map(|router| {
+            router_gates(x, router.weight.var(), router.bias.as_ref().map(Trainable::var))
+        });
+        let gates = own_gates.or(block_gates)?;
+        if counted {
+            pass.set_aside(site, gates.clone());
+        }
+        Some(top_k.map_or_else(|| gates.clone(), |k| keep_largest(&gates, k)))
+    }
+
+    /// The update of the layer at `site`, under `gates` if they are known.
+    fn update<'a>(
+        &self,
+        site: Site,
+        tensors: &'a SiteTensors,
+        gates: Option<&'a Var>,
+        pass: &Pass<'_>,
+    ) -> LowRank<'a> {
+        let gate = match (gates, &tensors.router, self.spec.mixing) {
+            (Some(gates), ..) => Gate::Given(gates),
+            (None, Some(router), Mixing::Routed(kind)) => {
+                let (weight, bias) =
+                    (router.weight.var(), router.bias.as_ref().map(Trainable::var));
+                match kind.route_on {
+                    RouteOn::X => Gate::Input { weight, bias },
+                    RouteOn::A => Gate::LowRank { weight, bias },
+                }
+            }
+            (None, _, Mixing::Mean) => Gate::Uniform,
+            (None, ..) => Gate::One,
+        };
+        LowRank {
+            a: tensors.a.var(),
+            b: tensors.b.var(),
+            num_experts: self.spec.num_experts,
+            gate,
+            scale: self.spec.scale,
+            mask: self.mask(site, pass),
+        }
+    }
+
+    /// Layers with an update or none.
+    fn updated(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
+        let gates: Vec<_> =
+            layers.iter().map(|(site, _)| self.gates_beforehand(*site, x, pass)).collect();
+        let updated: Vec<_> = (layers.iter().zip(&gates))
+            .map(|((site, frozen), gates)| {
+                let tensors = self.sites.get(site);
+                (*frozen, tensors.map(|own| self.update(*site, own, gates.as_ref(), pass)))
+            })
+            .collect();
+        let outputs = adapted_linears(x, &updated).into_iter().zip(layers);
+        outputs.map(|(output, (site, _))| reported(output, *site, pass)).collect()
+    }
+
+    /// A layer whose update may not be all that it has.
+    fn more(
+        &self,
+        site: Site,
+        tensors: &SiteTensors,
+        x: &Var,
+        frozen: &FrozenLinear,
+        pass: &Pass<'_>,
+    ) -> Var {
+        let gates = self.gates_beforehand(site, x, pass);
+        let update = self.update(site, tensors, gates.as_ref(), pass);
+        if let Some((magnitude, norms)) = &tensors.magnitude {
+            let training = pass.dropout_seed().is_some();
+            return norms.decomposed(x, frozen, magnitude.var(), &update, training);
+        }
+        let Some([a, b]) = &tensors.taken_out else {
+            return reported(adapted_linear(x, frozen, &update), site, pass);
+        };
+        if self.spec.start == Start::Pissa && update.mask == Mask::None {
+            return less_taken_out(x, frozen, &update, a, b);
+        }
+        let start = LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
+        let output = gated_low_rank(x, adapted_linear(x, frozen, &start).y, &update);
+        reported(output, site, pass)
+    }
+
     fn head_name(&self, site: Site, head: usize) -> String {
         head_name(self.spec, site, head)
     }
@@ -259,60 +349,30 @@ impl Adapter for LowRankAdapter {
     }
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let block_gates = self.block_gates(site, x, pass);
-        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
-        let own = tensors
-            .router
-            .as_ref()
-            .map(|router| (router.weight.var(), router.bias.as_ref().map(Trainable::var)));
-        let counted = self.balance.is_some() && pass.dropout_seed().is_some();
-        let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
-        let own_gates = own
-            .filter(|_| counted || top_k.is_some())
-            .map(|(weight, bias)| router_gates(x, weight, bias));
-        let mut given = own_gates.or(block_gates);
-        if let Some(gates) = given.as_ref().filter(|_| counted) {
-            pass.set_aside(site, gates.clone());
+        match self.sites.get(&site) {
+            Some(tensors) if tensors.is_more() => self.more(site, tensors, x, frozen, pass),
+            _ => self.updated(&[(site, frozen)], x, pass).remove(0),
         }
-        if let Some(k) = top_k {
-            given = given.map(|gates| keep_largest(&gates, k));
-        }
-        let gate = match (&given, own, self.spec.mixing) {
-            (Some(gates), ..) => Gate::Given(gates),
-            (None, Some((weight, bias)), Mixing::Routed(kind)) => match kind.route_on {
-                RouteOn::X => Gate::Input { weight, bias },
-                RouteOn::A => Gate::LowRank { weight, bias },
-            },
-            (None, _, Mixing::Mean) => Gate::Uniform,
-            (None, ..) => Gate::One,
-        };
-        let update = LowRank {
-            a: tensors.a.var(),
-            b: tensors.b.var(),
-            num_experts: self.spec.num_experts,
-            gate,
-            scale: self.spec.scale,
-            mask: self.mask(site, pass),
-        };
-        if let Some((magnitude, norms)) = &tensors.magnitude {
-            let training = pass.dropout_seed().is_some();
-            return norms.decomposed(x, frozen, magnitude.var(), &update, training);
-        }
-        let output = if let Some([a, b]) = &tensors.taken_out {
-            if self.spec.start == Start::Pissa && update.mask == Mask::None {
-                return less_taken_out(x, frozen, &update, a, b);
-            }
-            let start =
-                LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
-            gated_low_rank(x, adapted_linear(x, frozen, &start).y, &update)
-        } else {
-            adapted_linear(x, frozen, &update)
-        };
-        if let Some(gates) = &output.gates {
-            pass.report_gates(site, gates);
-        }
-        output.y
     }
+
+    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
+        let is_more = |site| self.sites.get(site).is_some_and(SiteTensors::is_more);
+        if layers.iter().any(|(site, _)| is_more(site)) {
+            return layers
+                .iter()
+                .map(|(site, frozen)| self.linear(*site, x, frozen, pass))
+                .collect();
+        }
+        self.updated(layers, x, pass)
+    }
+}
+
+/// The output, its gates shown to whoever observes the pass.
+fn reported(output: Output, site: Site, pass: &Pass<'_>) -> Var {
+    if let Some(gates) = &output.gates {
+        pass.report_gates(site, gates);
+    }
+    output.y
 }
 
 /// `W0 x + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
@@ -625,6 +685,11 @@ fn is_whole(trainable: &Trainable) -> bool {
 }
 
 impl SiteTensors {
+    /// Whether there is more to the layer than its update.
+    fn is_more(&self) -> bool {
+        self.magnitude.is_some() || self.taken_out.is_some()
+    }
+
     /// Takes `s B A` out of the weight.
     fn take_out(&mut self, a: &Tensor, b: &Tensor) {
         let dtype = self.a.parameter.value().dtype();

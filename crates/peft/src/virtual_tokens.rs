@@ -20,11 +20,14 @@ use crate::method::{
 };
 use crate::targets::Targets;
 use hydralora_kernels::ops::activation::{relu, tanh};
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::lstm::{Lstm, lstm};
 use hydralora_kernels::ops::rows::{columns, join_columns};
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use hydralora_model::adapter::{Adapter, KeyValue, Pass, Projection, Site, SiteShape};
+use hydralora_model::adapter::{
+    Adapter, KeyValue, Pass, Projection, Site, SiteShape, frozen_linears,
+};
 use rand::Rng;
 use serde_json::{Map, Value};
 
@@ -209,6 +212,10 @@ impl VirtualTokens {
 }
 
 impl Adapter for VirtualTokens {
+    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, _: &Pass<'_>) -> Vec<Var> {
+        frozen_linears(layers, x)
+    }
+
     fn rows_stand_alone(&self) -> bool {
         true
     }

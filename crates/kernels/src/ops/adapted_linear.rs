@@ -14,6 +14,9 @@
 //! [`gated_low_rank`] on top of the frozen layer gives the same.
 
 mod backward;
+mod few;
+
+pub use few::adapted_linears;
 
 use crate::buffer::Buffer;
 use crate::dense;
@@ -21,10 +24,9 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::Write;
 use crate::ops::dropout::Dropout;
-use crate::ops::frozen_linear::{FrozenLinear, few};
+use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::gated_low_rank::{Gate, LowRank, Mask, Output, gated_low_rank};
 use crate::simd::vectorize;
-use crate::team;
 use crate::tensor::Tensor;
 use crate::tile::{Left, Right, Segment, multiply};
 use rayon::prelude::*;
@@ -36,19 +38,15 @@ use std::ops::Range;
 /// If the shapes of the tensors disagree.
 pub fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Output {
     on_device!(low_rank::adapted_linear(x, frozen, p));
-    let own_masks = p.num_experts > 1 && matches!(p.mask, Mask::PerExpert(_));
-    let plain = x.value().dtype() == DType::F32 && !own_masks;
+    if few::is_few(x, frozen, Some(p)) {
+        return few::few(x, &[(frozen, Some(*p))]).remove(0);
+    }
     let few = x.value().rows() < dense::FEWEST_ROWS;
-    let parents = [Some(x), Some(p.a), Some(p.b)];
-    let recorded = few && parents.iter().flatten().any(|parent| parent.needs_grad());
-    if !plain || recorded {
+    if x.value().dtype() != DType::F32 || own_masks(p) || few {
         return gated_low_rank(x, frozen.forward(x), p);
     }
     let _part = crate::profile::part("adapted_linear");
     let plan = Plan::new(x, frozen, p);
-    if few {
-        return plan.few(x.value());
-    }
     let none = Var::constant(Tensor::zeros(DType::F32, [0]));
     let (gate_weight, gate_bias, given) = match p.gate {
         Gate::Input { weight, bias } | Gate::LowRank { weight, bias } => (Some(weight), bias, None),
@@ -70,6 +68,11 @@ pub fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Output
         plan.backward(&saved_x, &z, saved_gates.as_ref(), &dy, parents);
     });
     Output { y, gates }
+}
+
+/// Whether every expert drops inputs of its own.
+fn own_masks(p: &LowRank<'_>) -> bool {
+    p.num_experts > 1 && matches!(p.mask, Mask::PerExpert(_))
 }
 
 /// Where the gates come from, without the tensors' identities.
@@ -272,49 +275,6 @@ impl Plan {
         (Tensor::new(y, [tokens, outputs]), Tensor::new(z, [tokens, self.z_cols]), gates)
     }
 
-    /// The layer for a few rows, without a graph: the weight is read once as it is stored.
-    fn few(&self, x: &Tensor) -> Output {
-        let rows = x.rows();
-        let x = x.data::<f32>();
-        let everything = 0..rows;
-        let zs_cols = self.zs_cols();
-        let a = self.a.data::<f32>();
-        let router = match &self.route {
-            Route::Input { weight, .. } => Some(weight.data::<f32>()),
-            _ => None,
-        };
-        let dropped = self.dropped(&Rows { range: &everything, x });
-        let read_by_a = dropped.as_deref().unwrap_or(x);
-        let mut zs = Buffer::<f32>::scratch(rows * zs_cols);
-        let task = (few::TASK_BYTES / size_of::<f32>() / self.inputs.max(1)).max(1);
-        team::chunks_mut(&mut zs, task, |index, zs| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (at, out) in (index * task..).zip(zs) {
-                        let (row, column) = (at / zs_cols, at % zs_cols);
-                        let of_row = row * self.inputs..(row + 1) * self.inputs;
-                        let (weight, column, read) = match router {
-                            Some(router) if column >= self.z_cols => {
-                                (router, column - self.z_cols, x)
-                            }
-                            _ => (a, column, read_by_a),
-                        };
-                        let weight = &weight[column * self.inputs..(column + 1) * self.inputs];
-                        *out = crate::simd::dot(weight, &read[of_row]);
-                    }
-                },
-            );
-        });
-        let mut z = Buffer::<f32>::scratch(rows * self.z_cols);
-        let mut gates = Buffer::<f32>::scratch(if self.routed() { rows * self.experts } else { 0 });
-        self.gate(&everything, &zs, &mut z, &mut gates);
-        let h = self.mixed(&z, &gates);
-        let y = few::product(&self.frozen, x, rows, (&h, self.b.data::<f32>()));
-        let gates = self.routed().then(|| Tensor::new(gates, [rows, self.experts]));
-        Output { y: Var::constant(Tensor::new(y, [rows, self.outputs])), gates }
-    }
-
     /// Takes `z` and the scores apart and turns scores into gates.
     fn gate(&self, block: &Range<usize>, zs: &[f32], z: &mut [f32], gates: &mut [f32]) {
         let zs_cols = self.zs_cols();
@@ -501,6 +461,53 @@ mod tests {
                 let few = adapted_linear(&x, &layer, &p).y.value().to_f64();
                 for (few, many) in few.iter().zip(&many) {
                     assert!((few - many).abs() < 1e-4, "{kind}: {few} {many}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_layers_at_once_agree_with_each_by_itself() {
+        use crate::block::{BlockFormat, quantize};
+        use crate::ops::frozen_linear::FrozenWeight;
+        let v: Vec<Var> = leaves("input+bias", 3, false).iter().map(Var::detach).collect();
+        let update = |scale: f64| LowRank {
+            a: &v[1],
+            b: &v[2],
+            num_experts: 3,
+            gate: gate("input+bias", &v),
+            scale,
+            mask: Mask::None,
+        };
+        let mut bytes = Vec::new();
+        let numbers: Vec<f32> = (0..OUTPUTS * INPUTS).map(|i| (i % 13) as f32 - 6.0).collect();
+        quantize(BlockFormat::F32, &numbers, &mut bytes);
+        let packed = FrozenWeight::Blocks {
+            format: BlockFormat::F32,
+            bytes: bytes.into(),
+            shape: [OUTPUTS, INPUTS],
+            dtype: DType::F32,
+        };
+        let frozen = [frozen(true), frozen(false), FrozenLinear::new(packed, None)];
+        let layers =
+            [(&frozen[0], Some(update(1.7))), (&frozen[1], None), (&frozen[2], Some(update(-0.3)))];
+        for rows in [0, 1, 5, dense::FEWEST_ROWS] {
+            let x = v[0].value().data::<f32>()[..rows * INPUTS].to_vec();
+            let x = Var::constant(Tensor::new(x, [rows, INPUTS]));
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let together =
+                    || crate::team::together(Vec::new(), || adapted_linears(&x, &layers));
+                for ((layer, update), at_once) in layers.iter().zip(pool.install(together)) {
+                    let (y, gates) = match update {
+                        Some(update) => {
+                            let one = adapted_linear(&x, layer, update);
+                            (one.y, one.gates)
+                        }
+                        None => (layer.forward(&x), None),
+                    };
+                    assert_eq!(at_once.y.value().to_f32(), y.value().to_f32());
+                    assert_eq!(at_once.gates.map(|g| g.to_f32()), gates.map(|g| g.to_f32()));
                 }
             }
         }

@@ -11,11 +11,12 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
-use crate::team;
+use crate::team::Stream;
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 use std::ops::Range;
 
+mod one_query;
 mod tiled;
 
 /// Query rows per task.
@@ -116,6 +117,12 @@ pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config
     forward(sources, out, None, config);
 }
 
+/// What [`attend`] reads of the earlier `keys` of a sequence whose next token is the only one it brings,
+/// for [`together`](crate::team::together).
+pub fn stream(keys: &[f32], config: AttentionConfig) -> Stream {
+    one_query::stream(keys, config)
+}
+
 /// One sequence's queries, keys and values, each row-major over all its heads.
 #[derive(Clone, Copy)]
 pub struct Source<'a, E> {
@@ -156,13 +163,8 @@ fn forward<E: TensorElement>(
     let kv_width = config.num_key_value_heads * config.head_dim;
     let one_each = || sources.iter().all(|source| source.queries.len() == width);
     if E::DTYPE == DType::F32 && log_sums.is_none() && one_each() {
-        // As in decoding: the heads are shared out.
         let sources: Vec<Source<'_, f32>> = sources.iter().map(in_f32).collect();
-        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-        team::chunks_mut(out, config.head_dim, |index, out| {
-            let (source, head) = (index / config.num_heads, index % config.num_heads);
-            tiled::one_query(&sources[source], head, out, config);
-        });
+        one_query::one_query_each(&sources, bytemuck::cast_slice_mut(out), config);
         return;
     }
     let mut unused;

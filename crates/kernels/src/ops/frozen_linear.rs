@@ -143,9 +143,10 @@ impl FrozenLinear {
         }
     }
 
-    /// What a product with a few rows reads, for [`together`](crate::team::together).
-    pub fn stream(&self) -> Stream {
-        few::stream(self)
+    /// What a product of `layers` with a few rows of one input reads, for
+    /// [`together`](crate::team::together).
+    pub fn stream(layers: &[&Self]) -> Stream {
+        few::stream(layers)
     }
 
     /// The bias `[out]`, if there is one.
@@ -220,8 +221,9 @@ impl FrozenLinear {
             return if rows >= dense::FEWEST_ROWS {
                 self.apply_packed(x)
             } else {
-                let out = few::product(self, x.data::<f32>(), rows, (&[], &[]));
-                Tensor::new(out, [rows, out_features])
+                let part = few::Part { layer: self, update: None };
+                let mut out = few::products(x.data::<f32>(), rows, &[part]);
+                Tensor::new(out.remove(0), [rows, out_features])
             };
         }
         dispatch!(x.dtype(), E => {

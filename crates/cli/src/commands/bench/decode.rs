@@ -8,7 +8,7 @@ use crate::plan::{Base, open_base};
 use crate::recipe::{ModelDtype, read_method};
 use crate::ui::{result, say, table};
 use hydralora_kernels::buffer::Buffer;
-use hydralora_kernels::simd::{sum_map, vectorize};
+use hydralora_kernels::simd::{sum_map, sum_once, vectorize};
 use hydralora_model::Packed;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_peft::Tuned;
@@ -17,10 +17,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens before the first decoded one.
 const PROMPT: usize = 64;
+/// Tokens that are decoded between two readings of memory, the rate of which may change any moment.
+const STRETCH: usize = 16;
 /// Runs of each measurement; the median counts.
 const RUNS: usize = 3;
 
@@ -31,7 +33,7 @@ struct Figures {
     open_s: f64,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
-    /// The rate at which memory was read between the runs.
+    /// The rate at which memory was read in between.
     bandwidth_gb_per_s: f64,
     /// Of that rate, counting the weights and the adapter once a token.
     share_of_bandwidth: f64,
@@ -48,26 +50,42 @@ impl Memory {
         Self(data)
     }
 
-    /// The best rate in bytes per second at which all threads together read it now.
-    fn rate(&self) -> f64 {
-        let bytes = size_of_val::<[f32]>(&self.0) as f64;
-        (0..5)
-            .map(|_| {
-                let started = Instant::now();
-                let sum: f32 = self
-                    .0
-                    .par_chunks(1 << 16)
-                    .map(|part| {
-                        vectorize(
-                            #[inline(always)]
-                            || sum_map(part, |x| x),
-                        )
-                    })
-                    .sum();
-                std::hint::black_box(sum);
-                bytes / started.elapsed().as_secs_f64()
+    /// Reads it on all threads, leaving the processor to foresee what comes next or calling for it.
+    fn read(&self, calling: bool) -> Duration {
+        let started = Instant::now();
+        let parts = self.0.par_chunks(1 << 16);
+        let sum: f32 = parts
+            .map(|part| {
+                vectorize(
+                    #[inline(always)]
+                    || if calling { sum_once(part) } else { sum_map(part, |x| x) },
+                )
             })
-            .fold(0.0, f64::max)
+            .sum();
+        std::hint::black_box(sum);
+        started.elapsed()
+    }
+}
+
+/// Time spent reading [`Memory`], either way.
+#[derive(Default)]
+struct Reading {
+    passes: u32,
+    seconds: [f64; 2],
+}
+
+impl Reading {
+    fn add(&mut self, memory: &Memory) {
+        for (seconds, calling) in self.seconds.iter_mut().zip([false, true]) {
+            *seconds += memory.read(calling).as_secs_f64();
+        }
+        self.passes += 1;
+    }
+
+    /// Bytes per second, the better way.
+    fn rate(&self, memory: &Memory) -> f64 {
+        let bytes = size_of_val::<[f32]>(&memory.0) as f64 * f64::from(self.passes);
+        bytes / f64::min(self.seconds[0], self.seconds[1])
     }
 }
 
@@ -99,8 +117,8 @@ fn bytes_of(tuned: &dyn Tuned) -> usize {
 }
 
 /// Medians of prefill and decoding in tokens per second, of the rate in bytes per second at which memory
-/// was read before and after each run, and of the tokens decoded for every byte that could have been
-/// read: another guest of the machine takes from both.
+/// was read in between, and of the tokens decoded for every byte that could have been read: another
+/// guest of the machine takes from both.
 struct Rates {
     prefill: f64,
     decode: f64,
@@ -135,21 +153,22 @@ fn measure(
         prefill.push(prompt.len() as f64 / started.elapsed().as_secs_f64());
     }
     let (mut decode, mut bandwidth, mut tokens_per_byte) = (Vec::new(), Vec::new(), Vec::new());
-    let mut before = memory.rate();
     for _ in 0..=RUNS {
         let mut cache = base.decoder.new_cache();
         let mut next = feed(&ids(PROMPT), &mut cache)?;
-        let started = Instant::now();
-        for _ in 0..arguments.new_tokens {
-            next = feed(&[next], &mut cache)?;
+        let (mut seconds, mut reading) = (0.0, Reading::default());
+        for first in (0..arguments.new_tokens).step_by(STRETCH) {
+            reading.add(memory);
+            let started = Instant::now();
+            for _ in first..arguments.new_tokens.min(first + STRETCH) {
+                next = feed(&[next], &mut cache)?;
+            }
+            seconds += started.elapsed().as_secs_f64();
         }
-        let rate = arguments.new_tokens as f64 / started.elapsed().as_secs_f64();
-        let after = memory.rate();
-        let read = f64::midpoint(before, after);
+        let (rate, read) = (arguments.new_tokens as f64 / seconds, reading.rate(memory));
         decode.push(rate);
         bandwidth.push(read);
         tokens_per_byte.push(rate / read);
-        before = after;
     }
     // The first run of each touches pages and fills caches.
     Ok(Rates {

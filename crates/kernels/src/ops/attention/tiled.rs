@@ -5,7 +5,6 @@ use super::{AttentionConfig, HeadGradients, Source, visible};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::matmul::Write;
-use crate::ops::frozen_linear::few::{self, Rows, float};
 use crate::simd::{self, vectorize};
 use crate::tile::{self, Left, Right, Segment, multiply};
 use std::ops::Range;
@@ -146,61 +145,6 @@ pub(super) fn forward_block(
                 this.gather(left, rows.len(), right, count, out, this.width);
             }
         }
-    }
-}
-
-/// One head of a sequence's only query: `out` has that head's columns.
-pub(super) fn one_query(
-    source: &Source<'_, f32>,
-    head: usize,
-    out: &mut [f32],
-    config: AttentionConfig,
-) {
-    let this = Head::new(source, head, config);
-    let count = this.past + 1;
-    let mut weights = Buffer::<f32>::scratch(count);
-    let dim = config.head_dim;
-    let [keys, values] = [source.keys, source.values].map(|data| Rows {
-        data: this.kv(data),
-        len: dim,
-        stride: this.kv_width,
-    });
-    keys.fetch_first();
-    values.fetch_first();
-    weights.fill(0.0);
-    let query = &source.queries[head * dim..(head + 1) * dim];
-    float::add_products(keys, query, 0..count, 1, &mut weights);
-    let mut log_sums = vec![0.0; config.num_heads];
-    this.softmax(&(0..1), &(0..1), count, &mut weights, &mut log_sums);
-    vectorize(
-        #[inline(always)]
-        || weighted_sum(&weights, values, out),
-    );
-}
-
-/// `Σ_j weights[j] · rows[j]` of as many columns as `out` has.
-#[inline(always)]
-fn weighted_sum(weights: &[f32], rows: Rows<'_, f32>, out: &mut [f32]) {
-    /// Columns whose sums stay in registers.
-    const COLUMNS: usize = 64;
-    let ahead = rows.bytes_ahead(1);
-    let mut first = 0;
-    for out in out.chunks_mut(COLUMNS) {
-        let mut sums = [0.0_f32; COLUMNS];
-        for (&weight, row) in weights.iter().zip(rows.data.chunks(rows.stride)) {
-            let row = &row[first..first + out.len()];
-            few::fetch(row, ahead);
-            match row.first_chunk::<COLUMNS>() {
-                Some(row) => {
-                    for column in 0..COLUMNS {
-                        sums[column] = weight.mul_add(row[column], sums[column]);
-                    }
-                }
-                None => simd::axpy(weight, row, &mut sums),
-            }
-        }
-        out.copy_from_slice(&sums[..out.len()]);
-        first += COLUMNS;
     }
 }
 

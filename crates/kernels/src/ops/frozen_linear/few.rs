@@ -16,35 +16,103 @@ mod integer;
 const TOGETHER: usize = 4;
 
 /// Bytes of weight a task reads.
-pub(crate) const TASK_BYTES: usize = 1 << 15;
+const TASK_BYTES: usize = 1 << 16;
 
-/// `x Wᵀ + h Uᵀ` for `x: [rows, in]`, `h: [rows, k]` and `U: [out, k]`, giving `[rows, out]`; `k` may
-/// be 0.
-pub(crate) fn product(
-    layer: &FrozenLinear,
-    x: &[f32],
-    rows: usize,
-    update: (&[f32], &[f32]),
-) -> Buffer<f32> {
-    let [outputs, inputs] = layer.shape();
+/// A layer, and what is added to its product.
+pub(crate) struct Part<'a> {
+    pub(crate) layer: &'a FrozenLinear,
+    pub(crate) update: Option<Update<'a>>,
+}
+
+/// `h Uᵀ`.
+pub(crate) struct Update<'a> {
+    /// `U: [out, k]`.
+    pub(crate) up: &'a [f32],
+    /// Gives `h: [rows, k]`; asked for by every thread, when it has multiplied by some rows of the
+    /// weight.
+    pub(crate) h: &'a (dyn Fn() -> &'a [f32] + Sync),
+}
+
+/// Some outputs of a part.
+struct Task<'a, 'p> {
+    part: &'a Part<'p>,
+    rounded: Option<&'a Rounded>,
+    /// The first of them.
+    first: usize,
+    /// `[outputs, rows]`.
+    out: &'a mut [f32],
+}
+
+/// `x Wᵀ`, and the update, of every part, for `x: [rows, in]`: `[rows, out]` each, in one loop.
+pub(crate) fn products(x: &[f32], rows: usize, parts: &[Part<'_>]) -> Vec<Buffer<f32>> {
     if rows == 0 {
-        return Buffer::scratch(0);
+        return parts.iter().map(|_| Buffer::scratch(0)).collect();
     }
-    crate::profile::product(rows, inputs, outputs);
-    let (h, up) = update;
-    let inner = h.len() / rows;
-    let rounded = match layer.weight() {
-        FrozenWeight::Blocks { format, .. } => Rounded::new(*format, x, inputs),
-        FrozenWeight::Dense(_) => None,
-    };
-    let task = task_rows(layer);
+    let inputs = x.len() / rows;
+    let mut rounded: Vec<(BlockFormat, Option<Rounded>)> = Vec::new();
+    for part in parts {
+        crate::profile::product(rows, inputs, part.layer.out_features());
+        if let FrozenWeight::Blocks { format, .. } = part.layer.weight()
+            && rounded.iter().all(|(known, _)| known != format)
+        {
+            rounded.push((*format, Rounded::new(*format, x, inputs)));
+        }
+    }
     // `[out, rows]`, so that tasks own whole stretches.
-    let mut turned = Buffer::<f32>::scratch(outputs * rows);
-    team::reads(layer.weight_bytes());
-    team::chunks_mut(&mut turned, task * rows, |index, out| {
-        let first = index * task;
+    let mut turned: Vec<Buffer<f32>> =
+        parts.iter().map(|part| Buffer::scratch(part.layer.out_features() * rows)).collect();
+    let mut tasks = Vec::new();
+    for (part, turned) in parts.iter().zip(&mut turned) {
+        let rounded = match part.layer.weight() {
+            FrozenWeight::Blocks { format, .. } => {
+                rounded.iter().find(|(known, _)| known == format)
+            }
+            FrozenWeight::Dense(_) => None,
+        };
+        let rounded = rounded.and_then(|(_, rounded)| rounded.as_ref());
+        let task_rows = task_rows(part.layer);
+        let stretches = turned.chunks_mut(task_rows * rows).enumerate();
+        tasks.extend(stretches.map(|(at, out)| Task { part, rounded, first: at * task_rows, out }));
+    }
+    if let Some(first) = parts.first() {
+        team::reads(first.layer.weight_bytes());
+    }
+    team::chunks_mut(&mut tasks, 1, |_, tasks| {
+        tasks.iter_mut().for_each(|task| task.run(x, rows, inputs));
+    });
+    if rows == 1 {
+        return turned;
+    }
+    turned.into_iter().map(|turned| transposed(&turned, rows)).collect()
+}
+
+/// `[rows, out]` of `[out, rows]`.
+pub(crate) fn transposed(turned: &[f32], rows: usize) -> Buffer<f32> {
+    let outputs = turned.len() / rows.max(1);
+    let mut out = Buffer::<f32>::scratch(turned.len());
+    for (o, column) in turned.chunks_exact(rows.max(1)).enumerate() {
+        for (row, &value) in column.iter().enumerate() {
+            out[row * outputs + o] = value;
+        }
+    }
+    out
+}
+
+impl Task<'_, '_> {
+    fn run(&mut self, x: &[f32], rows: usize, inputs: usize) {
+        let Self { part: Part { layer, update }, rounded, first, out } = self;
         let count = out.len() / rows;
-        let range = first..first + count;
+        let range = *first..*first + count;
+        // Whoever is first has nothing to wait for.
+        if let Some(update) = update
+            && range.start == 0
+        {
+            (update.h)();
+        }
+        if let Some(Update { up, .. }) = update {
+            let inner = up.len() / layer.out_features();
+            fetch(&up[range.start * inner..range.end * inner], 0);
+        }
         out.fill(0.0);
         match layer.weight() {
             FrozenWeight::Dense(weight) => {
@@ -52,10 +120,10 @@ pub(crate) fn product(
                 float::add_products(weight, x, range.clone(), rows, out);
             }
             FrozenWeight::Blocks { format: BlockFormat::F32, .. } => {
-                let weight = layer.dense_rows(first, count);
+                let weight = layer.dense_rows(range.start, count);
                 float::add_products(Rows::whole(&weight, inputs), x, 0..count, rows, out);
             }
-            FrozenWeight::Blocks { format, bytes, .. } => match &rounded {
+            FrozenWeight::Blocks { format, bytes, .. } => match rounded {
                 Some(rounded) => rounded.add_products(bytes, range.clone(), rows, out),
                 None => {
                     let row_bytes = format.bytes_for(inputs);
@@ -64,25 +132,16 @@ pub(crate) fn product(
                 }
             },
         }
-        if inner > 0 {
-            float::add_products(Rows::whole(up, inner), h, range, rows, out);
+        if let Some(Update { up, h }) = update {
+            let h = h();
+            float::add_products(Rows::whole(up, h.len() / rows), h, range.clone(), rows, out);
         }
         if let Some(bias) = layer.bias() {
-            for (out, &bias) in out.chunks_exact_mut(rows).zip(&bias.data::<f32>()[first..]) {
+            for (out, &bias) in out.chunks_exact_mut(rows).zip(&bias.data::<f32>()[range.start..]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
         }
-    });
-    if rows == 1 {
-        return turned;
     }
-    let mut out = Buffer::<f32>::scratch(outputs * rows);
-    for (o, column) in turned.chunks_exact(rows).enumerate() {
-        for (row, &value) in column.iter().enumerate() {
-            out[row * outputs + o] = value;
-        }
-    }
-    out
 }
 
 /// Rows of the weight that a task reads.
@@ -92,10 +151,12 @@ fn task_rows(layer: &FrozenLinear) -> usize {
     (TASK_BYTES / row_bytes).next_multiple_of(TOGETHER).clamp(1, outputs)
 }
 
-/// What [`product`] reads of the weight.
-pub(super) fn stream(layer: &FrozenLinear) -> team::Stream {
-    let bytes = layer.weight_bytes();
-    team::Stream::new(bytes, task_rows(layer) * bytes.len() / layer.out_features().max(1))
+/// What [`products`] reads of the layers' weights.
+pub(super) fn stream(layers: &[&FrozenLinear]) -> team::Stream {
+    team::Stream::new(layers.iter().map(|layer| {
+        let bytes = layer.weight_bytes();
+        (bytes, task_rows(layer) * bytes.len() / layer.out_features().max(1))
+    }))
 }
 
 /// Rows of a weight.
@@ -110,7 +171,7 @@ pub(crate) struct Rows<'a, T> {
 
 impl<'a, T> Rows<'a, T> {
     /// Rows without a gap.
-    fn whole(data: &'a [T], len: usize) -> Self {
+    pub(crate) fn whole(data: &'a [T], len: usize) -> Self {
         Self { data, len, stride: len }
     }
 }

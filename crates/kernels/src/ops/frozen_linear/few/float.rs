@@ -1,18 +1,21 @@
 //! Products of plain numbers with a few rows of activations. A long row of the weight is multiplied by
 //! itself: one stream of memory is read faster than four side by side. Of short ones four are taken at a
-//! time, so that a load of `x` serves four, and their sums are folded together.
+//! time with up to three rows of activations, so that what is loaded serves several products, and their
+//! sums are folded together.
 
-use super::{Rows, TOGETHER, by_fours};
+use super::{Rows, TOGETHER};
 use crate::simd::{self, vectorize};
 use std::ops::Range;
 
 /// Fewest numbers of a long row.
 const LONG: usize = 256;
 
-/// Partial sums of a row.
+/// Partial sums of a short row.
 const LANES: usize = 8;
-/// Numbers of a step: two sets of sums, so that an addition need not wait for the one before.
+/// Numbers of a step through short rows, a cache line.
 const STEP: usize = 2 * LANES;
+/// Most rows of activations that short rows are multiplied by at a time.
+const SIDE_BY_SIDE: usize = 3;
 
 /// Adds the products of rows `range` of `weight` with `x`, as long as they, to `out: [range, rows]`.
 pub(crate) fn add_products(
@@ -25,14 +28,104 @@ pub(crate) fn add_products(
     if weight.len >= LONG {
         return row_by_row(weight, x, range, rows, out);
     }
+    short_rows(weight, x, range, Sums { out, strides: [rows, 1] });
+}
+
+/// As [`add_products`] to `out: [rows, range]`.
+pub(crate) fn add_products_by_row(
+    weight: Rows<'_, f32>,
+    x: &[f32],
+    range: Range<usize>,
+    out: &mut [f32],
+) {
+    let count = range.len();
+    if weight.len < LONG {
+        return short_rows(weight, x, range, Sums { out, strides: [1, count] });
+    }
+    for (x, out) in x.chunks_exact(weight.len).zip(out.chunks_exact_mut(count.max(1))) {
+        row_by_row(weight, x, range.clone(), 1, out);
+    }
+}
+
+/// Where products are added.
+struct Sums<'a> {
+    out: &'a mut [f32],
+    /// From a row of the weight to the next, from a row of activations to the next.
+    strides: [usize; 2],
+}
+
+impl Sums<'_> {
+    /// Adds the sums of up to four rows of the weight from `weight_row` on.
+    #[inline(always)]
+    fn add(&mut self, weight_row: usize, x_row: usize, sums: &[f32]) {
+        let [by_weight, by_x] = self.strides;
+        let out = &mut self.out[weight_row * by_weight + x_row * by_x..];
+        match (by_weight, out.first_chunk_mut(), sums.first_chunk()) {
+            (1, Some(out), Some(sums)) => {
+                let (out, sums): (&mut [f32; TOGETHER], &[f32; TOGETHER]) = (out, sums);
+                for at in 0..TOGETHER {
+                    out[at] += sums[at];
+                }
+            }
+            _ => out.iter_mut().step_by(by_weight).zip(sums).for_each(|(out, sum)| *out += sum),
+        }
+    }
+}
+
+fn short_rows(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, sums: Sums<'_>) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
-        let products = wide::Products { simd, weight, x, range, rows, out };
-        return pulp::Simd::vectorize(simd, products);
+        return pulp::Simd::vectorize(simd, wide::Products { simd, weight, x, range, sums });
     }
-    by_fours(weight, range, rows, out, |weight, row| {
-        portable::four_rows(weight, row_of(x, row, weight))
-    });
+    by_fours(weight, x, range, sums, &Portable);
+}
+
+/// Products of four rows of a weight with some rows of activations.
+trait FourRows {
+    /// The sums, which do not depend on how many rows of activations there are.
+    fn products<const N: usize>(
+        &self,
+        weight: [&[f32]; TOGETHER],
+        x: [&[f32]; N],
+        ahead: usize,
+    ) -> [[f32; TOGETHER]; N];
+}
+
+/// All products of four rows at a time with up to three.
+#[inline(always)]
+fn by_fours(
+    weight: Rows<'_, f32>,
+    x: &[f32],
+    range: Range<usize>,
+    mut sums: Sums<'_>,
+    four_rows: &impl FourRows,
+) {
+    let ahead = weight.bytes_ahead(TOGETHER);
+    let rows = x.len() / weight.len.max(1);
+    let x_row = |row: usize| &x[row * weight.len..(row + 1) * weight.len];
+    for first in range.clone().step_by(TOGETHER) {
+        // The last group may be short: its last row stands in for those past it.
+        let weight_row = |at: usize| {
+            let start = (first + at).min(range.end - 1) * weight.stride;
+            &weight.data[start..start + weight.len]
+        };
+        let group = [weight_row(0), weight_row(1), weight_row(2), weight_row(3)];
+        let (at, inside) = (first - range.start, TOGETHER.min(range.end - first));
+        let mut row = 0;
+        while row + SIDE_BY_SIDE <= rows {
+            let x = [x_row(row), x_row(row + 1), x_row(row + 2)];
+            let three = four_rows.products(group, x, ahead);
+            for (side, totals) in three.iter().enumerate() {
+                sums.add(at, row + side, &totals[..inside]);
+            }
+            row += SIDE_BY_SIDE;
+        }
+        while row < rows {
+            let [totals] = four_rows.products(group, [x_row(row)], ahead);
+            sums.add(at, row, &totals[..inside]);
+            row += 1;
+        }
+    }
 }
 
 /// Adds the products of long rows.
@@ -57,13 +150,6 @@ fn row_by_row(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, rows: usize
     );
 }
 
-/// Row `row` of `x`, whose rows are as long as the weight's.
-#[inline(always)]
-fn row_of<'a>(x: &'a [f32], row: usize, weight: [&[f32]; TOGETHER]) -> &'a [f32] {
-    let inputs = weight[0].len();
-    &x[row * inputs..(row + 1) * inputs]
-}
-
 /// What is left of a row after its whole steps.
 #[inline(always)]
 fn rest(row: &[f32], x: &[f32]) -> f32 {
@@ -72,23 +158,28 @@ fn rest(row: &[f32], x: &[f32]) -> f32 {
     pairs.fold(0.0, |sum: f32, (w, x)| w.mul_add(*x, sum))
 }
 
-mod portable {
-    use super::*;
+struct Portable;
 
-    /// As [`wide::four_rows`], its sums in the same order.
-    pub(super) fn four_rows(weight: [&[f32]; TOGETHER], x: &[f32]) -> [f32; TOGETHER] {
-        weight.map(|row| {
-            let mut sums = [[0.0_f32; LANES]; 2];
-            for (row, x) in row.as_chunks::<STEP>().0.iter().zip(x.as_chunks::<STEP>().0) {
-                for (at, (w, x)) in row.iter().zip(x).enumerate() {
-                    let sum = &mut sums[at / LANES][at % LANES];
-                    *sum = w.mul_add(*x, *sum);
+impl FourRows for Portable {
+    /// As [`wide`], the sums in the same order.
+    fn products<const N: usize>(
+        &self,
+        weight: [&[f32]; TOGETHER],
+        x: [&[f32]; N],
+        _: usize,
+    ) -> [[f32; TOGETHER]; N] {
+        x.map(|x| {
+            weight.map(|row| {
+                let mut sums = [0.0_f32; LANES];
+                for (row, x) in row.as_chunks::<STEP>().0.iter().zip(x.as_chunks::<STEP>().0) {
+                    for (at, (w, x)) in row.iter().zip(x).enumerate() {
+                        let sum = &mut sums[at % LANES];
+                        *sum = w.mul_add(*x, *sum);
+                    }
                 }
-            }
-            let [mut sums, second] = sums;
-            sums.iter_mut().zip(second).for_each(|(sum, second)| *sum += second);
-            let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
-            half(&sums[..4]) + half(&sums[4..]) + rest(row, x)
+                let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
+                half(&sums[..4]) + half(&sums[4..]) + rest(row, x)
+            })
         })
     }
 }
@@ -105,8 +196,7 @@ mod wide {
         pub(super) weight: Rows<'a, f32>,
         pub(super) x: &'a [f32],
         pub(super) range: Range<usize>,
-        pub(super) rows: usize,
-        pub(super) out: &'a mut [f32],
+        pub(super) sums: Sums<'a>,
     }
 
     impl pulp::NullaryFnOnce for Products<'_> {
@@ -114,51 +204,56 @@ mod wide {
 
         #[inline(always)]
         fn call(self) {
-            let Self { simd, weight, x, range, rows, out } = self;
-            let ahead = weight.bytes_ahead(TOGETHER);
-            by_fours(
-                weight,
-                range,
-                rows,
-                out,
-                #[inline(always)]
-                |weight, row| four_rows(simd, weight, row_of(x, row, weight), ahead),
-            );
+            let Self { simd, weight, x, range, sums } = self;
+            by_fours(weight, x, range, sums, &Wide(simd));
         }
     }
 
-    #[inline(always)]
-    fn four_rows(simd: V3, weight: [&[f32]; TOGETHER], x: &[f32], ahead: usize) -> [f32; TOGETHER] {
-        // `map` would be a function of its own, without the wide instructions.
-        let [first, second, third, fourth] = weight;
-        let steps = first.as_chunks::<STEP>().0.iter().zip(second.as_chunks::<STEP>().0);
-        let steps = steps.zip(third.as_chunks::<STEP>().0).zip(fourth.as_chunks::<STEP>().0);
-        let steps = steps.zip(x.as_chunks::<STEP>().0);
-        let mut sums = [[simd.avx._mm256_setzero_ps(); 2]; TOGETHER];
-        for ((((first, second), third), fourth), x) in steps {
-            let x = [load(simd, x, 0), load(simd, x, LANES)];
-            let rows = [first, second, third, fourth];
-            for row in 0..TOGETHER {
-                crate::simd::fetch(rows[row], ahead);
+    struct Wide(V3);
+
+    impl FourRows for Wide {
+        // Loops rather than `map`, whose closure would be a function without the wide instructions.
+        #[inline(always)]
+        fn products<const N: usize>(
+            &self,
+            weight: [&[f32]; TOGETHER],
+            x: [&[f32]; N],
+            ahead: usize,
+        ) -> [[f32; TOGETHER]; N] {
+            let simd = self.0;
+            let mut sums = [[simd.avx._mm256_setzero_ps(); TOGETHER]; N];
+            let steps = weight[0].len() / STEP;
+            for step in 0..steps {
+                let line = step * STEP..(step + 1) * STEP;
                 for part in 0..2 {
-                    let weight = load(simd, rows[row], part * LANES);
-                    sums[row][part] = simd.fma._mm256_fmadd_ps(weight, x[part], sums[row][part]);
+                    let from = line.start + part * LANES;
+                    let mut side = [simd.avx._mm256_setzero_ps(); N];
+                    for at in 0..N {
+                        side[at] = load(simd, x[at], from);
+                    }
+                    for row in 0..TOGETHER {
+                        if part == 0 {
+                            crate::simd::fetch(&weight[row][line.clone()], ahead);
+                        }
+                        let numbers = load(simd, weight[row], from);
+                        for at in 0..N {
+                            let sum = sums[at][row];
+                            sums[at][row] = simd.fma._mm256_fmadd_ps(numbers, side[at], sum);
+                        }
+                    }
                 }
             }
-        }
-        let sums = [
-            simd.avx._mm256_add_ps(sums[0][0], sums[0][1]),
-            simd.avx._mm256_add_ps(sums[1][0], sums[1][1]),
-            simd.avx._mm256_add_ps(sums[2][0], sums[2][1]),
-            simd.avx._mm256_add_ps(sums[3][0], sums[3][1]),
-        ];
-        let mut sums = folded(simd, sums);
-        if !weight[0].len().is_multiple_of(STEP) {
-            for (sum, row) in sums.iter_mut().zip(weight) {
-                *sum += rest(row, x);
+            let mut totals = [[0.0; TOGETHER]; N];
+            for at in 0..N {
+                totals[at] = folded(simd, sums[at]);
+                if !weight[0].len().is_multiple_of(STEP) {
+                    for row in 0..TOGETHER {
+                        totals[at][row] += rest(weight[row], x[at]);
+                    }
+                }
             }
+            totals
         }
-        sums
     }
 
     /// The sum of each.
@@ -173,10 +268,10 @@ mod wide {
     }
 
     #[inline(always)]
-    fn load(_: V3, step: &[f32; STEP], at: usize) -> __m256 {
-        let values: &[f32; LANES] = step[at..].first_chunk().unwrap_or(&[0.0; LANES]);
+    fn load(_: V3, numbers: &[f32], from: usize) -> __m256 {
+        let numbers = &numbers[from..from + LANES];
         // SAFETY: 32 bytes, at any address; `V3` is the proof that there is AVX.
-        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+        unsafe { _mm256_loadu_ps(numbers.as_ptr()) }
     }
 }
 
@@ -209,16 +304,19 @@ mod tests {
 
     #[test]
     fn both_ways_give_the_same_bits_and_the_right_sums() {
-        for (outputs, inputs, rows) in [(7, 100, 1), (4, 16, 3), (1, 5, 2), (9, 240, 1)] {
+        for (outputs, inputs, rows) in [(7, 100, 1), (4, 16, 3), (1, 5, 2), (9, 240, 7)] {
             let (weight, x) = (numbers(outputs * inputs, 5), numbers(rows * inputs, 77));
-            let (mut got, mut expected) = (vec![0.5; outputs * rows], vec![0.5; outputs * rows]);
+            let [mut got, mut expected, mut by_row] = [(); 3].map(|()| vec![0.5; outputs * rows]);
             let weights = Rows::whole(&weight, inputs);
             add_products(weights, &x, 0..outputs, rows, &mut got);
-            by_fours(weights, 0..outputs, rows, &mut expected, |weight, row| {
-                portable::four_rows(weight, row_of(&x, row, weight))
-            });
+            let sums = Sums { out: &mut expected, strides: [rows, 1] };
+            by_fours(weights, &x, 0..outputs, sums, &Portable);
             assert_eq!(got, expected);
             check(&got, &weight, &x, inputs, rows);
+            add_products_by_row(weights, &x, 0..outputs, &mut by_row);
+            for (at, &sum) in got.iter().enumerate() {
+                assert_eq!(by_row[at % rows * outputs + at / rows], sum);
+            }
         }
     }
 }

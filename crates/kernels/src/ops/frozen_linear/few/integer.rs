@@ -349,7 +349,7 @@ mod wide {
             };
             for row in 0..TOGETHER {
                 // The rows are read side by side: what lies as far into the next four.
-                simd::fetch(blocks[row], ahead);
+                simd::fetch_once(blocks[row], ahead);
                 let whole = if NUMBERS == 0 {
                     byte_products(blocks[row], values)
                 } else {
