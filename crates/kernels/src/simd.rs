@@ -27,7 +27,7 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
 }
 
 /// Where memory that is called for goes.
-enum Into {
+enum Cache {
     /// To the first cache.
     First,
     /// To the first cache, and nowhere once it is pushed out of there.
@@ -40,38 +40,38 @@ enum Into {
 /// processor's own prefetching stops at the end of each page.
 #[inline(always)]
 pub(crate) fn fetch<T>(data: &[T], distance: usize) {
-    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Into::First);
+    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Cache::First);
 }
 
 /// [`fetch`] for what is read once and should not push anything out of the larger caches.
 #[inline(always)]
 pub(crate) fn fetch_once<T>(data: &[T], distance: usize) {
-    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Into::FirstAlone);
+    call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Cache::FirstAlone);
 }
 
 /// Calls for the memory at `address`, which need not be anybody's, into the second cache alone.
 #[inline(always)]
 pub(crate) fn fetch_at(address: usize) {
-    call_for(std::ptr::without_provenance(address), Into::Second);
+    call_for(std::ptr::without_provenance(address), Cache::Second);
 }
 
 #[inline(always)]
 #[allow(unsafe_code)]
-fn call_for(address: *const i8, into: Into) {
+fn call_for(address: *const i8, cache: Cache) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
         unsafe {
-            match into {
-                Into::First => _mm_prefetch::<_MM_HINT_T0>(address),
-                Into::FirstAlone => _mm_prefetch::<_MM_HINT_NTA>(address),
-                Into::Second => _mm_prefetch::<_MM_HINT_T1>(address),
+            match cache {
+                Cache::First => _mm_prefetch::<_MM_HINT_T0>(address),
+                Cache::FirstAlone => _mm_prefetch::<_MM_HINT_NTA>(address),
+                Cache::Second => _mm_prefetch::<_MM_HINT_T1>(address),
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (address, into);
+    let _ = (address, cache);
 }
 
 /// Partial sums of a dot product that are taken side by side: one alone would wait for each addition
@@ -132,23 +132,22 @@ fn dot_with<E: Element>(a: &[E], b: &[E], pass: impl Fn(&[[E; LANES]])) -> E {
 pub fn sum_once(a: &[f32]) -> f32 {
     /// Bytes ahead.
     const AHEAD: usize = 2048;
-    let mut sums = [0.0_f32; LANES];
-    let (blocks, rest) = a.as_chunks::<LANES>();
-    for block in blocks {
-        fetch_once(block, AHEAD);
-        for lane in 0..LANES {
-            sums[lane] += block[lane];
-        }
-    }
-    rest.iter().fold(fold(sums), |total, &x| total + x)
+    sum_with(a, |x| x, |block| fetch_once(block, AHEAD))
 }
 
 /// `Σ f(a_i)`.
 #[inline(always)]
 pub fn sum_map<E: Element>(a: &[E], f: impl Fn(E) -> E) -> E {
+    sum_with(a, f, |_| {})
+}
+
+/// [`sum_map`] that shows `pass` what it adds next.
+#[inline(always)]
+fn sum_with<E: Element>(a: &[E], f: impl Fn(E) -> E, pass: impl Fn(&[E; LANES])) -> E {
     let mut sums = [E::ZERO; LANES];
     let (blocks, rest) = a.as_chunks::<LANES>();
     for block in blocks {
+        pass(block);
         for lane in 0..LANES {
             sums[lane] += f(block[lane]);
         }

@@ -389,8 +389,7 @@ impl Decoder {
             .collect();
         let table = RopeTable::new(self.dtype, &positions, &self.inverse_frequencies);
         // A token at a time is hundreds of very short loops.
-        let short = batch.tokens.len() < FEW_TOKENS;
-        let streams = self.streams(caches);
+        let streams = (batch.tokens.len() < FEW_TOKENS).then(|| self.streams(caches));
         let mut layers = || {
             let embeddings = adapter.embed(batch.tokens, &self.embedding);
             let mut h = lead.before(embeddings, batch.offsets, &starts);
@@ -409,7 +408,10 @@ impl Decoder {
             }
             h
         };
-        let h = if short { together(streams, layers) } else { layers() };
+        let h = match streams {
+            Some(streams) => together(streams, layers),
+            None => layers(),
+        };
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());

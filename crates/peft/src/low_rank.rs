@@ -299,30 +299,22 @@ impl LowRankAdapter {
         outputs.map(|(output, (site, _))| reported(output, *site, pass)).collect()
     }
 
-    /// A layer whose update may not be all that it has.
-    fn more(
-        &self,
-        site: Site,
-        tensors: &SiteTensors,
-        x: &Var,
-        frozen: &FrozenLinear,
-        pass: &Pass<'_>,
-    ) -> Var {
+    /// A layer whose update is not all that it has; nothing for others.
+    fn more(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Option<Var> {
+        let tensors = self.sites.get(&site).filter(|tensors| tensors.is_more())?;
         let gates = self.gates_beforehand(site, x, pass);
         let update = self.update(site, tensors, gates.as_ref(), pass);
         if let Some((magnitude, norms)) = &tensors.magnitude {
             let training = pass.dropout_seed().is_some();
-            return norms.decomposed(x, frozen, magnitude.var(), &update, training);
+            return Some(norms.decomposed(x, frozen, magnitude.var(), &update, training));
         }
-        let Some([a, b]) = &tensors.taken_out else {
-            return reported(adapted_linear(x, frozen, &update), site, pass);
-        };
+        let [a, b] = tensors.taken_out.as_ref()?;
         if self.spec.start == Start::Pissa && update.mask == Mask::None {
-            return less_taken_out(x, frozen, &update, a, b);
+            return Some(less_taken_out(x, frozen, &update, a, b));
         }
         let start = LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
         let output = gated_low_rank(x, adapted_linear(x, frozen, &start).y, &update);
-        reported(output, site, pass)
+        Some(reported(output, site, pass))
     }
 
     fn head_name(&self, site: Site, head: usize) -> String {
@@ -349,10 +341,8 @@ impl Adapter for LowRankAdapter {
     }
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        match self.sites.get(&site) {
-            Some(tensors) if tensors.is_more() => self.more(site, tensors, x, frozen, pass),
-            _ => self.updated(&[(site, frozen)], x, pass).remove(0),
-        }
+        self.more(site, x, frozen, pass)
+            .unwrap_or_else(|| self.updated(&[(site, frozen)], x, pass).remove(0))
     }
 
     fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {

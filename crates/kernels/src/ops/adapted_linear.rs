@@ -47,7 +47,7 @@ pub fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Output
     }
     let _part = crate::profile::part("adapted_linear");
     let plan = Plan::new(x, frozen, p);
-    let none = Var::constant(Tensor::zeros(DType::F32, [0]));
+    let none = Var::constant(Tensor::empty(DType::F32));
     let (gate_weight, gate_bias, given) = match p.gate {
         Gate::Input { weight, bias } | Gate::LowRank { weight, bias } => (Some(weight), bias, None),
         Gate::Given(gates) => (None, None, Some(gates)),

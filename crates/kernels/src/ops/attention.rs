@@ -11,13 +11,14 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
-use crate::team::Stream;
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 use std::ops::Range;
 
 mod one_query;
 mod tiled;
+
+pub use one_query::stream;
 
 /// Query rows per task.
 const BLOCK: usize = 64;
@@ -115,12 +116,6 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
 pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config: AttentionConfig) {
     let _part = crate::profile::part("attention");
     forward(sources, out, None, config);
-}
-
-/// What [`attend`] reads of the earlier `keys` of a sequence whose next token is the only one it brings,
-/// for [`together`](crate::team::together).
-pub fn stream(keys: &[f32], config: AttentionConfig) -> Stream {
-    one_query::stream(keys, config)
 }
 
 /// One sequence's queries, keys and values, each row-major over all its heads.

@@ -128,7 +128,7 @@ fn cross_entropy(
     }
     let total = factor * token_losses.iter().sum::<f64>();
     let gradient_rows = rows.clone();
-    let none = Var::constant(Tensor::zeros(dtype, [0]));
+    let none = Var::constant(Tensor::empty(dtype));
     let parents = [hidden, weight.unwrap_or(&none)];
     let loss = Var::computed(Tensor::scalar(dtype, total), &parents, move |seed, parents| {
         let seed = seed.item();

@@ -168,7 +168,7 @@ pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
         );
     });
 
-    let none = Var::constant(Tensor::zeros(y.dtype(), [0]));
+    let none = Var::constant(Tensor::empty(y.dtype()));
     let parents = [
         x,
         &y0,
@@ -200,7 +200,7 @@ pub fn router_gates(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
     on_device!(low_rank::router_gates(x, weight, bias));
     let gates = softmax(product(x.value(), weight.value()), bias.map(Var::value));
     let (saved_x, saved_weight, saved_gates) = (x.save(), weight.value().clone(), gates.clone());
-    let none = Var::constant(Tensor::zeros(gates.dtype(), [0]));
+    let none = Var::constant(Tensor::empty(gates.dtype()));
     Var::computed(gates, &[x, weight, bias.unwrap_or(&none)], move |gradient, parents| {
         dispatch!(gradient.dtype(), E => {
             let mut ds = gradient;

@@ -101,7 +101,7 @@ impl Plan {
         if let super::Route::Input { weight, .. } = &self.route {
             down(weight, x, scores);
         }
-        let zs = if rows == 1 { turned } else { few::transposed(&turned, rows) };
+        let zs = few::transposed(turned, rows);
         let mut z = Buffer::<f32>::scratch(rows * self.z_cols);
         let mut gates = Buffer::<f32>::scratch(if self.routed() { rows * self.experts } else { 0 });
         self.gate(&everything, &zs, &mut z, &mut gates);

@@ -54,8 +54,9 @@ fn seen(keys: usize, config: AttentionConfig) -> Range<usize> {
     visible(0, keys - 1, config.window)
 }
 
-/// What the next query of a sequence with `keys` reads of them.
-pub(super) fn stream(keys: &[f32], config: AttentionConfig) -> Stream {
+/// What [`attend`](super::attend) reads of the earlier `keys` of a sequence whose next token is the only
+/// one it brings, for [`together`](crate::team::together).
+pub fn stream(keys: &[f32], config: AttentionConfig) -> Stream {
     let width = config.num_key_value_heads * config.head_dim;
     let seen = seen(keys.len() / width + 1, config);
     let block = block_len(seen.len()) * width;

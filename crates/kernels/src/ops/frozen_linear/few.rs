@@ -80,14 +80,14 @@ pub(crate) fn products(x: &[f32], rows: usize, parts: &[Part<'_>]) -> Vec<Buffer
     team::chunks_mut(&mut tasks, 1, |_, tasks| {
         tasks.iter_mut().for_each(|task| task.run(x, rows, inputs));
     });
-    if rows == 1 {
-        return turned;
-    }
-    turned.into_iter().map(|turned| transposed(&turned, rows)).collect()
+    turned.into_iter().map(|turned| transposed(turned, rows)).collect()
 }
 
 /// `[rows, out]` of `[out, rows]`.
-pub(crate) fn transposed(turned: &[f32], rows: usize) -> Buffer<f32> {
+pub(crate) fn transposed(turned: Buffer<f32>, rows: usize) -> Buffer<f32> {
+    if rows == 1 {
+        return turned;
+    }
     let outputs = turned.len() / rows.max(1);
     let mut out = Buffer::<f32>::scratch(turned.len());
     for (o, column) in turned.chunks_exact(rows.max(1)).enumerate() {
@@ -103,13 +103,11 @@ impl Task<'_, '_> {
         let Self { part: Part { layer, update }, rounded, first, out } = self;
         let count = out.len() / rows;
         let range = *first..*first + count;
-        // Whoever is first has nothing to wait for.
-        if let Some(update) = update
-            && range.start == 0
-        {
-            (update.h)();
-        }
-        if let Some(Update { up, .. }) = update {
+        if let Some(Update { up, h }) = update {
+            // Whoever is first has nothing to wait for.
+            if range.start == 0 {
+                h();
+            }
             let inner = up.len() / layer.out_features();
             fetch(&up[range.start * inner..range.end * inner], 0);
         }
@@ -174,6 +172,17 @@ impl<'a, T> Rows<'a, T> {
     pub(crate) fn whole(data: &'a [T], len: usize) -> Self {
         Self { data, len, stride: len }
     }
+
+    /// The rows from `first` on that are multiplied together. The last one before `end` stands in for
+    /// those past it.
+    #[inline(always)]
+    fn group(&self, first: usize, end: usize) -> [&'a [T]; TOGETHER] {
+        let row = |at: usize| {
+            let start = (first + at).min(end - 1) * self.stride;
+            &self.data[start..start + self.len]
+        };
+        [row(0), row(1), row(2), row(3)]
+    }
 }
 
 /// How many rows ahead memory is called for where `together` rows of `bytes` each are read before the
@@ -219,12 +228,7 @@ fn by_fours<T>(
     four_rows: impl Fn([&[T]; TOGETHER], usize) -> [f32; TOGETHER],
 ) {
     for (first, out) in range.clone().step_by(TOGETHER).zip(out.chunks_mut(TOGETHER * rows)) {
-        // The last group may be short: its last row stands in for those past it.
-        let weight_row = |at: usize| {
-            let start = (first + at).min(range.end - 1) * weight.stride;
-            &weight.data[start..start + weight.len]
-        };
-        let group = [weight_row(0), weight_row(1), weight_row(2), weight_row(3)];
+        let group = weight.group(first, range.end);
         for row in 0..rows {
             let sums = four_rows(group, row);
             for (at, sum) in sums.into_iter().enumerate() {

@@ -104,12 +104,7 @@ fn by_fours(
     let rows = x.len() / weight.len.max(1);
     let x_row = |row: usize| &x[row * weight.len..(row + 1) * weight.len];
     for first in range.clone().step_by(TOGETHER) {
-        // The last group may be short: its last row stands in for those past it.
-        let weight_row = |at: usize| {
-            let start = (first + at).min(range.end - 1) * weight.stride;
-            &weight.data[start..start + weight.len]
-        };
-        let group = [weight_row(0), weight_row(1), weight_row(2), weight_row(3)];
+        let group = weight.group(first, range.end);
         let (at, inside) = (first - range.start, TOGETHER.min(range.end - first));
         let mut row = 0;
         while row + SIDE_BY_SIDE <= rows {
