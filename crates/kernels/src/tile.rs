@@ -312,13 +312,13 @@ impl Multiply<'_> {
                     match strides {
                         (rows, 1, panel) if !TAIL && panel == NV * lanes => {
                             let strides = (rows, 1, NV * lanes);
-                            add_steps::<S, MR, NV, TAIL, 8>(
+                            add_turns::<S, MR, NV, TAIL>(
                                 simd, &mut sums, l, r, strides, tail, steps,
                             );
                         }
                         (1, cols, panel) if !TAIL && panel == NV * lanes => {
                             let strides = (1, cols, NV * lanes);
-                            add_steps::<S, MR, NV, TAIL, 8>(
+                            add_turns::<S, MR, NV, TAIL>(
                                 simd, &mut sums, l, r, strides, tail, steps,
                             );
                         }
@@ -368,8 +368,33 @@ impl Multiply<'_> {
     }
 }
 
-/// `depth` times [`step`], `TURN` of them in one turn of the loop: of 4, 8 and 16 steps a turn, 8 were
-/// the fastest. `strides` are those of the left-hand side's rows and columns and of `r`.
+/// [`add_steps`] with as many steps a turn as are fastest: 8 of 4, 8 and 16 where there are 32 vector
+/// registers. With 16 the compiler starts to keep sums in memory at 6, and 4 are a fifth faster than 8.
+///
+/// # Safety
+/// As for [`add_steps`].
+#[inline(always)]
+unsafe fn add_turns<S: Simd, const MR: usize, const NV: usize, const TAIL: bool>(
+    simd: S,
+    sums: &mut [[S::f32s; NV]; MR],
+    l: *const f32,
+    r: *const f32,
+    strides: (usize, usize, usize),
+    tail: usize,
+    depth: usize,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if S::REGISTER_COUNT >= 32 {
+            add_steps::<S, MR, NV, TAIL, 8>(simd, sums, l, r, strides, tail, depth);
+        } else {
+            add_steps::<S, MR, NV, TAIL, 4>(simd, sums, l, r, strides, tail, depth);
+        }
+    }
+}
+
+/// `depth` times [`step`], `TURN` of them in one turn of the loop. `strides` are those of the left-hand
+/// side's rows and columns and of `r`.
 ///
 /// # Safety
 /// All that is stepped over can be read.
