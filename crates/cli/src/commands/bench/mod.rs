@@ -24,10 +24,30 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
-/// Rate in floating-point operations per second of `x Wᵀ` with `x: [rows, inner]` and
-/// `W: [cols, inner]` in `f32` on all threads, sustained for a moment: processors clock higher for
-/// the first milliseconds than they can keep up.
-fn product_rate(rows: usize, inner: usize, cols: usize) -> f64 {
+/// Floating-point operations and the seconds they took.
+#[derive(Clone, Copy, Default)]
+struct Timed {
+    flops: f64,
+    seconds: f64,
+}
+
+impl Timed {
+    /// Operations per second.
+    fn rate(self) -> f64 {
+        self.flops / self.seconds
+    }
+}
+
+impl std::ops::AddAssign for Timed {
+    fn add_assign(&mut self, more: Self) {
+        self.flops += more.flops;
+        self.seconds += more.seconds;
+    }
+}
+
+/// Times `x Wᵀ` with `x: [rows, inner]` and `W: [cols, inner]` in `f32` on all threads, for long enough
+/// to be sustained: processors clock higher for the first milliseconds than they can keep up.
+fn time_product(rows: usize, inner: usize, cols: usize) -> Timed {
     let x = Tensor::new(numbers(rows * inner), [rows, inner]);
     let layer = FrozenLinear::dense(Tensor::new(numbers(cols * inner), [cols, inner]));
     let started = Instant::now();
@@ -36,8 +56,8 @@ fn product_rate(rows: usize, inner: usize, cols: usize) -> f64 {
         std::hint::black_box(layer.apply(&x));
         runs += 1;
     }
-    let flops = 2.0 * rows as f64 * inner as f64 * cols as f64;
-    flops * f64::from(runs) / started.elapsed().as_secs_f64()
+    let flops = 2.0 * rows as f64 * inner as f64 * cols as f64 * f64::from(runs);
+    Timed { flops, seconds: started.elapsed().as_secs_f64() }
 }
 
 /// The middle of `values`; 0 for none.
