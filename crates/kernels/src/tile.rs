@@ -534,7 +534,8 @@ mod tests {
 
     #[test]
     fn every_layout_and_every_tail_matches_the_definition() {
-        for (m, k, n) in [(1, 1, 1), (3, 5, 7), (8, 16, 48), (13, 33, 50), (21, 70, 131), (7, 0, 5)]
+        for (m, k, n) in
+            [(1, 1, 1), (3, 5, 7), (8, 16, 48), (13, 33, 50), (101, 70, 131), (7, 0, 5)]
         {
             let (l, r) = (values(m * k, 1), values(k * n, 2));
             let mut expected = naive(&l, &r, m, k, n);
