@@ -7,13 +7,12 @@ use crate::buffer::Buffer;
 use crate::simd::{self, vectorize};
 use crate::team;
 use integer::Rounded;
-use std::ops::Range;
 
 pub(crate) mod float;
 mod integer;
 
-/// Rows of a weight that are multiplied together.
-const TOGETHER: usize = 4;
+/// Most rows of a weight that are multiplied together.
+const MOST_TOGETHER: usize = 8;
 
 /// Bytes of weight a task reads.
 const TASK_BYTES: usize = 1 << 16;
@@ -146,7 +145,7 @@ impl Task<'_, '_> {
 fn task_rows(layer: &FrozenLinear) -> usize {
     let outputs = layer.out_features().max(1);
     let row_bytes = (layer.bytes() / outputs).max(1);
-    (TASK_BYTES / row_bytes).next_multiple_of(TOGETHER).clamp(1, outputs)
+    (TASK_BYTES / row_bytes).next_multiple_of(MOST_TOGETHER).clamp(1, outputs)
 }
 
 /// What [`products`] reads of the layers' weights.
@@ -173,15 +172,16 @@ impl<'a, T> Rows<'a, T> {
         Self { data, len, stride: len }
     }
 
-    /// The rows from `first` on that are multiplied together. The last one before `end` stands in for
-    /// those past it.
+    /// The `N` rows from `first` on, to be multiplied together. The last one before `end` stands in
+    /// for those past it.
     #[inline(always)]
-    fn group(&self, first: usize, end: usize) -> [&'a [T]; TOGETHER] {
-        let row = |at: usize| {
+    fn group<const N: usize>(&self, first: usize, end: usize) -> [&'a [T]; N] {
+        let mut rows = [&self.data[..0]; N];
+        for (at, row) in rows.iter_mut().enumerate() {
             let start = (first + at).min(end - 1) * self.stride;
-            &self.data[start..start + self.len]
-        };
-        [row(0), row(1), row(2), row(3)]
+            *row = &self.data[start..start + self.len];
+        }
+        rows
     }
 }
 
@@ -215,29 +215,6 @@ pub(crate) fn fetch(row: &[f32], distance: usize) {
     /// Numbers of a cache line.
     const LINE: usize = simd::LINE_BYTES / size_of::<f32>();
     row.chunks(LINE).for_each(|line| simd::fetch(line, distance));
-}
-
-/// Calls `four_rows(rows of the weight, row of x)` for every four of rows `range` of `weight`, and
-/// adds what it gives to `out: [range, rows]`.
-#[inline(always)]
-fn by_fours<T>(
-    weight: Rows<'_, T>,
-    range: Range<usize>,
-    rows: usize,
-    out: &mut [f32],
-    four_rows: impl Fn([&[T]; TOGETHER], usize) -> [f32; TOGETHER],
-) {
-    for (first, out) in range.clone().step_by(TOGETHER).zip(out.chunks_mut(TOGETHER * rows)) {
-        let group = weight.group(first, range.end);
-        for row in 0..rows {
-            let sums = four_rows(group, row);
-            for (at, sum) in sums.into_iter().enumerate() {
-                if let Some(out) = out.get_mut(at * rows + row) {
-                    *out += sum;
-                }
-            }
-        }
-    }
 }
 
 /// Products with rows whose format has none of its own.

@@ -3,13 +3,15 @@
 //! time with up to three rows of activations, so that what is loaded serves several products, and their
 //! sums are folded together.
 
-use super::{Rows, TOGETHER};
+use super::Rows;
 use crate::simd::{self, vectorize};
 use std::ops::Range;
 
 /// Fewest numbers of a long row.
 const LONG: usize = 256;
 
+/// Short rows of a weight that are multiplied together.
+const TOGETHER: usize = 4;
 /// Partial sums of a short row.
 const LANES: usize = 8;
 /// Numbers of a step through short rows, a cache line.

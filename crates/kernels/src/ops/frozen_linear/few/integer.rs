@@ -7,9 +7,11 @@
 //! at most.
 //!
 //! [`portable`] says what is computed; [`wide`] does the same with the wider instructions of x86, to
-//! the last bit.
+//! the last bit. Of weights of bytes it multiplies four rows together, each with partial sums of its
+//! own; of weights of four bits eight, a lane of a vector each, so that what is done once for a block
+//! (scales, widening, additions of `f32`) is done for eight at a time.
 
-use super::{Rows, TOGETHER, by_fours, rows_ahead};
+use super::{Rows, rows_ahead};
 use crate::block::BlockFormat;
 use crate::simd::{self, vectorize};
 use std::ops::Range;
@@ -17,8 +19,14 @@ use std::ops::Range;
 /// Numbers of a block.
 const BLOCK: usize = 32;
 
-/// Partial sums of a row.
+/// Partial sums of a row of bytes.
 const LANES: usize = 8;
+
+/// Rows of bytes that are multiplied together.
+const FOUR: usize = 4;
+
+/// Rows of four bits that are multiplied together.
+const EIGHT: usize = 8;
 
 /// Where in a block of a format its parts are.
 #[derive(Clone, Copy)]
@@ -125,14 +133,30 @@ impl Rounded {
             // SAFETY: the processor has the instructions.
             return unsafe { wide::add_products(self, weight, range, rows, out) };
         }
-        by_fours(Rows::whole(weight, self.row_bytes()), range, rows, out, |weight, row| {
-            portable::four_rows(self.layout, weight, self.row(row))
-        });
+        self.add_groups(weight, range, rows, out, portable::products::<FOUR>);
     }
 
-    /// Bytes of a row of the weight.
-    fn row_bytes(&self) -> usize {
-        self.blocks * self.layout.bytes
+    /// Calls `products(layout, rows of the weight, row of x)` for every `N` of rows `range` of
+    /// `weight`, and adds what it gives to `out: [range, rows]`.
+    #[inline(always)]
+    fn add_groups<const N: usize>(
+        &self,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+        products: impl Fn(Layout, [&[u8]; N], Row<'_>) -> [f32; N],
+    ) {
+        let weight = Rows::whole(weight, self.blocks * self.layout.bytes);
+        for (first, out) in range.clone().step_by(N).zip(out.chunks_mut(N * rows)) {
+            let group = weight.group(first, range.end);
+            for row in 0..rows {
+                let sums = products(self.layout, group, self.row(row));
+                for (out, sum) in out.chunks_mut(rows).zip(sums) {
+                    out[row] += sum;
+                }
+            }
+        }
     }
 }
 
@@ -178,50 +202,50 @@ mod portable {
     use super::*;
     use crate::block::half_at;
 
-    /// As [`wide::four_rows`], its sums in the same order.
-    pub(super) fn four_rows(
+    /// Products of rows of the weight with `x`.
+    pub(super) fn products<const N: usize>(
         layout: Layout,
-        weight: [&[u8]; TOGETHER],
+        weight: [&[u8]; N],
         x: Row<'_>,
-    ) -> [f32; TOGETHER] {
-        weight.map(|row| {
-            let (mut sums, mut offset) = ([0.0_f32; LANES], 0.0_f32);
-            let blocks = row.chunks_exact(layout.bytes);
-            for (((block, x), &x_scale), &x_sum) in blocks.zip(x.values).zip(x.scales).zip(x.sums) {
-                let quants = quants(layout, block);
-                let scale = half_at(block, 0) * x_scale;
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    let whole: i32 = lane_members(layout, lane)
-                        .map(|at| i32::from(quants[at]) * i32::from(x[at]))
-                        .iter()
-                        .sum();
-                    *sum = scale.mul_add(whole as f32, *sum);
-                }
-                if let Some((at, factor)) = layout.offset {
-                    offset = half_at(block, at).mul_add(factor * x_sum, offset);
-                }
+    ) -> [f32; N] {
+        weight
+            .map(|row| if layout.nibbles { nibbles(layout, row, x) } else { bytes(layout, row, x) })
+    }
+
+    /// As [`wide::four_rows`], its sums in the same order.
+    fn bytes(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
+        let mut sums = [0.0_f32; LANES];
+        let blocks = row.chunks_exact(layout.bytes);
+        for ((block, x), &x_scale) in blocks.zip(x.values).zip(x.scales) {
+            let scale = half_at(block, 0) * x_scale;
+            let product = |at| i32::from(block[layout.quants + at] as i8) * i32::from(x[at]);
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let members = [2 * lane, 2 * lane + 1, 2 * lane + 16, 2 * lane + 17];
+                let whole: i32 = members.map(product).iter().sum();
+                *sum = scale.mul_add(whole as f32, *sum);
             }
-            let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
-            half(&sums[..4]) + half(&sums[4..]) + offset
-        })
-    }
-
-    /// The numbers of a block whose products the wide instructions put into a lane.
-    fn lane_members(layout: Layout, lane: usize) -> [usize; BLOCK / LANES] {
-        if layout.nibbles {
-            std::array::from_fn(|at| 4 * lane + at)
-        } else {
-            [2 * lane, 2 * lane + 1, 2 * lane + 16, 2 * lane + 17]
         }
+        let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
+        half(&sums[..4]) + half(&sums[4..])
     }
 
-    fn quants(layout: Layout, block: &[u8]) -> [i16; BLOCK] {
-        let quants = &block[layout.quants..];
-        std::array::from_fn(|at| match (layout.nibbles, at / 16) {
-            (false, _) => i16::from(quants[at] as i8),
-            (true, 0) => i16::from(quants[at] & 15),
-            (true, _) => i16::from(quants[at - 16] >> 4),
-        })
+    /// A lane of [`wide::eight_rows`].
+    fn nibbles(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
+        let (mut sum, mut offset) = (0.0_f32, 0.0_f32);
+        let blocks = row.chunks_exact(layout.bytes);
+        for (((block, x), &x_scale), &x_sum) in blocks.zip(x.values).zip(x.scales).zip(x.sums) {
+            let (x_low, x_high) = x.split_at(BLOCK / 2);
+            let mut whole = 0;
+            for ((&quants, &low), &high) in block[layout.quants..].iter().zip(x_low).zip(x_high) {
+                whole += i32::from(quants & 15) * i32::from(low);
+                whole += i32::from(quants >> 4) * i32::from(high);
+            }
+            sum = (half_at(block, 0) * x_scale).mul_add(whole as f32, sum);
+            if let Some((at, factor)) = layout.offset {
+                offset = half_at(block, at).mul_add(factor * x_sum, offset);
+            }
+        }
+        sum + offset
     }
 }
 
@@ -231,9 +255,6 @@ mod wide {
     use super::*;
     use std::arch::asm;
     use std::arch::x86_64::*;
-
-    /// For weights that have no use for bytes.
-    const NONE: Bytes = Bytes { high: [0; BLOCK], low: [0; BLOCK] };
 
     pub(super) fn available() -> bool {
         is_x86_feature_detected!("avx2")
@@ -287,56 +308,47 @@ mod wide {
     ) {
         assert!(has(dot), "this processor adds up in another way");
         match (x.layout.bytes, dot) {
-            (34, _) => multiply::<34, 0, { dot::BY_TWOS }>(x, weight, range, rows, out),
-            (18, dot::EVEX) => multiply::<18, 1, { dot::EVEX }>(x, weight, range, rows, out),
-            (18, dot::VEX) => multiply::<18, 1, { dot::VEX }>(x, weight, range, rows, out),
-            (18, _) => multiply::<18, 1, { dot::BY_TWOS }>(x, weight, range, rows, out),
+            (34, _) => x.add_groups(weight, range, rows, out, |_, weight, row| {
+                four_rows::<34>(weight, row)
+            }),
+            (18, dot::EVEX) => multiply::<18, 0, { dot::EVEX }>(x, weight, range, rows, out),
+            (18, dot::VEX) => multiply::<18, 0, { dot::VEX }>(x, weight, range, rows, out),
+            (18, _) => multiply::<18, 0, { dot::BY_TWOS }>(x, weight, range, rows, out),
             (_, dot::EVEX) => multiply::<20, 2, { dot::EVEX }>(x, weight, range, rows, out),
             (_, dot::VEX) => multiply::<20, 2, { dot::VEX }>(x, weight, range, rows, out),
             _ => multiply::<20, 2, { dot::BY_TWOS }>(x, weight, range, rows, out),
         }
     }
 
-    /// With the size of blocks known to the compiler, and where in them is the number that belongs
-    /// to a block's sum: nowhere, at the scale's place, or after it.
+    /// With the size of blocks of four bits known to the compiler, and where in them is the number
+    /// that is added to each.
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn multiply<const BYTES: usize, const NUMBERS: usize, const DOT: u8>(
+    fn multiply<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
         x: &Rounded,
         weight: &[u8],
         range: Range<usize>,
         rows: usize,
         out: &mut [f32],
     ) {
-        by_fours(Rows::whole(weight, x.row_bytes()), range, rows, out, |weight, row| {
-            four_rows::<BYTES, NUMBERS, DOT>(x.layout, weight, x.row(row))
+        x.add_groups(weight, range, rows, out, |layout, weight, row| {
+            eight_rows::<BYTES, OFFSET, DOT>(layout, weight, row)
         });
     }
 
+    /// Rows of bytes.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn four_rows<const BYTES: usize, const NUMBERS: usize, const DOT: u8>(
-        layout: Layout,
-        weight: [&[u8]; TOGETHER],
-        x: Row<'_>,
-    ) -> [f32; TOGETHER] {
-        let ahead = rows_ahead(weight[0].len(), TOGETHER) * weight[0].len();
-        // `map` would be a function of its own, without the wide instructions.
+    fn four_rows<const BYTES: usize>(weight: [&[u8]; FOUR], x: Row<'_>) -> [f32; FOUR] {
+        let ahead = rows_ahead(weight[0].len(), FOUR) * weight[0].len();
         let [first, second, third, fourth] = weight;
         let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
         let blocks = blocks.zip(third.as_chunks::<BYTES>().0).zip(fourth.as_chunks::<BYTES>().0);
-        let of_x = x.values.iter().zip(x.scales);
-        let (mut sums, mut offsets) = ([_mm256_setzero_ps(); TOGETHER], _mm_setzero_ps());
-        let (mut bytes, mut block_sums) = (x.bytes.iter(), x.sums.iter());
-        for ((((first, second), third), fourth), (values, &x_scale)) in blocks.zip(of_x) {
+        let mut sums = [_mm256_setzero_ps(); FOUR];
+        for ((((first, second), third), fourth), (values, &x_scale)) in
+            blocks.zip(x.values.iter().zip(x.scales))
+        {
             let blocks = [first, second, third, fourth];
-            let scales = halves(blocks, 0);
-            if let (1.., Some((_, factor)), Some(&sum)) =
-                (NUMBERS, layout.offset, block_sums.next())
-            {
-                let added = if NUMBERS == 1 { scales } else { halves(blocks, 2) };
-                offsets = _mm_fmadd_ps(added, _mm_set1_ps(factor * sum), offsets);
-            }
-            let scales = _mm_mul_ps(scales, _mm_set1_ps(x_scale));
+            let scales = _mm_mul_ps(_mm_cvtph_ps(halves(blocks, 0)), _mm_set1_ps(x_scale));
             let scales = _mm256_set_m128(scales, scales);
             let scales = [
                 _mm256_permute_ps::<0x00>(scales),
@@ -344,54 +356,118 @@ mod wide {
                 _mm256_permute_ps::<0xAA>(scales),
                 _mm256_permute_ps::<0xFF>(scales),
             ];
-            let Some(bytes) = (if NUMBERS == 0 { Some(&NONE) } else { bytes.next() }) else {
-                break;
-            };
-            for row in 0..TOGETHER {
+            for row in 0..FOUR {
                 // The rows are read side by side: what lies as far into the next four.
                 simd::fetch_once(blocks[row], ahead);
-                let whole = if NUMBERS == 0 {
-                    byte_products(blocks[row], values)
-                } else {
-                    nibble_products::<DOT>(load_16(blocks[row], BYTES - 16), bytes)
-                };
+                let whole = byte_products(blocks[row], values);
                 sums[row] = _mm256_fmadd_ps(scales[row], _mm256_cvtepi32_ps(whole), sums[row]);
             }
         }
         let front = _mm256_hadd_ps(sums[0], sums[1]);
         let back = _mm256_hadd_ps(sums[2], sums[3]);
         let both = _mm256_hadd_ps(front, back);
-        let sums = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
-        pulp::cast(_mm_add_ps(sums, offsets))
+        pulp::cast(_mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)))
     }
 
-    /// Products of sixteen bytes, two quants each, with a block: their sums by fours.
+    /// Rows of four bits.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn nibble_products<const DOT: u8>(quants: __m128i, x: &Bytes) -> __m256i {
-        // The low halves of the bytes below, the high ones above.
-        let both =
-            _mm256_srlv_epi64(_mm256_broadcastsi128_si256(quants), _mm256_setr_epi64x(0, 0, 4, 4));
-        let quants = _mm256_and_si256(both, _mm256_set1_epi8(15));
-        if DOT != dot::BY_TWOS {
-            let high = add_dots::<DOT>(_mm256_setzero_si256(), quants, load_32(&x.high));
-            return add_dots::<DOT>(_mm256_slli_epi32::<8>(high), quants, load_32(&x.low));
+    fn eight_rows<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
+        layout: Layout,
+        weight: [&[u8]; EIGHT],
+        x: Row<'_>,
+    ) -> [f32; EIGHT] {
+        let factor = layout.offset.map_or(0.0, |(_, factor)| factor);
+        let row_bytes = weight[0].len();
+        let ahead = rows_ahead(row_bytes, EIGHT) * row_bytes;
+        let count = row_bytes / BYTES;
+        // `map` would be a function of its own, without the wide instructions.
+        let mut blocks: [&[[u8; BYTES]]; EIGHT] = [&[]; EIGHT];
+        for (blocks, row) in blocks.iter_mut().zip(weight) {
+            *blocks = &row.as_chunks().0[..count];
         }
-        // No product of 15 with a byte, nor two of them, leaves 16 bits.
-        let high = _mm256_maddubs_epi16(quants, load_32(&x.high));
-        let low = _mm256_maddubs_epi16(quants, load_32(&x.low));
+        let (mut sums, mut offsets) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+        let of_x = x.bytes.iter().zip(x.scales).zip(x.sums);
+        for (at, ((bytes, &x_scale), &x_sum)) in of_x.enumerate().take(count) {
+            // The next eight rows lie one after the other: of all of them as much as of these is read.
+            for line in (0..EIGHT * BYTES).step_by(simd::LINE_BYTES) {
+                simd::fetch_once(weight[0], ahead + at * EIGHT * BYTES + line);
+            }
+            let front = [&blocks[0][at], &blocks[1][at], &blocks[2][at], &blocks[3][at]];
+            let back = [&blocks[4][at], &blocks[5][at], &blocks[6][at], &blocks[7][at]];
+            let scales = eight_halves(front, back, 0);
+            let added = if OFFSET == 0 { scales } else { eight_halves(front, back, OFFSET) };
+            offsets = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * x_sum), offsets);
+            let whole = nibble_products::<DOT>(by_fours(front, back), bytes);
+            let scales = _mm256_mul_ps(scales, _mm256_set1_ps(x_scale));
+            sums = _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(whole), sums);
+        }
+        pulp::cast(_mm256_add_ps(sums, offsets))
+    }
+
+    /// The last sixteen bytes of eight blocks, four of each block side by side: first the first four.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn by_fours<const BYTES: usize>(
+        front: [&[u8; BYTES]; 4],
+        back: [&[u8; BYTES]; 4],
+    ) -> [__m256i; 4] {
+        let load = |row: usize| {
+            _mm256_set_m128i(load_16(back[row], BYTES - 16), load_16(front[row], BYTES - 16))
+        };
+        let rows = [load(0), load(1), load(2), load(3)];
+        let front =
+            [_mm256_unpacklo_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[0], rows[1])];
+        let back =
+            [_mm256_unpacklo_epi32(rows[2], rows[3]), _mm256_unpackhi_epi32(rows[2], rows[3])];
+        [
+            _mm256_unpacklo_epi64(front[0], back[0]),
+            _mm256_unpackhi_epi64(front[0], back[0]),
+            _mm256_unpacklo_epi64(front[1], back[1]),
+            _mm256_unpackhi_epi64(front[1], back[1]),
+        ]
+    }
+
+    /// Products of a block of each of eight rows with a block; of the rows' quants as [`by_fours`]
+    /// lays them.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn nibble_products<const DOT: u8>(quants: [__m256i; 4], x: &Bytes) -> __m256i {
+        let (x_high, x_low) = (x.high.as_chunks::<4>().0, x.low.as_chunks::<4>().0);
+        let of = |bytes: &[i8; 4]| _mm256_set1_epi32(pulp::cast(*bytes));
+        let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        for (at, quants) in quants.into_iter().enumerate() {
+            let mask = _mm256_set1_epi8(15);
+            let halves = [
+                _mm256_and_si256(quants, mask),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(quants), mask),
+            ];
+            for (half, quants) in halves.into_iter().enumerate() {
+                let at = 4 * half + at;
+                high = add_dots::<DOT>(high, quants, of(&x_high[at]));
+                low = add_dots::<DOT>(low, quants, of(&x_low[at]));
+            }
+        }
+        if DOT != dot::BY_TWOS {
+            return _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low);
+        }
         _mm256_add_epi32(
             _mm256_madd_epi16(high, _mm256_set1_epi16(256)),
             _mm256_madd_epi16(low, _mm256_set1_epi16(1)),
         )
     }
 
-    /// Adds to each of `sums` the products of four bytes of `a`, without a sign, with those of `b`.
+    /// Adds to each of `sums` the products of four bytes of `a`, without a sign, with those of `b`; by
+    /// twos to each sixteen bits of it, which eight times two products of 15 with a byte do not leave.
     ///
-    /// An instruction of its own, so that functions for its processors need not be written twice.
+    /// The one instruction is in assembly, so that functions for its processors need not be written
+    /// twice.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn add_dots<const DOT: u8>(mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        if DOT == dot::BY_TWOS {
+            return _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, b));
+        }
         // SAFETY: [`add_products_by`] saw that the processor has the instruction, which changes `sums`
         // alone.
         unsafe {
@@ -425,15 +501,25 @@ mod wide {
         )
     }
 
-    /// The half-precision numbers at byte `at` of four blocks.
+    /// The half-precision numbers at byte `at` of eight blocks.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn halves<const BYTES: usize>(blocks: [&[u8; BYTES]; TOGETHER], at: usize) -> __m128 {
+    fn eight_halves<const BYTES: usize>(
+        front: [&[u8; BYTES]; 4],
+        back: [&[u8; BYTES]; 4],
+        at: usize,
+    ) -> __m256 {
+        _mm256_cvtph_ps(_mm_unpacklo_epi64(halves(front, at), halves(back, at)))
+    }
+
+    /// The half-precision numbers at byte `at` of four blocks, below.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn halves<const BYTES: usize>(blocks: [&[u8; BYTES]; 4], at: usize) -> __m128i {
         let bits =
             |row: usize| i32::from(u16::from_le_bytes([blocks[row][at], blocks[row][at + 1]]));
         let halves = _mm_insert_epi16::<1>(_mm_cvtsi32_si128(bits(0)), bits(1));
-        let halves = _mm_insert_epi16::<3>(_mm_insert_epi16::<2>(halves, bits(2)), bits(3));
-        _mm_cvtph_ps(halves)
+        _mm_insert_epi16::<3>(_mm_insert_epi16::<2>(halves, bits(2)), bits(3))
     }
 
     #[inline]
@@ -495,31 +581,31 @@ mod tests {
 
     #[test]
     fn all_ways_give_the_same_bits() {
-        for format in FORMATS {
-            let (weight, x) = (packed(format, 7, 576), numbers(576, 3));
-            let rounded = Rounded::new(format, &x, 576).unwrap();
-            let mut expected = [0.0; 7];
-            by_fours(
-                Rows::whole(&weight, rounded.row_bytes()),
-                0..7,
-                1,
-                &mut expected,
-                |weight, row| portable::four_rows(rounded.layout, weight, rounded.row(row)),
-            );
-            let same = |got: [f32; 7], way: u8| {
+        // Of the largest quants, and of activations that round to the largest, too.
+        let inputs = [numbers(576, 3), vec![1.0; 576], vec![-1.0; 576]];
+        for (format, x) in FORMATS.into_iter().flat_map(|f| inputs.each_ref().map(|x| (f, x))) {
+            let mut weight = packed(format, 11, 576);
+            let layout = layout(format).unwrap();
+            for block in weight[..4 * 576 / BLOCK * layout.bytes].chunks_exact_mut(layout.bytes) {
+                block[layout.quants..].fill(0xFF);
+            }
+            let rounded = Rounded::new(format, x, 576).unwrap();
+            let mut expected = [0.0; 11];
+            rounded.add_groups(&weight, 0..11, 1, &mut expected, portable::products::<FOUR>);
+            let same = |got: [f32; 11], way: u8| {
                 assert_eq!(got.map(f32::to_bits), expected.map(f32::to_bits), "{format} {way}");
             };
-            let mut got = [0.0; 7];
-            rounded.add_products(&weight, 0..7, 1, &mut got);
+            let mut got = [0.0; 11];
+            rounded.add_products(&weight, 0..11, 1, &mut got);
             same(got, u8::MAX);
             #[cfg(target_arch = "x86_64")]
             for way in [wide::dot::BY_TWOS, wide::dot::VEX, wide::dot::EVEX] {
                 if wide::available() && wide::has(way) {
-                    let mut got = [0.0; 7];
+                    let mut got = [0.0; 11];
                     // SAFETY: the processor has the instructions.
                     #[allow(unsafe_code)]
                     unsafe {
-                        wide::add_products_by(way, &rounded, &weight, 0..7, 1, &mut got);
+                        wide::add_products_by(way, &rounded, &weight, 0..11, 1, &mut got);
                     }
                     same(got, way);
                 }
