@@ -57,21 +57,27 @@ pub(crate) struct Rounded {
     layout: Layout,
     /// Blocks of a row.
     blocks: usize,
+    /// For weights of bytes.
     values: Vec<[i16; BLOCK]>,
-    /// `256 · high + low` for each value, where the weight's quants have no sign.
+    /// For weights of four bits.
     bytes: Vec<Bytes>,
-    /// What the values of each block are multiplied by. Not a number where an activation is not
-    /// finite, so that it is not lost.
-    scales: Vec<f32>,
-    /// The sum of each block, of the values as rounded.
-    sums: Vec<f32>,
+    factors: Vec<Factors>,
 }
 
-/// The two bytes of each value of a block, both with a sign.
+/// The two bytes of each value of a block, both with a sign: `256 · high + low`.
 #[derive(Clone, Copy)]
 struct Bytes {
     high: [i8; BLOCK],
     low: [i8; BLOCK],
+}
+
+/// What belongs to the values of a block.
+#[derive(Clone, Copy)]
+struct Factors {
+    /// What they are multiplied by. Not finite where an activation is not, so that it is not lost.
+    scale: f32,
+    /// Their sum, times the scale.
+    sum: f32,
 }
 
 impl Rounded {
@@ -79,25 +85,27 @@ impl Rounded {
     pub(crate) fn new(format: BlockFormat, x: &[f32], inputs: usize) -> Option<Self> {
         let layout = layout(format)?;
         let (blocks, _) = x.as_chunks::<BLOCK>();
+        let of_bytes = if layout.nibbles { 0 } else { blocks.len() };
         let mut rounded = Self {
             layout,
             blocks: inputs / BLOCK,
-            values: vec![[0; BLOCK]; blocks.len()],
-            bytes: Vec::new(),
-            scales: vec![0.0; blocks.len()],
-            sums: vec![0.0; blocks.len()],
+            values: vec![[0; BLOCK]; of_bytes],
+            bytes: vec![Bytes { high: [0; BLOCK], low: [0; BLOCK] }; blocks.len() - of_bytes],
+            factors: vec![Factors { scale: 0.0, sum: 0.0 }; blocks.len()],
         };
-        if layout.nibbles {
-            rounded.bytes = vec![Bytes { high: [0; BLOCK], low: [0; BLOCK] }; blocks.len()];
-        }
         vectorize(
             #[inline(always)]
             || {
-                for (index, block) in blocks.iter().enumerate() {
-                    (rounded.scales[index], rounded.sums[index]) =
-                        round(block, &mut rounded.values[index]);
+                let of_blocks = rounded.factors.iter_mut().zip(blocks);
+                if !layout.nibbles {
+                    for ((factors, block), rounded) in of_blocks.zip(&mut rounded.values) {
+                        (*rounded, *factors) = round(block);
+                    }
+                    return;
                 }
-                for (bytes, values) in rounded.bytes.iter_mut().zip(&rounded.values) {
+                for ((factors, block), bytes) in of_blocks.zip(&mut rounded.bytes) {
+                    let (values, of_block) = round(block);
+                    *factors = of_block;
                     for at in 0..BLOCK {
                         bytes.low[at] = values[at] as i8;
                         bytes.high[at] = ((values[at] - i16::from(bytes.low[at])) >> 8) as i8;
@@ -111,10 +119,9 @@ impl Rounded {
     fn row(&self, row: usize) -> Row<'_> {
         let blocks = row * self.blocks..(row + 1) * self.blocks;
         Row {
-            values: &self.values[blocks.clone()],
+            values: self.values.get(blocks.clone()).unwrap_or(&[]),
             bytes: self.bytes.get(blocks.clone()).unwrap_or(&[]),
-            scales: &self.scales[blocks.clone()],
-            sums: &self.sums[blocks],
+            factors: &self.factors[blocks],
         }
     }
 
@@ -165,37 +172,32 @@ impl Rounded {
 struct Row<'a> {
     values: &'a [[i16; BLOCK]],
     bytes: &'a [Bytes],
-    scales: &'a [f32],
-    sums: &'a [f32],
+    factors: &'a [Factors],
 }
 
-/// Rounds a block; gives its scale and the sum of what it was rounded to.
+/// Rounds a block.
 #[inline(always)]
-fn round(block: &[f32; BLOCK], values: &mut [i16; BLOCK]) -> (f32, f32) {
+fn round(block: &[f32; BLOCK]) -> ([i16; BLOCK], Factors) {
     /// Added to a number below 2²² it leaves the nearest whole number in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     /// Whose bytes, both with a sign, are 127.
     const LARGEST: f32 = 32_639.0;
-    let (mut peaks, mut finite) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    for part in block.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            let magnitude = part[lane].abs();
-            peaks[lane] = if magnitude > peaks[lane] { magnitude } else { peaks[lane] };
-            // 0, or not a number.
-            finite[lane] += part[lane] * 0.0;
-        }
+    // Without their signs numbers are in the order of their bits, infinity and what is no number last;
+    // and the largest of whole numbers may be looked for in any order, several at a time.
+    let mut peak = 0;
+    for x in block {
+        peak = x.abs().to_bits().max(peak);
     }
-    let peak = peaks.iter().fold(0.0_f32, |peak, &lane| if lane > peak { lane } else { peak });
-    let finite: f32 = finite.iter().sum();
+    let peak = f32::from_bits(peak);
     let inverse = if peak > f32::MIN_POSITIVE { LARGEST / peak } else { 0.0 };
-    let mut sum = 0;
+    let (mut values, mut sum) = ([0; BLOCK], 0);
     for (value, x) in values.iter_mut().zip(block) {
         let whole = (x * inverse + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32;
         *value = whole as i16;
         sum += i32::from(*value);
     }
-    let scale = peak / LARGEST + finite;
-    (scale, sum as f32 * scale)
+    let scale = peak / LARGEST;
+    (values, Factors { scale, sum: sum as f32 * scale })
 }
 
 mod portable {
@@ -216,8 +218,8 @@ mod portable {
     fn bytes(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
         let mut sums = [0.0_f32; LANES];
         let blocks = row.chunks_exact(layout.bytes);
-        for ((block, x), &x_scale) in blocks.zip(x.values).zip(x.scales) {
-            let scale = half_at(block, 0) * x_scale;
+        for ((block, x), factors) in blocks.zip(x.values).zip(x.factors) {
+            let scale = half_at(block, 0) * factors.scale;
             let product = |at| i32::from(block[layout.quants + at] as i8) * i32::from(x[at]);
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let members = [2 * lane, 2 * lane + 1, 2 * lane + 16, 2 * lane + 17];
@@ -233,16 +235,17 @@ mod portable {
     fn nibbles(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
         let (mut sum, mut offset) = (0.0_f32, 0.0_f32);
         let blocks = row.chunks_exact(layout.bytes);
-        for (((block, x), &x_scale), &x_sum) in blocks.zip(x.values).zip(x.scales).zip(x.sums) {
-            let (x_low, x_high) = x.split_at(BLOCK / 2);
+        for ((block, x), factors) in blocks.zip(x.bytes).zip(x.factors) {
+            let quants = &block[layout.quants..][..BLOCK / 2];
+            let value = |at: usize| 256 * i32::from(x.high[at]) + i32::from(x.low[at]);
             let mut whole = 0;
-            for ((&quants, &low), &high) in block[layout.quants..].iter().zip(x_low).zip(x_high) {
-                whole += i32::from(quants & 15) * i32::from(low);
-                whole += i32::from(quants >> 4) * i32::from(high);
+            for (at, quants) in quants.iter().enumerate() {
+                whole += i32::from(quants & 15) * value(at);
+                whole += i32::from(quants >> 4) * value(at + BLOCK / 2);
             }
-            sum = (half_at(block, 0) * x_scale).mul_add(whole as f32, sum);
+            sum = (half_at(block, 0) * factors.scale).mul_add(whole as f32, sum);
             if let Some((at, factor)) = layout.offset {
-                offset = half_at(block, at).mul_add(factor * x_sum, offset);
+                offset = half_at(block, at).mul_add(factor * factors.sum, offset);
             }
         }
         sum + offset
@@ -344,11 +347,11 @@ mod wide {
         let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
         let blocks = blocks.zip(third.as_chunks::<BYTES>().0).zip(fourth.as_chunks::<BYTES>().0);
         let mut sums = [_mm256_setzero_ps(); FOUR];
-        for ((((first, second), third), fourth), (values, &x_scale)) in
-            blocks.zip(x.values.iter().zip(x.scales))
+        for ((((first, second), third), fourth), (values, factors)) in
+            blocks.zip(x.values.iter().zip(x.factors))
         {
             let blocks = [first, second, third, fourth];
-            let scales = _mm_mul_ps(_mm_cvtph_ps(halves(blocks, 0)), _mm_set1_ps(x_scale));
+            let scales = _mm_mul_ps(_mm_cvtph_ps(halves(blocks, 0)), _mm_set1_ps(factors.scale));
             let scales = _mm256_set_m128(scales, scales);
             let scales = [
                 _mm256_permute_ps::<0x00>(scales),
@@ -387,8 +390,7 @@ mod wide {
             *blocks = &row.as_chunks().0[..count];
         }
         let (mut sums, mut offsets) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-        let of_x = x.bytes.iter().zip(x.scales).zip(x.sums);
-        for (at, ((bytes, &x_scale), &x_sum)) in of_x.enumerate().take(count) {
+        for (at, (bytes, factors)) in x.bytes.iter().zip(x.factors).enumerate().take(count) {
             // The next eight rows lie one after the other: of all of them as much as of these is read.
             for line in (0..EIGHT * BYTES).step_by(simd::LINE_BYTES) {
                 simd::fetch_once(weight[0], ahead + at * EIGHT * BYTES + line);
@@ -397,9 +399,9 @@ mod wide {
             let back = [&blocks[4][at], &blocks[5][at], &blocks[6][at], &blocks[7][at]];
             let scales = eight_halves(front, back, 0);
             let added = if OFFSET == 0 { scales } else { eight_halves(front, back, OFFSET) };
-            offsets = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * x_sum), offsets);
+            offsets = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * factors.sum), offsets);
             let whole = nibble_products::<DOT>(by_fours(front, back), bytes);
-            let scales = _mm256_mul_ps(scales, _mm256_set1_ps(x_scale));
+            let scales = _mm256_mul_ps(scales, _mm256_set1_ps(factors.scale));
             sums = _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(whole), sums);
         }
         pulp::cast(_mm256_add_ps(sums, offsets))
@@ -622,7 +624,7 @@ mod tests {
             for format in FORMATS {
                 let weight = packed(format, 1, 96);
                 let rounded = Rounded::new(format, &x, 96).unwrap();
-                assert_eq!((rounded.scales[0], rounded.sums[0]), (0.0, 0.0));
+                assert_eq!((rounded.factors[0].scale, rounded.factors[0].sum), (0.0, 0.0));
                 let mut out = [0.0];
                 rounded.add_products(&weight, 0..1, 1, &mut out);
                 assert!(!out[0].is_finite(), "{format} {bad}");
@@ -633,7 +635,7 @@ mod tests {
             let rounded = Rounded::new(BlockFormat::Q8_0, &x, 32).unwrap();
             let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
             for (&value, x) in rounded.values[0].iter().zip(&x) {
-                let back = f32::from(value) * rounded.scales[0];
+                let back = f32::from(value) * rounded.factors[0].scale;
                 assert!((back - x).abs() <= peak / 65_200.0, "{x} {back}");
             }
         }
