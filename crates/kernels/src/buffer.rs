@@ -13,7 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 /// Buffers below this many elements are left to the allocator.
-const SMALLEST_KEPT: usize = 1 << 12;
+const SMALLEST_KEPT: usize = 1 << 8;
 
 /// Free memory of one element type.
 pub struct FreeList<E>(Mutex<Lists<E>>);

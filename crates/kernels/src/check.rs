@@ -24,7 +24,7 @@ fn tensors(shapes: &[&[usize]]) -> Vec<Tensor> {
     let fill = |(seed, shape): (usize, &&[usize])| {
         let values: Vec<f64> =
             (0..shape.iter().product()).map(|i| value(seed as u64 + 1, i)).collect();
-        Tensor::from_f64(DType::F64, &values, shape.to_vec())
+        Tensor::from_f64(DType::F64, &values, shape)
     };
     shapes.iter().enumerate().map(fill).collect()
 }

@@ -4,6 +4,7 @@ use crate::buffer::{Buffer, Pooled};
 use crate::element::{DType, Element};
 #[cfg(feature = "gpu")]
 use crate::gpu::DeviceBuffer;
+use smallvec::SmallVec;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
@@ -14,8 +15,11 @@ use std::sync::{Arc, LazyLock};
 #[derive(Clone)]
 pub struct Tensor {
     storage: Storage,
-    shape: Vec<usize>,
+    shape: Shape,
 }
+
+/// Extents, kept without an allocation: decoding makes hundreds of small tensors a token.
+type Shape = SmallVec<[usize; 4]>;
 
 #[derive(Clone)]
 enum Storage {
@@ -93,8 +97,8 @@ impl Tensor {
     ///
     /// # Panics
     /// If `shape` does not have as many elements as `data`.
-    pub fn new<E: TensorElement>(data: impl Into<Buffer<E>>, shape: impl Into<Vec<usize>>) -> Self {
-        let (data, shape) = (data.into(), shape.into());
+    pub fn new<E: TensorElement>(data: impl Into<Buffer<E>>, shape: impl AsRef<[usize]>) -> Self {
+        let (data, shape) = (data.into(), Shape::from_slice(shape.as_ref()));
         assert_eq!(
             data.len(),
             shape.iter().product::<usize>(),
@@ -105,14 +109,13 @@ impl Tensor {
     }
 
     /// All zeros.
-    pub fn zeros(dtype: DType, shape: impl Into<Vec<usize>>) -> Self {
-        let shape = shape.into();
-        let len = shape.iter().product();
+    pub fn zeros(dtype: DType, shape: impl AsRef<[usize]>) -> Self {
+        let len = shape.as_ref().iter().product();
         dispatch!(dtype, E => Self::new(Buffer::<E>::zeros(len), shape))
     }
 
     /// Rounds `values` to `dtype`.
-    pub fn from_f64(dtype: DType, values: &[f64], shape: impl Into<Vec<usize>>) -> Self {
+    pub fn from_f64(dtype: DType, values: &[f64], shape: impl AsRef<[usize]>) -> Self {
         dispatch!(dtype, E => {
             Self::new(values.iter().map(|&v| E::from_f64(v)).collect::<Vec<E>>(), shape)
         })
@@ -142,8 +145,8 @@ impl Tensor {
 
     /// A tensor on a device.
     #[cfg(feature = "gpu")]
-    pub(crate) fn on_device(buffer: DeviceBuffer, shape: impl Into<Vec<usize>>) -> Self {
-        Self { storage: Storage::Device(buffer), shape: shape.into() }
+    pub(crate) fn on_device(buffer: DeviceBuffer, shape: impl AsRef<[usize]>) -> Self {
+        Self { storage: Storage::Device(buffer), shape: Shape::from_slice(shape.as_ref()) }
     }
 
     /// Where the numbers lie, if that is on a device.
@@ -207,8 +210,8 @@ impl Tensor {
     ///
     /// # Panics
     /// If the number of elements differs.
-    pub fn reshape(mut self, shape: impl Into<Vec<usize>>) -> Self {
-        let shape = shape.into();
+    pub fn reshape(mut self, shape: impl AsRef<[usize]>) -> Self {
+        let shape = Shape::from_slice(shape.as_ref());
         assert_eq!(self.len(), shape.iter().product::<usize>(), "{:?} to {shape:?}", self.shape);
         self.shape = shape;
         self
@@ -229,7 +232,7 @@ impl Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
-        Self::from_f64(dtype, &self.to_f64(), self.shape.clone())
+        Self::from_f64(dtype, &self.to_f64(), self.shape())
     }
 
     /// The single element of a one-element tensor.

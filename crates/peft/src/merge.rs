@@ -34,7 +34,7 @@ pub enum Merge<'a> {
     /// Nothing.
     Unchanged,
     /// Adds a product of thin matrices.
-    Delta(Factors),
+    Delta(Box<Factors>),
     /// Multiplies every output (row of the weight) by `l: [out]`, the bias too.
     ScaleOutput(Tensor),
     /// Multiplies every input (column of the weight) by `l: [in]`.

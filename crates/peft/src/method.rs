@@ -291,11 +291,10 @@ pub(crate) fn uniform(
     name: &str,
     bound: f64,
     dtype: DType,
-    shape: impl Into<Vec<usize>>,
+    shape: impl AsRef<[usize]>,
 ) -> Tensor {
-    let shape = shape.into();
     let mut random = random_stream(seed, name);
-    let values: Vec<f64> = (0..shape.iter().product())
+    let values: Vec<f64> = (0..shape.as_ref().iter().product())
         .map(|_| {
             let unit = f64::from(random.next_u32()) / f64::from(u32::MAX);
             (2.0 * unit - 1.0) * bound
@@ -310,12 +309,11 @@ pub(crate) fn normal(
     name: &str,
     deviation: f64,
     dtype: DType,
-    shape: impl Into<Vec<usize>>,
+    shape: impl AsRef<[usize]>,
 ) -> Tensor {
-    let shape = shape.into();
     let mut random = random_stream(seed, name);
     let mut unit = || (f64::from(random.next_u32()) + 0.5) / 4_294_967_296.0;
-    let values: Vec<f64> = (0..shape.iter().product())
+    let values: Vec<f64> = (0..shape.as_ref().iter().product())
         .map(|_| {
             let radius = (-2.0 * unit().ln()).sqrt();
             deviation * radius * (std::f64::consts::TAU * unit()).cos()

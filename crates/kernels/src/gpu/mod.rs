@@ -106,7 +106,7 @@ impl DeviceBuffer {
         &self.0.buffer
     }
 
-    fn tensor(self, shape: impl Into<Vec<usize>>) -> Tensor {
+    fn tensor(self, shape: impl AsRef<[usize]>) -> Tensor {
         Tensor::on_device(self, shape)
     }
 }

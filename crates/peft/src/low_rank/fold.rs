@@ -47,7 +47,7 @@ impl LowRankAdapter {
                 .map(|pair| pair.each_ref().map(|t| t.value().clone())),
         };
         match &tensors.magnitude {
-            None => Merge::Delta(factors),
+            None => Merge::Delta(Box::new(factors)),
             Some((magnitude, _)) => {
                 let magnitude = magnitude.parameter.value();
                 Merge::Map(Box::new(move |weight| with_row_norms(weight, &factors, magnitude)))

@@ -571,13 +571,13 @@ impl Tuned for AdaLoraAdapter {
     fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
         let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
         let _guard = no_grad();
-        Merge::Delta(Factors {
+        Merge::Delta(Box::new(Factors {
             a: scale_rows(tensors[A].var(), tensors[E].var()).into_value(),
             b: tensors[B].parameter.value().clone(),
             scale: self.options.peft_scale(),
             num_experts: 1,
             beside: None,
-        })
+        }))
     }
 
     fn as_adapter(&self) -> &dyn Adapter {

@@ -405,13 +405,13 @@ impl Tuned for MtlLora {
         };
         let _guard = no_grad();
         let (a, b) = self.updates(tensors, &[domain]);
-        Merge::Delta(Factors {
+        Merge::Delta(Box::new(Factors {
             a: a.into_value(),
             b: b.into_value(),
             scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
             num_experts: 1,
             beside: None,
-        })
+        }))
     }
 
     fn as_adapter(&self) -> &dyn Adapter {
