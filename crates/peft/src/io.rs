@@ -284,7 +284,7 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
             }
             // A single number has no dimension; here every tensor has one.
             let shape = view.shape();
-            Tensor::new(values, if shape.is_empty() { vec![1] } else { shape.to_vec() })
+            Tensor::new(values, if shape.is_empty() { &[1] } else { shape })
         });
         tensors.insert(plain_name(&name), values);
     }

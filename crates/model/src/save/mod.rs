@@ -80,7 +80,7 @@ impl Saving<'_> {
     ) -> Result<Vec<u8>> {
         let shape = self.shape(name).to_vec();
         let values = self.source.weights.take_f32(name, &shape)?;
-        let tensor = (self.edit)(name, Tensor::new(values, shape.clone()));
+        let tensor = (self.edit)(name, Tensor::new(values, &shape));
         let path = self.source.weights.path();
         if tensor.shape() != shape {
             let message =

@@ -219,7 +219,7 @@ pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
                 "its tensors share {stored} numbers more than {MAX_SHARED} times over"
             )));
         }
-        tensors.insert(name.to_string(), Tensor::from_f64(dtype, &values, view.shape.clone()));
+        tensors.insert(name.to_string(), Tensor::from_f64(dtype, &values, &view.shape));
     }
     Ok(tensors)
 }

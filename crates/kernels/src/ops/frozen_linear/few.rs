@@ -12,7 +12,7 @@ pub(crate) mod float;
 mod integer;
 
 /// Most rows of a weight that are multiplied together.
-const MOST_TOGETHER: usize = 8;
+const MOST_TOGETHER: usize = integer::EIGHT;
 
 /// Bytes of weight a task reads.
 const TASK_BYTES: usize = 1 << 16;

@@ -26,7 +26,7 @@ const LANES: usize = 8;
 const FOUR: usize = 4;
 
 /// Rows of four bits that are multiplied together.
-const EIGHT: usize = 8;
+pub(super) const EIGHT: usize = 8;
 
 /// Where in a block of a format its parts are.
 #[derive(Clone, Copy)]
