@@ -172,13 +172,13 @@ impl<'a, T> Rows<'a, T> {
         Self { data, len, stride: len }
     }
 
-    /// The `N` rows from `first` on, to be multiplied together. The last one before `end` stands in
-    /// for those past it.
+    /// The `N` rows `first`, `first + apart`, … to be multiplied together. The last one before `end`
+    /// stands in for those past it.
     #[inline(always)]
-    fn group<const N: usize>(&self, first: usize, end: usize) -> [&'a [T]; N] {
+    fn group<const N: usize>(&self, first: usize, apart: usize, end: usize) -> [&'a [T]; N] {
         let mut rows = [&self.data[..0]; N];
         for (at, row) in rows.iter_mut().enumerate() {
-            let start = (first + at).min(end - 1) * self.stride;
+            let start = (first + at * apart).min(end - 1) * self.stride;
             *row = &self.data[start..start + self.len];
         }
         rows

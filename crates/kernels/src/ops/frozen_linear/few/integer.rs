@@ -156,7 +156,7 @@ impl Rounded {
     ) {
         let weight = Rows::whole(weight, self.blocks * self.layout.bytes);
         for (first, out) in range.clone().step_by(N).zip(out.chunks_mut(N * rows)) {
-            let group = weight.group(first, range.end);
+            let group = weight.group(first, 1, range.end);
             for row in 0..rows {
                 let sums = products(self.layout, group, self.row(row));
                 for (out, sum) in out.chunks_mut(rows).zip(sums) {
