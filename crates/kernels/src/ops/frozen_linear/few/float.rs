@@ -1,8 +1,8 @@
 //! Products of plain numbers with a few rows of activations. Rows of the weight are taken four at a
 //! time with up to three rows of activations, so that what is loaded serves several products, and their
 //! sums are folded together: neighbours of short rows, and of long ones rows far apart, because
-//! four streams of memory are read faster than one. Where a processor answers more calls for memory at a
-//! time than its own prefetching makes, a long row is multiplied by itself, calling far ahead.
+//! four streams of memory are read faster than one. With AVX-512 a long row is multiplied by itself,
+//! its memory called for ahead.
 
 use super::Rows;
 use crate::simd::{self, vectorize};
@@ -82,8 +82,9 @@ fn add_to(weight: Rows<'_, f32>, x: &[f32], range: Range<usize>, sums: Sums<'_>)
     by_fours(weight, x, range, sums, &Portable);
 }
 
-/// Whether one stream of memory, called for ahead of time, is read at least as fast as several: so
-/// measured on Zen 5. On Zen 3 four streams without calling ahead are read a quarter faster.
+/// Whether long rows are read one by one, called for ahead of time. On Zen 5 that was faster than four
+/// neighbours at a time; rows far apart have not been measured there. On Zen 3 they are read a quarter
+/// faster than single ones.
 #[cfg(target_arch = "x86_64")]
 fn calls_ahead() -> bool {
     is_x86_feature_detected!("avx512f")
