@@ -349,4 +349,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn both_orders_of_the_result_hold_the_right_sums() {
+        let short = [(7, 100, 1), (4, 16, 3), (1, 5, 2), (9, 240, 7)];
+        let long = [(7, 256, 1), (3, 577, 2), (5, 1536, 3)];
+        for (outputs, inputs, rows) in short.into_iter().chain(long) {
+            let (weight, x) = (numbers(outputs * inputs, 5), numbers(rows * inputs, 77));
+            let weights = Rows::whole(&weight, inputs);
+            for first in 0..outputs.min(2) {
+                let count = outputs - first;
+                let [mut got, mut by_row] = [(); 2].map(|()| vec![0.5; count * rows]);
+                add_products(weights, &x, first..outputs, rows, &mut got);
+                check(&got, &weight[first * inputs..], &x, inputs, rows);
+                add_products_by_row(weights, &x, first..outputs, &mut by_row);
+                assert_eq!(turned(&by_row, count), got);
+                if inputs < LONG {
+                    let mut portable = vec![0.5; count * rows];
+                    let sums = Sums { out: &mut portable, strides: [rows, 1] };
+                    by_fours(weights, &x, first..outputs, sums, &Portable);
+                    assert_eq!(portable, got);
+                }
+            }
+        }
+    }
 }
