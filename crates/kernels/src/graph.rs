@@ -179,7 +179,7 @@ impl Var {
     pub fn backward(&self) -> Gradients {
         let mut seed = Tensor::zeros(self.value.dtype(), self.value.shape());
         assert_eq!(seed.len(), 1, "backward() starts from a single number");
-        crate::dispatch!(seed.dtype(), E => seed.data_mut::<E>()[0] = 1.0);
+        crate::dispatch!(seed.dtype(), |E| seed.data_mut::<E>()[0] = 1.0);
         self.backward_from(seed)
     }
 }

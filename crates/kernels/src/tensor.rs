@@ -78,7 +78,7 @@ tensor_element!(f64, F64);
 /// Runs `$body` with `$E` bound to the element type of `$dtype`.
 #[macro_export]
 macro_rules! dispatch {
-    ($dtype:expr, $E:ident => $body:expr) => {
+    ($dtype:expr, |$E:ident| $body:expr) => {
         match $dtype {
             $crate::DType::F32 => {
                 type $E = f32;
@@ -111,12 +111,12 @@ impl Tensor {
     /// All zeros.
     pub fn zeros(dtype: DType, shape: impl AsRef<[usize]>) -> Self {
         let len = shape.as_ref().iter().product();
-        dispatch!(dtype, E => Self::new(Buffer::<E>::zeros(len), shape))
+        dispatch!(dtype, |E| Self::new(Buffer::<E>::zeros(len), shape))
     }
 
     /// Rounds `values` to `dtype`.
     pub fn from_f64(dtype: DType, values: &[f64], shape: impl AsRef<[usize]>) -> Self {
-        dispatch!(dtype, E => {
+        dispatch!(dtype, |E| {
             Self::new(values.iter().map(|&v| E::from_f64(v)).collect::<Vec<E>>(), shape)
         })
     }
@@ -219,12 +219,12 @@ impl Tensor {
 
     /// Widened (or copied) values.
     pub fn to_f64(&self) -> Vec<f64> {
-        dispatch!(self.dtype(), E => self.data::<E>().iter().map(|&v| v.to_f64()).collect())
+        dispatch!(self.dtype(), |E| self.data::<E>().iter().map(|&v| v.to_f64()).collect())
     }
 
     /// Rounded (or copied) values.
     pub fn to_f32(&self) -> Vec<f32> {
-        dispatch!(self.dtype(), E => self.data::<E>().iter().map(|&v| v.to_f64() as f32).collect())
+        dispatch!(self.dtype(), |E| self.data::<E>().iter().map(|&v| v.to_f64() as f32).collect())
     }
 
     /// The same values in `dtype`; shares the storage when nothing changes.
@@ -243,15 +243,18 @@ impl Tensor {
 
     /// Whether every element is finite.
     pub fn is_finite(&self) -> bool {
-        dispatch!(self.dtype(), E => {
+        dispatch!(self.dtype(), |E| {
             let data = self.data::<E>();
-            crate::simd::vectorize(#[inline(always)] || data.iter().fold(true, |all, &x| all & x.is_finite()))
+            crate::simd::vectorize(
+                #[inline(always)]
+                || data.iter().fold(true, |all, &x| all & x.is_finite()),
+            )
         })
     }
 
     /// Euclidean norm, accumulated in `f64`.
     pub fn norm(&self) -> f64 {
-        dispatch!(self.dtype(), E => {
+        dispatch!(self.dtype(), |E| {
             self.data::<E>().iter().map(|&x| x.to_f64() * x.to_f64()).sum::<f64>().sqrt()
         })
     }
@@ -263,7 +266,7 @@ impl Tensor {
     pub fn add_assign(&mut self, other: &Tensor) {
         assert_eq!(self.shape, other.shape, "adding tensors of different shapes");
         on_device!(pointwise::add_assign(self, other));
-        dispatch!(self.dtype(), E => {
+        dispatch!(self.dtype(), |E| {
             crate::simd::for_each_chunk(self.data_mut::<E>(), other.data::<E>(), |a, b| {
                 for (a, &b) in a.iter_mut().zip(b) {
                     *a += b;
@@ -275,7 +278,7 @@ impl Tensor {
     /// Multiplies every element by `factor`.
     pub fn scale(&mut self, factor: f64) {
         on_device!(pointwise::scale(self, factor));
-        dispatch!(self.dtype(), E => {
+        dispatch!(self.dtype(), |E| {
             let factor = E::from_f64(factor);
             for x in self.data_mut::<E>() {
                 *x *= factor;

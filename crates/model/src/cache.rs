@@ -90,7 +90,7 @@ impl LayerCache {
         let copy = |side: &Tensor| {
             let mut copy = Tensor::zeros(side.dtype(), [self.len + more, width]);
             let used = self.len * width;
-            dispatch!(side.dtype(), E => {
+            dispatch!(side.dtype(), |E| {
                 copy.data_mut::<E>()[..used].copy_from_slice(&side.data::<E>()[..used]);
             });
             copy
@@ -130,7 +130,7 @@ impl std::fmt::Debug for Cache {
         let bytes: usize = self
             .layers
             .iter()
-            .map(|layer| dispatch!(layer.keys.dtype(), E => 2 * layer.keys.len() * size_of::<E>()))
+            .map(|layer| dispatch!(layer.keys.dtype(), |E| 2 * layer.keys.len() * size_of::<E>()))
             .sum();
         write!(f, "Cache({} tokens, {bytes} bytes)", self.len)
     }

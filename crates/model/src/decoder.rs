@@ -399,7 +399,8 @@ impl Decoder {
                 if let Some(prefix) = &lead.prefix[index] {
                     let (keys, values) = (prefix.keys.value(), prefix.values.value());
                     for (cache, _) in layers.iter_mut().zip(&starts).filter(|(_, start)| **start) {
-                        dispatch!(self.dtype, E => cache.append(keys.data::<E>(), values.data::<E>()));
+                        dispatch!(self.dtype, |E| cache
+                            .append(keys.data::<E>(), values.data::<E>()));
                     }
                 }
                 let attention =
@@ -455,7 +456,7 @@ impl Decoder {
     ) -> Var {
         let (q, k, v) = (q.value(), k.value(), v.value());
         let (width, kv_width) = (q.cols(), k.cols());
-        dispatch!(self.dtype, E => {
+        dispatch!(self.dtype, |E| {
             for (cache, w) in caches.iter_mut().zip(offsets.windows(2)) {
                 let rows = w[0] * kv_width..w[1] * kv_width;
                 cache.append(&k.data::<E>()[rows.clone()], &v.data::<E>()[rows]);

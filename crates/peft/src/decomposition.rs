@@ -114,7 +114,7 @@ impl RowNorms {
 /// Whether two tensors share their memory. Both being alive, that means they are equal.
 fn same(a: &Tensor, b: &Tensor) -> bool {
     a.dtype() == b.dtype()
-        && hydralora_kernels::dispatch!(a.dtype(), E => std::ptr::eq(a.data::<E>(), b.data::<E>()))
+        && hydralora_kernels::dispatch!(a.dtype(), |E| std::ptr::eq(a.data::<E>(), b.data::<E>()))
 }
 
 /// The principal part of `weight: [out, in]` as `scale · B A` with `A: [r, in]`, `B: [out, r]`:

@@ -230,7 +230,7 @@ pub fn write_tensors(path: &Path, tensors: &TensorMap) -> Result<()> {
 
 /// A tensor's numbers as a file has them: little-endian.
 fn bytes_of(tensor: &Tensor) -> Cow<'_, [u8]> {
-    dispatch!(tensor.dtype(), E => {
+    dispatch!(tensor.dtype(), |E| {
         let data = tensor.data::<E>();
         if cfg!(target_endian = "little") {
             Cow::Borrowed(bytemuck::cast_slice(data))
@@ -261,7 +261,7 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
     let mut tensors = TensorMap::new();
     for (name, view) in file.tensors() {
-        let values = dispatch!(dtype, E => {
+        let values = dispatch!(dtype, |E| {
             let values: Vec<E> = match view.dtype() {
                 Dtype::F64 => chunks(view.data()).map(|b| f64::from_le_bytes(b) as E).collect(),
                 Dtype::F32 => chunks(view.data()).map(|b| E::from(f32::from_le_bytes(b))).collect(),

@@ -89,9 +89,12 @@ impl Sampler {
 
 /// The token with the largest of `logits: [1, vocab_size]`, the lowest id of several.
 pub fn likeliest(logits: &Tensor) -> u32 {
-    let position = dispatch!(logits.dtype(), E => {
+    let position = dispatch!(logits.dtype(), |E| {
         let logits = logits.data::<E>();
-        let peak = simd::vectorize(#[inline(always)] || simd::max(logits));
+        let peak = simd::vectorize(
+            #[inline(always)]
+            || simd::max(logits),
+        );
         logits.iter().position(|&logit| logit == peak)
     });
     position.unwrap_or(0) as u32

@@ -91,7 +91,7 @@ impl AdamW {
                 ..config
             };
             let value = trainable.parameter.value_mut();
-            dispatch!(value.dtype(), E => update(
+            dispatch!(value.dtype(), |E| update(
                 value.data_mut::<E>(),
                 gradient.data::<E>(),
                 first.data_mut::<E>(),

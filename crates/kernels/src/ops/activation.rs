@@ -18,13 +18,13 @@ pub fn tanh(x: &Var) -> Var {
 /// `y = f(x)`, where `derivative` gives `f'(x)` from `y`.
 fn pointwise(x: &Var, f: fn(f64) -> f64, derivative: fn(f64) -> f64) -> Var {
     let y = x.value();
-    let y = dispatch!(y.dtype(), E => {
+    let y = dispatch!(y.dtype(), |E| {
         let values: Vec<E> = y.data::<E>().iter().map(|&x| f(x.to_f64()) as E).collect();
         Tensor::new(values, y.shape())
     });
     let saved = y.clone();
     Var::computed(y, &[x], move |mut gradient, parents| {
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             for (g, &y) in gradient.data_mut::<E>().iter_mut().zip(saved.data::<E>()) {
                 *g *= derivative(y.to_f64()) as E;
             }

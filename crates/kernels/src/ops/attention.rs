@@ -78,7 +78,7 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
     on_device!(attention::causal_attention(q, k, v, spans, config));
 
     let mut log_sums = Tensor::zeros(queries.dtype(), [rows, config.num_heads]);
-    let value = dispatch!(queries.dtype(), E => {
+    let value = dispatch!(queries.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(queries.len());
         let sources: Vec<Source<'_, E>> = spans
             .iter()

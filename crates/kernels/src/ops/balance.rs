@@ -60,7 +60,7 @@ pub fn squared_variation(gates: &Var, offsets: &[usize], constants: &[f64]) -> V
             })
             .collect();
         let mut out = Tensor::zeros(dtype, [rows, experts]);
-        dispatch!(dtype, E => {
+        dispatch!(dtype, |E| {
             let data = out.data_mut::<E>();
             for (sequence, w) in offsets.windows(2).enumerate() {
                 let dz = &dz[sequence * experts..(sequence + 1) * experts];

@@ -110,13 +110,13 @@ fn cross_entropy(
             continue;
         }
         let mut logits = head.apply(&selected);
-        dispatch!(dtype, E => softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses));
+        dispatch!(dtype, |E| softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses));
         if wanted {
             chunks.push(head.input_gradient(&logits, None));
         }
         if let Some(sum) = &mut weight_gradient {
             let vocabulary = logits.cols();
-            dispatch!(dtype, E => gemm(
+            dispatch!(dtype, |E| gemm(
                 MatMut::new(sum.data_mut::<E>(), vocabulary, cols),
                 Mat::new(logits.data::<E>(), rows.len(), vocabulary).t(),
                 Mat::new(selected.data::<E>(), rows.len(), cols),
@@ -142,7 +142,7 @@ fn cross_entropy(
             return;
         }
         let mut out = Tensor::zeros(dtype, shape);
-        dispatch!(dtype, E => {
+        dispatch!(dtype, |E| {
             let out = out.data_mut::<E>();
             for (rows, chunk) in gradient_rows.chunks(chunk_rows).zip(&chunks) {
                 for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {

@@ -22,7 +22,7 @@ pub fn matrix_product(a: &Var, b: &Var) -> Var {
     let (saved_a, saved_b) = (a.value().clone(), b.value().clone());
     let (rows, inner, cols) = (saved_a.rows(), saved_a.cols(), saved_b.cols());
     assert_eq!(saved_b.rows(), inner, "the inner extents differ");
-    let c = dispatch!(saved_a.dtype(), E => {
+    let c = dispatch!(saved_a.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(rows * cols);
         gemm(
             MatMut::new(&mut out, rows, cols),
@@ -35,7 +35,7 @@ pub fn matrix_product(a: &Var, b: &Var) -> Var {
         Tensor::new(out, [rows, cols])
     });
     Var::computed(c, &[a, b], move |gradient, parents| {
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let dc = Mat::new(gradient.data::<E>(), rows, cols);
             if parents.needs(1) {
                 let a = Mat::new(saved_a.data::<E>(), rows, inner);
@@ -60,12 +60,12 @@ pub fn weighted_heads(heads: &Var, weights: &Var) -> Var {
     let (outputs, width) = (saved_heads.rows(), saved_heads.cols());
     assert_eq!(width % experts, 0, "the heads differ in rank");
     let rank = width / experts;
-    let value = dispatch!(saved_heads.dtype(), E => {
+    let value = dispatch!(saved_heads.dtype(), |E| {
         let out = mixed::<E>(saved_heads.data::<E>(), saved_weights.data::<E>(), experts, rank);
         Tensor::new(out, [outputs, groups * rank])
     });
     Var::computed(value, &[heads, weights], move |gradient, parents| {
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let d = gradient.data::<E>();
             if parents.needs(1) {
                 let mut sums = vec![0.0 as E; groups * experts];

@@ -36,7 +36,7 @@ impl Dropout {
     /// [`apply`](Self::apply) in the storage of `x`.
     pub fn apply_in_place(self, x: &mut Tensor) {
         on_device!(pointwise::dropout(x, self));
-        dispatch!(x.dtype(), E => {
+        dispatch!(x.dtype(), |E| {
             x.data_mut::<E>()
                 .par_chunks_mut(CHUNK)
                 .enumerate()

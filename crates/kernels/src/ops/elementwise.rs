@@ -44,7 +44,7 @@ pub fn scale_columns(x: &Var, l: &Var) -> Var {
     Var::computed(y, &[x, l], move |gradient, parents| {
         if parents.needs(1) {
             let x = saved_x.get();
-            let sums = dispatch!(gradient.dtype(), E => {
+            let sums = dispatch!(gradient.dtype(), |E| {
                 let mut sums = Buffer::<E>::zeros(factors.len());
                 add_column_products(gradient.data::<E>(), x.data::<E>(), &mut sums);
                 Tensor::new(sums, factors.shape())
@@ -71,7 +71,7 @@ pub fn scale_columns_in_place(x: Var, l: &Var) -> Var {
     let saved = l.needs_grad().then(|| y.clone());
     Var::computed(y, &[&x, l], move |gradient, parents| {
         if let Some(saved) = saved.filter(|_| parents.needs(1)) {
-            let sums = dispatch!(gradient.dtype(), E => {
+            let sums = dispatch!(gradient.dtype(), |E| {
                 let mut sums = Buffer::<E>::zeros(factors.len());
                 add_column_products(gradient.data::<E>(), saved.data::<E>(), &mut sums);
                 for (sum, &l) in sums.iter_mut().zip(factors.data::<E>()) {
@@ -94,7 +94,7 @@ pub fn scale_columns_in_place(x: Var, l: &Var) -> Var {
 pub fn shift_columns(x: Var, shift: &Tensor) -> Var {
     let (mut y, x) = x.take();
     assert_eq!(y.cols(), shift.len(), "one shift per column");
-    dispatch!(y.dtype(), E => {
+    dispatch!(y.dtype(), |E| {
         for row in y.data_mut::<E>().chunks_exact_mut(shift.len().max(1)) {
             crate::simd::add_scaled(1.0, shift.data::<E>(), row);
         }
@@ -113,7 +113,7 @@ pub fn scale_rows(m: &Var, e: &Var) -> Var {
     Var::computed(y, &[m, e], move |gradient, parents| {
         if parents.needs(1) {
             let width = saved.cols().max(1);
-            let sums = dispatch!(gradient.dtype(), E => {
+            let sums = dispatch!(gradient.dtype(), |E| {
                 let pairs = gradient.data::<E>().chunks(width).zip(saved.data::<E>().chunks(width));
                 let sums: Vec<E> = pairs.map(|(g, m)| crate::simd::dot(g, m)).collect();
                 Tensor::new(sums, factors.shape())
@@ -129,16 +129,19 @@ pub fn scale_rows(m: &Var, e: &Var) -> Var {
 fn times_columns(mut x: Tensor, factors: &Tensor) -> Tensor {
     on_device!(pointwise::times_columns(&x, factors));
     let width = factors.len().max(1);
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let factors = factors.data::<E>();
         x.data_mut::<E>().par_chunks_mut(rows_per_task(width) * width).for_each(|rows| {
-            vectorize(#[inline(always)] || {
-                for row in rows.chunks_exact_mut(width) {
-                    for (x, &l) in row.iter_mut().zip(factors) {
-                        *x *= l;
+            vectorize(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact_mut(width) {
+                        for (x, &l) in row.iter_mut().zip(factors) {
+                            *x *= l;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     });
     x
@@ -146,7 +149,7 @@ fn times_columns(mut x: Tensor, factors: &Tensor) -> Tensor {
 
 fn times_rows(mut m: Tensor, factors: &Tensor) -> Tensor {
     let width = m.cols().max(1);
-    dispatch!(m.dtype(), E => {
+    dispatch!(m.dtype(), |E| {
         let factors = factors.data::<E>();
         for (row, &e) in m.data_mut::<E>().chunks_mut(width).zip(factors) {
             for m in row {

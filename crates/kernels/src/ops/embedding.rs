@@ -15,7 +15,7 @@ pub fn embedding(weight: &Var, ids: &[u32]) -> Var {
     let _part = crate::profile::part("embedding");
     let shape = weight.value().shape().to_vec();
     let (rows, cols) = (weight.value().rows(), weight.value().cols());
-    let value = dispatch!(weight.value().dtype(), E => {
+    let value = dispatch!(weight.value().dtype(), |E| {
         let table = weight.value().data::<E>();
         let mut out = Buffer::<E>::scratch(ids.len() * cols);
         for (out, &id) in out.chunks_exact_mut(cols.max(1)).zip(ids) {
@@ -30,7 +30,7 @@ pub fn embedding(weight: &Var, ids: &[u32]) -> Var {
         let _part = crate::profile::part("embedding backward");
         let carried = parents.take(0);
         let mut sum = carried.unwrap_or_else(|| Tensor::zeros(gradient.dtype(), shape));
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let sum = sum.data_mut::<E>();
             for (row, &id) in gradient.data::<E>().chunks_exact(cols.max(1)).zip(&ids) {
                 simd::add_scaled(1.0, row, &mut sum[id as usize * cols..][..cols]);

@@ -137,7 +137,7 @@ impl FrozenLinear {
     fn weight_bytes(&self) -> &[u8] {
         match &self.weight {
             FrozenWeight::Dense(weight) => {
-                dispatch!(weight.dtype(), E => bytemuck::cast_slice(weight.data::<E>()))
+                dispatch!(weight.dtype(), |E| bytemuck::cast_slice(weight.data::<E>()))
             }
             FrozenWeight::Blocks { bytes, .. } => bytes,
         }
@@ -226,7 +226,7 @@ impl FrozenLinear {
                 Tensor::new(out.remove(0), [rows, out_features])
             };
         }
-        dispatch!(x.dtype(), E => {
+        dispatch!(x.dtype(), |E| {
             let mut out = Buffer::<E>::scratch(rows * out_features);
             let input = Mat::new(x.data::<E>(), rows, in_features);
             match &self.weight {
@@ -243,8 +243,11 @@ impl FrozenLinear {
                     for first in (0..out_features).step_by(TILE_ROWS) {
                         let tile_rows = TILE_ROWS.min(out_features - first);
                         widen(*format, bytes, first, tile_rows, in_features, &mut tile);
-                        let tile = Tensor::new(tile[..tile_rows * in_features].to_vec(), [tile_rows, in_features])
-                            .to_dtype(x.dtype());
+                        let tile = Tensor::new(
+                            tile[..tile_rows * in_features].to_vec(),
+                            [tile_rows, in_features],
+                        )
+                        .to_dtype(x.dtype());
                         gemm(
                             MatMut::strided(&mut out[first..], rows, tile_rows, out_features),
                             input,
@@ -258,11 +261,14 @@ impl FrozenLinear {
             }
             if let Some(bias) = &self.bias {
                 let bias = bias.data::<E>();
-                vectorize(#[inline(always)] || {
-                    for row in out.chunks_exact_mut(out_features) {
-                        simd::axpy(1.0, bias, row);
-                    }
-                });
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for row in out.chunks_exact_mut(out_features) {
+                            simd::axpy(1.0, bias, row);
+                        }
+                    },
+                );
             }
             Tensor::new(out, [rows, out_features])
         })
@@ -278,7 +284,7 @@ impl FrozenLinear {
             return self.input_gradient_packed(gradient, carried);
         }
         let write = if carried.is_some() { Write::Add } else { Write::Set };
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let mut out = carried.unwrap_or_else(|| {
                 Tensor::new(Buffer::<E>::scratch(rows * in_features), [rows, in_features])
             });
@@ -298,11 +304,19 @@ impl FrozenLinear {
                     for first in (0..out_features).step_by(TILE_ROWS) {
                         let tile_rows = TILE_ROWS.min(out_features - first);
                         widen(*format, bytes, first, tile_rows, in_features, &mut tile);
-                        let tile = Tensor::new(tile[..tile_rows * in_features].to_vec(), [tile_rows, in_features])
-                            .to_dtype(gradient.dtype());
+                        let tile = Tensor::new(
+                            tile[..tile_rows * in_features].to_vec(),
+                            [tile_rows, in_features],
+                        )
+                        .to_dtype(gradient.dtype());
                         gemm(
                             MatMut::new(data, rows, in_features),
-                            Mat::strided(&gradient.data::<E>()[first..], rows, tile_rows, out_features),
+                            Mat::strided(
+                                &gradient.data::<E>()[first..],
+                                rows,
+                                tile_rows,
+                                out_features,
+                            ),
                             Mat::new(tile.data::<E>(), tile_rows, in_features),
                             1.0,
                             write,
@@ -380,7 +394,7 @@ impl FrozenLinear {
     pub fn gather(&self, ids: &[u32]) -> Tensor {
         on_device!(frozen::gather(self, ids));
         let [rows, cols] = self.shape();
-        dispatch!(self.dtype(), E => {
+        dispatch!(self.dtype(), |E| {
             let mut out = Buffer::<E>::scratch(ids.len() * cols);
             let mut wide = vec![0.0_f32; cols];
             for (out, &id) in out.chunks_exact_mut(cols.max(1)).zip(ids) {

@@ -156,7 +156,7 @@ pub fn gated_low_rank(x: &Var, y0: Var, p: &LowRank<'_>) -> Output {
             .or_else(|| given.map(|gates| gates.value().clone()));
         (z, gates)
     };
-    dispatch!(y.dtype(), E => {
+    dispatch!(y.dtype(), |E| {
         let h = mixed::<E>(&z, gates.as_ref(), routing, shape);
         gemm(
             MatMut::new(y.data_mut::<E>(), shape.tokens, shape.outputs),
@@ -202,7 +202,7 @@ pub fn router_gates(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
     let (saved_x, saved_weight, saved_gates) = (x.save(), weight.value().clone(), gates.clone());
     let none = Var::constant(Tensor::empty(gates.dtype()));
     Var::computed(gates, &[x, weight, bias.unwrap_or(&none)], move |gradient, parents| {
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let mut ds = gradient;
             softmax_backward(ds.data_mut::<E>(), &saved_gates);
             let (tokens, experts, inputs) = (ds.rows(), ds.cols(), saved_weight.cols());
@@ -266,7 +266,7 @@ fn shape_of(x: &Var, y0: &Var, p: &LowRank<'_>) -> Shape {
 pub(crate) fn product(x: &Tensor, m: &Tensor) -> Tensor {
     let (rows, inner, cols) = (x.rows(), x.cols(), m.rows());
     assert_eq!(m.cols(), inner, "the weight has another input width");
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(rows * cols);
         gemm(
             MatMut::new(&mut out, rows, cols),
@@ -285,7 +285,7 @@ fn product_pair(x: &Tensor, a: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
     let both = stack(a, g);
     let all = product(x, &both);
     let (a_cols, cols) = (a.rows(), both.rows());
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let (mut z, mut s) = (
             Buffer::<E>::scratch(x.rows() * a_cols),
             Buffer::<E>::scratch(x.rows() * (cols - a_cols)),
@@ -306,7 +306,7 @@ fn product_pair(x: &Tensor, a: &Tensor, g: &Tensor) -> (Tensor, Tensor) {
 /// The rows of `a`, then those of `b`.
 fn stack(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.cols(), b.cols(), "A and the router differ in input width");
-    dispatch!(a.dtype(), E => {
+    dispatch!(a.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(a.len() + b.len());
         out[..a.len()].copy_from_slice(a.data::<E>());
         out[a.len()..].copy_from_slice(b.data::<E>());
@@ -322,12 +322,17 @@ fn low_rank_input(x: &Tensor, a: &Tensor, shape: Shape, mask: Mask) -> Tensor {
         Mask::PerExpert(dropout) if shape.experts == 1 => {
             product(&dropout::maybe(Some(dropout), x), a)
         }
-        Mask::PerExpert(dropout) => dispatch!(x.dtype(), E => {
+        Mask::PerExpert(dropout) => dispatch!(x.dtype(), |E| {
             let mut z = Buffer::<E>::scratch(shape.tokens * shape.z_cols);
             for expert in 0..shape.experts {
                 let dropped = dropout.stream(expert as u64).apply(x);
                 gemm(
-                    MatMut::strided(&mut z[expert * shape.rank..], shape.tokens, shape.rank, shape.z_cols),
+                    MatMut::strided(
+                        &mut z[expert * shape.rank..],
+                        shape.tokens,
+                        shape.rank,
+                        shape.z_cols,
+                    ),
                     Mat::new(dropped.data::<E>(), shape.tokens, shape.inputs),
                     expert_rows::<E>(a, shape, expert).t(),
                     1.0,
@@ -353,7 +358,7 @@ fn expert_rows<E: TensorElement>(a: &Tensor, shape: Shape, expert: usize) -> Mat
 /// Row-wise softmax of `scores + bias`, in place.
 fn softmax(mut scores: Tensor, bias: Option<&Tensor>) -> Tensor {
     let cols = scores.cols();
-    dispatch!(scores.dtype(), E => {
+    dispatch!(scores.dtype(), |E| {
         let bias = bias.map(|bias| bias.data::<E>());
         for row in scores.data_mut::<E>().chunks_exact_mut(cols) {
             if let Some(bias) = bias {
@@ -426,7 +431,7 @@ struct SavedForBackward {
 impl SavedForBackward {
     fn backward(&self, dy: Tensor, parents: &mut crate::graph::ParentGradients<'_>) {
         let _part = crate::profile::part("gated_low_rank backward");
-        dispatch!(dy.dtype(), E => self.backward_in::<E>(&dy, parents));
+        dispatch!(dy.dtype(), |E| self.backward_in::<E>(&dy, parents));
         parents.add(1, dy);
     }
 

@@ -17,7 +17,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
     if let Some(bias) = bias {
         assert_eq!(bias.value().len(), y.cols(), "the bias has another width");
         let width = y.cols().max(1);
-        dispatch!(y.dtype(), E => {
+        dispatch!(y.dtype(), |E| {
             for row in y.data_mut::<E>().chunks_exact_mut(width) {
                 simd::add_scaled(1.0, bias.value().data::<E>(), row);
             }
@@ -27,7 +27,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
     let (saved_x, saved_weight) = (x.save(), weight.value().clone());
     Var::computed(y, &[x, weight, bias.unwrap_or(&none)], move |gradient, parents| {
         let (rows, outputs, inputs) = (gradient.rows(), gradient.cols(), saved_weight.cols());
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             if parents.needs(2) {
                 parents.add(2, column_sums::<E>(gradient.data::<E>(), outputs));
             }

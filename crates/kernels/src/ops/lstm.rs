@@ -39,7 +39,7 @@ pub fn lstm(x: &Var, layer: &Lstm<'_>, reverse: bool) -> Var {
         assert_eq!(bias.value().len(), 4 * width, "one bias per gate and unit");
     }
     let from_input = product(x.value(), layer.input_weight.value());
-    let (y, states) = dispatch!(x.value().dtype(), E => forward::<E>(&from_input, layer, reverse));
+    let (y, states) = dispatch!(x.value().dtype(), |E| forward::<E>(&from_input, layer, reverse));
     let parents = [x, layer.input_weight, layer.hidden_weight, layer.input_bias, layer.hidden_bias];
     let saved = Saved {
         x: x.value().clone(),
@@ -50,7 +50,7 @@ pub fn lstm(x: &Var, layer: &Lstm<'_>, reverse: bool) -> Var {
         reverse,
     };
     Var::computed(y, &parents, move |gradient, parents| {
-        dispatch!(gradient.dtype(), E => saved.backward::<E>(&gradient, parents));
+        dispatch!(gradient.dtype(), |E| saved.backward::<E>(&gradient, parents));
     })
 }
 

@@ -19,7 +19,7 @@ pub enum Side {
 /// of shape `[1]`.
 pub fn orthogonality(m: &Var, side: Side) -> Var {
     let saved = m.value().clone();
-    let (value, excess) = dispatch!(saved.dtype(), E => {
+    let (value, excess) = dispatch!(saved.dtype(), |E| {
         let excess = gram_excess::<E>(&saved, side);
         let norm = excess.iter().map(|c| c.to_f64() * c.to_f64()).sum::<f64>().sqrt();
         let extent = excess.len().isqrt();
@@ -29,7 +29,7 @@ pub fn orthogonality(m: &Var, side: Side) -> Var {
     Var::computed(value, &[m], move |gradient, parents| {
         let factor = if norm > 0.0 { 2.0 * gradient.item() / norm } else { 0.0 };
         let (rows, cols, extent) = (saved.rows(), saved.cols(), excess.rows());
-        dispatch!(saved.dtype(), E => {
+        dispatch!(saved.dtype(), |E| {
             let mut out = vec![0.0 as E; saved.len()];
             let matrix = Mat::new(saved.data::<E>(), rows, cols);
             let excess = Mat::new(excess.data::<E>(), extent, extent);

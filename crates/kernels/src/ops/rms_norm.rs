@@ -38,19 +38,22 @@ fn inverse_rms<E: TensorElement>(row: &[E], epsilon: E) -> E {
 fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
     let _part = crate::profile::part("rms_norm");
     on_device!(rows::rms_norm(x, weight, epsilon));
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::scratch(x.len());
         let rows = rows_per_task(cols) * cols;
         out.par_chunks_mut(rows).zip(x.data::<E>().par_chunks(rows)).for_each(|(out, x)| {
-            vectorize(#[inline(always)] || {
-                for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
-                    let inverse = inverse_rms(x, epsilon);
-                    for i in 0..cols {
-                        out[i] = x[i] * inverse * weight[i];
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+                        let inverse = inverse_rms(x, epsilon);
+                        for i in 0..cols {
+                            out[i] = x[i] * inverse * weight[i];
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         Tensor::new(out, x.shape())
     })
@@ -67,7 +70,7 @@ fn input_gradient(
     let _part = crate::profile::part("rms_norm backward");
     on_device!(rows::rms_norm_backward(x, weight, gradient, epsilon, carried.as_ref()));
     let mut out = carried.unwrap_or_else(|| Tensor::zeros(x.dtype(), x.shape()));
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let rows = rows_per_task(cols) * cols;
         out.data_mut::<E>()
@@ -75,23 +78,27 @@ fn input_gradient(
             .zip(x.data::<E>().par_chunks(rows))
             .zip(gradient.data::<E>().par_chunks(rows))
             .for_each(|((out, x), dy)| {
-                vectorize(#[inline(always)] || {
-                    let mut g = vec![E::ZERO; cols];
-                    for ((out, x), dy) in out
-                        .chunks_exact_mut(cols)
-                        .zip(x.chunks_exact(cols))
-                        .zip(dy.chunks_exact(cols))
-                    {
-                        let inverse = inverse_rms(x, epsilon);
-                        for i in 0..cols {
-                            g[i] = dy[i] * weight[i];
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let mut g = vec![E::ZERO; cols];
+                        for ((out, x), dy) in out
+                            .chunks_exact_mut(cols)
+                            .zip(x.chunks_exact(cols))
+                            .zip(dy.chunks_exact(cols))
+                        {
+                            let inverse = inverse_rms(x, epsilon);
+                            for i in 0..cols {
+                                g[i] = dy[i] * weight[i];
+                            }
+                            let along =
+                                simd::dot(&g, x) * inverse * inverse / E::from_f64(cols as f64);
+                            for i in 0..cols {
+                                out[i] += (g[i] - x[i] * along) * inverse;
+                            }
                         }
-                        let along = simd::dot(&g, x) * inverse * inverse / E::from_f64(cols as f64);
-                        for i in 0..cols {
-                            out[i] += (g[i] - x[i] * along) * inverse;
-                        }
-                    }
-                });
+                    },
+                );
             });
     });
     out
@@ -99,18 +106,21 @@ fn input_gradient(
 
 fn weight_gradient(x: &Tensor, weight: &Tensor, gradient: &Tensor, epsilon: f64) -> Tensor {
     on_device!(rows::rms_norm_weight_gradient(x, weight, gradient, epsilon));
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let (cols, epsilon) = (x.cols(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::zeros(cols);
         let rows = x.data::<E>().chunks_exact(cols).zip(gradient.data::<E>().chunks_exact(cols));
-        vectorize(#[inline(always)] || {
-            for (x, dy) in rows {
-                let inverse = inverse_rms(x, epsilon);
-                for i in 0..cols {
-                    out[i] += x[i] * inverse * dy[i];
+        vectorize(
+            #[inline(always)]
+            || {
+                for (x, dy) in rows {
+                    let inverse = inverse_rms(x, epsilon);
+                    for i in 0..cols {
+                        out[i] += x[i] * inverse * dy[i];
+                    }
                 }
-            }
-        });
+            },
+        );
         Tensor::new(out, weight.shape())
     })
 }

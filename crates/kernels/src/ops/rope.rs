@@ -21,7 +21,7 @@ impl RopeTable {
     /// Angles for `positions` (one per token) and `inverse_frequencies` (`head_dim / 2`).
     pub fn new(dtype: DType, positions: &[u32], inverse_frequencies: &[f64]) -> Self {
         let half = inverse_frequencies.len();
-        let table = dispatch!(dtype, E => {
+        let table = dispatch!(dtype, |E| {
             let mut table = Buffer::<E>::scratch(positions.len() * 2 * half);
             for (row, &position) in table.chunks_exact_mut(2 * half).zip(positions) {
                 for (i, frequency) in inverse_frequencies.iter().enumerate() {
@@ -55,26 +55,30 @@ fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
     assert_eq!(rows, table.table.rows(), "one position per token");
     assert_eq!(cols % head_dim, 0, "width is a whole number of heads");
     on_device!(pointwise::rotate(x, &table.table, direction));
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let (half, direction) = (head_dim / 2, direction as E);
         let task = rows_per_task(cols);
         x.data_mut::<E>()
             .par_chunks_mut(task * cols)
             .zip(table.table.data::<E>().par_chunks(task * head_dim))
             .for_each(|(x, table)| {
-                vectorize(#[inline(always)] || {
-                    for (x, table) in x.chunks_exact_mut(cols).zip(table.chunks_exact(head_dim)) {
-                        let (cos, sin) = table.split_at(half);
-                        for head in x.chunks_exact_mut(head_dim) {
-                            let (low, high) = head.split_at_mut(half);
-                            for i in 0..half {
-                                let (a, b, sin) = (low[i], high[i], direction * sin[i]);
-                                low[i] = a * cos[i] - b * sin;
-                                high[i] = b * cos[i] + a * sin;
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for (x, table) in x.chunks_exact_mut(cols).zip(table.chunks_exact(head_dim))
+                        {
+                            let (cos, sin) = table.split_at(half);
+                            for head in x.chunks_exact_mut(head_dim) {
+                                let (low, high) = head.split_at_mut(half);
+                                for i in 0..half {
+                                    let (a, b, sin) = (low[i], high[i], direction * sin[i]);
+                                    low[i] = a * cos[i] - b * sin;
+                                    high[i] = b * cos[i] + a * sin;
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
             });
     });
 }

@@ -28,7 +28,7 @@ pub fn prepend_rows(lead: &Var, x: &Var, offsets: &[usize], starts: &[bool]) -> 
     assert_eq!(offsets.last(), Some(&x.value().rows()), "offsets end at the rows");
     let all = lead_offsets(offsets, count, starts);
     let rows = all.last().copied().unwrap_or(0);
-    let value = dispatch!(x.value().dtype(), E => {
+    let value = dispatch!(x.value().dtype(), |E| {
         let mut out = Vec::<E>::with_capacity(rows * width);
         for (w, &start) in offsets.windows(2).zip(starts) {
             if start {
@@ -42,7 +42,7 @@ pub fn prepend_rows(lead: &Var, x: &Var, offsets: &[usize], starts: &[bool]) -> 
     Var::computed(value, &[lead, x], move |gradient, parents| {
         if parents.needs(0) {
             let mut sum = Tensor::zeros(gradient.dtype(), [count, width]);
-            dispatch!(gradient.dtype(), E => {
+            dispatch!(gradient.dtype(), |E| {
                 let sum = sum.data_mut::<E>();
                 for (first, _) in all.iter().zip(&starts).filter(|(_, start)| **start) {
                     simd::add_scaled(1.0, &gradient.data::<E>()[first * width..][..sum.len()], sum);
@@ -69,7 +69,7 @@ pub fn drop_rows(x: &Var, lead: usize, offsets: &[usize], starts: &[bool]) -> Va
         let width = gradient.cols();
         let all = lead_offsets(&offsets, lead, &starts);
         let mut out = Tensor::zeros(gradient.dtype(), shape);
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let out = out.data_mut::<E>();
             for (w, end) in offsets.windows(2).zip(&all[1..]) {
                 let len = w[1] - w[0];
@@ -85,7 +85,7 @@ fn without_lead(x: &Tensor, lead: usize, offsets: &[usize], starts: &[bool]) -> 
     let all = lead_offsets(offsets, lead, starts);
     assert_eq!(all.last(), Some(&x.rows()), "offsets end at the rows");
     let (rows, width) = (offsets.last().copied().unwrap_or(0), x.cols());
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let mut out = Vec::<E>::with_capacity(rows * width);
         for (w, end) in offsets.windows(2).zip(&all[1..]) {
             let len = w[1] - w[0];
@@ -112,7 +112,7 @@ fn spread_rows(x: &Tensor, rows: &[usize], shape: &[usize]) -> Tensor {
     on_device!(rows::scatter(x, rows, shape));
     let width = x.cols();
     let mut out = Tensor::zeros(x.dtype(), shape);
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let out = out.data_mut::<E>();
         for (&row, from) in rows.iter().zip(x.data::<E>().chunks_exact(width.max(1))) {
             out[row * width..(row + 1) * width].copy_from_slice(from);
@@ -125,7 +125,7 @@ fn spread_rows(x: &Tensor, rows: &[usize], shape: &[usize]) -> Tensor {
 pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
     on_device!(rows::select(x, rows));
     let cols = x.cols();
-    dispatch!(x.dtype(), E => {
+    dispatch!(x.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(rows.len() * cols);
         for (out, &row) in out.chunks_exact_mut(cols.max(1)).zip(rows) {
             out.copy_from_slice(&x.data::<E>()[row * cols..(row + 1) * cols]);
@@ -141,7 +141,7 @@ pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
 pub fn columns(x: &Var, range: Range<usize>) -> Var {
     let (rows, width, taken) = (x.value().rows(), x.value().cols(), range.len());
     assert!(range.end <= width, "columns out of range");
-    let value = dispatch!(x.value().dtype(), E => {
+    let value = dispatch!(x.value().dtype(), |E| {
         let rows_of = x.value().data::<E>().chunks_exact(width.max(1));
         let data: Vec<E> = rows_of.flat_map(|row| row[range.clone()].iter().copied()).collect();
         Tensor::new(data, [rows, taken])
@@ -150,7 +150,7 @@ pub fn columns(x: &Var, range: Range<usize>) -> Var {
         // Many ranges of one table add up in one tensor.
         let mut sum =
             parents.take(0).unwrap_or_else(|| Tensor::zeros(gradient.dtype(), [rows, width]));
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let sums = sum.data_mut::<E>().chunks_exact_mut(width.max(1));
             for (sum, from) in sums.zip(gradient.data::<E>().chunks_exact(taken.max(1))) {
                 simd::add_scaled(1.0, from, &mut sum[range.clone()]);
@@ -167,7 +167,7 @@ pub fn columns(x: &Var, range: Range<usize>) -> Var {
 pub fn join_columns(a: &Var, b: &Var) -> Var {
     let (rows, left, right) = (a.value().rows(), a.value().cols(), b.value().cols());
     assert_eq!(rows, b.value().rows(), "columns of different heights");
-    let value = dispatch!(a.value().dtype(), E => {
+    let value = dispatch!(a.value().dtype(), |E| {
         let mut out = Vec::<E>::with_capacity(rows * (left + right));
         for row in 0..rows {
             out.extend_from_slice(&a.value().data::<E>()[row * left..(row + 1) * left]);

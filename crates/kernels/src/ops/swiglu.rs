@@ -32,17 +32,20 @@ pub fn swiglu(gate: &Var, up: &Var) -> Var {
 fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     let _part = crate::profile::part("swiglu");
     on_device!(pointwise::swiglu(gate, up));
-    dispatch!(gate.dtype(), E => {
+    dispatch!(gate.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(gate.len());
         out.par_chunks_mut(CHUNK)
             .zip(gate.data::<E>().par_chunks(CHUNK))
             .zip(up.data::<E>().par_chunks(CHUNK))
             .for_each(|((out, g), u)| {
-                vectorize(#[inline(always)] || {
-                    for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
-                        *out = g * sigmoid(g) * u;
-                    }
-                });
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
+                            *out = g * sigmoid(g) * u;
+                        }
+                    },
+                );
             });
         Tensor::new(out, gate.shape())
     })
@@ -54,19 +57,22 @@ fn backward(gate: Tensor, up: Tensor, gradient: Tensor) -> (Tensor, Tensor) {
     let _part = crate::profile::part("swiglu backward");
     on_device!(pointwise::swiglu_backward(&gate, &up, &gradient));
     let (mut dg, mut du) = (gradient, up);
-    dispatch!(gate.dtype(), E => {
+    dispatch!(gate.dtype(), |E| {
         dg.data_mut::<E>()
             .par_chunks_mut(CHUNK)
             .zip(du.data_mut::<E>().par_chunks_mut(CHUNK))
             .zip(gate.data::<E>().par_chunks(CHUNK))
             .for_each(|((dg, du), g)| {
-                vectorize(#[inline(always)] || {
-                    for ((dg, du), &g) in dg.iter_mut().zip(du).zip(g) {
-                        let (dy, u, s) = (*dg, *du, sigmoid(g));
-                        *dg = dy * u * s * (E::ONE + g * (E::ONE - s));
-                        *du = dy * g * s;
-                    }
-                });
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((dg, du), &g) in dg.iter_mut().zip(du).zip(g) {
+                            let (dy, u, s) = (*dg, *du, sigmoid(g));
+                            *dg = dy * u * s * (E::ONE + g * (E::ONE - s));
+                            *du = dy * g * s;
+                        }
+                    },
+                );
             });
     });
     (dg, du)

@@ -28,12 +28,11 @@ pub fn keep_largest(gates: &Var, k: usize) -> Var {
     assert!(k > 0, "at least one gate is kept");
     let saved = gates.value().clone();
     let experts = saved.cols();
-    let value = dispatch!(saved.dtype(), E => {
+    let value = dispatch!(saved.dtype(), |E| {
         let mut out = saved.clone();
         let rows = out.data_mut::<E>().chunks_exact_mut(experts);
         for (out, row) in rows.zip(saved.data::<E>().chunks_exact(experts)) {
-            let total: E =
-                (0..experts).filter(|&i| is_kept(row, i, k)).map(|i| row[i]).sum();
+            let total: E = (0..experts).filter(|&i| is_kept(row, i, k)).map(|i| row[i]).sum();
             for i in 0..experts {
                 out[i] = if is_kept(row, i, k) { row[i] / total } else { 0.0 };
             }
@@ -42,12 +41,12 @@ pub fn keep_largest(gates: &Var, k: usize) -> Var {
     });
     let kept = value.clone();
     Var::computed(value, &[gates], move |mut gradient, parents| {
-        dispatch!(gradient.dtype(), E => {
+        dispatch!(gradient.dtype(), |E| {
             let rows = gradient.data_mut::<E>().chunks_exact_mut(experts);
-            let pairs = saved.data::<E>().chunks_exact(experts).zip(kept.data::<E>().chunks_exact(experts));
+            let pairs =
+                saved.data::<E>().chunks_exact(experts).zip(kept.data::<E>().chunks_exact(experts));
             for (d, (row, w)) in rows.zip(pairs) {
-                let total: E =
-                    (0..experts).filter(|&i| is_kept(row, i, k)).map(|i| row[i]).sum();
+                let total: E = (0..experts).filter(|&i| is_kept(row, i, k)).map(|i| row[i]).sum();
                 let mean: E = d.iter().zip(w).map(|(&d, &w)| d * w).sum();
                 for i in 0..experts {
                     d[i] = if is_kept(row, i, k) { (d[i] - mean) / total } else { 0.0 };
@@ -65,7 +64,7 @@ pub fn load_balance(gates: &Var, k: usize) -> Var {
     let (tokens, experts, dtype) = (saved.rows(), saved.cols(), saved.dtype());
     let mut counts = vec![0.0_f64; experts];
     let mut means = vec![0.0_f64; experts];
-    dispatch!(dtype, E => {
+    dispatch!(dtype, |E| {
         for row in saved.data::<E>().chunks_exact(experts) {
             for i in 0..experts {
                 counts[i] += f64::from(u8::from(is_kept(row, i, k)));

@@ -159,7 +159,7 @@ impl Decoder {
         let (q, k, v) = (q.value(), k.value(), v.value());
         let (width, kv_width) = (q.cols(), k.cols());
         let mut out = Tensor::zeros(self.dtype, q.shape());
-        dispatch!(self.dtype, E => {
+        dispatch!(self.dtype, |E| {
             let (queries, keys, values) = (q.data::<E>(), k.data::<E>(), v.data::<E>());
             let cached = cache.map_or((&[][..], &[][..]), |cache| cache.layer(layer).rows::<E>());
             let mut left = out.data_mut::<E>();

@@ -559,7 +559,7 @@ pub fn write(tensors: &[(String, Tensor)], path: &Path) -> Result<Vec<u8>> {
     entry("data.pkl", &program(tensors))?;
     entry("byteorder", b"little")?;
     for (key, (_, tensor)) in tensors.iter().enumerate() {
-        let bytes: Vec<u8> = dispatch!(tensor.dtype(), E => {
+        let bytes: Vec<u8> = dispatch!(tensor.dtype(), |E| {
             tensor.data::<E>().iter().flat_map(|value| value.to_le_bytes()).collect()
         });
         entry(&format!("data/{key}"), &bytes)?;

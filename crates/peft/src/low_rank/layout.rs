@@ -28,7 +28,7 @@ pub(super) fn a_name(spec: LowRankSpec, site: Site, expert: usize) -> String {
 /// Rows `first .. first + count` of `m`.
 pub(crate) fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
     let width = m.cols();
-    dispatch!(m.dtype(), E => {
+    dispatch!(m.dtype(), |E| {
         Tensor::new(m.data::<E>()[first * width..(first + count) * width].to_vec(), [count, width])
     })
 }
@@ -36,7 +36,7 @@ pub(crate) fn rows(m: &Tensor, first: usize, count: usize) -> Tensor {
 pub(crate) fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
     let from = from.to_dtype(m.dtype());
     let start = first * m.cols();
-    dispatch!(m.dtype(), E => {
+    dispatch!(m.dtype(), |E| {
         m.data_mut::<E>()[start..start + from.len()].copy_from_slice(from.data::<E>());
     });
 }
@@ -44,7 +44,7 @@ pub(crate) fn set_rows(m: &mut Tensor, first: usize, from: &Tensor) {
 /// Columns `head · rank ..` of `b: [out, N·r]` as `[out, r]`.
 pub(crate) fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
     let width = b.cols();
-    dispatch!(b.dtype(), E => {
+    dispatch!(b.dtype(), |E| {
         let columns: Vec<E> = b
             .data::<E>()
             .chunks_exact(width)
@@ -57,7 +57,7 @@ pub(crate) fn head_columns(b: &Tensor, head: usize, rank: usize) -> Tensor {
 pub(crate) fn set_head_columns(b: &mut Tensor, head: usize, rank: usize, columns: &Tensor) {
     let columns = columns.to_dtype(b.dtype());
     let width = b.cols();
-    dispatch!(b.dtype(), E => {
+    dispatch!(b.dtype(), |E| {
         let rows = b.data_mut::<E>().chunks_exact_mut(width);
         for (row, from) in rows.zip(columns.data::<E>().chunks_exact(rank)) {
             row[head * rank..(head + 1) * rank].copy_from_slice(from);

@@ -18,14 +18,14 @@ use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, normal, product,
-    read_section, take_tensor,
+    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, layer_dropout,
+    normal, product, read_section, take_tensor,
 };
 use crate::options::{LoraConfigKeys, check_common, to_map};
 use crate::targets::Targets;
+use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
 use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch, no_grad};
@@ -324,7 +324,7 @@ impl AdaLoraAdapter {
             for (tensor, importance) in tensors.iter().zip(importance) {
                 let Some(gradient) = gradients.get(tensor.var()) else { continue };
                 let value = tensor.parameter.value();
-                dispatch!(value.dtype(), T => {
+                dispatch!(value.dtype(), |T| {
                     let (beta1, rest1) = (beta1 as T, (1.0 - beta1) as T);
                     let (beta2, rest2) = (beta2 as T, (1.0 - beta2) as T);
                     let smoothed = importance.sensitivity.data_mut::<T>();
@@ -381,7 +381,7 @@ impl AdaLoraAdapter {
         for (site, tensors) in &mut self.sites {
             let Some(kept) = self.kept.get(site) else { continue };
             let value = tensors[E].parameter.value_mut();
-            dispatch!(value.dtype(), T => {
+            dispatch!(value.dtype(), |T| {
                 for (value, &kept) in value.data_mut::<T>().iter_mut().zip(kept) {
                     if !kept {
                         *value = 0.0;
@@ -451,8 +451,7 @@ impl Tuned for AdaLoraAdapter {
                 let parameter = &mut part.parameter;
                 let name = parameter.name().to_owned();
                 let full = parameter.value().shape().to_vec();
-                let wanted =
-                    if index == B { [full[0], rows.len()] } else { [rows.len(), full[1]] };
+                let wanted = if index == B { [full[0], rows.len()] } else { [rows.len(), full[1]] };
                 let Some(tensor) = take_tensor(tensors, &name, &wanted, &mut faults) else {
                     continue;
                 };
@@ -460,11 +459,12 @@ impl Tuned for AdaLoraAdapter {
                 let from = tensor.to_dtype(dtype);
                 let mut value =
                     if index == E { Tensor::zeros(dtype, full) } else { parameter.value().clone() };
-                dispatch!(dtype, T => {
+                dispatch!(dtype, |T| {
                     let (out, from) = (value.data_mut::<T>(), from.data::<T>());
                     let width = wanted[1];
                     if index == B {
-                        for (out, from) in out.chunks_exact_mut(rank).zip(from.chunks(width.max(1))) {
+                        for (out, from) in out.chunks_exact_mut(rank).zip(from.chunks(width.max(1)))
+                        {
                             for (&k, &from) in rows.iter().zip(from) {
                                 out[k] = from;
                             }

@@ -59,10 +59,12 @@ impl Described for Options {
         );
         let mut names = |key: &str, missing: Option<Targets>| match config.get(key) {
             None | Some(Value::Null) if missing.is_some() => missing.unwrap_or_default(),
-            found => found.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_else(|| {
-                faults.push(Fault::new(key, "expected a name or a list of names"));
-                Targets::default()
-            }),
+            found => {
+                found.and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_else(|| {
+                    faults.push(Fault::new(key, "expected a name or a list of names"));
+                    Targets::default()
+                })
+            }
         };
         let targets = names("target_modules", None);
         let feedforward = names("feedforward_modules", Some(Targets::default()));
@@ -97,16 +99,12 @@ impl MethodOptions for Options {
         let factors = |shape: &SiteShape| {
             // PEFT's shapes: a column of outputs, a row of inputs.
             let feedforward = self.feedforward.contain(shape);
-            let extent =
-                if feedforward { [1, shape.in_features] } else { [shape.out_features, 1] };
+            let extent = if feedforward { [1, shape.in_features] } else { [shape.out_features, 1] };
             let ones = Tensor::from_f64(dtype, &vec![1.0; extent[0] * extent[1]], extent);
             let name = format!("{}.ia3_l", shape.site);
             (shape.site, Factors { feedforward, l: Trainable::new(name, Role::Scale, ones) })
         };
-        Box::new(Ia3Adapter {
-            options: self.clone(),
-            sites: sites.iter().map(factors).collect(),
-        })
+        Box::new(Ia3Adapter { options: self.clone(), sites: sites.iter().map(factors).collect() })
     }
 }
 
@@ -176,8 +174,7 @@ impl Tuned for Ia3Adapter {
         if names.iter().any(|name| scaled_inputs(name) == (true, true)) {
             names = self.sites.keys().map(Site::to_string).collect();
         }
-        let feedforward: Vec<&String> =
-            names.iter().filter(|name| scaled_inputs(name).0).collect();
+        let feedforward: Vec<&String> = names.iter().filter(|name| scaled_inputs(name).0).collect();
         let mut config = self.options.to_peft();
         config.insert("feedforward_modules".to_owned(), json!(feedforward));
         config.insert("target_modules".to_owned(), json!(names));

@@ -31,7 +31,8 @@ impl LowRankOptions for Options {
     const OWN_KEYS: &'static [&'static str] = &["use_dora"];
 
     fn claims(config: &Map<String, Value>) -> bool {
-        config.get("peft_type") == Some(&json!(Self::PEFT_TYPE)) && !config.contains_key("lora_nums")
+        config.get("peft_type") == Some(&json!(Self::PEFT_TYPE))
+            && !config.contains_key("lora_nums")
     }
 
     fn own_faults(&self) -> Vec<Fault> {

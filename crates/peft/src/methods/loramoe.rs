@@ -53,7 +53,8 @@ low_rank_options! {
 
 impl LowRankOptions for Options {
     const NAME: &'static str = "loramoe";
-    const SUMMARY: &'static str = "LoRA experts with their own A and B, a router, and a balance penalty";
+    const SUMMARY: &'static str =
+        "LoRA experts with their own A and B, a router, and a balance penalty";
     const PEFT_TYPE: &'static str = "LORAMOE";
     const OWN_KEYS: &'static [&'static str] =
         &["router_top_k", "balance", "balance_weight", "balance_delta", "knowledge_domains"];

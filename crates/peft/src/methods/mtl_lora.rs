@@ -18,8 +18,8 @@ use crate::io::module_names;
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::merge::{Factors, Gates, Merge};
 use crate::method::{
-    layer_dropout, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, product, read_section,
-    take_tensor, uniform,
+    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, layer_dropout,
+    product, read_section, take_tensor, uniform,
 };
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
 use crate::targets::Targets;
@@ -285,8 +285,7 @@ impl Adapter for MtlLora {
             num_experts: domains.len(),
             gate: gates.as_ref().map_or(Gate::One, Gate::Given),
             scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
-            mask: layer_dropout(site, self.options.dropout, pass)
-                .map_or(Mask::None, Mask::Shared),
+            mask: layer_dropout(site, self.options.dropout, pass).map_or(Mask::None, Mask::Shared),
         };
         adapted_linear(x, frozen, &update).y
     }
@@ -362,15 +361,18 @@ impl Tuned for MtlLora {
                 Some(at) => of_data.push(at),
                 None => faults.push(Fault::new(
                     "method.domains",
-                    format!("the data have the domain `{name}` too; there are {}", known.join(", ")),
+                    format!(
+                        "the data have the domain `{name}` too; there are {}",
+                        known.join(", ")
+                    ),
                 )),
             }
         }
-        for name in known.iter().filter(|name| !plan.domains.is_empty() && !plan.domains.contains(name)) {
-            let message = format!(
-                "`{name}` is no domain of the data; there are {}",
-                plan.domains.join(", ")
-            );
+        for name in
+            known.iter().filter(|name| !plan.domains.is_empty() && !plan.domains.contains(name))
+        {
+            let message =
+                format!("`{name}` is no domain of the data; there are {}", plan.domains.join(", "));
             faults.push(Fault::new("method.domains", message));
         }
         if !faults.is_empty() {

@@ -10,8 +10,8 @@ use crate::method::{MethodOptions, Tuned, product};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
-    common_config, every_layer, from_file,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes, common_config,
+    every_layer, from_file,
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;

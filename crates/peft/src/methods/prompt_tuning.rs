@@ -9,8 +9,8 @@ use crate::method::{MethodOptions, Tuned, product};
 use crate::options::to_map;
 use crate::targets::Targets;
 use crate::virtual_tokens::{
-    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes,
-    common_config, every_layer, from_file,
+    Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes, common_config,
+    every_layer, from_file,
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -46,12 +46,7 @@ pub(super) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            num_virtual_tokens: 20,
-            init: Init::Random,
-            init_text: None,
-            targets: every_layer(),
-        }
+        Self { num_virtual_tokens: 20, init: Init::Random, init_text: None, targets: every_layer() }
     }
 }
 

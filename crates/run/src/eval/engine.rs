@@ -488,7 +488,7 @@ impl Walk<'_, '_> {
 
 fn logit(logits: &Tensor, row: usize, token: u32) -> f64 {
     let at = row * logits.cols() + token as usize;
-    dispatch!(logits.dtype(), E => {
+    dispatch!(logits.dtype(), |E| {
         let value: E = logits.data::<E>()[at];
         value.to_f64()
     })
@@ -497,7 +497,7 @@ fn logit(logits: &Tensor, row: usize, token: u32) -> f64 {
 /// `log Σ exp` of a row and its likeliest token; the lower id of two that are equal.
 fn normaliser(logits: &Tensor, row: usize) -> (f64, u32) {
     let width = logits.cols();
-    dispatch!(logits.dtype(), E => {
+    dispatch!(logits.dtype(), |E| {
         let row = &logits.data::<E>()[row * width..(row + 1) * width];
         let mut likeliest = 0;
         for (token, value) in row.iter().enumerate() {

@@ -74,8 +74,7 @@ pub(crate) static FAMILY: Bbh = Bbh;
 pub(crate) struct Bbh;
 
 /// The two ways of asking: name, whether the model thinks first, version.
-const WAYS: [(&str, bool, f64); 2] =
-    [("bbh_cot_fewshot", true, 4.0), ("bbh_fewshot", false, 2.0)];
+const WAYS: [(&str, bool, f64); 2] = [("bbh_cot_fewshot", true, 4.0), ("bbh_fewshot", false, 2.0)];
 
 impl Family for Bbh {
     fn names(&self) -> Vec<String> {
@@ -178,9 +177,9 @@ impl Worked {
         let description = parts.next().unwrap_or_default();
         let mut examples = Vec::new();
         for part in parts {
-            let (question, reasoning) = part.split_once(&format!("\n{STEPS}")).ok_or_else(|| {
-                fault("an example lacks the line `A: Let's think step by step.`")
-            })?;
+            let (question, reasoning) = part
+                .split_once(&format!("\n{STEPS}"))
+                .ok_or_else(|| fault("an example lacks the line `A: Let's think step by step.`"))?;
             examples.push((question.to_owned(), reasoning.trim_start().to_owned()));
         }
         if examples.is_empty() {
@@ -336,9 +335,7 @@ impl Task for Asked {
                 let read = extract(reading, Pick::First, text);
                 vec![Score::of(read == item.target, read)]
             }
-            None => [text, text.trim()]
-                .map(|read| Score::of(read == item.target, read))
-                .to_vec(),
+            None => [text, text.trim()].map(|read| Score::of(read == item.target, read)).to_vec(),
         })
     }
 }

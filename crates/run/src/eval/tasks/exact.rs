@@ -114,8 +114,7 @@ struct Exact {
 
 /// Lower case, without punctuation, with single spaces.
 fn plain(text: &str) -> String {
-    let kept: String =
-        text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    let kept: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
     kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -159,11 +159,7 @@ struct Reading {
 
 impl Reading {
     fn new() -> Self {
-        Self {
-            strict: pattern(STRICT),
-            flexible: pattern(FLEXIBLE),
-            ignored: IGNORED.map(pattern),
-        }
+        Self { strict: pattern(STRICT), flexible: pattern(FLEXIBLE), ignored: IGNORED.map(pattern) }
     }
 
     fn scores(&self, text: &str, target: &str) -> Vec<Score> {

@@ -143,7 +143,8 @@ impl HumanEval {
             let running: Vec<_> = completions
                 .chunks(share)
                 .map(|part| {
-                    scope.spawn(move || part.iter().map(|c| self.sandbox.run(&program(c))).collect())
+                    scope
+                        .spawn(move || part.iter().map(|c| self.sandbox.run(&program(c))).collect())
                 })
                 .collect();
             let failed = || Err(Error::Sandbox("a thread of the sandbox died".to_owned()));

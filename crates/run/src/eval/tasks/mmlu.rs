@@ -24,71 +24,83 @@ pub(super) const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 
 /// Category and its subjects.
 pub(super) const CATEGORIES: &[(&str, &[&str])] = &[
-    ("stem", &[
-        "abstract_algebra",
-        "anatomy",
-        "astronomy",
-        "college_biology",
-        "college_chemistry",
-        "college_computer_science",
-        "college_mathematics",
-        "college_physics",
-        "computer_security",
-        "conceptual_physics",
-        "electrical_engineering",
-        "elementary_mathematics",
-        "high_school_biology",
-        "high_school_chemistry",
-        "high_school_computer_science",
-        "high_school_mathematics",
-        "high_school_physics",
-        "high_school_statistics",
-        "machine_learning",
-    ]),
-    ("humanities", &[
-        "formal_logic",
-        "high_school_european_history",
-        "high_school_us_history",
-        "high_school_world_history",
-        "international_law",
-        "jurisprudence",
-        "logical_fallacies",
-        "moral_disputes",
-        "moral_scenarios",
-        "philosophy",
-        "prehistory",
-        "professional_law",
-        "world_religions",
-    ]),
-    ("social_sciences", &[
-        "econometrics",
-        "high_school_geography",
-        "high_school_government_and_politics",
-        "high_school_macroeconomics",
-        "high_school_microeconomics",
-        "high_school_psychology",
-        "human_sexuality",
-        "professional_psychology",
-        "public_relations",
-        "security_studies",
-        "sociology",
-        "us_foreign_policy",
-    ]),
-    ("other", &[
-        "business_ethics",
-        "clinical_knowledge",
-        "college_medicine",
-        "global_facts",
-        "human_aging",
-        "management",
-        "marketing",
-        "medical_genetics",
-        "miscellaneous",
-        "nutrition",
-        "professional_accounting",
-        "professional_medicine",
-        "virology",
-    ]),
+    (
+        "stem",
+        &[
+            "abstract_algebra",
+            "anatomy",
+            "astronomy",
+            "college_biology",
+            "college_chemistry",
+            "college_computer_science",
+            "college_mathematics",
+            "college_physics",
+            "computer_security",
+            "conceptual_physics",
+            "electrical_engineering",
+            "elementary_mathematics",
+            "high_school_biology",
+            "high_school_chemistry",
+            "high_school_computer_science",
+            "high_school_mathematics",
+            "high_school_physics",
+            "high_school_statistics",
+            "machine_learning",
+        ],
+    ),
+    (
+        "humanities",
+        &[
+            "formal_logic",
+            "high_school_european_history",
+            "high_school_us_history",
+            "high_school_world_history",
+            "international_law",
+            "jurisprudence",
+            "logical_fallacies",
+            "moral_disputes",
+            "moral_scenarios",
+            "philosophy",
+            "prehistory",
+            "professional_law",
+            "world_religions",
+        ],
+    ),
+    (
+        "social_sciences",
+        &[
+            "econometrics",
+            "high_school_geography",
+            "high_school_government_and_politics",
+            "high_school_macroeconomics",
+            "high_school_microeconomics",
+            "high_school_psychology",
+            "human_sexuality",
+            "professional_psychology",
+            "public_relations",
+            "security_studies",
+            "sociology",
+            "us_foreign_policy",
+        ],
+    ),
+    (
+        "other",
+        &[
+            "business_ethics",
+            "clinical_knowledge",
+            "college_medicine",
+            "global_facts",
+            "human_aging",
+            "management",
+            "marketing",
+            "medical_genetics",
+            "miscellaneous",
+            "nutrition",
+            "professional_accounting",
+            "professional_medicine",
+            "virology",
+        ],
+    ),
 ];
 
 /// The subsets that HydraLoRA's paper reports.
@@ -253,11 +265,8 @@ pub(super) fn questions(
         .enumerate()
         .map(|(index, (_, row))| {
             if row.answer >= LETTERS.len() {
-                let message = format!(
-                    "row {}: the answer is {}; expected 0 to 3",
-                    index + 1,
-                    row.answer
-                );
+                let message =
+                    format!("row {}: the answer is {}; expected 0 to 3", index + 1, row.answer);
                 return Err(Error::malformed(&paths[0], None, message));
             }
             Ok(Question { text: row.question, choices: row.choices, answer: row.answer })
@@ -354,9 +363,9 @@ impl Subject {
             Some(_) => self::questions(&name, folder, subject, "dev", &mut files)?,
         };
         let shots = settings.examples(&name, 0, examples.len())?;
-        let shots_of = examples[..shots].iter().map(|example| {
-            (example.prompt(), LETTERS[example.answer].to_owned())
-        });
+        let shots_of = examples[..shots]
+            .iter()
+            .map(|example| (example.prompt(), LETTERS[example.answer].to_owned()));
         let prompt = Prompt {
             description: format!(
                 "The following are multiple choice questions (with answers) about {}.\n\n",

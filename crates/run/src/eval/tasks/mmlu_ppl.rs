@@ -66,10 +66,8 @@ impl Subject {
             .enumerate()
             .map(|(id, question)| {
                 let [a, b, c, d] = &question.choices;
-                let stem = format!(
-                    "{hint}{}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer: ",
-                    question.text
-                );
+                let stem =
+                    format!("{hint}{}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer: ", question.text);
                 Item {
                     id,
                     record: question.record(),
