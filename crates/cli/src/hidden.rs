@@ -8,8 +8,9 @@ use hydralora_data::{Example, Examples};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, no_grad};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
+use hydralora_model::adapter::{Adapter, Pass, Site};
 use hydralora_model::durable::write_file;
+use hydralora_model::family::kit::Q_PROJ;
 use hydralora_model::hub::Hub;
 use hydralora_model::{Decoder, Packed};
 use sha2::{Digest, Sha256};
@@ -116,7 +117,7 @@ pub(crate) fn mean_hidden(
         return Ok(kept);
     }
     let limit = MOST_TOKENS.min(decoder.config().max_position_embeddings);
-    let site = Site { layer, projection: Projection::Query };
+    let site = Site { layer, linear: &Q_PROJ };
     let last = layer == decoder.config().num_hidden_layers;
     let mut watch = Watch {
         sites: if last { Vec::new() } else { vec![site] },

@@ -91,7 +91,7 @@ const ROWS_AT_ONCE: usize = 48;
 /// Steps of the inner dimension that are summed before they join the sums of earlier ones. In a
 /// chain of `n` additions the rounding of each grows with what was summed before; cut into stretches of
 /// this length, a row of SmolLM2's feed-forward layers ends with a third of the error.
-const STRETCH: usize = 192;
+pub(crate) const STRETCH: usize = 192;
 
 /// Length of the panels for `cols` columns and `depth` inner elements.
 pub(crate) fn packed_len(cols: usize, depth: usize) -> usize {

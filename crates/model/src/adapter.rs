@@ -3,136 +3,13 @@
 //! The decoder knows this trait and nothing else about fine-tuning: it hands every linear layer,
 //! with the name it has in the checkpoint, to the adapter and uses what comes back.
 
+pub use crate::site::{Kind, Linear, NormSite, Site, SiteShape};
 use hydralora_kernels::ops::adapted_linear::adapted_linears;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::str::FromStr;
-
-/// A linear layer inside a decoder layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Projection {
-    /// Attention queries.
-    Query,
-    /// Attention keys.
-    Key,
-    /// Attention values.
-    Value,
-    /// Attention output.
-    Output,
-    /// Gate of the feed-forward block.
-    Gate,
-    /// Up-projection of the feed-forward block.
-    Up,
-    /// Down-projection of the feed-forward block.
-    Down,
-}
-
-impl Projection {
-    /// All projections, in the order a layer computes them.
-    pub const ALL: [Projection; 7] = [
-        Projection::Query,
-        Projection::Key,
-        Projection::Value,
-        Projection::Output,
-        Projection::Gate,
-        Projection::Up,
-        Projection::Down,
-    ];
-
-    /// The last part of the checkpoint name, `q_proj` … `down_proj`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Projection::Query => "q_proj",
-            Projection::Key => "k_proj",
-            Projection::Value => "v_proj",
-            Projection::Output => "o_proj",
-            Projection::Gate => "gate_proj",
-            Projection::Up => "up_proj",
-            Projection::Down => "down_proj",
-        }
-    }
-
-    /// Whether the layer belongs to the attention block rather than the feed-forward block.
-    pub fn is_attention(self) -> bool {
-        matches!(self, Projection::Query | Projection::Key | Projection::Value | Projection::Output)
-    }
-
-    /// The block's name in the checkpoint, `self_attn` or `mlp`.
-    pub fn block(self) -> &'static str {
-        if self.is_attention() { "self_attn" } else { "mlp" }
-    }
-}
-
-/// One linear layer of the decoder, displayed as its checkpoint name
-/// (`model.layers.3.mlp.gate_proj`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Site {
-    /// Index of the decoder layer.
-    pub layer: usize,
-    /// Which linear layer of it.
-    pub projection: Projection,
-}
-
-impl fmt::Display for Site {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layer, projection } = self;
-        write!(f, "model.layers.{layer}.{}.{}", projection.block(), projection.name())
-    }
-}
-
-impl FromStr for Site {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        let rest = name.strip_prefix("model.layers.").ok_or(())?;
-        let (layer, rest) = rest.split_once('.').ok_or(())?;
-        let layer = layer.parse().map_err(|_| ())?;
-        let projection = Projection::ALL
-            .into_iter()
-            .find(|p| {
-                rest.strip_prefix(p.block()).and_then(|r| r.strip_prefix('.')) == Some(p.name())
-            })
-            .ok_or(())?;
-        Ok(Site { layer, projection })
-    }
-}
-
-/// A site and the widths of its layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SiteShape {
-    /// Which layer.
-    pub site: Site,
-    /// Input width.
-    pub in_features: usize,
-    /// Output width.
-    pub out_features: usize,
-}
-
-/// One norm of the decoder, displayed as its checkpoint name (`model.layers.3.input_layernorm`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NormSite {
-    /// Before the attention block of a layer.
-    Input(usize),
-    /// Before the feed-forward block of a layer.
-    PostAttention(usize),
-    /// Before the output layer.
-    Final,
-}
-
-impl fmt::Display for NormSite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NormSite::Input(layer) => write!(f, "model.layers.{layer}.input_layernorm"),
-            NormSite::PostAttention(layer) => {
-                write!(f, "model.layers.{layer}.post_attention_layernorm")
-            }
-            NormSite::Final => write!(f, "model.norm"),
-        }
-    }
-}
 
 /// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
 /// are, without rotation.
@@ -325,25 +202,5 @@ impl<'a> Pass<'a> {
         let value = compute();
         self.shared.borrow_mut().insert((layer, name), value.clone());
         value
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_round_trip() {
-        for projection in Projection::ALL {
-            let site = Site { layer: 12, projection };
-            assert_eq!(site.to_string().parse(), Ok(site));
-        }
-        assert_eq!(
-            Site { layer: 3, projection: Projection::Gate }.to_string(),
-            "model.layers.3.mlp.gate_proj"
-        );
-        for wrong in ["model.layers.3.mlp.q_proj", "model.layers.x.mlp.up_proj", "lm_head"] {
-            assert_eq!(wrong.parse::<Site>(), Err(()));
-        }
     }
 }

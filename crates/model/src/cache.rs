@@ -1,9 +1,13 @@
 //! Keys and values of tokens already seen, so that generation computes each position once.
 
-use hydralora_kernels::{DType, Tensor, dispatch};
+use hydralora_kernels::ops::attention::AttentionConfig;
+use hydralora_kernels::{DType, Tensor, TensorElement, dispatch};
 
 /// Rows a cache grows by at least.
 const SMALLEST_GROWTH: usize = 64;
+
+/// Rows kept beyond a window, so that the last tokens can be taken back.
+const SPARE: usize = 32;
 
 /// The cache of one sequence over all layers.
 #[derive(Clone)]
@@ -14,22 +18,36 @@ pub struct Cache {
     lead: usize,
 }
 
-/// Keys and values of one layer, `[capacity, kv_heads · head_dim]` with the first rows in use.
+/// Keys and values of one layer, `[capacity, kv_heads · head_dim]` with some neighbouring rows in use.
+///
+/// A windowed layer lets go of rows that no later token sees, but for a few, so it holds little more than
+/// twice its window and what one pass brings.
 #[derive(Clone)]
 pub(crate) struct LayerCache {
     keys: Tensor,
     values: Tensor,
+    /// Positions that were appended.
     len: usize,
+    /// Of these, how many at the beginning are no longer held.
+    dropped: usize,
+    /// How many positions a token sees, itself included; all if none.
+    window: Option<usize>,
 }
 
 impl Cache {
-    pub(crate) fn new(num_layers: usize, dtype: DType, width: usize) -> Self {
-        let empty = || LayerCache {
-            keys: Tensor::zeros(dtype, [0, width]),
-            values: Tensor::zeros(dtype, [0, width]),
-            len: 0,
+    /// Makes an empty cache for layers with these settings.
+    pub(crate) fn new(dtype: DType, layers: impl Iterator<Item = AttentionConfig>) -> Self {
+        let empty = |config: AttentionConfig| {
+            let width = config.num_key_value_heads * config.head_dim;
+            LayerCache {
+                keys: Tensor::zeros(dtype, [0, width]),
+                values: Tensor::zeros(dtype, [0, width]),
+                len: 0,
+                dropped: 0,
+                window: config.window,
+            }
         };
-        Self { layers: (0..num_layers).map(|_| empty()).collect(), len: 0, lead: 0 }
+        Self { layers: layers.map(empty).collect(), len: 0, lead: 0 }
     }
 
     /// Number of tokens held.
@@ -42,15 +60,18 @@ impl Cache {
         self.len == 0
     }
 
-    /// Forgets all but the first `len` tokens.
+    /// Forgets all but the first `len` tokens, or all of them if a windowed layer no longer holds what
+    /// the next token would see. [`len`](Self::len) tells how many are left.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        let rows = self.lead + len;
+        let kept = len >= self.len || self.layers.iter().all(|layer| layer.can_end_at(rows));
+        self.len = if kept { self.len.min(len) } else { 0 };
         if self.len == 0 {
             self.lead = 0;
         }
         let rows = self.rows();
         for layer in &mut self.layers {
-            layer.len = layer.len.min(rows);
+            layer.truncate(rows);
         }
     }
 
@@ -64,11 +85,17 @@ impl Cache {
         self.lead = rows;
     }
 
-    /// A copy with room for `more` tokens, so that it need not grow soon.
+    /// Copies it with room for `more` tokens, so that it need not grow soon.
     #[must_use]
     pub fn fork(&self, more: usize) -> Self {
         let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
         Self { layers, ..*self }
+    }
+
+    /// Counts the bytes it occupies.
+    pub fn bytes(&self) -> usize {
+        let bytes = |layer: &LayerCache| 2 * layer.keys.len() * layer.keys.dtype().size();
+        self.layers.iter().map(bytes).sum()
     }
 
     pub(crate) fn layer(&self, index: usize) -> &LayerCache {
@@ -79,59 +106,116 @@ impl Cache {
         &mut self.layers[index]
     }
 
+    /// Counts `tokens` that a pass brought, and gives back what they took in windowed layers and no
+    /// later token sees.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+        self.layers.iter_mut().for_each(LayerCache::settle);
     }
 }
 
 impl LayerCache {
+    /// Whether it holds all that a token at position `rows` sees of the positions before it.
+    fn can_end_at(&self, rows: usize) -> bool {
+        let seen = self.window.map_or(0, |window| (rows + 1).saturating_sub(window));
+        self.dropped <= seen.min(self.len)
+    }
+
+    fn truncate(&mut self, rows: usize) {
+        self.len = self.len.min(rows);
+        self.dropped = self.dropped.min(self.len);
+    }
+
+    /// Rows in use.
+    fn held(&self) -> usize {
+        self.len - self.dropped
+    }
+
+    /// Rows that tokens after those held may still see, and some to spare.
+    fn needed(&self) -> usize {
+        self.window.map_or(self.held(), |window| self.held().min(window - 1 + SPARE))
+    }
+
     fn fork(&self, more: usize) -> Self {
         let width = self.keys.cols();
         let copy = |side: &Tensor| {
-            let mut copy = Tensor::zeros(side.dtype(), [self.len + more, width]);
-            let used = self.len * width;
+            let mut copy = Tensor::zeros(side.dtype(), [self.held() + more, width]);
+            let used = self.held() * width;
             dispatch!(side.dtype(), |E| {
                 copy.data_mut::<E>()[..used].copy_from_slice(&side.data::<E>()[..used]);
             });
             copy
         };
-        Self { keys: copy(&self.keys), values: copy(&self.values), len: self.len }
+        Self { keys: copy(&self.keys), values: copy(&self.values), ..*self }
     }
 
-    /// Appends `rows` rows given row-major.
-    pub(crate) fn append<E: hydralora_kernels::TensorElement>(&mut self, keys: &[E], values: &[E]) {
+    /// Appends rows given row-major.
+    pub(crate) fn append<E: TensorElement>(&mut self, keys: &[E], values: &[E]) {
         let width = self.keys.cols();
         let rows = keys.len() / width;
-        let needed = self.len + rows;
-        if needed > self.keys.rows() {
-            let capacity = needed.max(self.keys.rows() * 2).max(SMALLEST_GROWTH);
-            for side in [&mut self.keys, &mut self.values] {
-                let mut grown = Tensor::zeros(side.dtype(), [capacity, width]);
-                let used = self.len * width;
-                grown.data_mut::<E>()[..used].copy_from_slice(&side.data::<E>()[..used]);
-                *side = grown;
-            }
+        if self.held() + rows > self.keys.rows() {
+            self.make_room::<E>(rows);
         }
+        let first = self.held() * width;
         for (side, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            side.data_mut::<E>()[self.len * width..needed * width].copy_from_slice(new);
+            side.data_mut::<E>()[first..first + new.len()].copy_from_slice(new);
         }
-        self.len = needed;
+        self.len += rows;
+    }
+
+    /// Lets go of what no later token sees, and grows if that is not enough for `rows` more.
+    fn make_room<E: TensorElement>(&mut self, rows: usize) {
+        let width = self.keys.cols();
+        let (held, kept) = (self.held(), self.needed());
+        let surplus = (held - kept) * width;
+        let needed = kept + rows;
+        // A window slides by moving what it holds; with room for two, once in a window.
+        let usual = match self.window {
+            Some(window) => 2 * kept.min(window + SPARE),
+            None => 2 * self.keys.rows(),
+        };
+        let capacity = needed.max(usual).max(SMALLEST_GROWTH);
+        for side in [&mut self.keys, &mut self.values] {
+            if needed <= side.rows() {
+                side.data_mut::<E>().copy_within(surplus..held * width, 0);
+                continue;
+            }
+            let mut grown = Tensor::zeros(side.dtype(), [capacity, width]);
+            let used = &side.data::<E>()[surplus..held * width];
+            grown.data_mut::<E>()[..used.len()].copy_from_slice(used);
+            *side = grown;
+        }
+        self.dropped += held - kept;
+    }
+
+    /// Shrinks to a window after a pass that brought much more than one.
+    fn settle(&mut self) {
+        let Some(window) = self.window else { return };
+        if self.keys.rows() > 3 * (window + SPARE) {
+            let width = self.keys.cols();
+            let kept = self.needed();
+            let used = (self.held() - kept) * width..self.held() * width;
+            for side in [&mut self.keys, &mut self.values] {
+                let mut small = Tensor::zeros(side.dtype(), [2 * (window + SPARE), width]);
+                dispatch!(side.dtype(), |E| {
+                    let used = &side.data::<E>()[used.clone()];
+                    small.data_mut::<E>()[..used.len()].copy_from_slice(used);
+                });
+                *side = small;
+            }
+            self.dropped += self.held() - kept;
+        }
     }
 
     /// The rows in use: keys, then values.
-    pub(crate) fn rows<E: hydralora_kernels::TensorElement>(&self) -> (&[E], &[E]) {
-        let used = self.len * self.keys.cols();
+    pub(crate) fn rows<E: TensorElement>(&self) -> (&[E], &[E]) {
+        let used = self.held() * self.keys.cols();
         (&self.keys.data::<E>()[..used], &self.values.data::<E>()[..used])
     }
 }
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes: usize = self
-            .layers
-            .iter()
-            .map(|layer| dispatch!(layer.keys.dtype(), |E| 2 * layer.keys.len() * size_of::<E>()))
-            .sum();
-        write!(f, "Cache({} tokens, {bytes} bytes)", self.len)
+        write!(f, "Cache({} tokens, {} bytes)", self.len, self.bytes())
     }
 }

@@ -4,10 +4,16 @@
 //! the newer one (`rope_parameters`), or from the metadata of a GGUF file.
 
 use crate::error::{Error, Result};
-use crate::family;
+use crate::family::{self, Family};
 use crate::gguf::GgufFile;
-use serde_json::{Map, Value};
+use fields::kind;
+use serde_json::Value;
 use std::path::Path;
+
+mod fields;
+
+pub use fields::Fields;
+pub(crate) use fields::token_ids;
 
 /// The shape of a decoder and the constants of its arithmetic.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +46,10 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
-    /// How many positions back attention reaches; all if none.
+    /// How many positions back attention reaches in windowed layers; all if none.
     pub sliding_window: Option<usize>,
+    /// Which layers are windowed; all of them if none.
+    pub sliding_layers: Option<Vec<bool>>,
     /// Token that starts a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
@@ -81,31 +89,10 @@ pub enum RopeScaling {
 }
 
 impl ModelConfig {
-    /// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
-    pub(crate) fn inverse_frequencies(&self) -> Vec<f64> {
-        let dim = self.head_dim;
-        (0..dim / 2)
-            .map(|i| {
-                let frequency = self.rope.theta.powf(-2.0 * i as f64 / dim as f64);
-                match self.rope.scaling {
-                    RopeScaling::None => frequency,
-                    RopeScaling::Linear { factor } => frequency / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_position_embeddings,
-                    } => {
-                        let turns = original_max_position_embeddings as f64 * frequency
-                            / (2.0 * std::f64::consts::PI);
-                        let smooth = ((turns - low_freq_factor)
-                            / (high_freq_factor - low_freq_factor))
-                            .clamp(0.0, 1.0);
-                        frequency * (smooth + (1.0 - smooth) / factor)
-                    }
-                }
-            })
-            .collect()
+    /// How many positions back attention reaches in layer `layer`; all if none.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        let windowed = |layers: &Vec<bool>| layers.get(layer).copied().unwrap_or(true);
+        self.sliding_window.filter(|_| self.sliding_layers.as_ref().is_none_or(windowed))
     }
 
     /// Reads `config.json` at `path`.
@@ -134,7 +121,7 @@ impl ModelConfig {
         };
         let fields = Fields { object, path, prefix: String::new() };
         let model_type = fields.required("model_type", "a string", |v| v.as_str())?.to_owned();
-        check_model_type(&model_type, path)?;
+        let family = family_of(&model_type, path)?;
         if let Some(quantization) = fields.value("quantization_config") {
             let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
             let message = format!(
@@ -166,7 +153,7 @@ impl ModelConfig {
             return Err(fields.error("hidden_act", message));
         }
         let windowed = fields.flag("use_sliding_window")?.unwrap_or(true);
-        let config = Self {
+        let mut config = Self {
             model_type,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
@@ -184,9 +171,12 @@ impl ModelConfig {
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
             sliding_window: fields.optional_size("sliding_window")?.filter(|_| windowed),
+            sliding_layers: None,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: fields.token_ids("eos_token_id")?,
         };
+        read_layer_types(&fields, &mut config)?;
+        family.read(&fields, &mut config)?;
         config.validate(path)?;
         Ok(config)
     }
@@ -204,7 +194,8 @@ impl ModelConfig {
         let architecture = architecture.ok_or_else(|| {
             Error::config(path, "general.architecture", "missing; expected a model type")
         })?;
-        check_model_type(architecture, path)?;
+        let family = family::find_gguf(architecture)
+            .ok_or_else(|| unknown_model_type(architecture, path))?;
         let key = |name: &str| format!("{architecture}.{name}");
         let optional = |name: &str| -> Result<Option<usize>> {
             let Some(value) = file.u64(&key(name))? else { return Ok(None) };
@@ -264,8 +255,8 @@ impl ModelConfig {
             eos_token_ids.extend(token(name)?.filter(|id| !eos_token_ids.contains(id)));
         }
         let epsilon = key("attention.layer_norm_rms_epsilon");
-        let config = Self {
-            model_type: architecture.to_owned(),
+        let mut config = Self {
+            model_type: family.model_type().to_owned(),
             vocab_size,
             hidden_size,
             intermediate_size: required("feed_forward_length")?,
@@ -283,9 +274,11 @@ impl ModelConfig {
             attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
             sliding_window: optional("attention.sliding_window")?.filter(|&window| window > 0),
+            sliding_layers: None,
             bos_token_id: token("bos_token_id")?,
             eos_token_ids,
         };
+        family.read_gguf(file, &mut config)?;
         config.validate(path)?;
         Ok(config)
     }
@@ -343,6 +336,34 @@ impl ModelConfig {
     }
 }
 
+impl RopeConfig {
+    /// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
+    pub(crate) fn inverse_frequencies(&self, head_dim: usize) -> Vec<f64> {
+        (0..head_dim / 2)
+            .map(|i| {
+                let frequency = self.theta.powf(-2.0 * i as f64 / head_dim as f64);
+                match self.scaling {
+                    RopeScaling::None => frequency,
+                    RopeScaling::Linear { factor } => frequency / factor,
+                    RopeScaling::Llama3 {
+                        factor,
+                        low_freq_factor,
+                        high_freq_factor,
+                        original_max_position_embeddings,
+                    } => {
+                        let turns = original_max_position_embeddings as f64 * frequency
+                            / (2.0 * std::f64::consts::PI);
+                        let smooth = ((turns - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor))
+                            .clamp(0.0, 1.0);
+                        frequency * (smooth + (1.0 - smooth) / factor)
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
 impl RopeScaling {
     /// The scaling whose frequencies a GGUF file divides by `factors`, one per pair of a head,
     /// when `theta` is the base; the published Llama 3 models are the ones that hold such factors.
@@ -375,15 +396,44 @@ impl RopeScaling {
     }
 }
 
-fn check_model_type(found: &str, path: &Path) -> Result<()> {
-    if family::find(found).is_some() {
-        return Ok(());
-    }
-    Err(Error::UnknownModelType {
+fn family_of(model_type: &str, path: &Path) -> Result<&'static dyn Family> {
+    family::find(model_type).ok_or_else(|| unknown_model_type(model_type, path))
+}
+
+fn unknown_model_type(found: &str, path: &Path) -> Error {
+    Error::UnknownModelType {
         path: path.to_path_buf(),
         found: found.to_owned(),
         supported: family::supported().join(", "),
-    })
+    }
+}
+
+/// Reads which layers are windowed.
+fn read_layer_types(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+    let Some(types) = fields.optional("layer_types", "a list", Value::as_array)? else {
+        return Ok(());
+    };
+    if types.len() != config.num_hidden_layers {
+        let layers = config.num_hidden_layers;
+        let message =
+            format!("expected one entry for each of {layers} layers, found {}", types.len());
+        return Err(fields.error("layer_types", message));
+    }
+    let windowed = types.iter().map(|kind| match kind.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => {
+            let message = format!("expected `full_attention` or `sliding_attention`, found {kind}");
+            Err(fields.error("layer_types", message))
+        }
+    });
+    let windowed = windowed.collect::<Result<Vec<bool>>>()?;
+    if !windowed.contains(&true) {
+        config.sliding_window = None;
+    } else if windowed.contains(&false) {
+        config.sliding_layers = Some(windowed);
+    }
+    Ok(())
 }
 
 fn rope_from_json(fields: &Fields<'_>) -> Result<RopeConfig> {
@@ -474,93 +524,4 @@ fn rope_from_gguf(file: &GgufFile, architecture: &str) -> Result<RopeConfig> {
         }
     };
     Ok(RopeConfig { theta, scaling })
-}
-
-/// Typed access to the fields of a JSON object, with errors that name file and field.
-struct Fields<'a> {
-    object: &'a Map<String, Value>,
-    path: &'a Path,
-    prefix: String,
-}
-
-impl<'a> Fields<'a> {
-    /// The field, if it is there and not null.
-    fn value(&self, field: &str) -> Option<&'a Value> {
-        self.object.get(field).filter(|value| !value.is_null())
-    }
-
-    fn error(&self, field: &str, message: impl Into<String>) -> Error {
-        Error::config(self.path, format!("{}{field}", self.prefix), message)
-    }
-
-    fn optional<T>(
-        &self,
-        field: &str,
-        expected: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.value(field) else { return Ok(None) };
-        convert(value)
-            .map(Some)
-            .ok_or_else(|| self.error(field, format!("expected {expected}, found {}", kind(value))))
-    }
-
-    fn required<T>(
-        &self,
-        field: &str,
-        expected: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<T> {
-        self.optional(field, expected, convert)?
-            .ok_or_else(|| self.error(field, format!("missing; expected {expected}")))
-    }
-
-    fn size(&self, field: &str) -> Result<usize> {
-        self.optional_size(field)?
-            .ok_or_else(|| self.error(field, "missing; expected a positive integer"))
-    }
-
-    fn optional_size(&self, field: &str) -> Result<Option<usize>> {
-        self.optional(field, "a positive integer", |value| usize::try_from(value.as_u64()?).ok())
-    }
-
-    fn number(&self, field: &str) -> Result<Option<f64>> {
-        self.optional(field, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, field: &str) -> Result<Option<bool>> {
-        self.optional(field, "true or false", Value::as_bool)
-    }
-
-    fn nested(&self, field: &str) -> Result<Option<Fields<'a>>> {
-        let object = self.optional(field, "an object", Value::as_object)?;
-        let prefix = format!("{}{field}.", self.prefix);
-        Ok(object.map(|object| Fields { object, path: self.path, prefix }))
-    }
-
-    fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
-        let ids = self.optional(field, "a token id or a list of them", token_ids)?;
-        Ok(ids.unwrap_or_default())
-    }
-}
-
-/// One id or a list of them; files write -1 for "none".
-pub(crate) fn token_ids(value: &Value) -> Option<Vec<u32>> {
-    match value {
-        Value::Array(items) => items.iter().map(|id| id.as_u64()?.try_into().ok()).collect(),
-        _ if value.as_i64() == Some(-1) => Some(Vec::new()),
-        _ => Some(vec![value.as_u64()?.try_into().ok()?]),
-    }
-}
-
-/// What kind of JSON value this is, with the value where it is short.
-fn kind(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
-        Value::String(text) if text.len() <= 40 => format!("{text:?}"),
-        Value::String(_) => "a long string".to_owned(),
-        Value::Array(_) => "a list".to_owned(),
-        Value::Object(_) => "an object".to_owned(),
-    }
 }

@@ -1,16 +1,14 @@
 //! `config.json` as transformers reads it.
 
 use crate::config::{ModelConfig, RopeScaling};
+use crate::family;
 use serde_json::{Map, Value, json};
 
 impl ModelConfig {
     /// The content of a `config.json` that says what this configuration says, for weights stored
     /// as `dtype` (`float32`, `float16`, …). Reading it back gives an equal configuration.
     pub fn to_json(&self, dtype: &str) -> Value {
-        let architecture = match self.model_type.as_str() {
-            "mistral" => "MistralForCausalLM",
-            _ => "LlamaForCausalLM",
-        };
+        let class = family::find(&self.model_type).map(|family| family.class());
         let eos = match self.eos_token_ids.as_slice() {
             [] => Value::Null,
             [one] => json!(one),
@@ -37,7 +35,7 @@ impl ModelConfig {
         newer["rope_theta"] = json!(self.rope.theta);
         let mut config = Map::new();
         for (key, value) in [
-            ("architectures", json!([architecture])),
+            ("architectures", json!([class])),
             ("model_type", json!(self.model_type)),
             ("dtype", json!(dtype)),
             ("torch_dtype", json!(dtype)),
@@ -58,10 +56,19 @@ impl ModelConfig {
             ("attention_bias", json!(self.attention_bias)),
             ("mlp_bias", json!(self.mlp_bias)),
             ("sliding_window", json!(self.sliding_window)),
+            ("use_sliding_window", json!(self.sliding_window.is_some())),
             ("bos_token_id", json!(self.bos_token_id)),
             ("eos_token_id", eos),
         ] {
             config.insert(key.to_owned(), value);
+        }
+        if let Some(windowed) = &self.sliding_layers {
+            let kind = |&windowed: &bool| match windowed {
+                true => "sliding_attention",
+                false => "full_attention",
+            };
+            let kinds: Vec<&str> = windowed.iter().map(kind).collect();
+            config.insert("layer_types".to_owned(), json!(kinds));
         }
         Value::Object(config)
     }
@@ -91,6 +98,7 @@ mod tests {
             attention_bias: false,
             mlp_bias: false,
             sliding_window: None,
+            sliding_layers: None,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
         };
@@ -116,6 +124,9 @@ mod tests {
         config.tie_word_embeddings = false;
         config.bos_token_id = None;
         config.eos_token_ids.clear();
+        check(&config);
+        config.model_type = "qwen3".to_owned();
+        config.sliding_layers = Some(vec![false, true]);
         check(&config);
     }
 }

@@ -175,6 +175,9 @@ fn fingerprint(config: &ModelConfig, weights: &Weights) -> String {
         config.sliding_window.unwrap_or(0),
     );
     hash.update(constants);
+    if let Some(windowed) = &config.sliding_layers {
+        hash.update(format!("{windowed:?}\n"));
+    }
     for (name, format, shape, bytes) in weights.stored_tensors() {
         hash.update(format!("{name} {format} {shape:?}\n"));
         hash.update(&bytes[..SAMPLE.min(bytes.len())]);

@@ -7,7 +7,7 @@ use crate::method::{MethodOptions, TensorMap, Tuned};
 use crate::methods::METHODS;
 use crate::options::refuse_unknown;
 use hydralora_kernels::{DType, Tensor, dispatch};
-use hydralora_model::adapter::{Projection, Site, SiteShape};
+use hydralora_model::adapter::{Site, SiteShape};
 use hydralora_model::durable::replace_folder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -175,10 +175,11 @@ pub fn tensor_file(tuned: &dyn Tuned) -> &'static str {
 
 /// The shortest list of names that means just these layers to PEFT.
 pub(crate) fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
-    let used: BTreeSet<Projection> = sites.iter().map(|site| site.projection).collect();
-    let meant = all.iter().filter(|shape| used.contains(&shape.site.projection)).count();
+    let module = |site: &Site| (site.linear.order, site.linear.module());
+    let used: BTreeSet<_> = sites.iter().map(module).collect();
+    let meant = all.iter().filter(|shape| used.contains(&module(&shape.site))).count();
     if meant == sites.len() {
-        used.into_iter().map(|projection| projection.name().to_owned()).collect()
+        used.into_iter().map(|(_, module)| module.to_owned()).collect()
     } else {
         sites.iter().map(ToString::to_string).collect()
     }
@@ -517,6 +518,7 @@ pub fn check_base(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hydralora_model::family::kit::{K_PROJ, Q_PROJ};
 
     /// A folder with this configuration and these tensors.
     fn folder(config: &Value, tensors: &TensorMap) -> tempfile::TempDir {
@@ -527,9 +529,9 @@ mod tests {
     }
 
     fn sites() -> Vec<SiteShape> {
-        [(Projection::Query, 4, 4), (Projection::Key, 4, 2)]
-            .map(|(projection, in_features, out_features)| SiteShape {
-                site: Site { layer: 0, projection },
+        [(&Q_PROJ, 4, 4), (&K_PROJ, 4, 2)]
+            .map(|(linear, in_features, out_features)| SiteShape {
+                site: Site { layer: 0, linear },
                 in_features,
                 out_features,
             })

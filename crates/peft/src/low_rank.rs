@@ -30,7 +30,8 @@ use hydralora_kernels::ops::gated_low_rank::{
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, Kind, Pass, Site, SiteShape};
+use hydralora_model::family::kit::{GATE_PROJ, Q_PROJ};
 use layout::{a_name, head_columns, head_name, rows, set_head_columns, set_rows, start_names};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -132,9 +133,9 @@ impl LowRankAdapter {
                 router(&site.to_string(), inputs, kind.bias)
             });
             if let Some(kind) = spec.mixing.router(RouterScope::Block) {
-                let attention = site.projection.is_attention();
+                let attention = site.is_attention();
                 blocks.entry((site.layer, attention)).or_insert_with(|| {
-                    let name = format!("model.layers.{}.{}", site.layer, site.projection.block());
+                    let name = site.block();
                     let hidden = hidden_size(sites, shape);
                     router(&name, hidden, kind.bias)
                 });
@@ -229,9 +230,9 @@ impl LowRankAdapter {
 
     /// The gates of the block that `site` belongs to; computed where the block's input passes by.
     fn block_gates(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
-        let attention = site.projection.is_attention();
+        let attention = site.is_attention();
         let router = self.blocks.get(&(site.layer, attention))?;
-        let name = site.projection.block();
+        let name = site.linear.block();
         Some(pass.shared(site.layer, name, || {
             router_gates(x, router.weight.var(), router.bias.as_ref().map(Trainable::var))
         }))
@@ -325,13 +326,12 @@ impl LowRankAdapter {
 /// Width of the block's input: that of its first layer, which any query or gate layer reads; a
 /// block adapted only at its output layer takes it from that layer's output.
 fn hidden_size(sites: &[SiteShape], of: SiteShape) -> usize {
-    match of.site.projection {
-        Projection::Output | Projection::Down => sites
-            .iter()
-            .find(|shape| !matches!(shape.site.projection, Projection::Output | Projection::Down))
-            .map_or(of.out_features, |shape| shape.in_features),
-        _ => of.in_features,
+    let ends_block = |shape: &SiteShape| shape.site.kind().overlaps(Kind::OUTPUT.and(Kind::DOWN));
+    if !ends_block(&of) {
+        return of.in_features;
     }
+    let entry = sites.iter().find(|shape| !ends_block(shape));
+    entry.map_or(of.out_features, |shape| shape.in_features)
 }
 
 impl Adapter for LowRankAdapter {
@@ -643,7 +643,7 @@ impl Tuned for LowRankAdapter {
 
 /// The layer whose input is the input of its block.
 fn block_entry((layer, attention): (usize, bool)) -> Site {
-    Site { layer, projection: if attention { Projection::Query } else { Projection::Gate } }
+    Site { layer, linear: if attention { &Q_PROJ } else { &GATE_PROJ } }
 }
 
 /// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':

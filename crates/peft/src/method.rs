@@ -6,7 +6,7 @@ use crate::merge::{Gates, Merge};
 use crate::targets::Targets;
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::{DType, Gradients, Parameter, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
 use hydralora_model::{Decoder, Tokenizer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -376,8 +376,7 @@ pub(crate) fn kaiming_bound(fan_in: usize) -> f64 {
 /// nothing outside of training.
 pub(crate) fn layer_dropout(site: Site, probability: f64, pass: &Pass<'_>) -> Option<Dropout> {
     let seed = pass.dropout_seed().filter(|_| probability > 0.0)?;
-    let index = (site.layer * Projection::ALL.len()) as u64 + site.projection as u64;
-    Some(Dropout { probability, seed: mix(seed ^ mix(index)) })
+    Some(Dropout { probability, seed: mix(seed ^ mix(site.name_hash())) })
 }
 
 /// Reads a section into `T`, finding every wrong option instead of only the first: a bad or unknown

@@ -1,7 +1,7 @@
 //! Which linear layers a method changes.
 
 use crate::error::{Error, Result};
-use hydralora_model::adapter::{Projection, SiteShape};
+use hydralora_model::adapter::{Kind, SiteShape};
 use serde::{Deserialize, Serialize};
 
 /// Targets as a recipe gives them: one entry or a list. An entry is a preset (`qv`, `ffn`,
@@ -24,11 +24,11 @@ impl Default for Targets {
 }
 
 /// The presets and what they stand for.
-pub const PRESETS: &[(&str, &[Projection])] = &[
-    ("qv", &[Projection::Query, Projection::Value]),
-    ("ffn", &[Projection::Gate, Projection::Up, Projection::Down]),
-    ("attention", &[Projection::Query, Projection::Key, Projection::Value, Projection::Output]),
-    ("all", &Projection::ALL),
+pub const PRESETS: &[(&str, Kind)] = &[
+    ("qv", Kind::QUERY.and(Kind::VALUE)),
+    ("ffn", Kind::FEED_FORWARD),
+    ("attention", Kind::ATTENTION),
+    ("all", Kind::ALL),
 ];
 
 impl Targets {
@@ -49,7 +49,7 @@ impl Targets {
             if !sites.iter().any(|shape| matches(entry, shape)) {
                 return Err(Error::TargetMatchesNothing {
                     target: entry.clone(),
-                    names: Projection::ALL.map(Projection::name).join(", "),
+                    names: modules(sites).join(", "),
                 });
             }
         }
@@ -62,10 +62,22 @@ impl Targets {
     }
 }
 
+/// The last parts of the layers' names, each once, in order.
+fn modules(sites: &[SiteShape]) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for shape in sites {
+        let module = shape.site.linear.module();
+        if !found.contains(&module) {
+            found.push(module);
+        }
+    }
+    found
+}
+
 fn matches(entry: &str, shape: &SiteShape) -> bool {
     let site = shape.site;
-    if let Some((_, projections)) = PRESETS.iter().find(|(name, _)| *name == entry) {
-        return projections.contains(&site.projection);
+    if let Some((_, kind)) = PRESETS.iter().find(|(name, _)| *name == entry) {
+        return site.kind().overlaps(*kind);
     }
     let name = site.to_string();
     if entry.contains(['*', '?']) {
@@ -105,10 +117,11 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
     use hydralora_model::adapter::Site;
+    use hydralora_model::family::kit::LLAMA_LINEARS;
 
     fn sites() -> Vec<SiteShape> {
         (0..12)
-            .flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
+            .flat_map(|layer| LLAMA_LINEARS.iter().map(move |linear| Site { layer, linear }))
             .map(|site| SiteShape { site, in_features: 4, out_features: 4 })
             .collect()
     }

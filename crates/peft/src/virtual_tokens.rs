@@ -25,9 +25,7 @@ use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::lstm::{Lstm, lstm};
 use hydralora_kernels::ops::rows::{columns, join_columns};
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use hydralora_model::adapter::{
-    Adapter, KeyValue, Pass, Projection, Site, SiteShape, frozen_linears,
-};
+use hydralora_model::adapter::{Adapter, KeyValue, Kind, Pass, Site, SiteShape, frozen_linears};
 use rand::Rng;
 use serde_json::{Map, Value};
 
@@ -47,11 +45,10 @@ pub(crate) struct Widths {
 impl Widths {
     /// Those of the model whose layers are `sites`.
     pub(crate) fn of(sites: &[SiteShape]) -> Self {
-        let find =
-            |projection: Projection| sites.iter().find(|shape| shape.site.projection == projection);
+        let find = |kind: Kind| sites.iter().find(|shape| shape.site.kind() == kind);
         Self {
-            hidden: find(Projection::Query).map_or(0, |shape| shape.in_features),
-            key_value: find(Projection::Key).map_or(0, |shape| shape.out_features),
+            hidden: find(Kind::QUERY).map_or(0, |shape| shape.in_features),
+            key_value: find(Kind::KEY).map_or(0, |shape| shape.out_features),
             layers: sites.iter().map(|shape| shape.site.layer + 1).max().unwrap_or(0),
         }
     }

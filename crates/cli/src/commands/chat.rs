@@ -49,6 +49,7 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
         let common = prompt.iter().zip(&seen).take_while(|(a, b)| a == b).count();
         let common = common.min(prompt.len() - 1);
         cache.truncate(common);
+        let common = cache.len();
         let limit = arguments.sampling.max_new_tokens;
         let answer = opened.generator().generate(
             &prompt[common..],

@@ -10,6 +10,7 @@ use crate::failure::bad_input;
 use crate::output::check_out;
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
+use hydralora_model::family::kit::Q_PROJ;
 use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
 use hydralora_peft::io;
 use hydralora_peft::merge::{Gates, MergePlan};
@@ -39,10 +40,7 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
                 // Its tensors cannot be placed without the model, but the answer is the same.
                 let tuned = options.build(&[], DType::F32, 0);
                 let any = hydralora_model::adapter::SiteShape {
-                    site: hydralora_model::adapter::Site {
-                        layer: 0,
-                        projection: hydralora_model::adapter::Projection::Query,
-                    },
+                    site: hydralora_model::adapter::Site { layer: 0, linear: &Q_PROJ },
                     in_features: 1,
                     out_features: 1,
                 };

@@ -147,7 +147,7 @@ fn adapter(
             }
             let parameters = Parameters::of(decoder.num_parameters(), loaded.tuned.as_ref());
             let sites = loaded.tuned.sites();
-            let kinds: BTreeSet<&str> = sites.iter().map(|site| site.projection.name()).collect();
+            let kinds: BTreeSet<&str> = sites.iter().map(|site| site.linear.module()).collect();
             let kinds: Vec<&str> = kinds.into_iter().collect();
             text.push(format!("parameters         {parameters}"));
             text.push(format!("layers             {} ({})", sites.len(), kinds.join(", ")));

@@ -3,7 +3,6 @@
 use crate::plan::Parameters;
 use crate::ui::{table, thousands};
 use hydralora_kernels::DType;
-use hydralora_model::adapter::{Projection, Site, SiteShape};
 use hydralora_model::{ModelConfig, RopeConfig, RopeScaling};
 use hydralora_peft::methods;
 use serde_json::{Map, Value, json};
@@ -26,6 +25,7 @@ pub(super) fn llama2_7b() -> ModelConfig {
         attention_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        sliding_layers: None,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
     }
@@ -92,8 +92,8 @@ fn parameters_on(
         (config.sites(), 1)
     } else {
         // One layer is enough: all are alike.
-        let layer = Projection::ALL.map(|projection| Site { layer: 0, projection });
-        let layer: Vec<SiteShape> = layer.map(|site| config.site_shape(site)).to_vec();
+        let mut layer = config.sites();
+        layer.retain(|shape| shape.site.layer == 0);
         (options.targets().select(&layer)?, config.num_hidden_layers)
     };
     let tuned = options.build(&sites, DType::F32, 0);
@@ -148,6 +148,5 @@ pub(super) fn paper_table(config: &ModelConfig, model: &str) -> anyhow::Result<(
 fn base_parameters(config: &ModelConfig) -> usize {
     let linear: usize =
         config.sites().iter().map(|shape| shape.in_features * shape.out_features).sum();
-    let norms = (2 * config.num_hidden_layers + 1) * config.hidden_size;
-    linear + norms + 2 * config.vocab_size * config.hidden_size
+    linear + config.norm_parameters() + 2 * config.vocab_size * config.hidden_size
 }

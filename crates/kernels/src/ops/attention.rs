@@ -522,6 +522,48 @@ mod tests {
     }
 
     #[test]
+    fn a_window_in_a_long_sequence_agrees_with_f64() {
+        let windowed = AttentionConfig { window: Some(40), ..config(4, 2, 3) };
+        let spans = [
+            Span { queries: 0..520, keys: 0..520 },
+            // Keys before the first query, of which it sees none of the first stretches.
+            Span { queries: 520..600, keys: 520..1050 },
+        ];
+        check::f32_agrees(&[&[600, 12], &[1050, 6], &[1050, 6]], 1e-5, |x| {
+            causal_attention(&x[0], &x[1], &x[2], &spans, windowed)
+        });
+    }
+
+    /// A weight of zero times a value that is no number is no number, so keys that spoil no result
+    /// were not read.
+    #[test]
+    fn keys_that_a_window_hides_are_not_read() {
+        let (n, window) = (700, 30);
+        let windowed = AttentionConfig { window: Some(window), ..config(2, 1, 4) };
+        let x: Vec<Tensor> = check::inputs(&[&[n, 8], &[n, 4], &[n, 4]])
+            .iter()
+            .map(|x| x.value().to_dtype(DType::F32))
+            .collect();
+        let run = |x: &[Tensor]| {
+            let x: Vec<Var> = x.iter().cloned().map(Var::leaf).collect();
+            let y = causal_attention(&x[0], &x[1], &x[2], &spans(&[0, n]), windowed);
+            let gradients = y.backward_from(x[0].value().clone());
+            (y.value().to_f32(), gradients.get(&x[0]).unwrap().to_f32())
+        };
+        let (clean, clean_gradient) = run(&x);
+        let mut spoilt = x.clone();
+        for side in &mut spoilt[1..] {
+            side.data_mut::<f32>()[..384 * 4].fill(f32::NAN);
+        }
+        let (y, gradient) = run(&spoilt);
+        // The first block whose queries see none of the first two stretches.
+        let first = (384 + window).next_multiple_of(BLOCK) * 8;
+        assert_eq!(y[first..], clean[first..]);
+        assert_eq!(gradient[first..], clean_gradient[first..]);
+        assert!(y[380 * 8].is_nan());
+    }
+
+    #[test]
     fn results_do_not_depend_on_the_number_of_threads() {
         // So many sequences that one thread takes heads together which three take apart.
         let n = 200;

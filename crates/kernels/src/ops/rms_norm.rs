@@ -1,4 +1,4 @@
-//! `y = w ⊙ x / √(mean(x²) + ε)` over the last dimension.
+//! `y = w ⊙ x / √(mean(x²) + ε)` over the last dimension, or over stretches of it.
 
 use crate::buffer::Buffer;
 use crate::dispatch;
@@ -8,25 +8,37 @@ use crate::simd::{self, rows_per_task, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use rayon::prelude::*;
 
-/// RMS normalisation of `x: [T, d]` with `weight: [d]`. Gradients for both.
+/// RMS normalisation of `x: [T, n · d]` with `weight: [d]`: of every row by itself, or, as of the heads
+/// in a row of queries, of every `d` neighbouring numbers. Gradients for both.
 ///
 /// The result can be recomputed from `x`, so operations that need it in their backward do not keep
 /// a second copy.
 pub fn rms_norm(x: &Var, weight: &Var, epsilon: f64) -> Var {
-    assert_eq!(weight.value().len(), x.value().cols(), "RMSNorm weight has another width");
-    let (input, scale) = (x.value().clone(), weight.value().clone());
-    let value = forward(&input, &scale, epsilon);
+    let (scale, shape) = (weight.value().clone(), x.value().shape().to_vec());
+    let width = scale.len().max(1);
+    assert!(x.value().cols().is_multiple_of(width), "RMSNorm weight has another width");
+    let by_width = move |tensor: Tensor| {
+        let rows = tensor.len() / width;
+        tensor.reshape([rows, width])
+    };
+    let input = by_width(x.value().clone());
+    let value = forward(&input, &scale, epsilon).reshape(&shape);
     let (recompute_input, recompute_scale) = (input.clone(), scale.clone());
+    let recompute_shape = shape.clone();
     Var::computed(value, &[x, weight], move |gradient, parents| {
+        let gradient = by_width(gradient);
         if parents.needs(1) {
             parents.add(1, weight_gradient(&input, &scale, &gradient, epsilon));
         }
         if parents.needs(0) {
-            let carried = parents.take(0);
-            parents.add(0, input_gradient(&input, &scale, &gradient, epsilon, carried));
+            let carried = parents.take(0).map(by_width);
+            let sum = input_gradient(&input, &scale, &gradient, epsilon, carried);
+            parents.add(0, sum.reshape(shape));
         }
     })
-    .with_recipe(move || forward(&recompute_input, &recompute_scale, epsilon))
+    .with_recipe(move || {
+        forward(&recompute_input, &recompute_scale, epsilon).reshape(&recompute_shape)
+    })
 }
 
 #[inline(always)]
@@ -135,6 +147,20 @@ mod tests {
         for shape in [[1, 1], [3, 5], [2, 33]] {
             check::gradients(&[&shape, &[shape[1]]], |x| rms_norm(&x[0], &x[1], 1e-5));
         }
+    }
+
+    #[test]
+    fn heads_in_a_row_are_normalised_by_themselves() {
+        check::gradients(&[&[3, 12], &[4]], |x| rms_norm(&x[0], &x[1], 1e-5));
+        // The input has a gradient from elsewhere already.
+        check::gradients(&[&[2, 6], &[3]], |x| {
+            crate::ops::elementwise::add(&x[0], rms_norm(&x[0], &x[1], 1e-5))
+        });
+        let v = check::inputs(&[&[3, 12], &[4]]);
+        let rows = Var::constant(v[0].value().clone().reshape([9, 4]));
+        let (heads, rows) = (rms_norm(&v[0], &v[1], 1e-5), rms_norm(&rows, &v[1], 1e-5));
+        assert_eq!(heads.value().shape(), [3, 12]);
+        assert_eq!(heads.value().to_f64(), rows.value().to_f64());
     }
 
     #[test]

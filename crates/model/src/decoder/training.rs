@@ -4,14 +4,16 @@
 //! checkpointing (Chen et al., arXiv 1604.06174) a layer keeps its input alone; its activations are
 //! computed again, one layer at a time, when the gradient comes back to it.
 
-use super::{Decoder, IGNORE_LABEL, Lead, Packed, Placed, check_finite};
+use super::layers::{Forward, Keep, KeepGraph};
+use super::lead::{Lead, PackedAttention, Placed};
+use super::{Decoder, IGNORE_LABEL, Packed, check_finite};
 use crate::adapter::{Adapter, KeyValue, Pass};
 use crate::error::{Error, Result};
+use crate::site::Site;
 use hydralora_kernels::ops::cross_entropy::CrossEntropy;
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::rows::take_rows;
 use hydralora_kernels::{Gradients, Tensor, Var, backward_onto};
-use std::mem;
 
 /// What a micro-batch gave.
 pub struct Trained {
@@ -27,7 +29,7 @@ pub struct Trained {
 pub type Added<'a> = &'a dyn Fn(&Pass<'_>) -> Option<Var>;
 
 impl Decoder {
-    /// The cross-entropy of `batch` against `labels` (the token each row predicts,
+    /// Computes the cross-entropy of `batch` against `labels` (the token each row predicts,
     /// [`IGNORE_LABEL`] for none) times `factor`, plus what `added` gives, and the gradients of
     /// that sum with respect to everything trainable in `adapter`.
     ///
@@ -43,125 +45,111 @@ impl Decoder {
         pass: &Pass<'_>,
         added: Added<'_>,
     ) -> Result<Trained> {
-        let (lead, placed, rows) = self.prepare(batch, labels, adapter, pass)?;
-        if pass.keeps_layer_inputs_only() {
-            return self
-                .recomputing(batch, labels, factor, adapter, pass, added, lead, placed, &rows);
-        }
-        let embeddings = adapter.embed(batch.tokens, &self.embedding);
-        let mut h = lead.before(embeddings, batch.offsets, &placed.starts);
-        for index in 0..self.layers.len() {
-            h = self.training_layer(index, h, &lead.prefix[index], &placed, adapter, pass, &rows);
-        }
-        let found = self.tail(&h, labels, factor, &rows, adapter)?;
-        drop(h);
-        let (total, loss, added) = with_added(found, added(pass));
-        Ok(Trained { loss, added, gradients: total.backward() })
-    }
-
-    fn prepare(
-        &self,
-        batch: Packed<'_>,
-        labels: &[u32],
-        adapter: &dyn Adapter,
-        pass: &Pass<'_>,
-    ) -> Result<(Lead, Placed, LabelRows)> {
         assert_eq!(batch.tokens.len(), labels.len(), "one label per token");
         let lead = Lead::of(adapter, self.layers.len(), pass);
         self.validate(batch, |_| lead.rows())?;
-        let placed = self.place(batch.offsets, &lead);
-        let labelled: Vec<usize> =
-            (0..labels.len()).filter(|&row| labels[row] != IGNORE_LABEL).collect();
-        if labelled.is_empty() {
-            return Err(Error::NoLabels);
+        let placed = Placed::new(batch.offsets, &lead);
+        let rows = LabelRows::of(labels, batch.offsets, &lead)?;
+        // What the adapter does to a row may depend on others, so all of them are computed.
+        let early = adapter.rows_stand_alone();
+        let micro_batch = MicroBatch {
+            decoder: self,
+            run: Forward {
+                adapter,
+                pass,
+                tables: placed.rope_tables(self),
+                rows: early.then_some(&rows.at),
+            },
+            rows: &rows,
+            factor,
+            added,
+        };
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let h = lead.before(embeddings, batch.offsets, &placed.starts);
+        if pass.keeps_layer_inputs_only() {
+            return micro_batch.recomputing(h, &placed, &lead.prefix);
         }
+        let mut attention = PackedAttention { placed: &placed, prefix: &lead.prefix };
+        let layers = 0..self.layers.len();
+        let h = self.run_layers(layers, h, &micro_batch.run, &mut attention, &mut KeepGraph);
+        let (total, loss, added) = micro_batch.loss(&h)?;
+        drop(h);
+        Ok(Trained { loss, added, gradients: total.backward() })
+    }
+}
+
+/// The rows that carry a label.
+struct LabelRows {
+    /// What they predict.
+    labels: Vec<u32>,
+    /// Where they are among the rows of the hidden state, which has the prompt's rows too.
+    at: Vec<usize>,
+}
+
+impl LabelRows {
+    fn of(labels: &[u32], offsets: &[usize], lead: &Lead) -> Result<Self> {
         // Rows of the hidden state stand behind those of the prompt.
         let mut sequence = 0;
-        let at = labelled
-            .iter()
-            .map(|&row| {
-                while row >= batch.offsets[sequence + 1] {
-                    sequence += 1;
-                }
-                row + (sequence + 1) * lead.prompt_rows
-            })
-            .collect();
-        let rows = LabelRows { labelled, at, early: adapter.rows_stand_alone() };
-        Ok((lead, placed, rows))
+        let mut rows = Self { labels: Vec::new(), at: Vec::new() };
+        for (row, &label) in labels.iter().enumerate().filter(|(_, label)| **label != IGNORE_LABEL)
+        {
+            while row >= offsets[sequence + 1] {
+                sequence += 1;
+            }
+            rows.labels.push(label);
+            rows.at.push(row + (sequence + 1) * lead.prompt_rows);
+        }
+        if rows.at.is_empty() { Err(Error::NoLabels) } else { Ok(rows) }
     }
+}
 
-    fn training_layer(
-        &self,
-        index: usize,
-        h: Var,
-        prefix: &Option<KeyValue>,
-        placed: &Placed,
-        adapter: &dyn Adapter,
-        pass: &Pass<'_>,
-        rows: &LabelRows,
-    ) -> Var {
-        let chosen = (rows.early && index + 1 == self.layers.len()).then_some(&rows.at[..]);
-        let attention = |q, k, v| self.attend_placed(q, k, v, prefix, placed);
-        self.layer_forward(index, h, &placed.table, adapter, pass, attention, chosen)
-    }
+/// A micro-batch on its way through the decoder.
+struct MicroBatch<'a> {
+    decoder: &'a Decoder,
+    run: Forward<'a>,
+    rows: &'a LabelRows,
+    factor: f64,
+    added: Added<'a>,
+}
 
-    /// From the last layer's output to the loss.
-    fn tail(
-        &self,
-        h: &Var,
-        labels: &[u32],
-        factor: f64,
-        rows: &LabelRows,
-        adapter: &dyn Adapter,
-    ) -> Result<CrossEntropy> {
-        let h = if rows.early { h.clone() } else { take_rows(h, &rows.at) };
-        let hidden = self.final_norm(&h, adapter);
+impl MicroBatch<'_> {
+    /// From the last layer's output to the loss with what the adapter adds: the sum of both, and each.
+    fn loss(&self, h: &Var) -> Result<(Var, f64, f64)> {
+        let Forward { adapter, pass, rows, .. } = self.run;
+        let h = if rows.is_some() { h.clone() } else { take_rows(h, &self.rows.at) };
+        let hidden = self.decoder.final_norm(&h, adapter);
         check_finite(hidden.value())?;
-        let labels: Vec<u32> = rows.labelled.iter().map(|&row| labels[row]).collect();
-        Ok(self.loss_with(adapter, &hidden, &labels, factor))
+        let found: CrossEntropy =
+            self.decoder.loss_with(adapter, &hidden, &self.rows.labels, self.factor);
+        let loss = found.loss.value().item();
+        Ok(match (self.added)(pass) {
+            Some(term) => {
+                let added = term.value().item();
+                (add(&found.loss, term), loss, added)
+            }
+            None => (found.loss, loss, 0.0),
+        })
     }
 
-    /// [`gradients`](Self::gradients) with only the layers' inputs kept.
-    #[allow(clippy::too_many_arguments)]
+    /// Loss and gradients with only the layers' inputs kept, from the input `start` of the first.
     fn recomputing(
         &self,
-        batch: Packed<'_>,
-        labels: &[u32],
-        factor: f64,
-        adapter: &dyn Adapter,
-        pass: &Pass<'_>,
-        added: Added<'_>,
-        mut lead: Lead,
-        placed: Placed,
-        rows: &LabelRows,
+        start: Var,
+        placed: &Placed,
+        prefix: &[Option<KeyValue>],
     ) -> Result<Trained> {
-        let embeddings = adapter.embed(batch.tokens, &self.embedding);
-        let start = lead.before(embeddings, batch.offsets, &placed.starts);
+        let pass = self.run.pass;
         // Learned keys and values are computed once; each layer sees them as leaves of its own.
-        let prefix: Vec<Option<KeyValue>> = mem::take(&mut lead.prefix).into_iter().collect();
-        let leaves: Vec<Option<KeyValue>> = prefix
-            .iter()
-            .map(|part| {
-                part.as_ref().map(|part| KeyValue {
-                    keys: Var::leaf(part.keys.value().clone()),
-                    values: Var::leaf(part.values.value().clone()),
-                })
-            })
-            .collect();
+        let leaves: Vec<Option<KeyValue>> =
+            prefix.iter().map(|part| part.as_ref().map(as_leaves)).collect();
+        let mut attention = PackedAttention { placed, prefix: &leaves };
+        let layers = 0..self.decoder.layers.len();
+        let mut kept =
+            KeepInputs { pass, inputs: Vec::new(), trained_below: vec![start.needs_grad()] };
+        let h = start.detach();
+        let h = self.decoder.run_layers(layers, h, &self.run, &mut attention, &mut kept);
+        let KeepInputs { inputs, trained_below, .. } = kept;
 
-        let mut inputs: Vec<Tensor> = Vec::with_capacity(self.layers.len());
-        let mut trained_below = vec![start.needs_grad()];
-        let mut h = start.value().clone();
-        for index in 0..self.layers.len() {
-            let input = Var::constant(h.clone());
-            let output =
-                self.training_layer(index, input, &leaves[index], &placed, adapter, pass, rows);
-            trained_below.push(trained_below[index] || output.needs_grad());
-            inputs.push(h);
-            h = output.into_value();
-            pass.forget_shared();
-            pass.detach_set_aside();
-        }
         // What the adapter set aside for its own loss term gets a gradient here and hands it to the
         // layer that computes it again.
         let aside: Vec<_> = (pass.take_set_aside().into_iter())
@@ -170,9 +158,8 @@ impl Decoder {
         for (site, leaf) in &aside {
             pass.set_aside(*site, leaf.clone());
         }
-        let last = Var::leaf(h);
-        let found = self.tail(&last, labels, factor, rows, adapter)?;
-        let (total, loss, added) = with_added(found, added(pass));
+        let last = Var::leaf(h.into_value());
+        let (total, loss, added) = self.loss(&last)?;
         let mut gradients = total.backward();
         let _ = pass.take_set_aside();
 
@@ -180,17 +167,13 @@ impl Decoder {
         for (index, input) in inputs.into_iter().enumerate().rev() {
             let Some(gradient) = carried.take().filter(|_| trained_below[index + 1]) else { break };
             let input = if trained_below[index] { Var::leaf(input) } else { Var::constant(input) };
-            let prefix = &leaves[index];
+            let layer = index..index + 1;
+            let again = input.clone();
             let output =
-                self.training_layer(index, input.clone(), prefix, &placed, adapter, pass, rows);
+                self.decoder.run_layers(layer, again, &self.run, &mut attention, &mut KeepGraph);
             pass.forget_shared();
             let mut seeds = vec![(output, gradient)];
-            let mut again = pass.take_set_aside();
-            for (site, leaf) in aside.iter().filter(|(site, _)| site.layer == index) {
-                if let (Some(value), Some(gradient)) = (again.remove(site), gradients.take(leaf)) {
-                    seeds.push((value, gradient));
-                }
-            }
+            seeds.extend(seeds_of(index, &aside, pass, &mut gradients));
             backward_onto(seeds, &mut gradients);
             carried = gradients.take(&input);
         }
@@ -208,23 +191,41 @@ impl Decoder {
     }
 }
 
-/// The rows that carry a label.
-struct LabelRows {
-    /// Among the tokens.
-    labelled: Vec<usize>,
-    /// Among the rows of the hidden state, which has the prompt's rows too.
-    at: Vec<usize>,
-    /// Whether the last feed-forward block may be given these rows alone.
-    early: bool,
+/// Keeps every layer's input as a mere value, and nothing that was computed inside.
+struct KeepInputs<'a> {
+    pass: &'a Pass<'a>,
+    inputs: Vec<Tensor>,
+    /// Whether something below layer `i` is trained.
+    trained_below: Vec<bool>,
 }
 
-fn with_added(found: CrossEntropy, term: Option<Var>) -> (Var, f64, f64) {
-    let loss = found.loss.value().item();
-    match term {
-        Some(term) => {
-            let added = term.value().item();
-            (add(&found.loss, term), loss, added)
-        }
-        None => (found.loss, loss, 0.0),
+impl Keep for KeepInputs<'_> {
+    fn enter(&mut self, _layer: usize, input: Var) -> Var {
+        self.inputs.push(input.value().clone());
+        input
     }
+
+    fn leave(&mut self, layer: usize, output: Var) -> Var {
+        self.trained_below.push(self.trained_below[layer] || output.needs_grad());
+        self.pass.forget_shared();
+        self.pass.detach_set_aside();
+        output.detach()
+    }
+}
+
+fn as_leaves(part: &KeyValue) -> KeyValue {
+    let leaf = |var: &Var| Var::leaf(var.value().clone());
+    KeyValue { keys: leaf(&part.keys), values: leaf(&part.values) }
+}
+
+/// What layer `index` set aside when it was computed again, with the gradients that came to it.
+fn seeds_of(
+    index: usize,
+    aside: &[(Site, Var)],
+    pass: &Pass<'_>,
+    gradients: &mut Gradients,
+) -> Vec<(Var, Tensor)> {
+    let mut again = pass.take_set_aside();
+    let of_layer = aside.iter().filter(|(site, _)| site.layer == index);
+    of_layer.filter_map(|(site, leaf)| Some((again.remove(site)?, gradients.take(leaf)?))).collect()
 }

@@ -5,12 +5,13 @@
 //! so that a question asked behind shared examples, or answered in several ways, costs its own
 //! tokens only. Nothing is stored.
 
-use super::{Decoder, Lead, check_finite};
+use super::layers::{Attention, Forward, KeepGraph};
+use super::lead::Lead;
+use super::{Decoder, check_finite};
 use crate::adapter::{Adapter, Pass};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use hydralora_kernels::ops::attention::{Source, attend};
-use hydralora_kernels::ops::rope::RopeTable;
+use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend};
 use hydralora_kernels::{Tensor, TensorElement, Var, dispatch, no_grad};
 use std::ops::Range;
 
@@ -126,13 +127,11 @@ impl Decoder {
             }
         }
         self.validate_tokens(tree.tokens)?;
-        let table = RopeTable::new(self.dtype, &layout.positions(), &self.inverse_frequencies);
-        let mut h = adapter.embed(tree.tokens, &self.embedding);
-        for index in 0..self.layers.len() {
-            let attention =
-                |q: Var, k: Var, v: Var| self.attend_tree(&layout, index, cache, [&q, &k, &v]);
-            h = self.layer_forward(index, h, &table, adapter, pass, attention, None);
-        }
+        let tables = self.rope_tables(&layout.positions());
+        let run = Forward { adapter, pass, tables, rows: None };
+        let h = adapter.embed(tree.tokens, &self.embedding);
+        let mut attention = TreeAttention { layout: &layout, cache };
+        let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         let hidden = self.final_norm(&h, adapter).into_value();
         check_finite(&hidden)?;
         Ok(hidden)
@@ -142,24 +141,21 @@ impl Decoder {
     pub fn lead_rows(&self, adapter: &dyn Adapter, pass: &Pass<'_>) -> usize {
         Lead::of(adapter, self.layers.len(), pass).rows()
     }
+}
 
-    /// Bytes a cache takes per token.
-    pub fn cache_bytes_per_token(&self) -> usize {
-        let width = self.config.num_key_value_heads * self.config.head_dim;
-        2 * self.layers.len() * width * self.dtype.size()
-    }
+/// Attention of every run to the cache, its ancestors and itself.
+struct TreeAttention<'a> {
+    layout: &'a Layout<'a>,
+    cache: Option<&'a Cache>,
+}
 
-    fn attend_tree(
-        &self,
-        layout: &Layout<'_>,
-        layer: usize,
-        cache: Option<&Cache>,
-        [q, k, v]: [&Var; 3],
-    ) -> Var {
+impl Attention for TreeAttention<'_> {
+    fn attend(&mut self, layer: usize, config: AttentionConfig, [q, k, v]: [Var; 3]) -> Var {
+        let Self { layout, cache } = self;
         let (q, k, v) = (q.value(), k.value(), v.value());
         let (width, kv_width) = (q.cols(), k.cols());
-        let mut out = Tensor::zeros(self.dtype, q.shape());
-        dispatch!(self.dtype, |E| {
+        let mut out = Tensor::zeros(q.dtype(), q.shape());
+        dispatch!(q.dtype(), |E| {
             let (queries, keys, values) = (q.data::<E>(), k.data::<E>(), v.data::<E>());
             let cached = cache.map_or((&[][..], &[][..]), |cache| cache.layer(layer).rows::<E>());
             let mut left = out.data_mut::<E>();
@@ -195,7 +191,7 @@ impl Decoder {
                     .collect();
                 let rows = layout.rows[last - 1].end - layout.rows[first].start;
                 let (here, rest) = std::mem::take(&mut left).split_at_mut(rows * width);
-                attend(&sources, here, self.attention);
+                attend(&sources, here, config);
                 left = rest;
                 first = last;
             }

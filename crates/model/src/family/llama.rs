@@ -1,7 +1,17 @@
 //! Llama 1–3 and the many models of the same architecture, SmolLM2 among them.
+//!
+//! ```text
+//! h ← h + O·attention(rope(Q n₁), rope(K n₁), V n₁)     n₁ = RMSNorm(h)
+//! h ← h + D(silu(G n₂) ⊙ U n₂)                          n₂ = RMSNorm(h)
+//! ```
 
-use super::{Family, LayerPlan};
+use super::kit::{
+    DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
+    Q_PROJ, UP_PROJ, V_PROJ,
+};
+use super::{Family, GgufNames};
 use crate::config::ModelConfig;
+use hydralora_kernels::Var;
 
 pub(super) struct Llama;
 pub(super) static FAMILY: Llama = Llama;
@@ -11,12 +21,39 @@ impl Family for Llama {
         "llama"
     }
 
-    fn plan(&self, config: &ModelConfig) -> LayerPlan {
-        LayerPlan {
-            query_key_value_bias: config.attention_bias,
-            output_bias: config.attention_bias,
-            feed_forward_bias: config.mlp_bias,
-            window: None,
-        }
+    fn class(&self) -> &'static str {
+        "LlamaForCausalLM"
     }
+
+    fn gguf(&self) -> &'static GgufNames {
+        &GgufNames::LLAMA
+    }
+
+    fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
+        LayerPlan::new(config, index).llama(config, config.attention_bias, config.mlp_bias)
+    }
+
+    fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
+        forward(ctx, h)
+    }
+}
+
+/// Llama's layer, which other families share.
+pub(super) fn forward(ctx: &mut LayerContext<'_>, h: Var) -> Var {
+    let x = ctx.norm(INPUT_NORM, &h);
+    let [query, key, value] = ctx.linears([&Q_PROJ, &K_PROJ, &V_PROJ], &x);
+    let (query, key) = (ctx.rope(query), ctx.rope(key));
+    let attended = ctx.attend(query, key, value);
+    let h = ctx.add(&h, ctx.linear(&O_PROJ, &attended));
+    drop((x, attended));
+    feed_forward(ctx, h)
+}
+
+/// The second half of Llama's layer.
+pub(super) fn feed_forward(ctx: &mut LayerContext<'_>, h: Var) -> Var {
+    let h = ctx.wanted(h);
+    let x = ctx.norm(POST_ATTENTION_NORM, &h);
+    let [gate, up] = ctx.linears([&GATE_PROJ, &UP_PROJ], &x);
+    let activated = ctx.glu(&gate, &up);
+    ctx.add(&h, ctx.linear(&DOWN_PROJ, &activated))
 }

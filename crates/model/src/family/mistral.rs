@@ -1,7 +1,9 @@
 //! Mistral: Llama's layer without biases, optionally with a sliding attention window.
 
-use super::{Family, LayerPlan};
+use super::kit::{LayerContext, LayerPlan};
+use super::{Family, GgufNames, llama};
 use crate::config::ModelConfig;
+use hydralora_kernels::Var;
 
 pub(super) struct Mistral;
 pub(super) static FAMILY: Mistral = Mistral;
@@ -11,12 +13,20 @@ impl Family for Mistral {
         "mistral"
     }
 
-    fn plan(&self, config: &ModelConfig) -> LayerPlan {
-        LayerPlan {
-            query_key_value_bias: false,
-            output_bias: false,
-            feed_forward_bias: false,
-            window: config.sliding_window,
-        }
+    fn class(&self) -> &'static str {
+        "MistralForCausalLM"
+    }
+
+    /// llama.cpp knows its models as `llama`.
+    fn gguf(&self) -> &'static GgufNames {
+        &GgufNames::LLAMA
+    }
+
+    fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
+        LayerPlan::new(config, index).llama(config, false, false)
+    }
+
+    fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
+        llama::forward(ctx, h)
     }
 }

@@ -1,7 +1,6 @@
 //! A Hugging Face folder.
 
 use super::Saving;
-use crate::config::{ModelConfig, RopeScaling};
 use crate::durable::replace_folder;
 use crate::error::{Error, Result};
 use hydralora_kernels::block::BlockFormat;
@@ -41,7 +40,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     replace_folder(out, |folder| {
         let config = match &from {
             Some(from) => carried_config(&from.join("config.json"), name)?,
-            None => fresh_config(&saving.source.config, name),
+            None => saving.source.config.to_json(name),
         };
         write_json(&folder.join("config.json"), &config)?;
         match &from {
@@ -83,61 +82,6 @@ fn carried_config(path: &Path, dtype: &str) -> Result<Value> {
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.to_owned(), json!(dtype));
     Ok(Value::Object(config))
-}
-
-/// The `config.json` of a model that came without one.
-fn fresh_config(config: &ModelConfig, dtype: &str) -> Value {
-    let class = match config.model_type.as_str() {
-        "mistral" => "MistralForCausalLM",
-        _ => "LlamaForCausalLM",
-    };
-    let scaling = match config.rope.scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_position_embeddings,
-        }),
-    };
-    let ends = match config.eos_token_ids.as_slice() {
-        [] => Value::Null,
-        [one] => json!(one),
-        several => json!(several),
-    };
-    let mut value = json!({
-        "architectures": [class],
-        "model_type": config.model_type,
-        "hidden_act": "silu",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope.theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": ends,
-        "torch_dtype": dtype,
-    });
-    if let Some(window) = config.sliding_window {
-        value["sliding_window"] = json!(window);
-    }
-    value
 }
 
 /// A tensor that is computed when the file's writer comes to it.

@@ -3,8 +3,8 @@
 use super::Saving;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
+use crate::family::{GgufNames, interleaved_row};
 use crate::gguf::{GgufFile, GgufWriter, Value};
-use crate::weights::{interleaved_row, to_gguf};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
@@ -42,11 +42,9 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         quantize(BlockFormat::F32, &factors, &mut bytes);
         writer.tensor(FREQUENCY_FACTORS, BlockFormat::F32, &[factors.len()], bytes);
     }
-    let architecture = |base: &GgufFile| base.get("general.architecture").cloned();
-    let permuted =
-        base.is_none_or(|base| architecture(base) == Some(Value::String("llama".to_owned())));
+    let names = config.gguf_names();
     for name in saving.names() {
-        let stored = to_gguf(name).ok_or_else(|| {
+        let stored = names.from_hugging_face(name).ok_or_else(|| {
             Error::malformed(
                 saving.source.weights.path(),
                 format!("tensor `{name}` has no name in a GGUF file"),
@@ -59,7 +57,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             (_, format) => format,
         };
         let rows = shape.first().copied().unwrap_or(0);
-        let heads = interleaved(config, name).filter(|_| permuted);
+        let heads = interleaved(config, name).filter(|_| names.interleaved);
         if let Some(heads) = heads.filter(|&heads| !rows.is_multiple_of(2 * heads)) {
             let message = format!("tensor `{name}` has {rows} rows for {heads} heads");
             return Err(Error::malformed(saving.source.weights.path(), message));
@@ -106,17 +104,17 @@ fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<
 fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()> {
     let config = &saving.source.config;
     let path = saving.source.weights.path();
+    let GgufNames { architecture, .. } = config.gguf_names();
     let window = config.sliding_window.filter(|&window| window < config.max_position_embeddings);
     if let Some(window) = window {
         let message = format!(
-            "attention reaches {window} tokens back, which a GGUF file of the architecture `llama` \
-             cannot say; write a Hugging Face folder instead"
+            "attention reaches {window} tokens back, which a GGUF file of the architecture \
+             `{architecture}` cannot say; write a Hugging Face folder instead"
         );
         return Err(Error::config(path, "sliding_window", message));
     }
     let size = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
-    // llama.cpp knows all models of this layer as `llama`.
-    writer.metadata("general.architecture", Value::String("llama".to_owned()));
+    writer.metadata("general.architecture", Value::String((*architecture).to_owned()));
     writer.metadata("general.type", Value::String("model".to_owned()));
     writer.metadata("general.name", Value::String(saving.name.to_owned()));
     for (key, value) in [
@@ -133,11 +131,14 @@ fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()
         ("rope.dimension_count", size(config.head_dim)),
         ("rope.freq_base", Value::F32(config.rope.theta as f32)),
     ] {
-        writer.metadata(format!("llama.{key}"), value);
+        writer.metadata(format!("{architecture}.{key}"), value);
     }
     if let RopeScaling::Linear { factor } = config.rope.scaling {
-        writer.metadata("llama.rope.scaling.type", Value::String("linear".to_owned()));
-        writer.metadata("llama.rope.scaling.factor", Value::F32(factor as f32));
+        writer.metadata(
+            format!("{architecture}.rope.scaling.type"),
+            Value::String("linear".to_owned()),
+        );
+        writer.metadata(format!("{architecture}.rope.scaling.factor"), Value::F32(factor as f32));
     }
     let template = saving.chat_template;
     for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {

@@ -5,10 +5,10 @@
 //! Names, shapes `[out, in]` and the order of rows are Hugging Face's, whatever the file has.
 
 pub(crate) mod map;
-mod names;
 mod safetensors;
 
 use crate::error::{Error, Result};
+use crate::family;
 use crate::gguf::GgufFile;
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::buffer::Buffer;
@@ -21,8 +21,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-pub use names::{interleaved_row, to_gguf};
 
 /// Single weight file of a model folder.
 const SINGLE: &str = "model.safetensors";
@@ -176,7 +174,7 @@ impl Weights {
             gguf: None,
         };
         for tensor in gguf.tensors() {
-            let heads = names::interleaved_heads(&gguf, &tensor.name);
+            let (name, heads) = family::from_gguf(&gguf, &tensor.name);
             let rows = tensor.shape.first().copied().unwrap_or(0);
             let shared = |heads: usize| {
                 heads > 0 && heads.checked_mul(2).is_some_and(|two| rows.is_multiple_of(two))
@@ -197,7 +195,7 @@ impl Weights {
                 return Err(Error::malformed(path, message));
             }
             weights.insert(
-                names::from_gguf(&tensor.name),
+                name,
                 Entry {
                     file: 0,
                     format: tensor.format,
@@ -270,7 +268,7 @@ impl Weights {
                 let width = stored.len() / rows;
                 let mut ordered = Vec::with_capacity(stored.len());
                 for row in 0..rows {
-                    let from = names::interleaved_row(row, rows, heads);
+                    let from = family::interleaved_row(row, rows, heads);
                     ordered.extend_from_slice(&stored[from * width..(from + 1) * width]);
                 }
                 Cow::Owned(ordered)
@@ -331,7 +329,7 @@ impl Weights {
             (Some(heads), Some(&rows)) => {
                 let (width, row_bytes) = (len / rows, stored.len() / rows);
                 out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-                    let from = names::interleaved_row(row, rows, heads) * row_bytes;
+                    let from = family::interleaved_row(row, rows, heads) * row_bytes;
                     block::dequantize(format, &stored[from..from + row_bytes], out);
                 });
             }

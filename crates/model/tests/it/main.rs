@@ -3,3 +3,4 @@
 mod files;
 mod smollm2;
 mod stories;
+mod windows;

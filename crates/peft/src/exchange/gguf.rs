@@ -8,9 +8,9 @@ use super::Lora;
 use crate::error::{Error, Result};
 use hydralora_kernels::Tensor;
 use hydralora_kernels::block::{BlockFormat, quantize};
-use hydralora_model::adapter::Projection;
+use hydralora_model::adapter::Kind;
 use hydralora_model::gguf::{GgufWriter, Value};
-use hydralora_model::{ModelConfig, interleaved_row, to_gguf};
+use hydralora_model::{ModelConfig, interleaved_row};
 use std::path::Path;
 
 /// Writes `lora` for a model of `config`, its numbers in `f32`.
@@ -20,7 +20,8 @@ use std::path::Path;
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let mut writer = GgufWriter::new();
     let text = |value: &str| Value::String(value.to_owned());
-    writer.metadata("general.architecture", text("llama"));
+    let names = config.gguf_names();
+    writer.metadata("general.architecture", text(names.architecture));
     writer.metadata("general.type", text("adapter"));
     writer.metadata("general.base_model.count", Value::U32(1));
     writer.metadata("general.base_model.0.name", text(&lora.base_model));
@@ -29,13 +30,15 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let alpha = lora.scale() * lora.rank as f64;
     writer.metadata("adapter.lora.alpha", Value::F32(alpha as f32));
     for (site, pair) in &lora.sites {
-        let name = to_gguf(&format!("{site}.weight")).ok_or_else(|| Error::Malformed {
+        let name = names.from_hugging_face(&format!("{site}.weight"));
+        let name = name.ok_or_else(|| Error::Malformed {
             path: out.to_path_buf(),
             message: format!("{site} has no name in a GGUF file"),
         })?;
-        let heads = match site.projection {
-            Projection::Query => Some(config.num_attention_heads),
-            Projection::Key => Some(config.num_key_value_heads),
+        let heads = match site.kind() {
+            _ if !names.interleaved => None,
+            Kind::QUERY => Some(config.num_attention_heads),
+            Kind::KEY => Some(config.num_key_value_heads),
             _ => None,
         };
         let b = heads.map_or_else(|| pair.b.clone(), |heads| interleave(&pair.b, heads));

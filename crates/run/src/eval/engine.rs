@@ -162,7 +162,8 @@ impl<'a> Engine<'a> {
         }
         let mut cache = cache.clone();
         cache.truncate(shared);
-        Some(cache)
+        // A windowed layer may have let go of what is needed there.
+        (cache.len() == shared).then_some(cache)
     }
 
     /// `Σ` and number of the losses of labelled tokens for each packed sequence, where

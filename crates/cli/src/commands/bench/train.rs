@@ -11,7 +11,8 @@ use hydralora_kernels::Var;
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
-use hydralora_model::adapter::{Adapter, Pass, Projection, Site};
+use hydralora_model::adapter::{Adapter, Kind, Pass, Site};
+use hydralora_model::family::kit::GATE_PROJ;
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
 use hydralora_peft::{TrainingPlan, Tuned};
 use hydralora_train::{AdamW, TrainConfig, peak_rss_mb, reset_peak_rss};
@@ -123,7 +124,7 @@ impl Adapter for BaseAlone {
     }
 
     fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
-        if site == (Site { layer: 0, projection: Projection::Gate }) {
+        if site == (Site { layer: 0, linear: &GATE_PROJ }) {
             return frozen.forward(&Var::leaf(x.value().clone()));
         }
         frozen.forward(x)
@@ -221,10 +222,10 @@ fn unavoidable(config: &ModelConfig, batch: &Batch) -> Vec<Product> {
     let last = config.num_hidden_layers - 1;
     let mut products = Vec::new();
     for shape in config.sites() {
-        let Site { layer, projection } = shape.site;
-        let keys = matches!(projection, Projection::Key | Projection::Value);
+        let Site { layer, .. } = shape.site;
+        let keys = shape.site.kind().overlaps(Kind::KEY.and(Kind::VALUE));
         let rows = if layer == last && !keys { labels } else { tokens };
-        let backward = layer > 0 || !projection.is_attention();
+        let backward = layer > 0 || !shape.site.is_attention();
         products.push(Product {
             rows,
             inner: shape.in_features,
@@ -246,7 +247,7 @@ impl Rates {
     /// Measures every product with `rows` rows once more.
     fn measure(&mut self, config: &ModelConfig, rows: usize) {
         let mut shapes = BTreeSet::new();
-        for shape in config.sites().iter().take(Projection::ALL.len()) {
+        for shape in config.sites().iter().take_while(|shape| shape.site.layer == 0) {
             shapes.insert((shape.in_features, shape.out_features));
             shapes.insert((shape.out_features, shape.in_features));
         }

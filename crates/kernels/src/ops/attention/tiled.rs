@@ -1,5 +1,6 @@
 //! Attention in `f32` on register tiles. Scores are computed only up to the last key that a panel
-//! of queries sees, so half of the square of a long sequence is never touched.
+//! of queries sees, so half of the square of a long sequence is never touched; and only from the first
+//! key that a window lets it see, or a little before.
 
 use super::{AttentionConfig, HeadGradients, Source, visible};
 use crate::buffer::Buffer;
@@ -12,7 +13,17 @@ use std::ops::Range;
 /// Queries below which packing the keys costs more than it saves.
 const FEW: usize = 4;
 
+/// Keys are left out in whole numbers of these, so that the sums over the others are cut into the same
+/// stretches as over all of them, and have the same bits. A multiple of every panel's width.
+const SKIP: usize = tile::STRETCH;
+
+/// Keys that no query from `row` on sees, of a sequence with `past` keys before its first query.
+fn unseen_before(row: usize, past: usize, config: AttentionConfig) -> usize {
+    visible(row, past, config.window).start / SKIP * SKIP
+}
+
 /// One head of one sequence.
+#[derive(Clone, Copy)]
 struct Head<'a> {
     source: &'a Source<'a, f32>,
     config: AttentionConfig,
@@ -21,6 +32,8 @@ struct Head<'a> {
     width: usize,
     kv_width: usize,
     past: usize,
+    /// Keys that are left out, because no query at hand sees them. Keys are counted from here on.
+    skip: usize,
 }
 
 impl<'a> Head<'a> {
@@ -29,7 +42,24 @@ impl<'a> Head<'a> {
         let kv_width = config.num_key_value_heads * config.head_dim;
         let past = source.keys.len() / kv_width - source.queries.len() / width;
         let kv_head = head / (config.num_heads / config.num_key_value_heads);
-        Self { source, config, head, kv_head, width, kv_width, past }
+        Self { source, config, head, kv_head, width, kv_width, past, skip: 0 }
+    }
+
+    /// The same without the keys that no query from `row` on sees.
+    fn from_row(self, row: usize) -> Self {
+        Self { skip: unseen_before(row, self.past, self.config), ..self }
+    }
+
+    /// Number of keys up to that of query `end - 1`.
+    fn count(&self, end: usize) -> usize {
+        self.past + end - self.skip
+    }
+
+    /// Keys that query `row` sees.
+    #[inline(always)]
+    fn visible(&self, row: usize) -> Range<usize> {
+        let seen = visible(row, self.past, self.config.window);
+        seen.start - self.skip..seen.end - self.skip
     }
 
     /// Rows `rows` of a query-shaped array, this head's columns.
@@ -39,7 +69,8 @@ impl<'a> Head<'a> {
     }
 
     fn kv<'b>(&self, data: &'b [f32]) -> &'b [f32] {
-        data.get(self.kv_head * self.config.head_dim..).unwrap_or_default()
+        let first = self.skip * self.kv_width + self.kv_head * self.config.head_dim;
+        data.get(first..).unwrap_or_default()
     }
 
     /// Panels of the transpose of this head's keys or values: `[head_dim, keys]`.
@@ -108,8 +139,8 @@ pub(super) fn forward_block(
 ) {
     for kv_head in 0..config.num_key_value_heads {
         let group = config.num_heads / config.num_key_value_heads;
-        let of_group = Head::new(source, kv_head * group, config);
-        let seen = of_group.past + block.end;
+        let of_group = Head::new(source, kv_head * group, config).from_row(block.start);
+        let seen = of_group.count(block.end);
         let packed = (block.len() >= FEW).then(|| {
             (
                 of_group.packed_transpose(source.keys, seen),
@@ -120,10 +151,10 @@ pub(super) fn forward_block(
         let panel = tile::tile_rows();
         let mut weights = Buffer::<f32>::scratch(panel * whole_panels(seen));
         for head in kv_head * group..(kv_head + 1) * group {
-            let this = Head::new(source, head, config);
+            let this = Head::new(source, head, config).from_row(block.start);
             for first in (block.start..block.end).step_by(panel) {
                 let rows = first..(first + panel).min(block.end);
-                let count = this.past + rows.end;
+                let count = this.count(rows.end);
                 let at = (first - block.start) * this.width + head * config.head_dim;
                 let out = &mut out[at..];
                 let Some((keys, values)) = &packed else {
@@ -188,7 +219,7 @@ impl Head<'_> {
             #[inline(always)]
             || {
                 for (row, weights) in rows.clone().zip(weights.chunks_exact_mut(stride)) {
-                    let seen = visible(row, self.past, self.config.window);
+                    let seen = self.visible(row);
                     weights[..seen.start].fill(0.0);
                     weights[seen.end..].fill(0.0);
                     let weights = &mut weights[seen];
@@ -279,17 +310,19 @@ impl Head<'_> {
         let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
         for first in (0..rows).step_by(joined) {
             let block = first..(first + joined).min(rows);
-            let count = self.past + block.end;
+            let of_block = self.from_row(block.start);
+            let (skip, count) = (of_block.skip, of_block.count(block.end));
             let stride = whole_panels(count);
             let (p, ds) = (&mut p[..block.len() * stride], &mut ds[..block.len() * stride]);
             for first in (block.start..block.end).step_by(panel_rows) {
                 let panel = first..(first + panel_rows).min(block.end);
                 // Columns past what a row sees are zeroed below.
-                let reach = whole_panels(self.past + panel.end);
+                let reach = whole_panels(of_block.count(panel.end));
                 let at = (panel.start - block.start) * stride;
                 let score = |data: &[f32], packed: &[f32], out: &mut [f32]| {
                     let left = self.query_side(data, &panel);
-                    let segment = Segment { left, right: Right::packed(packed, dim), depth: dim };
+                    let right = Right::packed(&packed[skip * dim..], dim);
+                    let segment = Segment { left, right, depth: dim };
                     multiply(&[segment], panel.len(), reach, out, stride, Write::Set);
                 };
                 score(source.queries, &packed.score_keys, &mut p[at..]);
@@ -300,7 +333,7 @@ impl Head<'_> {
                 #[inline(always)]
                 || {
                     for (i, row) in block.clone().enumerate() {
-                        let seen = visible(row, self.past, config.window);
+                        let seen = of_block.visible(row);
                         let log_sum = log_sums[row * config.num_heads + head];
                         let p = &mut p[i * stride..(i + 1) * stride];
                         let ds = &mut ds[i * stride..(i + 1) * stride];
@@ -335,12 +368,12 @@ impl Head<'_> {
                         ..Right::packed(&panels, block.len())
                     };
                     let segment = Segment { left, right, depth: block.len() - unseen };
-                    let out = &mut out[keys.start * dim..keys.end * dim];
+                    let out = &mut out[(skip + keys.start) * dim..(skip + keys.end) * dim];
                     multiply(&[segment], keys.len(), dim, out, dim, Write::Add);
                 };
-                product(0..self.past + block.start, 0);
+                product(0..of_block.count(block.start), 0);
                 for unseen in (0..block.len()).step_by(panel_rows) {
-                    let first = self.past + block.start + unseen;
+                    let first = of_block.count(block.start) + unseen;
                     product(first..(first + panel_rows).min(count), unseen);
                 }
             };
@@ -348,14 +381,17 @@ impl Head<'_> {
             over_rows(ds, source.queries, dk);
             for first in (block.start..block.end).step_by(panel_rows) {
                 let panel = first..(first + panel_rows).min(block.end);
-                let reach = self.past + panel.end;
+                let reach = of_block.count(panel.end);
                 let left = Left {
                     data: &ds[(panel.start - block.start) * stride..],
                     row_stride: stride,
                     col_stride: 1,
                 };
                 let out = &mut dq[panel.start * dq_stride..];
-                let right = Right::packed(&packed.key_rows, keys);
+                let right = Right {
+                    data: &packed.key_rows[skip * tile::panel_width()..],
+                    ..Right::packed(&packed.key_rows, keys)
+                };
                 self.gather(left, panel.len(), right, reach, out, dq_stride);
             }
         }

@@ -1,0 +1,140 @@
+//! Passes over new tokens of sequences whose earlier tokens are cached, as in decoding.
+
+use super::layers::{Attention, Forward, KeepGraph, Step};
+use super::lead::Lead;
+use super::{Decoder, Packed, check_finite};
+use crate::adapter::{Adapter, KeyValue, Pass};
+use crate::cache::{Cache, LayerCache};
+use crate::error::Result;
+use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend, stream as keys_stream};
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::rows::{drop_rows, lead_offsets};
+use hydralora_kernels::team::{Stream, together};
+use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+
+/// Tokens below which a pass is bound by waiting for threads more than by computing.
+const FEW_TOKENS: usize = 8;
+
+impl Decoder {
+    /// Feeds new tokens to sequences whose earlier tokens are in `caches` (one per sequence) and
+    /// gives the final hidden states `[T, hidden_size]` of the new tokens.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden), counting the cached tokens.
+    pub fn extend(
+        &self,
+        batch: Packed<'_>,
+        caches: &mut [Cache],
+        adapter: &dyn Adapter,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        assert_eq!(caches.len() + 1, batch.offsets.len(), "one cache per sequence");
+        let _guard = no_grad();
+        let starts: Vec<bool> = caches.iter().map(|cache| cache.rows() == 0).collect();
+        let lead = if starts.contains(&true) {
+            Lead::of(adapter, self.layers.len(), pass)
+        } else {
+            Lead::none(self.layers.len())
+        };
+        let past = |s: usize| if starts[s] { lead.rows() } else { caches[s].rows() };
+        self.validate(batch, past)?;
+        let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
+        let positions: Vec<u32> = (0..caches.len())
+            .flat_map(|s| {
+                let first = if starts[s] { lead.prefix_rows } else { caches[s].rows() };
+                first..first + offsets[s + 1] - offsets[s]
+            })
+            .map(|position| position as u32)
+            .collect();
+        // A token at a time is hundreds of very short loops.
+        let streams = (batch.tokens.len() < FEW_TOKENS).then(|| self.streams(caches));
+        let run = Forward { adapter, pass, tables: self.rope_tables(&positions), rows: None };
+        let mut attention =
+            CachedAttention { offsets: &offsets, starts: &starts, prefix: &lead.prefix, caches };
+        let mut layers = || {
+            let embeddings = adapter.embed(batch.tokens, &self.embedding);
+            let h = lead.before(embeddings, batch.offsets, &starts);
+            self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph)
+        };
+        let h = match streams {
+            Some(streams) => together(streams, layers),
+            None => layers(),
+        };
+        for (s, cache) in caches.iter_mut().enumerate() {
+            if starts[s] {
+                cache.set_lead(lead.rows());
+            }
+            cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
+        }
+        let h = self.final_norm(&h, adapter);
+        check_finite(h.value())?;
+        Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
+    }
+
+    /// What a pass over one more token of each cache reads, in this order; nothing before the order
+    /// is known.
+    fn streams(&self, caches: &[Cache]) -> Vec<Stream> {
+        let Some(order) = self.read_order.get() else { return Vec::new() };
+        let stream = |(index, step): &(usize, Step)| {
+            let layer = &self.layers[*index];
+            match step {
+                Step::Linears(places) => {
+                    let linears: Vec<&FrozenLinear> =
+                        places.iter().map(|&place| &layer.linears[place].1).collect();
+                    Some(FrozenLinear::stream(&linears))
+                }
+                Step::Keys => {
+                    let cache = caches.first().filter(|_| self.dtype == DType::F32)?;
+                    Some(keys_stream(cache.layer(*index).rows().0, layer.attention))
+                }
+            }
+        };
+        order.iter().filter_map(stream).chain([FrozenLinear::stream(&[&self.head])]).collect()
+    }
+}
+
+/// Attention to the keys in caches, which take up those of the pass.
+struct CachedAttention<'a> {
+    offsets: &'a [usize],
+    /// The sequences that start here.
+    starts: &'a [bool],
+    /// What an adapter puts before those, by layer.
+    prefix: &'a [Option<KeyValue>],
+    caches: &'a mut [Cache],
+}
+
+impl Attention for CachedAttention<'_> {
+    fn begin(&mut self, layer: usize) {
+        let Some(KeyValue { keys, values }) = &self.prefix[layer] else { return };
+        let (keys, values) = (keys.value(), values.value());
+        for (cache, _) in self.caches.iter_mut().zip(self.starts).filter(|(_, start)| **start) {
+            let cache = cache.layer_mut(layer);
+            dispatch!(keys.dtype(), |E| cache.append(keys.data::<E>(), values.data::<E>()));
+        }
+    }
+
+    fn attend(&mut self, layer: usize, config: AttentionConfig, [q, k, v]: [Var; 3]) -> Var {
+        let (q, k, v) = (q.value(), k.value(), v.value());
+        let (width, kv_width) = (q.cols(), k.cols());
+        let offsets = self.offsets;
+        dispatch!(q.dtype(), |E| {
+            let mut caches: Vec<&mut LayerCache> =
+                self.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
+            for (cache, w) in caches.iter_mut().zip(offsets.windows(2)) {
+                let rows = w[0] * kv_width..w[1] * kv_width;
+                cache.append(&k.data::<E>()[rows.clone()], &v.data::<E>()[rows]);
+            }
+            let sources: Vec<Source<'_, E>> = caches
+                .iter()
+                .zip(offsets.windows(2))
+                .map(|(cache, w)| {
+                    let (keys, values) = cache.rows();
+                    Source { queries: &q.data::<E>()[w[0] * width..w[1] * width], keys, values }
+                })
+                .collect();
+            let mut out = Tensor::zeros(q.dtype(), q.shape());
+            attend(&sources, out.data_mut::<E>(), config);
+            Var::constant(out)
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! The layers of a decoder, and the one loop over them.
+
+use super::Decoder;
+use crate::adapter::{Adapter, Pass};
+use crate::config::RopeConfig;
+use crate::family::kit::LayerContext;
+use crate::site::{Linear, NormSite, Site};
+use hydralora_kernels::Var;
+use hydralora_kernels::ops::attention::AttentionConfig;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::rope::RopeTable;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// The frozen weights of one decoder layer.
+pub(crate) struct Layer {
+    pub(super) linears: Vec<(Site, FrozenLinear)>,
+    pub(super) norms: Vec<(NormSite, Var)>,
+    pub(super) attention: AttentionConfig,
+    /// Which of the decoder's rotations its queries and keys get.
+    pub(super) rope: Option<usize>,
+}
+
+impl Layer {
+    /// The place of a linear layer among those of this decoder layer.
+    ///
+    /// # Panics
+    /// If the family's plan for this layer does not list it.
+    pub(crate) fn position(&self, linear: &Linear) -> usize {
+        let found = self.linears.iter().position(|(site, _)| site.linear.name == linear.name);
+        found.unwrap_or_else(|| panic!("the layer's plan does not list {}", linear.name))
+    }
+
+    pub(crate) fn linear(&self, linear: &Linear) -> (Site, &FrozenLinear) {
+        let (site, frozen) = &self.linears[self.position(linear)];
+        (*site, frozen)
+    }
+
+    /// The norm of that name.
+    ///
+    /// # Panics
+    /// If the family's plan for this layer does not list it.
+    pub(crate) fn norm(&self, name: &str) -> (NormSite, &Var) {
+        let found = self.norms.iter().find(|(site, _)| site.name == name);
+        let (site, weight) =
+            found.unwrap_or_else(|| panic!("the layer's plan does not list {name}"));
+        (*site, weight)
+    }
+
+    pub(crate) fn attention(&self) -> AttentionConfig {
+        self.attention
+    }
+}
+
+/// Where the keys and values of a pass come from and go to.
+pub(crate) trait Attention {
+    /// Attends in layer `layer` with the pass's queries, keys and values.
+    fn attend(&mut self, layer: usize, config: AttentionConfig, qkv: [Var; 3]) -> Var;
+
+    /// Prepares layer `layer` before it runs.
+    fn begin(&mut self, layer: usize) {
+        let _ = layer;
+    }
+}
+
+/// What is kept of a layer's input and output while the next layers run.
+pub(crate) trait Keep {
+    /// Gives the input that layer `layer` computes with, from what the one before gave.
+    fn enter(&mut self, layer: usize, input: Var) -> Var {
+        let _ = layer;
+        input
+    }
+
+    /// Gives what goes on to the next layer, from what layer `layer` computed.
+    fn leave(&mut self, layer: usize, output: Var) -> Var {
+        let _ = layer;
+        output
+    }
+}
+
+/// Keeps what the graph keeps.
+pub(crate) struct KeepGraph;
+
+impl Keep for KeepGraph {}
+
+/// What is the same for all layers of a pass.
+pub(crate) struct Forward<'a> {
+    pub(crate) adapter: &'a dyn Adapter,
+    pub(crate) pass: &'a Pass<'a>,
+    pub(crate) tables: RopeTables,
+    /// Rows whose output is wanted of the last layer; all if none.
+    pub(crate) rows: Option<&'a [usize]>,
+}
+
+/// The angles of a pass's positions, a table for every rotation that the decoder has.
+pub(crate) struct RopeTables(Vec<RopeTable>);
+
+/// A rotation, and its frequencies.
+pub(super) struct Rotation {
+    pub(super) config: RopeConfig,
+    pub(super) inverse_frequencies: Vec<f64>,
+}
+
+/// What a pass over one more token reads, in order: made from the first such pass, because the order of a
+/// layer's operations is code.
+pub(super) type ReadOrder = OnceLock<Vec<(usize, Step)>>;
+
+/// Something that is read in one loop.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// The weights of linear layers that read the same input, by their places in the layer.
+    Linears(Vec<usize>),
+    /// Cached keys.
+    Keys,
+}
+
+/// Notes the steps of a pass, if they are not known yet.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    steps: Option<RefCell<Vec<Step>>>,
+}
+
+impl Recorder {
+    /// Adds a step.
+    pub(crate) fn note(&self, step: impl FnOnce() -> Step) {
+        if let Some(steps) = &self.steps {
+            steps.borrow_mut().push(step());
+        }
+    }
+}
+
+impl Decoder {
+    /// The angles of `positions`, one per row of the pass.
+    pub(super) fn rope_tables(&self, positions: &[u32]) -> RopeTables {
+        let of = |rotation: &Rotation| {
+            RopeTable::new(self.dtype, positions, &rotation.inverse_frequencies)
+        };
+        RopeTables(self.rotations.iter().map(of).collect())
+    }
+
+    /// Runs the decoder layers `layers` on hidden states `h`: the only loop over layers.
+    pub(super) fn run_layers(
+        &self,
+        layers: Range<usize>,
+        mut h: Var,
+        run: &Forward<'_>,
+        attention: &mut dyn Attention,
+        keep: &mut dyn Keep,
+    ) -> Var {
+        let mut order = Vec::new();
+        let whole = layers == (0..self.layers.len());
+        for index in layers {
+            attention.begin(index);
+            let layer = &self.layers[index];
+            let recording = whole && self.read_order.get().is_none();
+            let recorder = Recorder { steps: recording.then(RefCell::default) };
+            let last = index + 1 == self.layers.len();
+            let mut context = LayerContext {
+                index,
+                layer,
+                config: &self.config,
+                adapter: run.adapter,
+                pass: run.pass,
+                rope: layer.rope.map(|rope| &run.tables.0[rope]),
+                attention: &mut *attention,
+                rows: run.rows.filter(|_| last),
+                recorder: &recorder,
+            };
+            let output = self.family.forward(&mut context, keep.enter(index, h));
+            let output = context.wanted(output);
+            h = keep.leave(index, output);
+            let steps = recorder.steps.map(RefCell::into_inner).unwrap_or_default();
+            order.extend(steps.into_iter().map(|step| (index, step)));
+        }
+        if whole && !order.is_empty() {
+            let _ = self.read_order.set(order);
+        }
+        h
+    }
+}

@@ -1,0 +1,105 @@
+//! GGUF's tensor names as Hugging Face's and back, and the row order of its rotary projections.
+
+use crate::gguf::GgufFile;
+
+/// How a family's tensors are named and ordered in a GGUF file.
+#[derive(Debug)]
+pub struct GgufNames {
+    /// `general.architecture`, which also starts the names of its metadata.
+    pub architecture: &'static str,
+    /// Parts of a layer: GGUF's name and Hugging Face's.
+    pub parts: &'static [(&'static str, &'static str)],
+    /// Whether the rows of a query or key head are ordered as pairs `(0, d/2, 1, d/2+1, …)`, because
+    /// the rotation there acts on neighbours.
+    pub interleaved: bool,
+}
+
+/// Tensors outside the layers: GGUF's name and Hugging Face's.
+const OUTSIDE: &[(&str, &str)] = &[
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// The parts of Llama's layer, and norms of queries and keys.
+const PARTS: &[(&str, &str)] = &[
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+impl GgufNames {
+    /// Files of the architecture `llama`.
+    pub const LLAMA: GgufNames = GgufNames::new("llama").interleaving();
+
+    /// Names the parts of a layer as most architectures do, with rows as Hugging Face orders them.
+    pub const fn new(architecture: &'static str) -> Self {
+        Self { architecture, parts: PARTS, interleaved: false }
+    }
+
+    const fn interleaving(self) -> Self {
+        Self { interleaved: true, ..self }
+    }
+
+    /// Translates a GGUF tensor's name; one that is not known stays as it is.
+    pub fn to_hugging_face(&self, name: &str) -> String {
+        if let Some((_, outside)) = OUTSIDE.iter().find(|(known, _)| *known == name) {
+            return (*outside).to_owned();
+        }
+        let block = || {
+            let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+            let layer: usize = layer.parse().ok()?;
+            let (part, kind) = rest.rsplit_once('.')?;
+            let (_, part) = self.parts.iter().find(|(known, _)| *known == part)?;
+            matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{kind}"))
+        };
+        block().unwrap_or_else(|| name.to_owned())
+    }
+
+    /// Translates a Hugging Face tensor's name, if it has one in GGUF.
+    pub fn from_hugging_face(&self, name: &str) -> Option<String> {
+        if let Some((stored, _)) = OUTSIDE.iter().find(|(_, known)| *known == name) {
+            return Some((*stored).to_owned());
+        }
+        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let (part, kind) = rest.rsplit_once('.')?;
+        let (stored, _) = self.parts.iter().find(|(_, known)| *known == part)?;
+        Some(format!("blk.{layer}.{stored}.{kind}"))
+    }
+}
+
+/// Translates the name of a tensor of `file`, and gives the number of heads whose rows the file
+/// interleaves in it, if it does.
+pub(crate) fn from_gguf(file: &GgufFile, name: &str) -> (String, Option<usize>) {
+    let architecture = file.get("general.architecture").and_then(|value| value.as_str());
+    let names =
+        architecture.and_then(super::find_gguf).map_or(&GgufNames::LLAMA, |family| family.gguf());
+    let count = |key: &str| file.get(&format!("{}.{key}", names.architecture))?.as_u64();
+    let heads = || {
+        let heads = count("attention.head_count");
+        match name.strip_prefix("blk.")?.split('.').nth(1)? {
+            "attn_q" => heads,
+            "attn_k" => count("attention.head_count_kv").or(heads),
+            _ => None,
+        }
+    };
+    let interleaved = names.interleaved && architecture == Some(names.architecture);
+    let heads = interleaved.then(heads).flatten().and_then(|heads| heads.try_into().ok());
+    (names.to_hugging_face(name), heads)
+}
+
+/// Gives where row `row` of a projection of `heads` heads and `rows` rows lies in an interleaved file.
+pub fn interleaved_row(row: usize, rows: usize, heads: usize) -> usize {
+    let head_dim = rows / heads;
+    let (head, within) = (row / head_dim, row % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + within % half * 2 + within / half
+}
