@@ -65,7 +65,7 @@ impl GgufNames {
     }
 
     /// Translates a Hugging Face tensor's name, if it has one in GGUF.
-    pub fn from_hugging_face(&self, name: &str) -> Option<String> {
+    pub fn in_gguf(&self, name: &str) -> Option<String> {
         if let Some((stored, _)) = OUTSIDE.iter().find(|(_, known)| *known == name) {
             return Some((*stored).to_owned());
         }

@@ -44,7 +44,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     }
     let names = config.gguf_names();
     for name in saving.names() {
-        let stored = names.from_hugging_face(name).ok_or_else(|| {
+        let stored = names.in_gguf(name).ok_or_else(|| {
             Error::malformed(
                 saving.source.weights.path(),
                 format!("tensor `{name}` has no name in a GGUF file"),

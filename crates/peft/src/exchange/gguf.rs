@@ -30,7 +30,7 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let alpha = lora.scale() * lora.rank as f64;
     writer.metadata("adapter.lora.alpha", Value::F32(alpha as f32));
     for (site, pair) in &lora.sites {
-        let name = names.from_hugging_face(&format!("{site}.weight"));
+        let name = names.in_gguf(&format!("{site}.weight"));
         let name = name.ok_or_else(|| Error::Malformed {
             path: out.to_path_buf(),
             message: format!("{site} has no name in a GGUF file"),

@@ -46,7 +46,7 @@ impl<'a> Head<'a> {
     }
 
     /// The same without the keys that no query from `row` on sees.
-    fn from_row(self, row: usize) -> Self {
+    fn seen_from(self, row: usize) -> Self {
         Self { skip: unseen_before(row, self.past, self.config), ..self }
     }
 
@@ -139,7 +139,7 @@ pub(super) fn forward_block(
 ) {
     for kv_head in 0..config.num_key_value_heads {
         let group = config.num_heads / config.num_key_value_heads;
-        let of_group = Head::new(source, kv_head * group, config).from_row(block.start);
+        let of_group = Head::new(source, kv_head * group, config).seen_from(block.start);
         let seen = of_group.count(block.end);
         let packed = (block.len() >= FEW).then(|| {
             (
@@ -151,7 +151,7 @@ pub(super) fn forward_block(
         let panel = tile::tile_rows();
         let mut weights = Buffer::<f32>::scratch(panel * whole_panels(seen));
         for head in kv_head * group..(kv_head + 1) * group {
-            let this = Head::new(source, head, config).from_row(block.start);
+            let this = Head::new(source, head, config).seen_from(block.start);
             for first in (block.start..block.end).step_by(panel) {
                 let rows = first..(first + panel).min(block.end);
                 let count = this.count(rows.end);
@@ -310,7 +310,7 @@ impl Head<'_> {
         let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
         for first in (0..rows).step_by(joined) {
             let block = first..(first + joined).min(rows);
-            let of_block = self.from_row(block.start);
+            let of_block = self.seen_from(block.start);
             let (skip, count) = (of_block.skip, of_block.count(block.end));
             let stride = whole_panels(count);
             let (p, ds) = (&mut p[..block.len() * stride], &mut ds[..block.len() * stride]);
