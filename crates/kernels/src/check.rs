@@ -73,7 +73,7 @@ pub fn gradients(shapes: &[&[usize]], f: impl Fn(&[Var]) -> Var) {
 /// `gl`, …). Where there is none, says that the test is skipped.
 ///
 /// # Panics
-/// If there is none although `HYDRALORA_REQUIRE_GPU` is 1.
+/// If there is none although `HYDRALORA_REQUIRE` lists `gpu` or `all`.
 #[cfg(feature = "gpu")]
 pub fn device() -> Option<crate::gpu::Device> {
     use crate::gpu::{Backend, Device};
@@ -82,7 +82,8 @@ pub fn device() -> Option<crate::gpu::Device> {
         let wanted = std::env::var("HYDRALORA_GPU").unwrap_or_else(|_| Backend::Any.to_string());
         let backend: Backend = wanted.parse().expect("HYDRALORA_GPU names a backend");
         let opened = Device::open(backend);
-        let required = std::env::var("HYDRALORA_REQUIRE_GPU").is_ok_and(|value| value == "1");
+        let required = std::env::var("HYDRALORA_REQUIRE").unwrap_or_default();
+        let required = required.split(',').any(|entry| matches!(entry, "all" | "gpu"));
         match &opened {
             Ok(device) => eprintln!("on {device}"),
             Err(error) => assert!(!required, "{error}"),

@@ -2,7 +2,7 @@
 //! gradients included; every other one still works on tensors that lie there.
 //!
 //! `HYDRALORA_GPU` names the backend (`vulkan`, `gl`, …). Without an adapter the tests say so and pass;
-//! `HYDRALORA_REQUIRE_GPU=1` makes that a failure.
+//! `HYDRALORA_REQUIRE=gpu` makes that a failure.
 
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::check::{self, device};

@@ -149,7 +149,8 @@ fn files_larger_than_the_limit_are_trained_on_and_clustered() {
 #[test]
 fn five_gigabytes_under_one() {
     if std::env::var_os("HYDRALORA_LARGE_FILES").is_none() {
-        println!("skipped: HYDRALORA_LARGE_FILES=1 runs it, with 30 GB of disk for some minutes");
+        let why = "HYDRALORA_LARGE_FILES=1 runs it, with 30 GB of disk for some minutes";
+        hydralora_testing::skip("large", why);
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -184,7 +184,7 @@ fn every_source_is_in_the_guide() {
 #[test]
 fn copies_load_whole() {
     let Some(copies) = std::env::var_os("HYDRALORA_DATA_DIR").map(PathBuf::from) else {
-        eprintln!("skipped: HYDRALORA_DATA_DIR is not set");
+        hydralora_testing::skip("data", "HYDRALORA_DATA_DIR is not set");
         return;
     };
     let mut loaded = 0;
@@ -193,7 +193,7 @@ fn copies_load_whole() {
         config.train.push(SourceConfig { limit: Some(400), ..SourceConfig::of(named.name) });
         config.max_seq_len = 20_000;
         if let Err(error) = locate(&mut config, Some(&copies), &mut Offline) {
-            eprintln!("skipped: {error}");
+            hydralora_testing::skip("data", error);
             continue;
         }
         let dataset =

@@ -14,7 +14,7 @@ fn file() -> Option<PathBuf> {
             return Some(path.into());
         }
         hub::resolve("smollm2-135m", &mut |line| eprintln!("{line}"))
-            .inspect_err(|error| eprintln!("skipped: SmolLM2 cannot be had: {error}"))
+            .inspect_err(|error| hydralora_testing::skip("smollm2", error))
             .ok()
     })
     .clone()

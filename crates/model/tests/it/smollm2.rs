@@ -13,7 +13,7 @@ fn model() -> Option<PathBuf> {
     match hub::resolve("smollm2-135m", &mut |line| println!("{line}")) {
         Ok(path) => Some(path),
         Err(error) => {
-            println!("skipped: {error}");
+            hydralora_testing::skip("smollm2", error);
             None
         }
     }

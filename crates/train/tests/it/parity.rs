@@ -10,6 +10,7 @@ use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
 use hydralora_peft::io::Metadata;
 use hydralora_peft::{Base, TensorMap, TrainingPlan, Tuned, io, methods};
 use hydralora_train::{AdamW, AdamWConfig};
+use hydralora_testing::skip;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -234,7 +235,7 @@ fn last_logits(folder: &Path) -> Vec<f64> {
 fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     let config = reference.config();
     let Some(method) = methods::METHODS.iter().find(|method| method.claims(&config)) else {
-        println!("{}: skipped, method {} is not built yet", reference.name, config["peft_type"]);
+        skip("references", format!("{}: no method {}", reference.name, config["peft_type"]));
         return;
     };
     let dtype = decoder.dtype();
@@ -359,14 +360,14 @@ fn run(dtype: DType, tolerance: f64, only_small: bool, place: impl Fn(&mut Decod
         let reference = Reference::read(&path);
         match reference.model() {
             Some(model) => by_model.entry(model).or_default().push(reference),
-            None => println!("skipped: no base model for {}", reference.name),
+            None => skip("references", format!("no base model for {}", reference.name)),
         }
     }
     assert!(!by_model.is_empty(), "no references in {}", root().display());
     for (path, references) in by_model {
         let (config, weights) = match open_weights(&path) {
             Err(error @ hydralora_model::Error::UnknownModelType { .. }) => {
-                println!("skipped: {error}");
+                skip("references", error);
                 continue;
             }
             opened => opened.unwrap(),
