@@ -7,6 +7,7 @@ mod commands;
 mod device;
 mod domains;
 mod eval;
+mod golden;
 mod heads;
 mod interop;
 mod quickstart;
