@@ -202,10 +202,11 @@ impl Plan {
             let start = first.get(source as usize)?;
             assignment.of(start + row as usize)
         };
-        let sites = self.tuned.router_inputs();
+        let Some(routed) = self.tuned.as_routed_mut() else { return Ok(()) };
+        let sites = routed.router_inputs();
         let (decoder, examples) = (&self.base.decoder, &self.dataset.train);
         let means = mean_inputs(decoder, &sites, examples, clusters, &cluster_of)?;
-        self.tuned.start_routers(&means);
+        routed.start_routers(&means);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! The registry's side of a method: everything but its options' fields follows from a few words.
 
 use crate::error::{Fault, Result};
-use crate::method::{Method, MethodOptions, read_section};
+use crate::method::{Method, MethodOptions};
 use crate::options::refuse_unless;
+use crate::section::read_section;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::marker::PhantomData;

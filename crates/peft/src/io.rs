@@ -3,9 +3,11 @@
 //! chat template or end token than it was trained with.
 
 use crate::error::{Error, Fault, Result};
-use crate::method::{MethodOptions, TensorMap, Tuned};
+use crate::method::MethodOptions;
 use crate::methods::METHODS;
 use crate::options::refuse_unknown;
+use crate::trainable::TensorMap;
+use crate::tuned::Tuned;
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Site, SiteShape};
 use hydralora_model::durable::replace_folder;
@@ -85,9 +87,9 @@ pub fn write_into(
 ) -> Result<()> {
     let tensors = tuned.file_tensors();
     check_finite(folder, &tensors)?;
-    if tuned.is_model() {
+    if let Some(model) = tuned.as_whole_model() {
         write_metadata(folder, metadata)?;
-        tuned.write_model_files(folder)?;
+        model.write_model_files(folder)?;
         return write_tensors(&folder.join(MODEL_FILE), &tensors);
     }
     let mut config = tuned.peft_config(all);
@@ -170,19 +172,7 @@ fn write_parts(
 
 /// Where the folder of `tuned` holds its tensors.
 pub fn tensor_file(tuned: &dyn Tuned) -> &'static str {
-    if tuned.is_model() { MODEL_FILE } else { TENSOR_FILE }
-}
-
-/// The shortest list of names that means just these layers to PEFT.
-pub(crate) fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
-    let module = |site: &Site| (site.linear.order, site.linear.module());
-    let used: BTreeSet<_> = sites.iter().map(module).collect();
-    let meant = all.iter().filter(|shape| used.contains(&module(&shape.site))).count();
-    if meant == sites.len() {
-        used.into_iter().map(|(_, module)| module.to_owned()).collect()
-    } else {
-        sites.iter().map(ToString::to_string).collect()
-    }
+    if tuned.as_whole_model().is_some() { MODEL_FILE } else { TENSOR_FILE }
 }
 
 fn pretty(value: &impl Serialize) -> Vec<u8> {
@@ -471,8 +461,7 @@ pub fn attach(
         return Err(Error::Malformed { path: path.to_path_buf(), message });
     }
     let mut tuned = options.build(&wanted, dtype, 0);
-    let mut mismatches = tuned.load(&mut tensors).err().unwrap_or_default();
-    mismatches.extend(tuned.not_loaded().map(str::to_owned));
+    let mut mismatches = tuned.load_file(&mut tensors).err().unwrap_or_default();
     mismatches.extend(tensors.iter().map(|(name, tensor)| match site_of(name) {
         Some(site) if !wanted.iter().any(|shape| shape.site == site) => {
             format!("`{name}` is for a layer the model does not have")

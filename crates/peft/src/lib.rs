@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 pub mod compose;
-mod decomposition;
 mod described;
 mod error;
 pub mod exchange;
@@ -18,12 +17,19 @@ pub mod merge;
 mod method;
 pub mod methods;
 mod options;
+mod random;
+mod section;
 mod targets;
+mod trainable;
+mod tuned;
 mod virtual_tokens;
 
 pub use error::{Error, Fault, Result};
-pub use method::{
-    Base, Method, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, count, nearest,
-    read_section,
-};
+pub use method::{Method, MethodOptions};
+pub use section::{nearest, read_section};
 pub use targets::{PRESETS, Targets};
+pub use trainable::{Role, TensorMap, Trainable, count};
+pub use tuned::{
+    Base, DomainAware, Mergeable, Parameters, Persist, Routed, TrainHooks, TrainingPlan, Tuned,
+    WholeModel,
+};

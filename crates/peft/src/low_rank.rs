@@ -1,79 +1,100 @@
-//! The adapter that LoRA and its multi-head relatives share: per site one `A` (or one per expert),
+//! The adapter that LoRA and its multi-head relatives share: per layer one `A` (or one per expert),
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
 //! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
+//!
+//! This file has the tensors and the update; what only some of the family do has files of its own:
+//! routers, starts other than zero, DoRA's magnitude, the penalty on uneven loads.
 
+mod balance;
+mod dora;
+mod files;
 mod fold;
 pub(crate) mod layout;
+mod router;
 mod spec;
+mod start;
 
-pub(crate) use spec::{
-    Balance, DropoutMask, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn, Router, RouterScope,
-    Start,
-};
+pub(crate) use balance::{Balance, Penalty};
+pub(crate) use spec::{DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope};
+pub(crate) use start::Start;
 
-use crate::decomposition::{RowNorms, principal};
 use crate::error::{Error, Fault, Result};
-use crate::io::module_names;
-use crate::merge::{Gates, Merge};
-use crate::method::{
-    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound,
-    layer_dropout, normal, take_tensor, uniform,
-};
-use crate::options::whole_if_possible;
-use hydralora_kernels::ops::adapted_linear::{adapted_linear, adapted_linears};
-use hydralora_kernels::ops::balance::squared_variation;
-use hydralora_kernels::ops::elementwise::{add, scale};
+use crate::method::MethodOptions;
+use crate::random::layer_dropout;
+use crate::trainable::{Role, Trainable};
+use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
+use balance::Balancer;
+use dora::Magnitude;
+use hydralora_kernels::ops::adapted_linear::adapted_linears;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{
-    Gate, LowRank, Mask, Output, gated_low_rank, router_gates,
-};
-use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
-use hydralora_kernels::ops::top_k::{keep_largest, load_balance};
-use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Kind, Pass, Site, SiteShape};
-use hydralora_model::family::kit::{GATE_PROJ, Q_PROJ};
-use layout::{a_name, head_columns, head_name, rows, set_head_columns, set_rows, start_names};
-use serde_json::{Map, Value, json};
+use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, Output};
+use hydralora_kernels::ops::top_k::keep_largest;
+use hydralora_kernels::{DType, Var};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use router::{Block, RouterWeights};
+use start::{Draw, Pair, StartStrategy};
 use std::collections::BTreeMap;
 
-/// R-LoRA's γ: smaller numbers start larger.
-const RLORA_GAMMA: f64 = 64.0;
-
-struct RouterTensors {
-    weight: Trainable,
-    bias: Option<Trainable>,
-}
-
-struct SiteTensors {
+/// The tensors of a linear layer.
+struct Layer {
     shape: SiteShape,
     /// `[r, in]`, or `[N·r, in]` when every expert has its own; a file holds those one by one.
     a: Trainable,
     /// `[out, N·r]`; a file holds the heads one by one.
     b: Trainable,
-    router: Option<RouterTensors>,
-    /// DoRA's magnitude `[out]`, and the norms it is measured against.
-    magnitude: Option<(Trainable, RowNorms)>,
-    /// What was taken out of the weight, `A₀: [r, in]` and `−B₀: [out, r]`.
-    taken_out: Option<[Var; 2]>,
+    magnitude: Option<Magnitude>,
+    router: Option<RouterWeights>,
+}
+
+impl Layer {
+    /// A fresh layer; `start` draws its `A` and `B`.
+    fn new(shape: SiteShape, draw: Draw, start: &mut dyn StartStrategy) -> Self {
+        let Draw { spec, dtype, seed } = draw;
+        let SiteShape { site, in_features, out_features } = shape;
+        let [a, b] = start.draw(shape);
+        let router = spec.mixing.router(RouterScope::Linear).map(|kind| {
+            let inputs = match kind.route_on {
+                RouteOn::X => in_features,
+                RouteOn::A => spec.num_a() * spec.rank,
+            };
+            let extents = [spec.num_experts, inputs];
+            RouterWeights::new(&site.to_string(), extents, kind.bias, dtype, seed)
+        });
+        Self {
+            shape,
+            a: Trainable::new(format!("{site}.lora_A.weight"), Role::A, a),
+            b: Trainable::new(format!("{site}.lora_B.weight"), Role::B, b),
+            magnitude: spec.decomposed.then(|| Magnitude::new(site, out_features, dtype)),
+            router,
+        }
+    }
+
+    fn trainables(&self) -> impl Iterator<Item = &Trainable> {
+        let magnitude = self.magnitude.iter().map(|magnitude| &magnitude.values);
+        let router = self.router.iter().flat_map(RouterWeights::trainables);
+        [&self.a, &self.b].into_iter().chain(magnitude).chain(router)
+    }
+
+    fn trainables_mut(&mut self) -> impl Iterator<Item = &mut Trainable> {
+        let magnitude = self.magnitude.iter_mut().map(|magnitude| &mut magnitude.values);
+        let router = self.router.iter_mut().flat_map(RouterWeights::trainables_mut);
+        [&mut self.a, &mut self.b].into_iter().chain(magnitude).chain(router)
+    }
 }
 
 /// A live LoRA-like adapter.
 pub(crate) struct LowRankAdapter {
     options: Box<dyn MethodOptions>,
     spec: LowRankSpec,
-    sites: BTreeMap<Site, SiteTensors>,
-    /// Routers of whole blocks, by layer and whether the block is attention.
-    blocks: BTreeMap<(usize, bool), RouterTensors>,
-    balance: Option<Balance>,
-    /// Numbers of the balance's domains in the run at hand.
-    first_half: Vec<u32>,
-    /// Whether the start values from the base model are still to come.
-    waiting: bool,
-    /// A start value that the tensors last loaded did not hold.
-    start_not_found: Option<String>,
+    layers: BTreeMap<Site, Layer>,
+    /// Routers of whole blocks.
+    blocks: BTreeMap<Block, RouterWeights>,
+    start: Box<dyn StartStrategy>,
+    balancer: Option<Balancer>,
 }
 
 impl LowRankAdapter {
+    /// A fresh adapter on `sites`, its tensors drawn from `seed`.
     pub(crate) fn new(
         options: Box<dyn MethodOptions>,
         spec: LowRankSpec,
@@ -81,140 +102,21 @@ impl LowRankAdapter {
         dtype: DType,
         seed: u64,
     ) -> Self {
-        let router = |name: &str, inputs: usize, bias: bool| {
-            let experts = spec.num_experts;
-            let weight = format!("{name}.lora_route.weight");
-            let start = uniform(seed, &weight, kaiming_bound(inputs), dtype, [experts, inputs]);
-            RouterTensors {
-                weight: Trainable::new(weight, Role::Router, start),
-                bias: bias.then(|| {
-                    let name = format!("{name}.lora_route.bias");
-                    Trainable::new(name, Role::Router, Tensor::zeros(dtype, [experts]))
-                }),
-            }
-        };
-        let mut blocks = BTreeMap::new();
-        let mut tensors = BTreeMap::new();
-        for &shape in sites {
-            let SiteShape { site, in_features, out_features } = shape;
-            let randomized = spec.start == Start::Rlora;
-            // Normal numbers of variance 1/width, times r^¼ / √γ.
-            let shrunk = (spec.rank as f64).powf(0.25) / RLORA_GAMMA.sqrt();
-            let draw = |name: &str| {
-                let shape = [spec.rank, in_features];
-                let bound = kaiming_bound(in_features);
-                if randomized {
-                    normal(seed, name, bound * shrunk, dtype, shape)
-                } else {
-                    uniform(seed, name, bound, dtype, shape)
-                }
-            };
-            let names: Vec<String> =
-                (0..spec.num_a()).map(|expert| a_name(spec, site, expert)).collect();
-            let a = format!("{site}.lora_A.weight");
-            let mut start = Tensor::zeros(dtype, [spec.num_a() * spec.rank, in_features]);
-            for (expert, name) in names.iter().enumerate() {
-                set_rows(&mut start, expert * spec.rank, &draw(name));
-            }
-            let mut b = Tensor::zeros(dtype, [out_features, spec.num_experts * spec.rank]);
-            if randomized {
-                for head in 0..spec.num_experts {
-                    let name = head_name(spec, site, head);
-                    let deviation = shrunk / (out_features as f64).sqrt();
-                    let drawn = normal(seed, &name, deviation, dtype, [out_features, spec.rank]);
-                    set_head_columns(&mut b, head, spec.rank, &drawn);
-                }
-            }
-            let own_router = spec.mixing.router(RouterScope::Linear).map(|kind| {
-                let inputs = match kind.route_on {
-                    RouteOn::X => in_features,
-                    RouteOn::A => spec.num_a() * spec.rank,
-                };
-                router(&site.to_string(), inputs, kind.bias)
-            });
-            if let Some(kind) = spec.mixing.router(RouterScope::Block) {
-                let attention = site.is_attention();
-                blocks.entry((site.layer, attention)).or_insert_with(|| {
-                    let name = site.block();
-                    let hidden = hidden_size(sites, shape);
-                    router(&name, hidden, kind.bias)
-                });
-            }
-            let taken_out = randomized.then(|| {
-                let share = 1.0 / spec.num_experts as f64;
-                let mut mean = Tensor::zeros(dtype, [out_features, spec.rank]);
-                for head in 0..spec.num_experts {
-                    mean.add_assign(&head_columns(&b, head, spec.rank));
-                }
-                mean.scale(-share);
-                [Var::constant(start.clone()), Var::constant(mean)]
-            });
-            tensors.insert(
-                site,
-                SiteTensors {
-                    shape,
-                    a: Trainable::new(a, Role::A, start),
-                    b: Trainable::new(format!("{site}.lora_B.weight"), Role::B, b),
-                    router: own_router,
-                    magnitude: spec.decomposed.then(|| {
-                        let name = format!("{site}.lora_magnitude_vector");
-                        let zeros = Tensor::zeros(dtype, [out_features]);
-                        (Trainable::new(name, Role::Scale, zeros), RowNorms::default())
-                    }),
-                    taken_out,
-                },
-            );
-        }
-        Self {
-            options,
-            spec,
-            sites: tensors,
-            blocks,
-            balance: None,
-            first_half: Vec::new(),
-            waiting: spec.decomposed || spec.start == Start::Pissa,
-            start_not_found: None,
-        }
+        let draw = Draw { spec, dtype, seed };
+        let mut start = spec.start.strategy(draw);
+        let layer = |&shape: &SiteShape| (shape.site, Layer::new(shape, draw, start.as_mut()));
+        let layers = sites.iter().map(layer).collect();
+        Self { options, spec, layers, blocks: block_routers(sites, draw), start, balancer: None }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
     pub(crate) fn balanced(mut self, balance: Balance) -> Self {
-        self.balance = Some(balance).filter(|balance| balance.weight > 0.0);
+        self.balancer = Balancer::new(balance, self.spec.num_experts);
         self
     }
 
-    /// The balance's constants for every sequence and expert.
-    fn shares(&self, delta: f64, domains: &[u32]) -> Vec<f64> {
-        let experts = self.spec.num_experts;
-        let share = |domain: &u32, expert: usize| {
-            let meant = self.first_half.contains(domain) == (expert < experts / 2);
-            match (self.first_half.is_empty(), meant) {
-                (true, _) => 1.0,
-                (false, true) => 1.0 + delta,
-                (false, false) => 1.0 - delta,
-            }
-        };
-        domains.iter().flat_map(|d| (0..experts).map(move |e| share(d, e))).collect()
-    }
-
-    /// Takes the start values out of `tensors`; gives the first one that is not there.
-    fn load_starts(&mut self, tensors: &mut TensorMap, faults: &mut Vec<String>) -> Option<String> {
-        let rank = self.spec.rank;
-        let mut not_found = None;
-        for (&site, own) in &mut self.sites {
-            let names = start_names(site);
-            if let Some(name) = names.iter().find(|name| !tensors.contains_key(*name)) {
-                not_found.get_or_insert_with(|| format!("`{name}` is missing"));
-                continue;
-            }
-            let shapes = [[rank, own.shape.in_features], [own.shape.out_features, rank]];
-            let a = take_tensor(tensors, &names[0], &shapes[0], faults);
-            let b = take_tensor(tensors, &names[1], &shapes[1], faults);
-            if let (Some(a), Some(b)) = (a, b) {
-                own.take_out(&a, &b);
-            }
-        }
-        not_found
+    fn is_routed(&self) -> bool {
+        !self.blocks.is_empty() || self.layers.values().any(|layer| layer.router.is_some())
     }
 
     fn mask(&self, site: Site, pass: &Pass<'_>) -> Mask {
@@ -228,26 +130,26 @@ impl LowRankAdapter {
         )
     }
 
+    /// What a start took out of the layer's weight.
+    fn taken_out(&self, site: Site) -> Option<&Pair> {
+        self.start.taken_out()?.get(site)
+    }
+
     /// The gates of the block that `site` belongs to; computed where the block's input passes by.
     fn block_gates(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
-        let attention = site.is_attention();
-        let router = self.blocks.get(&(site.layer, attention))?;
-        let name = site.linear.block();
-        Some(pass.shared(site.layer, name, || {
-            router_gates(x, router.weight.var(), router.bias.as_ref().map(Trainable::var))
-        }))
+        let block = Block::of(site);
+        let router = self.blocks.get(&block)?;
+        Some(pass.shared(block.layer(), block.name(), || router.gates(x)))
     }
 
     /// Gates of the layer at `site` that are known before its update is computed.
     fn gates_beforehand(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
         // A block's gates may be for a later layer of it.
         let block_gates = self.block_gates(site, x, pass);
-        let own = self.sites.get(&site)?.router.as_ref();
-        let counted = self.balance.is_some() && pass.dropout_seed().is_some();
+        let own = self.layers.get(&site)?.router.as_ref();
+        let counted = self.balancer.is_some() && pass.dropout_seed().is_some();
         let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
-        let own_gates = own.filter(|_| counted || top_k.is_some()).map(|router| {
-            router_gates(x, router.weight.var(), router.bias.as_ref().map(Trainable::var))
-        });
+        let own_gates = own.filter(|_| counted || top_k.is_some()).map(|router| router.gates(x));
         let gates = own_gates.or(block_gates)?;
         if counted {
             pass.set_aside(site, gates.clone());
@@ -255,34 +157,21 @@ impl LowRankAdapter {
         Some(top_k.map_or_else(|| gates.clone(), |k| keep_largest(&gates, k)))
     }
 
-    /// The update of the layer at `site`, under `gates` if they are known.
-    fn update<'a>(
-        &self,
-        site: Site,
-        tensors: &'a SiteTensors,
-        gates: Option<&'a Var>,
-        pass: &Pass<'_>,
-    ) -> LowRank<'a> {
-        let gate = match (gates, &tensors.router, self.spec.mixing) {
+    /// The update of `layer`, under `gates` if they are known.
+    fn update<'a>(&self, layer: &'a Layer, gates: Option<&'a Var>, pass: &Pass<'_>) -> LowRank<'a> {
+        let gate = match (gates, &layer.router, self.spec.mixing) {
             (Some(gates), ..) => Gate::Given(gates),
-            (None, Some(router), Mixing::Routed(kind)) => {
-                let (weight, bias) =
-                    (router.weight.var(), router.bias.as_ref().map(Trainable::var));
-                match kind.route_on {
-                    RouteOn::X => Gate::Input { weight, bias },
-                    RouteOn::A => Gate::LowRank { weight, bias },
-                }
-            }
+            (None, Some(router), Mixing::Routed(kind)) => router.gate(kind.route_on),
             (None, _, Mixing::Mean) => Gate::Uniform,
             (None, ..) => Gate::One,
         };
         LowRank {
-            a: tensors.a.var(),
-            b: tensors.b.var(),
+            a: layer.a.var(),
+            b: layer.b.var(),
             num_experts: self.spec.num_experts,
             gate,
             scale: self.spec.scale,
-            mask: self.mask(site, pass),
+            mask: self.mask(layer.shape.site, pass),
         }
     }
 
@@ -292,69 +181,46 @@ impl LowRankAdapter {
             layers.iter().map(|(site, _)| self.gates_beforehand(*site, x, pass)).collect();
         let updated: Vec<_> = (layers.iter().zip(&gates))
             .map(|((site, frozen), gates)| {
-                let tensors = self.sites.get(site);
-                (*frozen, tensors.map(|own| self.update(*site, own, gates.as_ref(), pass)))
+                let layer = self.layers.get(site);
+                (*frozen, layer.map(|layer| self.update(layer, gates.as_ref(), pass)))
             })
             .collect();
         let outputs = adapted_linears(x, &updated).into_iter().zip(layers);
         outputs.map(|(output, (site, _))| reported(output, *site, pass)).collect()
     }
 
+    /// Whether the layer's update is not all there is to it.
+    fn has_more(&self, site: Site) -> bool {
+        self.taken_out(site).is_some()
+            || self.layers.get(&site).is_some_and(|layer| layer.magnitude.is_some())
+    }
+
     /// A layer whose update is not all that it has; nothing for others.
     fn more(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Option<Var> {
-        let tensors = self.sites.get(&site).filter(|tensors| tensors.is_more())?;
+        let layer = self.layers.get(&site).filter(|_| self.has_more(site))?;
         let gates = self.gates_beforehand(site, x, pass);
-        let update = self.update(site, tensors, gates.as_ref(), pass);
-        if let Some((magnitude, norms)) = &tensors.magnitude {
-            let training = pass.dropout_seed().is_some();
-            return Some(norms.decomposed(x, frozen, magnitude.var(), &update, training));
+        let update = self.update(layer, gates.as_ref(), pass);
+        if let Some(magnitude) = &layer.magnitude {
+            return Some(magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some()));
         }
-        let [a, b] = tensors.taken_out.as_ref()?;
-        if self.spec.start == Start::Pissa && update.mask == Mask::None {
-            return Some(less_taken_out(x, frozen, &update, a, b));
-        }
-        let start = LowRank { a, b, num_experts: 1, gate: Gate::One, mask: Mask::None, ..update };
-        let output = gated_low_rank(x, adapted_linear(x, frozen, &start).y, &update);
-        Some(reported(output, site, pass))
-    }
-
-    fn head_name(&self, site: Site, head: usize) -> String {
-        head_name(self.spec, site, head)
+        let less = self.taken_out(site)?;
+        Some(reported(self.start.layer(x, frozen, &update, less), site, pass))
     }
 }
 
-/// Width of the block's input: that of its first layer, which any query or gate layer reads; a
-/// block adapted only at its output layer takes it from that layer's output.
-fn hidden_size(sites: &[SiteShape], of: SiteShape) -> usize {
-    let ends_block = |shape: &SiteShape| shape.site.kind().overlaps(Kind::OUTPUT.and(Kind::DOWN));
-    if !ends_block(&of) {
-        return of.in_features;
+/// Fresh routers of the blocks that `sites` belong to, if routers serve blocks.
+fn block_routers(sites: &[SiteShape], draw: Draw) -> BTreeMap<Block, RouterWeights> {
+    let Draw { spec, dtype, seed } = draw;
+    let mut routers = BTreeMap::new();
+    let Some(kind) = spec.mixing.router(RouterScope::Block) else { return routers };
+    for &shape in sites {
+        let block = Block::of(shape.site);
+        routers.entry(block).or_insert_with(|| {
+            let extents = [spec.num_experts, Block::width(shape, sites)];
+            RouterWeights::new(&block.to_string(), extents, kind.bias, dtype, seed)
+        });
     }
-    let entry = sites.iter().find(|shape| !ends_block(shape));
-    entry.map_or(of.out_features, |shape| shape.in_features)
-}
-
-impl Adapter for LowRankAdapter {
-    // The balance penalty looks at whole sequences.
-    fn rows_stand_alone(&self) -> bool {
-        self.balance.is_none()
-    }
-
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        self.more(site, x, frozen, pass)
-            .unwrap_or_else(|| self.updated(&[(site, frozen)], x, pass).remove(0))
-    }
-
-    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
-        let is_more = |site| self.sites.get(site).is_some_and(SiteTensors::is_more);
-        if layers.iter().any(|(site, _)| is_more(site)) {
-            return layers
-                .iter()
-                .map(|(site, frozen)| self.linear(*site, x, frozen, pass))
-                .collect();
-        }
-        self.updated(layers, x, pass)
-    }
+    routers
 }
 
 /// The output, its gates shown to whoever observes the pass.
@@ -365,326 +231,84 @@ fn reported(output: Output, site: Site, pass: &Pass<'_>) -> Var {
     output.y
 }
 
-/// `W0 x + s (B A − B₀ A₀) x` as the very computation of the LoRA of rank `2r` that a file holds.
-fn less_taken_out(x: &Var, frozen: &FrozenLinear, update: &LowRank<'_>, a: &Var, b: &Var) -> Var {
-    let a = prepend_rows(update.a, a, &[0, a.value().rows()], &[true]);
-    let b = join_columns(update.b, b);
-    adapted_linear(x, frozen, &LowRank { a: &a, b: &b, ..*update }).y
+impl Adapter for LowRankAdapter {
+    // The balance penalty looks at whole sequences.
+    fn rows_stand_alone(&self) -> bool {
+        self.balancer.is_none()
+    }
+
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
+        self.more(site, x, frozen, pass)
+            .unwrap_or_else(|| self.updated(&[(site, frozen)], x, pass).remove(0))
+    }
+
+    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
+        if layers.iter().any(|(site, _)| self.has_more(*site)) {
+            return layers
+                .iter()
+                .map(|(site, frozen)| self.linear(*site, x, frozen, pass))
+                .collect();
+        }
+        self.updated(layers, x, pass)
+    }
 }
 
-impl Tuned for LowRankAdapter {
-    fn options(&self) -> &dyn MethodOptions {
-        self.options.as_ref()
-    }
-
-    fn sites(&self) -> Vec<Site> {
-        self.sites.keys().copied().collect()
-    }
-
-    fn trainables(&self) -> Vec<&Trainable> {
-        let mut all = Vec::new();
-        for site in self.sites.values() {
-            all.extend([&site.a, &site.b]);
-            all.extend(site.magnitude.as_ref().map(|(magnitude, _)| magnitude));
-            if let Some(router) = &site.router {
-                all.push(&router.weight);
-                all.extend(&router.bias);
-            }
-        }
-        for router in self.blocks.values() {
-            all.push(&router.weight);
-            all.extend(&router.bias);
-        }
-        all
-    }
-
-    fn trainables_mut(&mut self) -> Vec<&mut Trainable> {
-        let mut all = Vec::new();
-        for site in self.sites.values_mut() {
-            all.extend([&mut site.a, &mut site.b]);
-            all.extend(site.magnitude.as_mut().map(|(magnitude, _)| magnitude));
-            if let Some(router) = &mut site.router {
-                all.push(&mut router.weight);
-                all.extend(&mut router.bias);
-            }
-        }
-        for router in self.blocks.values_mut() {
-            all.push(&mut router.weight);
-            all.extend(&mut router.bias);
-        }
-        all
-    }
-
-    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
-        let mut map = TensorMap::new();
-        for trainable in self.trainables() {
-            if is_whole(trainable) {
-                map.insert(trainable.parameter.name().to_owned(), pick(trainable));
-            }
-        }
-        let rank = self.spec.rank;
-        for (&site, tensors) in &self.sites {
-            let a = pick(&tensors.a);
-            for expert in 0..self.spec.num_a() {
-                map.insert(a_name(self.spec, site, expert), rows(&a, expert * rank, rank));
-            }
-            let b = pick(&tensors.b);
-            for head in 0..self.spec.num_experts {
-                map.insert(self.head_name(site, head), head_columns(&b, head, self.spec.rank));
-            }
-        }
-        map
-    }
-
-    fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
-        let mut faults = Vec::new();
-        for trainable in self.trainables_mut() {
-            if !is_whole(trainable) {
-                continue;
-            }
-            let parameter = &mut trainable.parameter;
-            let name = parameter.name().to_owned();
-            if let Some(tensor) =
-                take_tensor(tensors, &name, parameter.value().shape(), &mut faults)
-            {
-                parameter.set(tensor.to_dtype(parameter.value().dtype()));
-            }
-        }
-        let (rank, experts) = (self.spec.rank, self.spec.num_experts);
-        let sites: Vec<SiteShape> = self.sites.values().map(|site| site.shape).collect();
-        let spec = self.spec;
-        for shape in sites {
-            for expert in 0..spec.num_a() {
-                let name = a_name(spec, shape.site, expert);
-                let found = take_tensor(tensors, &name, &[rank, shape.in_features], &mut faults);
-                if let (Some(found), Some(site)) = (found, self.sites.get_mut(&shape.site)) {
-                    set_rows(site.a.parameter.value_mut(), expert * rank, &found);
-                }
-            }
-            for head in 0..experts {
-                let name = self.head_name(shape.site, head);
-                let wanted = [shape.out_features, rank];
-                let found = take_tensor(tensors, &name, &wanted, &mut faults);
-                if let (Some(found), Some(site)) = (found, self.sites.get_mut(&shape.site)) {
-                    set_head_columns(site.b.parameter.value_mut(), head, rank, &found);
-                }
-            }
-        }
-        if spec.start == Start::Rlora {
-            // A file holds them; what a checkpoint holds beside it has them in the state.
-            self.start_not_found = self.load_starts(tensors, &mut faults);
-        }
-        self.waiting = false;
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
-    fn not_loaded(&self) -> Option<&str> {
-        self.start_not_found.as_deref()
-    }
-
-    fn file_tensors(&self) -> TensorMap {
-        let mut map = self.tensors();
-        for (site, tensors) in &self.sites {
-            let Some([a, b]) = &tensors.taken_out else { continue };
-            if self.spec.start == Start::Rlora {
-                continue;
-            }
-            let (own_a, own_b) = (tensors.a.var().detach(), tensors.b.var().detach());
-            let a = prepend_rows(&own_a, a, &[0, a.value().rows()], &[true]);
-            map.insert(a_name(self.spec, *site, 0), a.into_value());
-            map.insert(self.head_name(*site, 0), join_columns(&own_b, b).into_value());
-        }
-        if self.spec.start == Start::Rlora {
-            map.extend(self.state());
-        }
-        map
-    }
-
-    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
-        let mut config = self.options().to_peft();
-        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
-        let converted = self.sites.values().any(|site| site.taken_out.is_some());
-        if converted && self.spec.start == Start::Pissa {
-            // Twice the rank at the same scale.
-            let rank = 2 * self.spec.rank;
-            let stabilised = config.get("use_rslora") == Some(&json!(true));
-            let per_rank = if stabilised { (rank as f64).sqrt() } else { rank as f64 };
-            config.insert("r".to_owned(), json!(rank));
-            config.insert("lora_alpha".to_owned(), whole_if_possible(self.spec.scale * per_rank));
-        }
-        config
-    }
-
+impl TrainHooks for LowRankAdapter {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
-        for (&site, tensors) in &mut self.sites {
+        for (&site, layer) in &mut self.layers {
             let frozen = base.decoder.frozen(site);
-            let dtype = tensors.a.parameter.value().dtype();
-            if let Some((magnitude, norms)) = &mut tensors.magnitude {
-                let (a, b) = (tensors.a.parameter.value(), tensors.b.parameter.value());
-                magnitude.parameter.set(norms.of(frozen, a, b, self.spec.scale, false));
+            if let Some([a, b]) = self.start.start_from(site, frozen)? {
+                layer.a.parameter.set(a);
+                layer.b.parameter.set(b);
             }
-            if self.spec.start == Start::Pissa {
-                let weight = frozen.dense_weight();
-                let [a, b] =
-                    principal(&weight, self.spec.rank, self.spec.scale).ok_or_else(|| {
-                        let message =
-                            format!("pissa: the singular values of {site}.weight were not found");
-                        let faults = vec![Fault::new("method.init_lora_weights", message)];
-                        Error::Options { faults }
-                    })?;
-                tensors.take_out(&a, &b);
-                tensors.a.parameter.set(a.to_dtype(dtype));
-                tensors.b.parameter.set(b.to_dtype(dtype));
+            if let Some(magnitude) = &mut layer.magnitude {
+                let (a, b) = (layer.a.parameter.value(), layer.b.parameter.value());
+                magnitude.measure(frozen, a, b, self.spec.scale);
             }
         }
-        self.waiting = false;
         Ok(())
-    }
-
-    fn state(&self) -> TensorMap {
-        let mut state = TensorMap::new();
-        for (&site, tensors) in &self.sites {
-            if let Some([a, b]) = &tensors.taken_out {
-                let mut b = b.value().clone();
-                b.scale(-1.0);
-                state.extend(start_names(site).into_iter().zip([a.value().clone(), b]));
-            }
-        }
-        state
-    }
-
-    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
-        if self.spec.start == Start::Kaiming {
-            return Ok(());
-        }
-        let mut faults = Vec::new();
-        let not_found = self.load_starts(tensors, &mut faults);
-        faults.extend(not_found);
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
-    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
-        self.fold(site, gates)
-    }
-
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
-    }
-
-    fn router_inputs(&self) -> Vec<Site> {
-        let own = self.sites.iter().filter(|(_, tensors)| tensors.router.is_some());
-        let blocks = self.blocks.keys().map(|&block| block_entry(block));
-        own.map(|(&site, _)| site).chain(blocks).collect()
-    }
-
-    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
-        let own = self.sites.iter_mut().filter_map(|(&site, s)| Some((site, s.router.as_mut()?)));
-        let blocks = self.blocks.iter_mut().map(|(&block, router)| (block_entry(block), router));
-        for (site, router) in own.chain(blocks) {
-            if let Some(means) = means.get(&site) {
-                point_at(&mut router.weight, means);
-            }
-        }
     }
 
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
-        if self.waiting {
+        let mut magnitudes = self.layers.values().filter_map(|layer| layer.magnitude.as_ref());
+        if self.start.waits() || magnitudes.any(Magnitude::waits) {
             let message = "starts from the base model's weights, which were not given";
             return Err(Error::Options { faults: vec![Fault::new("method", message)] });
         }
-        let Some(Balance { penalty: Penalty::Localized { first_half, .. }, .. }) = &self.balance
-        else {
-            return Ok(());
-        };
-        let number = |name: &String| {
-            plan.domains.iter().position(|domain| domain == name).map(|at| at as u32).ok_or_else(
-                || {
-                    let message = format!(
-                        "`{name}` is no domain of the data; there are {}",
-                        plan.domains.join(", ")
-                    );
-                    Fault::new("method.knowledge_domains", message)
-                },
-            )
-        };
-        let (mut found, mut faults) = (Vec::new(), Vec::new());
-        for name in first_half {
-            match number(name) {
-                Ok(domain) => found.push(domain),
-                Err(fault) => faults.push(fault),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(Error::Options { faults });
-        }
-        self.first_half = found;
-        Ok(())
+        self.balancer.as_mut().map_or(Ok(()), |balancer| balancer.begin(plan.domains))
     }
 
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
-        let balance = self.balance.as_ref()?;
-        let sequences = pass.sequences();
-        let terms = pass.take_set_aside().into_values().map(|gates| match &balance.penalty {
-            Penalty::Load { top_k } => load_balance(&gates, *top_k),
-            Penalty::Localized { delta, .. } => match sequences {
-                Some(found) => {
-                    squared_variation(&gates, found.offsets, &self.shares(*delta, found.domains))
-                }
-                None => {
-                    let even = vec![1.0; self.spec.num_experts];
-                    squared_variation(&gates, &[0, gates.value().rows()], &even)
-                }
-            },
-        });
-        let total = terms.reduce(|sum, term| add(&sum, term))?;
-        Some(scale(&total, balance.weight))
+        self.balancer.as_ref()?.term(pass)
     }
 }
 
-/// The layer whose input is the input of its block.
-fn block_entry((layer, attention): (usize, bool)) -> Site {
-    Site { layer, linear: if attention { &Q_PROJ } else { &GATE_PROJ } }
+impl Tuned for LowRankAdapter {
+    fn as_routed(&self) -> Option<&dyn Routed> {
+        if self.is_routed() { Some(self) } else { None }
+    }
+
+    fn as_routed_mut(&mut self) -> Option<&mut dyn Routed> {
+        if self.is_routed() { Some(self) } else { None }
+    }
 }
 
-/// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':
-/// `c_i − mean c`, as long as a Kaiming-uniform row is on average, `√(in · bound² / 3) = 1/√3`.
-fn point_at(weight: &mut Trainable, means: &[f64]) {
-    let shape = weight.parameter.value().shape().to_vec();
-    let [experts, inputs] = shape[..] else { return };
-    if means.len() != experts * inputs {
-        return;
-    }
-    let mut centre = vec![0.0; inputs];
-    for row in means.chunks_exact(inputs) {
-        centre.iter_mut().zip(row).for_each(|(sum, value)| *sum += value / experts as f64);
-    }
-    let mut values = Vec::with_capacity(means.len());
-    for row in means.chunks_exact(inputs) {
-        let away: Vec<f64> = row.iter().zip(&centre).map(|(value, mean)| value - mean).collect();
-        let length = away.iter().map(|value| value * value).sum::<f64>().sqrt();
-        let factor = if length > 1e-12 { 1.0 / (3.0_f64.sqrt() * length) } else { 0.0 };
-        values.extend(away.iter().map(|value| factor * value));
-    }
-    let dtype = weight.parameter.value().dtype();
-    weight.parameter.set(Tensor::from_f64(dtype, &values, shape));
-}
-
-/// Whether a file holds the tensor as it is, and not head by head.
-fn is_whole(trainable: &Trainable) -> bool {
-    matches!(trainable.role, Role::Router | Role::Scale)
-}
-
-impl SiteTensors {
-    /// Whether there is more to the layer than its update.
-    fn is_more(&self) -> bool {
-        self.magnitude.is_some() || self.taken_out.is_some()
+impl Routed for LowRankAdapter {
+    fn router_inputs(&self) -> Vec<Site> {
+        let own = self.layers.iter().filter(|(_, layer)| layer.router.is_some());
+        own.map(|(&site, _)| site).chain(self.blocks.keys().map(|block| block.entry())).collect()
     }
 
-    /// Takes `s B A` out of the weight.
-    fn take_out(&mut self, a: &Tensor, b: &Tensor) {
-        let dtype = self.a.parameter.value().dtype();
-        let mut b = b.to_dtype(dtype);
-        b.scale(-1.0);
-        self.taken_out = Some([Var::constant(a.to_dtype(dtype)), Var::constant(b)]);
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
+        let own = self
+            .layers
+            .iter_mut()
+            .filter_map(|(&site, layer)| Some((site, layer.router.as_mut()?)));
+        let blocks = self.blocks.iter_mut().map(|(block, router)| (block.entry(), router));
+        for (site, router) in own.chain(blocks) {
+            if let Some(means) = means.get(&site) {
+                router.point_at(means);
+            }
+        }
     }
 }

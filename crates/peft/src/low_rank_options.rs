@@ -4,9 +4,11 @@
 use crate::described::Described;
 use crate::error::{Fault, Result};
 use crate::low_rank::{Balance, LowRankAdapter, LowRankSpec};
-use crate::method::{MethodOptions, Tuned, product, read_section};
+use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
+use crate::section::read_section;
 use crate::targets::Targets;
+use crate::tuned::Tuned;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
 use serde::Serialize;

@@ -10,7 +10,7 @@
 //! held fixed; [`Gates`] says at which values.
 
 use crate::error::{Error, Result};
-use crate::method::Tuned;
+use crate::tuned::Tuned;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::{Site, SiteShape};

@@ -1,8 +1,9 @@
 //! Which linear layers a method changes.
 
 use crate::error::{Error, Result};
-use hydralora_model::adapter::{Kind, SiteShape};
+use hydralora_model::adapter::{Kind, Site, SiteShape};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Targets as a recipe gives them: one entry or a list. An entry is a preset (`qv`, `ffn`,
 /// `attention`, `all`), the end of a layer's name (`q_proj`, `mlp.up_proj`), or a pattern with `*`
@@ -84,6 +85,18 @@ fn matches(entry: &str, shape: &SiteShape) -> bool {
         return glob(entry.as_bytes(), name.as_bytes());
     }
     name.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The shortest list of names that means just these layers to PEFT.
+pub(crate) fn module_names(sites: &[Site], all: &[SiteShape]) -> Vec<String> {
+    let module = |site: &Site| (site.linear.order, site.linear.module());
+    let used: BTreeSet<_> = sites.iter().map(module).collect();
+    let meant = all.iter().filter(|shape| used.contains(&module(&shape.site))).count();
+    if meant == sites.len() {
+        used.into_iter().map(|(_, module)| module.to_owned()).collect()
+    } else {
+        sites.iter().map(ToString::to_string).collect()
+    }
 }
 
 /// Whether `text` matches `pattern`, where `*` stands for any text and `?` for one character.

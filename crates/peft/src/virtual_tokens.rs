@@ -14,11 +14,11 @@
 use crate::described::{Described, from_own};
 use crate::error::{Error, Fault, Result};
 use crate::merge::{Gates, Merge};
-use crate::method::{
-    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name,
-    kaiming_bound, load_by_name, normal, random_stream, take_tensor, uniform,
-};
+use crate::method::MethodOptions;
+use crate::random::{kaiming_bound, normal, random_stream, uniform};
 use crate::targets::Targets;
+use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name, take_tensor};
+use crate::tuned::{Base, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
 use hydralora_kernels::ops::activation::{relu, tanh};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
@@ -229,7 +229,7 @@ impl Adapter for VirtualTokens {
     }
 }
 
-impl Tuned for VirtualTokens {
+impl Parameters for VirtualTokens {
     fn options(&self) -> &dyn MethodOptions {
         self.options.as_ref()
     }
@@ -249,7 +249,9 @@ impl Tuned for VirtualTokens {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         export_by_name(self.trainables(), pick)
     }
+}
 
+impl Persist for VirtualTokens {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         if tensors.contains_key(FILE_NAME) {
             let shape = [self.spec.num_virtual_tokens, self.spec.width];
@@ -278,7 +280,9 @@ impl Tuned for VirtualTokens {
     fn peft_config(&self, _all: &[SiteShape]) -> Map<String, Value> {
         self.options.to_peft()
     }
+}
 
+impl TrainHooks for VirtualTokens {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
         let count = self.spec.num_virtual_tokens;
         let tokens: Vec<u32> = match &self.spec.start {
@@ -313,7 +317,9 @@ impl Tuned for VirtualTokens {
         }
         Ok(())
     }
+}
 
+impl Mergeable for VirtualTokens {
     fn merge(&self, _site: Site, _gates: &Gates) -> Merge<'_> {
         let what = match self.spec.place {
             Place::Prompt => "embeddings put before every text",
@@ -321,11 +327,9 @@ impl Tuned for VirtualTokens {
         };
         Merge::Refused(format!("it consists of {what}, which no weight of the base can hold"))
     }
-
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
-    }
 }
+
+impl Tuned for VirtualTokens {}
 
 /// Options of PEFT's prompt methods that change the computation and are not supported.
 const REFUSED_UNLESS: &[(&str, &[&str])] =

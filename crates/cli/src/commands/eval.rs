@@ -280,7 +280,7 @@ fn open_adapters(
         }
         let mut loaded = base.load_adapter(&folder)?;
         // Beside one that has domains there may be others.
-        let asked = domain.filter(|_| specs.len() == 1 || !loaded.tuned.domains().is_empty());
+        let asked = domain.filter(|_| specs.len() == 1 || loaded.tuned.as_domain_aware().is_some());
         crate::domain::choose(loaded.tuned.as_mut(), asked)?;
         adapters.push(Named { name, folder, loaded });
     }

@@ -116,7 +116,7 @@ impl Trained {
         } else {
             String::new()
         };
-        let what = if self.plan.tuned.is_model() { "model  " } else { "adapter" };
+        let what = if self.plan.tuned.as_whole_model().is_some() { "model  " } else { "adapter" };
         format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
     }
 
@@ -185,7 +185,9 @@ pub(crate) fn train(
         None => measure_baseline(global, &plan, resume)?,
     };
     let Plan { base, tuned, .. } = &mut plan;
-    base.decoder.release(|name| tuned.takes_over(name));
+    if let Some(model) = tuned.as_whole_model() {
+        base.decoder.release(|name| model.takes_over(name));
+    }
     let fingerprint = plan.fingerprint();
     let weights = plan.dataset.report.weights();
     let run = Run {

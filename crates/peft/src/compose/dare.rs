@@ -4,7 +4,7 @@
 //! Yu et al., arXiv 2311.03099, in PEFT's reading.
 
 use super::{ComposeOptions, Composition, Pair, Part, factorwise, ties, weighted_sum};
-use crate::method::random_stream;
+use crate::random::random_stream;
 use hydralora_kernels::Tensor;
 use hydralora_model::adapter::Site;
 use rand::Rng;

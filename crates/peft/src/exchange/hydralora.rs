@@ -3,8 +3,8 @@
 
 use super::{Lora, weighted_sum};
 use crate::error::{Error, Result};
-use crate::method::Tuned;
 use crate::methods;
+use crate::tuned::Tuned;
 use hydralora_kernels::{DType, Tensor};
 use serde_json::{Value, json};
 

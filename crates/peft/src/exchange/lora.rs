@@ -3,11 +3,13 @@
 
 use super::shapes_in;
 use crate::error::{Error, Result};
-use crate::io::{self, Metadata, module_names};
+use crate::io::{self, Metadata};
 use crate::merge::{Factors, Gates, Merge, MergePlan};
-use crate::method::{TensorMap, Tuned};
 use crate::methods;
 use crate::options;
+use crate::targets::module_names;
+use crate::trainable::TensorMap;
+use crate::tuned::Tuned;
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::{Site, SiteShape};
 use serde_json::{Map, Value, json};
@@ -75,7 +77,7 @@ impl Lora {
         for SiteShape { site, in_features, out_features } in shapes {
             let mut take = |part: &str, shape: [usize; 2]| {
                 let name = format!("{site}.{part}.weight");
-                crate::method::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
+                crate::trainable::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
             };
             let (a, b) =
                 (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));

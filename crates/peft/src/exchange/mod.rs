@@ -11,7 +11,7 @@ pub use hydralora::hydralora_from;
 pub use lora::{Lora, Pair, read_loras};
 pub use official::write_official;
 
-use crate::method::TensorMap;
+use crate::trainable::TensorMap;
 use hydralora_kernels::Tensor;
 use hydralora_model::adapter::{Site, SiteShape};
 use std::collections::BTreeMap;

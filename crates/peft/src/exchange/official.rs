@@ -4,7 +4,7 @@
 use super::pickle;
 use crate::error::{Error, Fault, Result};
 use crate::io::{CONFIG_FILE, PEFT_PREFIX, PICKLED_FILE};
-use crate::method::Tuned;
+use crate::tuned::Tuned;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::durable::replace_folder;
 use serde_json::{Map, Value, json};

@@ -5,7 +5,7 @@
 //! that PyTorch writes for a dictionary of tensors and the names below, and refuses all others.
 
 use crate::error::{Error, Result};
-use crate::method::TensorMap;
+use crate::trainable::TensorMap;
 use hydralora_kernels::{DType, Tensor, dispatch};
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,6 +1,7 @@
 //! The family of LoRA as a change of the base's weight: `s Σ_i w_i B_i A`, less what a start took out of
 //! the weight (PiSSA, R-LoRA), and with DoRA the rows of the sum rescaled.
 
+use super::start::Pair;
 use super::{LowRankAdapter, Mixing};
 use crate::merge::{Factors, Gates, Merge};
 use hydralora_kernels::Tensor;
@@ -12,7 +13,7 @@ const PER_TOKEN: &str = "its heads are weighed anew for every token, by a router
 impl LowRankAdapter {
     /// The update at `site`, with routed heads weighed as `gates` says.
     pub(super) fn fold(&self, site: Site, gates: &Gates) -> Merge<'_> {
-        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
+        let Some(layer) = self.layers.get(&site) else { return Merge::Unchanged };
         let experts = self.spec.num_experts;
         let even = || vec![1.0 / experts as f64; experts];
         let weights = match (self.spec.mixing, gates) {
@@ -28,7 +29,7 @@ impl LowRankAdapter {
                 None => return Merge::Refused(format!("no gates are known for {site}")),
             },
         };
-        let b = tensors.b.parameter.value();
+        let b = layer.b.parameter.value();
         let rank = self.spec.rank;
         let values: Vec<f64> = b
             .to_f64()
@@ -37,36 +38,15 @@ impl LowRankAdapter {
             .map(|(at, value)| value * weights[at % b.cols() / rank])
             .collect();
         let factors = Factors {
-            a: tensors.a.parameter.value().clone(),
+            a: layer.a.parameter.value().clone(),
             b: Tensor::from_f64(b.dtype(), &values, b.shape()),
             scale: self.spec.scale,
             num_experts: experts,
-            beside: tensors
-                .taken_out
-                .as_ref()
-                .map(|pair| pair.each_ref().map(|t| t.value().clone())),
+            beside: self.taken_out(site).map(Pair::values),
         };
-        match &tensors.magnitude {
+        match &layer.magnitude {
             None => Merge::Delta(Box::new(factors)),
-            Some((magnitude, _)) => {
-                let magnitude = magnitude.parameter.value();
-                Merge::Map(Box::new(move |weight| with_row_norms(weight, &factors, magnitude)))
-            }
+            Some(magnitude) => Merge::Map(Box::new(move |weight| magnitude.fold(weight, &factors))),
         }
     }
-}
-
-/// DoRA's weight: the rows of `weight: [out, in]` (`f32`) with `change` added, each as long as
-/// `magnitude: [out]` says. Rows of zeros stay as they are.
-fn with_row_norms(mut weight: Tensor, change: &Factors, magnitude: &Tensor) -> Tensor {
-    weight.add_assign(&change.product());
-    let width = weight.cols();
-    let rows = weight.data_mut::<f32>().chunks_exact_mut(width);
-    for (row, wanted) in rows.zip(magnitude.to_f64()) {
-        let norm = row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            row.iter_mut().for_each(|w| *w = (f64::from(*w) * wanted / norm) as f32);
-        }
-    }
-    weight
 }

@@ -1,5 +1,6 @@
 //! What decides the shape and the computation of a [`LowRankAdapter`](super::LowRankAdapter).
 
+use super::start::Start;
 use crate::options::{self, LoraConfigKeys};
 use serde::{Deserialize, Serialize};
 
@@ -34,20 +35,6 @@ pub(crate) enum RouterScope {
     Linear,
     /// All layers of an attention or feed-forward block, reading the block's input.
     Block,
-}
-
-/// What `A` and `B` start from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Start {
-    /// `A` Kaiming-uniform, `B` zero.
-    #[default]
-    Kaiming,
-    /// The principal part of the weight, which is taken out of the weight.
-    Pissa,
-    /// `A` and every head at random, so that heads differ from the first step on; what they add
-    /// together on average is taken out of the weight (R-LoRA).
-    Rlora,
 }
 
 /// A router's kind. By default one for each layer, reading its input.
@@ -85,34 +72,6 @@ impl Mixing {
             _ => None,
         }
     }
-}
-
-/// A penalty on experts that carry too little.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Balance {
-    /// Factor on the penalty.
-    pub(crate) weight: f64,
-    /// What it asks for.
-    pub(crate) penalty: Penalty,
-}
-
-/// What a [`Balance`] asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Penalty {
-    /// The squared coefficient of variation of the gates summed over each sequence, where the first
-    /// half of the experts should carry more of the sequences of some domains and the second half
-    /// more of the others.
-    Localized {
-        /// An expert's load counts `1 + delta` for sequences meant for it and `1 − delta` for others.
-        delta: f64,
-        /// Domains meant for the first half; without any, all experts are alike.
-        first_half: Vec<String>,
-    },
-    /// As many tokens for each expert, where each goes to its `top_k` largest.
-    Load {
-        /// How many experts a token goes to.
-        top_k: usize,
-    },
 }
 
 /// How the heads of a site are named in a file.

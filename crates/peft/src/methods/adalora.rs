@@ -17,12 +17,13 @@ use crate::described::Described;
 use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
 use crate::merge::{Factors, Gates, Merge};
-use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name, layer_dropout,
-    normal, product, read_section, take_tensor,
-};
+use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, to_map};
+use crate::random::{layer_dropout, normal};
+use crate::section::read_section;
 use crate::targets::Targets;
+use crate::trainable::{Role, TensorMap, Trainable, export_by_name, take_tensor};
+use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
@@ -413,7 +414,7 @@ impl Adapter for AdaLoraAdapter {
     }
 }
 
-impl Tuned for AdaLoraAdapter {
+impl Parameters for AdaLoraAdapter {
     fn options(&self) -> &dyn MethodOptions {
         &self.options
     }
@@ -433,7 +434,9 @@ impl Tuned for AdaLoraAdapter {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         export_by_name(self.trainables(), pick)
     }
+}
 
+impl Persist for AdaLoraAdapter {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let mut faults = Vec::new();
         let rank = self.options.init_r;
@@ -479,45 +482,6 @@ impl Tuned for AdaLoraAdapter {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
-    }
-
-    fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
-        let total = *self.options.total_step.get_or_insert(plan.total_steps);
-        match self.options.schedule_fault(total) {
-            Some(fault) => Err(Error::Options { faults: vec![fault] }),
-            None => Ok(()),
-        }
-    }
-
-    fn aux_loss(&self, _pass: &Pass<'_>) -> Option<Var> {
-        let weight = self.options.orth_reg_weight;
-        if weight == 0.0 {
-            return None;
-        }
-        let terms = self.sites.values().flat_map(|tensors| {
-            [(A, Side::Rows), (B, Side::Columns)]
-                .map(|(index, side)| orthogonality(tensors[index].var(), side))
-        });
-        let total = terms.reduce(|sum, term| add(&sum, term))?;
-        Some(scale(&total, weight / (2 * self.sites.len()) as f64))
-    }
-
-    fn after_step(&mut self, step: usize, gradients: &Gradients) {
-        let Some(total) = self.options.total_step else { return };
-        let last = total.saturating_sub(self.options.tfinal);
-        match step.cmp(&last) {
-            Ordering::Less => {
-                self.update_importance(gradients);
-                if let Some(budget) = self.budget(step, total) {
-                    self.allocate(budget);
-                }
-            }
-            Ordering::Equal => {
-                self.allocate(self.options.target_r * self.sites.len());
-                self.importance.clear();
-            }
-            Ordering::Greater => self.mask(),
-        }
     }
 
     fn state(&self) -> TensorMap {
@@ -567,7 +531,50 @@ impl Tuned for AdaLoraAdapter {
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
+}
 
+impl TrainHooks for AdaLoraAdapter {
+    fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
+        let total = *self.options.total_step.get_or_insert(plan.total_steps);
+        match self.options.schedule_fault(total) {
+            Some(fault) => Err(Error::Options { faults: vec![fault] }),
+            None => Ok(()),
+        }
+    }
+
+    fn aux_loss(&self, _pass: &Pass<'_>) -> Option<Var> {
+        let weight = self.options.orth_reg_weight;
+        if weight == 0.0 {
+            return None;
+        }
+        let terms = self.sites.values().flat_map(|tensors| {
+            [(A, Side::Rows), (B, Side::Columns)]
+                .map(|(index, side)| orthogonality(tensors[index].var(), side))
+        });
+        let total = terms.reduce(|sum, term| add(&sum, term))?;
+        Some(scale(&total, weight / (2 * self.sites.len()) as f64))
+    }
+
+    fn after_step(&mut self, step: usize, gradients: &Gradients) {
+        let Some(total) = self.options.total_step else { return };
+        let last = total.saturating_sub(self.options.tfinal);
+        match step.cmp(&last) {
+            Ordering::Less => {
+                self.update_importance(gradients);
+                if let Some(budget) = self.budget(step, total) {
+                    self.allocate(budget);
+                }
+            }
+            Ordering::Equal => {
+                self.allocate(self.options.target_r * self.sites.len());
+                self.importance.clear();
+            }
+            Ordering::Greater => self.mask(),
+        }
+    }
+}
+
+impl Mergeable for AdaLoraAdapter {
     fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
         let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
         let _guard = no_grad();
@@ -579,8 +586,6 @@ impl Tuned for AdaLoraAdapter {
             beside: None,
         }))
     }
-
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
-    }
 }
+
+impl Tuned for AdaLoraAdapter {}

@@ -7,12 +7,13 @@
 
 use crate::described::{Described, from_own};
 use crate::error::{Error, Fault, Result};
-use crate::method::{
-    Base, MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, export_by_name,
-    load_by_name,
-};
+use crate::method::MethodOptions;
 use crate::options::to_map;
 use crate::targets::Targets;
+use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name};
+use crate::tuned::{
+    Base, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned, WholeModel,
+};
 use hydralora_kernels::ops::embedding::embedding;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
@@ -172,7 +173,7 @@ impl Adapter for FullModel {
     }
 }
 
-impl Tuned for FullModel {
+impl Parameters for FullModel {
     fn options(&self) -> &dyn MethodOptions {
         &self.options
     }
@@ -192,7 +193,9 @@ impl Tuned for FullModel {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         export_by_name(self.trainables(), pick)
     }
+}
 
+impl Persist for FullModel {
     /// Without weights from a base model the tensors themselves say which there are.
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         if !self.trained.is_empty() {
@@ -233,28 +236,9 @@ impl Tuned for FullModel {
         all.extend(self.frozen.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
         all
     }
+}
 
-    fn is_model(&self) -> bool {
-        true
-    }
-
-    fn takes_over(&self, name: &str) -> bool {
-        self.trained.contains_key(name)
-    }
-
-    fn write_model_files(&self, folder: &Path) -> Result<()> {
-        let Some((config, tokenizer)) = &self.base else {
-            let message = "the base model's configuration and tokenizer were not given".to_owned();
-            return Err(Error::Malformed { path: folder.to_path_buf(), message });
-        };
-        let tensors = self.trained.values().map(|trainable| trainable.parameter.value().dtype());
-        let double = tensors.chain(self.frozen.values().map(Tensor::dtype)).next();
-        let dtype = if double == Some(DType::F64) { "float64" } else { "float32" };
-        let text = format!("{:#}\n", config.to_json(dtype));
-        write_file(&folder.join("config.json"), text.as_bytes())?;
-        Ok(tokenizer.save(folder)?)
-    }
-
+impl TrainHooks for FullModel {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
         for (name, tensor) in base.decoder.named_weights() {
             match self.role(&name) {
@@ -277,8 +261,31 @@ impl Tuned for FullModel {
         }
         Ok(())
     }
+}
 
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
+impl Mergeable for FullModel {}
+
+impl Tuned for FullModel {
+    fn as_whole_model(&self) -> Option<&dyn WholeModel> {
+        Some(self)
+    }
+}
+
+impl WholeModel for FullModel {
+    fn takes_over(&self, name: &str) -> bool {
+        self.trained.contains_key(name)
+    }
+
+    fn write_model_files(&self, folder: &Path) -> Result<()> {
+        let Some((config, tokenizer)) = &self.base else {
+            let message = "the base model's configuration and tokenizer were not given".to_owned();
+            return Err(Error::Malformed { path: folder.to_path_buf(), message });
+        };
+        let tensors = self.trained.values().map(|trainable| trainable.parameter.value().dtype());
+        let double = tensors.chain(self.frozen.values().map(Tensor::dtype)).next();
+        let dtype = if double == Some(DType::F64) { "float64" } else { "float32" };
+        let text = format!("{:#}\n", config.to_json(dtype));
+        write_file(&folder.join("config.json"), text.as_bytes())?;
+        Ok(tokenizer.save(folder)?)
     }
 }

@@ -5,13 +5,12 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::io::module_names;
 use crate::merge::{Gates, Merge};
-use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, Tuned, export_by_name, load_by_name,
-};
+use crate::method::MethodOptions;
 use crate::options::{refuse_unless, to_map};
-use crate::targets::Targets;
+use crate::targets::{Targets, module_names};
+use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name};
+use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, Tuned};
 use hydralora_kernels::ops::elementwise::{scale_columns, scale_columns_in_place};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor, Var};
@@ -135,7 +134,7 @@ impl Adapter for Ia3Adapter {
     }
 }
 
-impl Tuned for Ia3Adapter {
+impl Parameters for Ia3Adapter {
     fn options(&self) -> &dyn MethodOptions {
         &self.options
     }
@@ -155,7 +154,9 @@ impl Tuned for Ia3Adapter {
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         export_by_name(self.trainables(), pick)
     }
+}
 
+impl Persist for Ia3Adapter {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         load_by_name(self.trainables_mut(), tensors)
     }
@@ -180,7 +181,11 @@ impl Tuned for Ia3Adapter {
         config.insert("target_modules".to_owned(), json!(names));
         config
     }
+}
 
+impl TrainHooks for Ia3Adapter {}
+
+impl Mergeable for Ia3Adapter {
     fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
         match self.sites.get(&site) {
             None => Merge::Unchanged,
@@ -191,8 +196,6 @@ impl Tuned for Ia3Adapter {
             }
         }
     }
-
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
-    }
 }
+
+impl Tuned for Ia3Adapter {}

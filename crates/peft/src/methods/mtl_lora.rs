@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Yang et al., arXiv 2410.09437, equation 4. The domain is the record's, not found by a router, so
-//! outside of training it has to be chosen ([`Tuned::choose_domain`]); then the update is an ordinary
+//! outside of training it has to be chosen ([`DomainAware::choose_domain`]); then the update is an ordinary
 //! low-rank one that folds into the weight. As in the published code `A` starts Kaiming-uniform,
 //! `B_i` at zero, `Λ_t` at the identity and `w_t` uniform in ±1/√N.
 //!
@@ -14,15 +14,15 @@
 
 use crate::described::Described;
 use crate::error::{Error, Fault, Result};
-use crate::io::module_names;
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::merge::{Factors, Gates, Merge};
-use crate::method::{
-    MethodOptions, Role, TensorMap, Trainable, TrainingPlan, Tuned, kaiming_bound, layer_dropout,
-    product, read_section, take_tensor, uniform,
-};
+use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
+use crate::random::{kaiming_bound, layer_dropout, uniform};
+use crate::section::read_section;
 use crate::targets::Targets;
+use crate::trainable::{Role, TensorMap, Trainable, take_tensor};
+use crate::tuned::{DomainAware, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
 use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::domain_update::{matrix_product, weighted_heads};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
@@ -291,7 +291,7 @@ impl Adapter for MtlLora {
     }
 }
 
-impl Tuned for MtlLora {
+impl Parameters for MtlLora {
     fn options(&self) -> &dyn MethodOptions {
         &self.options
     }
@@ -322,7 +322,9 @@ impl Tuned for MtlLora {
         }
         map
     }
+}
 
+impl Persist for MtlLora {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let mut faults = Vec::new();
         let rank = self.options.rank;
@@ -345,13 +347,9 @@ impl Tuned for MtlLora {
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
+}
 
-    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
-        let mut config = self.options.to_peft();
-        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
-        config
-    }
-
+impl TrainHooks for MtlLora {
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         let known = &self.options.domains;
         let mut faults = Vec::new();
@@ -383,20 +381,9 @@ impl Tuned for MtlLora {
         }
         Ok(())
     }
+}
 
-    fn domains(&self) -> &[String] {
-        &self.options.domains
-    }
-
-    fn choose_domain(&mut self, name: &str) -> Result<()> {
-        let found = self.options.domains.iter().position(|domain| domain == name);
-        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
-            name: name.to_owned(),
-            known: self.options.domains.join(", "),
-        })?);
-        Ok(())
-    }
-
+impl Mergeable for MtlLora {
     fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
         let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
         let Some(domain) = self.chosen else {
@@ -415,8 +402,29 @@ impl Tuned for MtlLora {
             beside: None,
         }))
     }
+}
 
-    fn as_adapter(&self) -> &dyn Adapter {
-        self
+impl Tuned for MtlLora {
+    fn as_domain_aware(&self) -> Option<&dyn DomainAware> {
+        Some(self)
+    }
+
+    fn as_domain_aware_mut(&mut self) -> Option<&mut dyn DomainAware> {
+        Some(self)
+    }
+}
+
+impl DomainAware for MtlLora {
+    fn domains(&self) -> &[String] {
+        &self.options.domains
+    }
+
+    fn choose_domain(&mut self, name: &str) -> Result<()> {
+        let found = self.options.domains.iter().position(|domain| domain == name);
+        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
+            name: name.to_owned(),
+            known: self.options.domains.join(", "),
+        })?);
+        Ok(())
     }
 }

@@ -6,9 +6,10 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::method::{MethodOptions, Tuned, product};
+use crate::method::{MethodOptions, product};
 use crate::options::to_map;
 use crate::targets::Targets;
+use crate::tuned::Tuned;
 use crate::virtual_tokens::{
     Encoder, Place, Start, VirtualSpec, VirtualTokens, Widths, check_sizes, common_config,
     every_layer, from_file,

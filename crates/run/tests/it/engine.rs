@@ -51,7 +51,7 @@ fn tuned(model: &Model, method: &str) -> Box<dyn hydralora_peft::Tuned> {
             *value += 0.02 * ((index * 7 + at * 3) as f32).sin();
         }
     }
-    tuned.load(&mut values).unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
+    tuned.load_file(&mut values).unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
     tuned
 }
 

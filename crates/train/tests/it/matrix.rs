@@ -420,7 +420,7 @@ fn training_lowers_the_loss_resumes_bit_for_bit_and_leaves_the_base_alone() {
 
         // What was saved is what was trained.
         let saved = folder.path().join("whole/adapter");
-        if whole.is_model() {
+        if whole.as_whole_model().is_some() {
             let source = ModelSource::open(&saved).unwrap();
             let decoder = Decoder::load(&source.config, &source.weights, DType::F32).unwrap();
             let trained = model.logits(whole.as_adapter());
@@ -515,7 +515,8 @@ fn full_fine_tuning_keeps_one_copy_of_the_weights() {
     let base = model.logits(&NoAdapter);
     let options = methods::find("full").unwrap().read_recipe(&Map::new()).unwrap();
     let mut tuned = model.build(options.as_ref());
-    model.decoder.release(|name| tuned.takes_over(name));
+    let whole_model = tuned.as_whole_model().unwrap();
+    model.decoder.release(|name| whole_model.takes_over(name));
     assert_eq!(model.decoder.weight_bytes(), 0);
     assert_eq!(model.decoder.num_parameters(), 260_032);
     let places = |tuned: &dyn Tuned| -> Vec<*const f32> {

@@ -249,7 +249,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
     let mut tuned = attached.unwrap();
     let curve = reference.curve();
-    let domains = tuned.domains().to_vec();
+    let domains = tuned.as_domain_aware().map_or(Vec::new(), |aware| aware.domains().to_vec());
     tuned.begin(&TrainingPlan { total_steps: curve.len() - 1, domains: &domains }).unwrap();
 
     let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), false);

@@ -320,7 +320,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
         (&contenders[..], &mut base)
     {
         // As a training run does; others beside it would need what is let go.
-        decoder.release(|name| tuned.takes_over(name));
+        if let Some(model) = tuned.as_whole_model() {
+            decoder.release(|name| model.takes_over(name));
+        }
     }
 
     // As training does before its first step.

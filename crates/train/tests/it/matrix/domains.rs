@@ -24,7 +24,7 @@ fn a_domain_has_its_own_update() {
         let width = together.len() / offsets[offsets.len() - 1];
         let mut alone = Vec::new();
         for name in names {
-            tuned.choose_domain(name).unwrap();
+            tuned.as_domain_aware_mut().unwrap().choose_domain(name).unwrap();
             alone.push(model.logits(tuned.as_adapter()));
         }
         for (span, &domain) in offsets.windows(2).zip(&domains) {
@@ -34,7 +34,8 @@ fn a_domain_has_its_own_update() {
                 assert!(at % width > 0 || (own - other).abs() > 1e-9, "{}", case.name());
             }
         }
-        let error = tuned.choose_domain("law").unwrap_err().to_string();
+        let error =
+            tuned.as_domain_aware_mut().unwrap().choose_domain("law").unwrap_err().to_string();
         assert!(error.contains("`law`") && error.contains("facts"), "{error}");
         let mut tuned = model.build(case.options().as_ref());
         let other = ["facts".to_owned(), "law".to_owned()];

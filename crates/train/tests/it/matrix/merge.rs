@@ -54,14 +54,15 @@ fn merged_is_unmerged_or_refused() {
     for case in cases() {
         let mut tuned = model.build(case.options().as_ref());
         randomise(tuned.as_mut());
-        if tuned.is_model() {
+        if tuned.as_whole_model().is_some() {
             // What it leaves is a model already.
             continue;
         }
-        if let Some(domain) = tuned.domains().first().cloned() {
+        let domain = tuned.as_domain_aware().map(|aware| aware.domains()[0].clone());
+        if let Some(domain) = domain {
             let error = MergePlan::new(tuned.as_ref(), &all, &Gates::Uniform).unwrap_err();
             assert!(error.to_string().contains("for every domain"), "{error}");
-            tuned.choose_domain(&domain).unwrap();
+            tuned.as_domain_aware_mut().unwrap().choose_domain(&domain).unwrap();
         }
         let adapted = model.logits(tuned.as_adapter());
         assert!(distance(&base, &adapted) > 1e-3, "{} does nothing", case.name());

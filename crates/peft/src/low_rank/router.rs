@@ -1,0 +1,135 @@
+//! Routers: one for each layer, or one for a whole block.
+
+use super::spec::RouteOn;
+use crate::random::{kaiming_bound, uniform};
+use crate::trainable::{Role, Trainable};
+use hydralora_kernels::ops::gated_low_rank::{Gate, router_gates};
+use hydralora_kernels::{DType, Tensor, Var};
+use hydralora_model::adapter::{Kind, Site, SiteShape};
+use hydralora_model::family::kit::{GATE_PROJ, Q_PROJ};
+use std::fmt;
+
+/// A router's tensors: weight `[N, in]` and perhaps a bias `[N]`.
+pub(super) struct RouterWeights {
+    weight: Trainable,
+    bias: Option<Trainable>,
+}
+
+impl RouterWeights {
+    /// A fresh router of the layer or block `module`: Kaiming-uniform, its bias zero.
+    pub(super) fn new(
+        module: &str,
+        [experts, inputs]: [usize; 2],
+        bias: bool,
+        dtype: DType,
+        seed: u64,
+    ) -> Self {
+        let weight = format!("{module}.lora_route.weight");
+        let start = uniform(seed, &weight, kaiming_bound(inputs), dtype, [experts, inputs]);
+        Self {
+            weight: Trainable::new(weight, Role::Router, start),
+            bias: bias.then(|| {
+                let name = format!("{module}.lora_route.bias");
+                Trainable::new(name, Role::Router, Tensor::zeros(dtype, [experts]))
+            }),
+        }
+    }
+
+    pub(super) fn trainables(&self) -> impl Iterator<Item = &Trainable> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
+    pub(super) fn trainables_mut(&mut self) -> impl Iterator<Item = &mut Trainable> {
+        std::iter::once(&mut self.weight).chain(&mut self.bias)
+    }
+
+    /// The gates `[T, N]` of the rows of `x: [T, in]`.
+    pub(super) fn gates(&self, x: &Var) -> Var {
+        router_gates(x, self.weight.var(), self.bias.as_ref().map(Trainable::var))
+    }
+
+    /// The gate of an update that computes the router's gates itself.
+    pub(super) fn gate(&self, route_on: RouteOn) -> Gate<'_> {
+        let (weight, bias) = (self.weight.var(), self.bias.as_ref().map(Trainable::var));
+        match route_on {
+            RouteOn::X => Gate::Input { weight, bias },
+            RouteOn::A => Gate::LowRank { weight, bias },
+        }
+    }
+
+    /// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':
+    /// `c_i − mean c`, as long as a Kaiming-uniform row is on average, `√(in · bound² / 3) = 1/√3`.
+    pub(super) fn point_at(&mut self, means: &[f64]) {
+        let weight = &mut self.weight.parameter;
+        let shape = weight.value().shape().to_vec();
+        let [experts, inputs] = shape[..] else { return };
+        if means.len() != experts * inputs {
+            return;
+        }
+        let mut centre = vec![0.0; inputs];
+        for row in means.chunks_exact(inputs) {
+            centre.iter_mut().zip(row).for_each(|(sum, value)| *sum += value / experts as f64);
+        }
+        let mut values = Vec::with_capacity(means.len());
+        for row in means.chunks_exact(inputs) {
+            let away: Vec<f64> =
+                row.iter().zip(&centre).map(|(value, mean)| value - mean).collect();
+            let length = away.iter().map(|value| value * value).sum::<f64>().sqrt();
+            let factor = if length > 1e-12 { 1.0 / (3.0_f64.sqrt() * length) } else { 0.0 };
+            values.extend(away.iter().map(|value| factor * value));
+        }
+        let dtype = weight.value().dtype();
+        weight.set(Tensor::from_f64(dtype, &values, shape));
+    }
+}
+
+/// An attention or feed-forward block of a decoder layer, displayed as its checkpoint name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Block {
+    layer: usize,
+    name: &'static str,
+}
+
+impl Block {
+    /// The block that a linear layer belongs to.
+    pub(super) fn of(site: Site) -> Self {
+        Self { layer: site.layer, name: site.linear.block() }
+    }
+
+    /// Index of the decoder layer.
+    pub(super) fn layer(self) -> usize {
+        self.layer
+    }
+
+    /// The block's name within the decoder layer.
+    pub(super) fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// A linear layer whose input is the block's input.
+    pub(super) fn entry(self) -> Site {
+        let linear = if self.name == Q_PROJ.block() { &Q_PROJ } else { &GATE_PROJ };
+        Site { layer: self.layer, linear }
+    }
+
+    /// Width of the input of the block of `of`, one of the adapted layers `all`: that of its first
+    /// layers; a block adapted only at its output layer takes it from that layer's output.
+    pub(super) fn width(of: SiteShape, all: &[SiteShape]) -> usize {
+        if reads_block_input(of.site) {
+            return of.in_features;
+        }
+        let first = all.iter().find(|shape| reads_block_input(shape.site));
+        first.map_or(of.out_features, |shape| shape.in_features)
+    }
+}
+
+/// Whether a linear layer's input is that of its block, as all but the last layer's of a block is.
+fn reads_block_input(site: Site) -> bool {
+    !site.kind().overlaps(Kind::OUTPUT.and(Kind::DOWN))
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "model.layers.{}.{}", self.layer, self.name)
+    }
+}

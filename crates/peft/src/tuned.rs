@@ -1,0 +1,197 @@
+//! A live adapter, by purpose: what is trained ([`Parameters`]), what its files hold ([`Persist`]), what
+//! training does for it beyond following gradients ([`TrainHooks`]) and what it does to the base's
+//! weights ([`Mergeable`]). [`Tuned`] is their sum with the base model's
+//! [`Adapter`], and shows what only some methods are: [`Routed`], [`DomainAware`], a [`WholeModel`].
+
+use crate::error::Result;
+use crate::merge::{Gates, Merge};
+use crate::method::MethodOptions;
+use crate::targets::module_names;
+use crate::trainable::{TensorMap, Trainable};
+use hydralora_kernels::{Gradients, Tensor, Var};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_model::{Decoder, Tokenizer};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The base model an adapter is about to be trained on.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// The frozen decoder.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// What a training run is going to be.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingPlan<'a> {
+    /// Optimizer steps in all.
+    pub total_steps: usize,
+    /// Names of the domains that the sequences of a [`Pass`] refer to.
+    pub domains: &'a [String],
+}
+
+/// A live adapter that can be trained and saved.
+pub trait Tuned: Adapter + Persist + TrainHooks + Mergeable {
+    /// Shows its routers, if it has any.
+    fn as_routed(&self) -> Option<&dyn Routed> {
+        None
+    }
+    /// The same for changing them.
+    fn as_routed_mut(&mut self) -> Option<&mut dyn Routed> {
+        None
+    }
+    /// Shows its domains, if it treats each in its own way.
+    fn as_domain_aware(&self) -> Option<&dyn DomainAware> {
+        None
+    }
+    /// The same for choosing one of them.
+    fn as_domain_aware_mut(&mut self) -> Option<&mut dyn DomainAware> {
+        None
+    }
+    /// Shows the model, if what is trained is the model itself.
+    fn as_whole_model(&self) -> Option<&dyn WholeModel> {
+        None
+    }
+}
+
+impl dyn Tuned + '_ {
+    /// Shows it as the decoder sees it.
+    pub fn as_adapter(&self) -> &dyn Adapter {
+        self
+    }
+}
+
+/// What is trained: the options it was built from, the layers it changes, its tensors.
+pub trait Parameters {
+    /// The options it was built from.
+    fn options(&self) -> &dyn MethodOptions;
+    /// The layers it changes.
+    fn sites(&self) -> Vec<Site>;
+    /// Every trainable tensor, in a fixed order.
+    fn trainables(&self) -> Vec<&Trainable>;
+    /// The same for writing, in the same order.
+    fn trainables_mut(&mut self) -> Vec<&mut Trainable>;
+    /// One tensor per trainable, picked by `pick`, as the adapter's file names and shapes them:
+    /// values, gradients, or an optimizer's moments.
+    fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap;
+    /// The current values as the adapter's file holds them.
+    fn tensors(&self) -> TensorMap {
+        self.export(&|trainable| trainable.parameter.value().clone())
+    }
+}
+
+/// What the files of an adapter and of its checkpoints hold.
+pub trait Persist: Parameters {
+    /// Takes the values of its trainables, named and shaped as [`export`](Parameters::export) does,
+    /// out of `tensors`; what is left over does not belong to it.
+    ///
+    /// # Errors
+    /// Every tensor that is missing or has another shape.
+    fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>>;
+    /// The tensors of the adapter's folder. Unlike [`tensors`](Parameters::tensors) these may leave
+    /// out what only training needs, and hold what is not trained.
+    fn file_tensors(&self) -> TensorMap {
+        self.tensors()
+    }
+    /// Takes the tensors of an adapter's folder, as [`file_tensors`](Self::file_tensors) gives them,
+    /// out of `tensors`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn load_file(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        self.load(tensors)
+    }
+    /// The `adapter_config.json` of the adapter's folder, for a model whose layers are `all`.
+    fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
+        let mut config = self.options().to_peft();
+        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        config
+    }
+    /// What a checkpoint must hold beside the tensors so that training goes on bit for bit.
+    fn state(&self) -> TensorMap {
+        TensorMap::new()
+    }
+    /// Takes what [`state`](Self::state) gave out of `tensors`.
+    ///
+    /// # Errors
+    /// Every tensor that is missing or has another shape.
+    fn load_state(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
+        let _ = tensors;
+        Ok(())
+    }
+}
+
+/// What training does for an adapter beyond following gradients.
+pub trait TrainHooks {
+    /// Takes the start values that depend on the base model's weights; called once for a fresh
+    /// adapter, before training.
+    ///
+    /// # Errors
+    /// If the base model has no such values.
+    fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
+        let _ = base;
+        Ok(())
+    }
+    /// Called once before a run's first step, also of a resumed run.
+    ///
+    /// # Errors
+    /// If the run cannot be what the options need.
+    fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
+        let _ = plan;
+        Ok(())
+    }
+    /// A term of shape `[1]` to add to the loss of the micro-batch that `pass` just ran.
+    fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
+        let _ = pass;
+        None
+    }
+    /// Called after the optimizer's step number `step` (from 1) with the gradients it followed.
+    fn after_step(&mut self, step: usize, gradients: &Gradients) {
+        let _ = (step, gradients);
+    }
+}
+
+/// What an adapter does to the weights of the base model.
+pub trait Mergeable {
+    /// What it does to the weight at `site`, the gates of routed layers held at `gates`.
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        let _ = (site, gates);
+        Merge::Refused("its method does not change weights in a way that is known here".to_owned())
+    }
+}
+
+/// An adapter with routers that read the inputs of layers.
+pub trait Routed {
+    /// The layers whose inputs the routers read.
+    fn router_inputs(&self) -> Vec<Site>;
+    /// Starts the routers from the mean input `[clusters, in]` of each of their layers in every
+    /// cluster of the training data: called once for a fresh adapter whose options ask for it.
+    fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>);
+}
+
+/// An adapter that treats every domain in its own way. Outside of training one of them has to be
+/// [chosen](Self::choose_domain).
+pub trait DomainAware {
+    /// Names of the domains.
+    fn domains(&self) -> &[String];
+    /// From now on treats every text as one of this domain, whatever a pass says.
+    ///
+    /// # Errors
+    /// If it is none of [`domains`](Self::domains).
+    fn choose_domain(&mut self, name: &str) -> Result<()>;
+}
+
+/// An adapter whose trainables are weights of the model itself, so that its folder is a model's folder.
+pub trait WholeModel {
+    /// Whether the base model's weight of that checkpoint name is trained in place, so that the base
+    /// may let go of it.
+    fn takes_over(&self, name: &str) -> bool;
+    /// Writes what a model's folder holds beside its weights.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    fn write_model_files(&self, folder: &Path) -> Result<()>;
+}
