@@ -10,7 +10,7 @@ mod domain;
 mod encoder;
 mod exchange_args;
 mod failure;
-mod hidden;
+mod features;
 mod output;
 mod plan;
 mod progress;

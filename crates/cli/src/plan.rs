@@ -3,7 +3,6 @@
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
-use crate::hidden::mean_inputs;
 use crate::recipe::{ModelDtype, Recipe};
 use crate::sources;
 use crate::ui::thousands;
@@ -11,15 +10,19 @@ use anyhow::Context;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
-use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message};
+use hydralora_data::{ChatTemplate, Dataset, Example, Examples, LoadOptions, Message};
 use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{MethodOptions, Role, Tuned, count};
+use hydralora_run::probe::mean_inputs;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
+
+/// Training sequences whose layer inputs are averaged for a router's start.
+const ROUTER_SEQUENCES: usize = 256;
 
 /// An opened base model.
 pub(crate) struct Base {
@@ -100,6 +103,22 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
         find_heads(&features, &corpus, &HeadsOptions { seed, ..HeadsOptions::default() })
     };
     count().context("method.num_experts: auto")
+}
+
+/// Some of the examples, evenly spread, each with the cluster that `cluster_of` its source and row says
+/// it belongs to; those of no cluster are left out.
+fn clustered_examples(
+    examples: &Examples,
+    cluster_of: &dyn Fn(u32, u32) -> Option<u32>,
+) -> anyhow::Result<Vec<(Example, u32)>> {
+    let mut known: Vec<(usize, u32)> = Vec::new();
+    for index in 0..examples.len() {
+        let (source, row) = examples.place(index)?;
+        known.extend(cluster_of(source, row).map(|cluster| (index, cluster)));
+    }
+    let every = known.len().div_ceil(ROUTER_SEQUENCES).max(1);
+    let read = |(index, cluster)| Ok((examples.get(index)?, cluster));
+    known.into_iter().step_by(every).map(read).collect()
 }
 
 /// Refuses an adapter that the system would not even promise memory for.
@@ -202,10 +221,12 @@ impl Plan {
             let start = first.get(source as usize)?;
             assignment.of(start + row as usize)
         };
+        let examples = clustered_examples(&self.dataset.train, &cluster_of)?;
+        let sequences: Vec<(&[u32], u32)> =
+            examples.iter().map(|(example, cluster)| (&example.tokens[..], *cluster)).collect();
         let Some(routed) = self.tuned.as_routed_mut() else { return Ok(()) };
         let sites = routed.router_inputs();
-        let (decoder, examples) = (&self.base.decoder, &self.dataset.train);
-        let means = mean_inputs(decoder, &sites, examples, clusters, &cluster_of)?;
+        let means = mean_inputs(&self.base.decoder, &sites, &sequences, clusters)?;
         routed.start_routers(&means);
         Ok(())
     }

@@ -1,10 +1,11 @@
-//! Using a model: generation, and scoring on benchmarks.
+//! Using a model: generation, scoring on benchmarks, and what it makes of texts on the way.
 
 #![forbid(unsafe_code)]
 
 mod encoder;
 pub mod eval;
 mod generate;
+pub mod probe;
 mod sample;
 
 pub use encoder::ModelEncoder;

@@ -2,7 +2,7 @@
 
 use crate::args::{FeatureChoice, Global, HeadsArguments};
 use crate::failure::bad_input;
-use crate::hidden::mean_hidden;
+use crate::features::mean_hidden;
 use crate::plan::open_base;
 use crate::recipe::ModelDtype;
 use crate::sources;

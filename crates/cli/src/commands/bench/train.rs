@@ -7,14 +7,12 @@ use crate::args::{BenchTrainArguments, Global};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base, refuse_larger_than_memory};
 use crate::ui::{result, say, table, thousands};
-use hydralora_kernels::Var;
 use hydralora_kernels::buffer::release_kept;
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Kind, Pass, Site};
-use hydralora_model::family::kit::GATE_PROJ;
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
 use hydralora_peft::{TrainingPlan, Tuned};
+use hydralora_run::probe::BaseAlone;
 use hydralora_train::{AdamW, TrainConfig, peak_rss_mb, reset_peak_rss};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -112,23 +110,6 @@ fn made_up(count: usize, sequences: usize, seq_len: usize, vocab_size: usize) ->
             batch
         })
         .collect()
-}
-
-/// The frozen base alone, with a gradient down to the first feed-forward block, as far as adapters
-/// on the feed-forward layers need one.
-struct BaseAlone;
-
-impl Adapter for BaseAlone {
-    fn rows_stand_alone(&self) -> bool {
-        true
-    }
-
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
-        if site == (Site { layer: 0, linear: &GATE_PROJ }) {
-            return frozen.forward(&Var::leaf(x.value().clone()));
-        }
-        frozen.forward(x)
-    }
 }
 
 /// What is timed.

@@ -1,0 +1,201 @@
+//! What the base model makes of texts on the way: mean hidden states as features, and mean inputs of
+//! its layers as directions for a router.
+
+use crate::Result;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::{Tensor, Var, no_grad};
+use hydralora_model::adapter::{Adapter, Kind, Pass, Site};
+use hydralora_model::{Decoder, Packed, Tokenizer};
+use std::collections::BTreeMap;
+use std::mem::take;
+use std::sync::{Mutex, PoisonError};
+
+/// Tokens of a text that [`mean_hidden`] reads.
+pub const MOST_TOKENS: usize = 256;
+/// Tokens of a batch.
+const BATCH_TOKENS: usize = 4_096;
+/// Texts that are held as tokens at a time, so that memory does not grow with the corpus.
+const TEXTS_AT_A_TIME: usize = 512;
+
+/// The frozen base alone, with a gradient down to the first feed-forward block, as far as adapters on
+/// the feed-forward layers need one: what training costs without any method.
+pub struct BaseAlone;
+
+impl Adapter for BaseAlone {
+    fn rows_stand_alone(&self) -> bool {
+        true
+    }
+
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
+        if site.layer == 0 && site.kind().overlaps(Kind::GATE) {
+            return frozen.forward(&Var::leaf(x.value().clone()));
+        }
+        frozen.forward(x)
+    }
+}
+
+/// The linear layer that reads the input of decoder layer `layer` after its norm; none where there is
+/// no such layer.
+fn first_of(decoder: &Decoder, layer: usize) -> Option<Site> {
+    decoder.sites().into_iter().map(|shape| shape.site).find(|site| site.layer == layer)
+}
+
+/// Sees the inputs of some linear layers go by and adds them up by group, without changing anything.
+#[derive(Default)]
+struct Watch {
+    sites: Vec<Site>,
+    groups: usize,
+    /// The group of every token of the batch in flight.
+    of_token: Vec<u32>,
+    sums: Mutex<BTreeMap<Site, Vec<f64>>>,
+}
+
+impl Watch {
+    /// What was added up so far, `[groups, in]` by layer; the next sums start from zero.
+    fn take_sums(&mut self) -> BTreeMap<Site, Vec<f64>> {
+        take(self.sums.get_mut().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Adapter for Watch {
+    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
+        if self.sites.contains(&site) {
+            let width = x.value().cols();
+            let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+            let sums = sums.entry(site).or_insert_with(|| vec![0.0; self.groups * width]);
+            add_rows(x.value(), &self.of_token, sums);
+        }
+        frozen.forward(x)
+    }
+}
+
+/// Adds each row of `rows: [T, width]` to the sum of its group in `sums: [groups, width]`.
+fn add_rows(rows: &Tensor, groups: &[u32], sums: &mut [f64]) {
+    let width = rows.cols();
+    for (row, &group) in rows.to_f64().chunks_exact(width).zip(groups) {
+        let start = group as usize * width;
+        for (sum, value) in sums[start..start + width].iter_mut().zip(row) {
+            *sum += value;
+        }
+    }
+}
+
+/// Is given the sequences of a batch, what was seen of it, and its final hidden states.
+type Visit<'a> = dyn FnMut(&[usize], &mut Watch, &Tensor) + 'a;
+
+/// Runs packed sequences through the decoder, `watch` looking on, and lets `visit` see each batch.
+/// `group` gives the group of a sequence's tokens from its place in the batch and its index.
+fn run(
+    decoder: &Decoder,
+    sequences: &[&[u32]],
+    watch: &mut Watch,
+    group: &dyn Fn(usize, usize) -> u32,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    let _guard = no_grad();
+    let mut first = 0;
+    while first < sequences.len() {
+        let (mut tokens, mut offsets, mut members) = (Vec::new(), vec![0], Vec::new());
+        watch.of_token.clear();
+        while first < sequences.len()
+            && (members.is_empty() || tokens.len() + sequences[first].len() <= BATCH_TOKENS)
+        {
+            let sequence = sequences[first];
+            let number = group(members.len(), first);
+            if !sequence.is_empty() {
+                tokens.extend_from_slice(sequence);
+                offsets.push(tokens.len());
+                watch.of_token.extend(std::iter::repeat_n(number, sequence.len()));
+            }
+            members.push(first);
+            first += 1;
+        }
+        if tokens.is_empty() {
+            continue;
+        }
+        let packed = Packed { tokens: &tokens, offsets: &offsets };
+        let hidden = decoder.hidden(packed, watch, &Pass::inference())?;
+        visit(&members, watch, hidden.value());
+    }
+    Ok(())
+}
+
+/// Computes mean hidden states `[texts, hidden_size]` of the first [`MOST_TOKENS`] tokens of every text:
+/// what enters decoder layer `layer` after its norm, or the final hidden state where `layer` is their
+/// number. The row of an empty text is zero. `progress` is told how many texts are done.
+///
+/// # Errors
+/// If a text cannot be encoded or the model fails.
+pub fn mean_hidden(
+    decoder: &Decoder,
+    tokenizer: &Tokenizer,
+    texts: &[String],
+    layer: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f32>> {
+    let config = decoder.config();
+    let width = config.hidden_size;
+    let limit = MOST_TOKENS.min(config.max_position_embeddings);
+    let site = first_of(decoder, layer);
+    let mut watch = Watch { sites: site.into_iter().collect(), ..Watch::default() };
+    let mut features = vec![0.0_f32; texts.len() * width];
+    let parts = features.chunks_mut(TEXTS_AT_A_TIME * width).zip(texts.chunks(TEXTS_AT_A_TIME));
+    let mut done = 0;
+    for (features, texts) in parts {
+        let mut sequences = Vec::with_capacity(texts.len());
+        for text in texts {
+            let mut ids = tokenizer.encode(text)?;
+            ids.truncate(limit);
+            sequences.push(ids);
+        }
+        let slices: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        watch.groups = texts.len();
+        let group = |place: usize, _: usize| place as u32;
+        run(decoder, &slices, &mut watch, &group, &mut |members, watch, hidden| {
+            let mut sums = vec![0.0; watch.groups * width];
+            match site {
+                Some(site) => sums = watch.take_sums().remove(&site).unwrap_or(sums),
+                None => add_rows(hidden, &watch.of_token, &mut sums),
+            }
+            for (&member, sums) in members.iter().zip(sums.chunks_exact(width)) {
+                let count = slices[member].len().max(1) as f64;
+                let row = &mut features[member * width..(member + 1) * width];
+                for (out, sum) in row.iter_mut().zip(sums) {
+                    *out = (sum / count) as f32;
+                }
+            }
+        })?;
+        done += texts.len();
+        progress(done);
+    }
+    Ok(features)
+}
+
+/// Computes the mean input of every site per group, `[groups, in]`, over all tokens of `sequences`, each
+/// of which belongs to one of the `groups`.
+///
+/// # Errors
+/// If the model fails.
+pub fn mean_inputs(
+    decoder: &Decoder,
+    sites: &[Site],
+    sequences: &[(&[u32], u32)],
+    groups: usize,
+) -> Result<BTreeMap<Site, Vec<f64>>> {
+    let tokens: Vec<&[u32]> = sequences.iter().map(|(tokens, _)| *tokens).collect();
+    let mut counts = vec![0.0_f64; groups];
+    for (tokens, group) in sequences {
+        counts[*group as usize] += tokens.len() as f64;
+    }
+    let mut watch = Watch { sites: sites.to_vec(), groups, ..Watch::default() };
+    let group = |_: usize, index: usize| sequences[index].1;
+    run(decoder, &tokens, &mut watch, &group, &mut |_, _, _| {})?;
+    let mut sums = watch.take_sums();
+    for sums in sums.values_mut() {
+        let width = sums.len() / groups;
+        for (sums, count) in sums.chunks_exact_mut(width).zip(&counts) {
+            sums.iter_mut().for_each(|sum| *sum /= count.max(1.0));
+        }
+    }
+    Ok(sums)
+}
