@@ -48,8 +48,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
     device::choose(&arguments.global)?;
-    // On a thread of the pool: from outside, every parallel loop would wait for one to wake up.
-    rayon::scope(|_| run(arguments))
+    // As many as rayon has, which reads data and clusters.
+    let pool = hydralora_runtime::Pool::new(rayon::current_num_threads());
+    pool.enter(|| run(arguments))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {

@@ -7,7 +7,7 @@
 use crate::buffer::Buffer;
 use crate::matmul::Write;
 use crate::tile::{self, Left, Right, Segment};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, each_mut, for_each};
 use std::ops::Range;
 
 /// Fewest rows for which packing a weight pays.
@@ -18,7 +18,7 @@ pub(crate) const FEWEST_ROWS: usize = 16;
 pub(crate) fn blocks(rows: usize) -> Vec<Range<usize>> {
     const MOST_PER_THREAD: usize = 4;
     const SHORTEST: usize = 48;
-    let threads = rayon::current_num_threads();
+    let threads = hydralora_runtime::threads();
     let per_thread = (rows / (threads * SHORTEST)).clamp(1, MOST_PER_THREAD);
     let tiles = rows.div_ceil(tile::tile_rows());
     let count = (threads * per_thread).min(tiles);
@@ -48,9 +48,9 @@ pub(crate) fn packed_transpose(w: &[f32], depth: usize) -> Buffer<f32> {
     let cols = w.len() / depth.max(1);
     let mut out = Buffer::scratch(tile::packed_len(cols, depth));
     let panel = (tile::panel_width() * depth).max(1);
-    out.par_chunks_mut(panel)
-        .enumerate()
-        .for_each(|(index, out)| tile::pack_transposed(w, depth, index, out));
+    for_each(chunks_mut(&mut out, panel), |index, out| {
+        tile::pack_transposed(w, depth, index, out);
+    });
     out
 }
 
@@ -59,9 +59,7 @@ pub(crate) fn packed_rows(w: &[f32], cols: usize) -> Buffer<f32> {
     let depth = w.len() / cols.max(1);
     let mut out = Buffer::scratch(tile::packed_len(cols, depth));
     let panel = (tile::panel_width() * depth).max(1);
-    out.par_chunks_mut(panel)
-        .enumerate()
-        .for_each(|(index, out)| tile::pack_rows(w, cols, index, out));
+    for_each(chunks_mut(&mut out, panel), |index, out| tile::pack_rows(w, cols, index, out));
     out
 }
 
@@ -85,8 +83,8 @@ pub(crate) fn by_blocks(
     let rows = out.len() / cols.max(1);
     crate::profile::product(rows, depth, cols);
     let blocks = blocks(rows);
-    let parts = cut(out, cols, &blocks);
-    parts.into_par_iter().zip(&blocks).for_each(|(out, block)| {
+    let mut parts = cut(out, cols, &blocks);
+    for_each((each_mut(&mut parts), &blocks[..]), |_, (out, block)| {
         let left = Left::rows(&x[block.start * depth..block.end * depth], depth);
         let segment = Segment { left, right, depth };
         tile::multiply(&[segment], block.len(), cols, out, cols, write);
@@ -100,9 +98,9 @@ mod tests {
     #[test]
     fn blocks_cover_all_rows_in_order_and_give_every_thread_as_many_tiles() {
         for threads in [1, 2, 5, 16] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = hydralora_runtime::Pool::new(threads);
             for rows in [1, 7, 32, 100, 1600, 5000] {
-                let blocks = pool.install(|| blocks(rows));
+                let blocks = pool.enter(|| blocks(rows));
                 assert_eq!(blocks[0].start, 0);
                 assert_eq!(blocks.last().unwrap().end, rows);
                 assert!(blocks.windows(2).all(|pair| pair[0].end == pair[1].start));

@@ -18,7 +18,6 @@ macro_rules! on_device {
 }
 
 pub mod block;
-pub mod buffer;
 pub mod check;
 mod dense;
 mod element;
@@ -30,15 +29,14 @@ pub mod matmul;
 pub mod ops;
 mod parameter;
 pub mod profile;
-mod region;
 pub mod simd;
-#[allow(unsafe_code)]
-pub mod team;
+mod team;
 mod tensor;
 #[allow(unsafe_code)]
 mod tile;
 
 pub use element::{DType, Element};
+pub use hydralora_runtime::buffer;
 pub use graph::{Gradients, NoGrad, Var, backward_from, backward_onto, no_grad};
 pub use parameter::Parameter;
 pub use tensor::{Tensor, TensorElement};

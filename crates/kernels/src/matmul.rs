@@ -1,6 +1,7 @@
 //! Matrix products over strided views, on the `gemm` crate.
 
 use crate::element::Element;
+use std::ops::Range;
 
 /// A read-only strided matrix.
 #[derive(Clone, Copy)]
@@ -105,36 +106,70 @@ pub fn gemm<E: Element>(
     if threads == Threads::All {
         crate::profile::product(lhs.rows, lhs.cols, rhs.cols);
     }
-    let parallelism = match threads {
-        Threads::All if rayon::current_num_threads() > 1 => gemm::Parallelism::Rayon(0),
-        _ => gemm::Parallelism::None,
+    let whole = Destination { start: out.data.as_mut_ptr(), row_stride: out.row_stride };
+    let (rows, cols) = (out.rows, out.cols);
+    let product = |rows: Range<usize>, cols: Range<usize>| {
+        // SAFETY: every view was checked against its slice when it was made, the destination is a
+        // unique borrow of which this call alone writes the block, and the element type is the same
+        // for all three pointers. An empty right-hand side has no elements to point past.
+        unsafe {
+            gemm::gemm(
+                rows.len(),
+                cols.len(),
+                lhs.cols,
+                whole.at(rows.start, cols.start),
+                1,
+                whole.row_stride as isize,
+                write == Write::Add,
+                lhs.data.as_ptr().wrapping_add(rows.start * lhs.row_stride),
+                lhs.col_stride as isize,
+                lhs.row_stride as isize,
+                rhs.data.as_ptr().wrapping_add(cols.start * rhs.col_stride),
+                rhs.col_stride as isize,
+                rhs.row_stride as isize,
+                E::ONE,
+                factor,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
     };
-    // SAFETY: every view was checked against its slice when it was made, the destination is a
-    // unique borrow, and the element type is the same for all three pointers.
-    unsafe {
-        gemm::gemm(
-            out.rows,
-            out.cols,
-            lhs.cols,
-            out.data.as_mut_ptr(),
-            1,
-            out.row_stride as isize,
-            write == Write::Add,
-            lhs.data.as_ptr(),
-            lhs.col_stride as isize,
-            lhs.row_stride as isize,
-            rhs.data.as_ptr(),
-            rhs.col_stride as isize,
-            rhs.row_stride as isize,
-            E::ONE,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
+    let of_columns = cols.div_ceil(BLOCK_COLS);
+    let blocks = rows.div_ceil(BLOCK_ROWS) * of_columns;
+    if threads == Threads::One || blocks == 1 {
+        return product(0..rows, 0..cols);
+    }
+    hydralora_runtime::for_each(0..blocks, |_, block| {
+        let (first_row, first_col) =
+            (block / of_columns * BLOCK_ROWS, block % of_columns * BLOCK_COLS);
+        product(
+            first_row..rows.min(first_row + BLOCK_ROWS),
+            first_col..cols.min(first_col + BLOCK_COLS),
         );
+    });
+}
+
+/// Rows and columns of the blocks that a product is cut into; fixed, so that results do not depend on the
+/// number of threads.
+const BLOCK_ROWS: usize = 128;
+const BLOCK_COLS: usize = 256;
+
+/// Where a product goes, for several threads that write different blocks of it.
+struct Destination<E> {
+    start: *mut E,
+    row_stride: usize,
+}
+
+impl<E> Destination<E> {
+    fn at(&self, row: usize, col: usize) -> *mut E {
+        self.start.wrapping_add(row * self.row_stride + col)
     }
 }
+
+// SAFETY: the blocks that threads write do not overlap, and numbers may go anywhere.
+unsafe impl<E: Element> Sync for Destination<E> {}
 
 #[cfg(test)]
 mod tests {
@@ -183,9 +218,9 @@ mod tests {
         let a: Vec<f32> = values(m * k, 3).iter().map(|&x| x as f32).collect();
         let b: Vec<f32> = values(k * n, 4).iter().map(|&x| x as f32).collect();
         let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = hydralora_runtime::Pool::new(threads);
             let mut out = vec![0.0; m * n];
-            pool.install(|| {
+            pool.enter(|| {
                 gemm(
                     MatMut::new(&mut out, m, n),
                     Mat::new(&a, m, k),

@@ -6,13 +6,12 @@
 //! reorder floating-point additions by itself.
 
 use crate::element::Element;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 
 /// Partial sums of a reduction.
 pub const LANES: usize = 16;
 
-/// Bytes of a cache line.
-pub(crate) const LINE_BYTES: usize = 64;
+pub(crate) use hydralora_runtime::LINE_BYTES;
 
 /// Elements per task of an element-wise operation; fixed, so that results do not depend on the
 /// number of threads.
@@ -32,8 +31,6 @@ enum Cache {
     First,
     /// To the first cache, and nowhere once it is pushed out of there.
     FirstAlone,
-    /// To the second cache.
-    Second,
 }
 
 /// Calls for the memory `distance` bytes past the start of `data`, which may be past its end. The
@@ -49,24 +46,17 @@ pub(crate) fn fetch_once<T>(data: &[T], distance: usize) {
     call_for(data.as_ptr().cast::<i8>().wrapping_add(distance), Cache::FirstAlone);
 }
 
-/// Calls for the memory at `address`, which need not be anybody's, into the second cache alone.
-#[inline(always)]
-pub(crate) fn fetch_at(address: usize) {
-    call_for(std::ptr::without_provenance(address), Cache::Second);
-}
-
 #[inline(always)]
 #[allow(unsafe_code)]
 fn call_for(address: *const i8, cache: Cache) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch reads nothing and never faults, whatever the address.
         unsafe {
             match cache {
                 Cache::First => _mm_prefetch::<_MM_HINT_T0>(address),
                 Cache::FirstAlone => _mm_prefetch::<_MM_HINT_NTA>(address),
-                Cache::Second => _mm_prefetch::<_MM_HINT_T1>(address),
             }
         }
     }
@@ -223,7 +213,7 @@ pub fn for_each_chunk<E: Element>(
     body: impl Fn(&mut [E], &[E]) + Sync + Send,
 ) {
     assert_eq!(out.len(), input.len());
-    out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK)).for_each(|(out, input)| {
+    for_each((chunks_mut(out, CHUNK), chunks(input, CHUNK)), |_, (out, input)| {
         vectorize(
             #[inline(always)]
             || body(out, input),

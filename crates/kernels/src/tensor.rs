@@ -1,6 +1,6 @@
 //! Dense row-major arrays with shared, copy-on-write storage.
 
-use crate::buffer::{Buffer, Pooled};
+use crate::buffer::Buffer;
 use crate::element::{DType, Element};
 #[cfg(feature = "gpu")]
 use crate::gpu::DeviceBuffer;
@@ -31,7 +31,7 @@ enum Storage {
 }
 
 /// Element types a [`Tensor`] can hold.
-pub trait TensorElement: Pooled {
+pub trait TensorElement: Element {
     #[doc(hidden)]
     fn wrap(buffer: Arc<Buffer<Self>>) -> TensorStorage;
     #[doc(hidden)]

@@ -8,6 +8,7 @@
 //! on no number of threads.
 
 use crate::matmul::Write;
+use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
 
 /// A left-hand side: element `(i, k)` stands at `i · row_stride + k · col_stride`.
@@ -179,14 +180,17 @@ pub(crate) fn multiply(
         });
         assert!(last.max(before) < right.data.len(), "the right-hand side reaches past its data");
     }
-    Arch::new().dispatch(Multiply { segments, rows, cols, out, out_stride, write });
+    let (out, borrowed) = (out.as_mut_ptr(), PhantomData);
+    Arch::new().dispatch(Multiply { segments, rows, cols, out, borrowed, out_stride, write });
 }
 
 struct Multiply<'a> {
     segments: &'a [Segment<'a>],
     rows: usize,
     cols: usize,
-    out: &'a mut [f32],
+    /// Written through by every tile, so it is taken from the unique borrow once.
+    out: *mut f32,
+    borrowed: PhantomData<&'a mut [f32]>,
     out_stride: usize,
     write: Write,
 }
@@ -284,7 +288,7 @@ impl Multiply<'_> {
         for i in 0..MR {
             for v in 0..NV {
                 let row = (at.row + i) * self.out_stride + at.col + at.skip;
-                prefetch_for_writing(self.out.as_ptr().wrapping_add(row + v * lanes));
+                prefetch_for_writing(self.out.wrapping_add(row + v * lanes));
             }
         }
         // Sums of earlier stretches: a long chain of additions rounds worse than a few short ones.
@@ -293,13 +297,9 @@ impl Multiply<'_> {
         let mut left_in_stretch = STRETCH;
         for segment in self.segments {
             let (left, right) = (segment.left, segment.right);
-            // SAFETY: inside the views, as promised by the caller.
-            let (mut l, mut r) = unsafe {
-                (
-                    left.data.as_ptr().add(at.row * left.row_stride),
-                    right.data.as_ptr().add(at.panel * right.panel_stride + at.skip),
-                )
-            };
+            // The data of a segment without depth may end before these; nothing is read then.
+            let mut l = left.data.as_ptr().wrapping_add(at.row * left.row_stride);
+            let mut r = right.data.as_ptr().wrapping_add(at.panel * right.panel_stride + at.skip);
             let strides = (left.row_stride, left.col_stride, right.row_stride);
             let mut depth = segment.depth;
             while depth > 0 {
@@ -350,11 +350,10 @@ impl Multiply<'_> {
             }
         }
         for (i, sums) in sums.iter().enumerate() {
-            // SAFETY: row `at.row + i` and these columns lie inside the result, which is borrowed
-            // uniquely for the whole product.
+            // SAFETY: row `at.row + i` and these columns lie inside the result, whose pointer comes from
+            // a unique borrow that lasts for the whole product.
             unsafe {
-                let out = self.out.as_ptr().cast_mut();
-                let out = out.add((at.row + i) * self.out_stride + at.col + at.skip);
+                let out = self.out.add((at.row + i) * self.out_stride + at.col + at.skip);
                 if TAIL {
                     let out = std::slice::from_raw_parts_mut(out, tail);
                     let sum = match self.write {

@@ -245,6 +245,7 @@ impl Decoder {
     /// [`logits`](Self::logits) through the output layer that `adapter` has.
     pub fn logits_with(&self, adapter: &dyn Adapter, hidden: &Tensor, rows: &[usize]) -> Tensor {
         let rows = select_rows(hidden, rows);
+        self.announce_first(rows.rows());
         match adapter.head() {
             Some(weight) => FrozenLinear::dense(weight.value().clone()).apply(&rows),
             None => self.head.apply(&rows),

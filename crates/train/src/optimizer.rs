@@ -11,7 +11,7 @@
 use hydralora_kernels::simd::vectorize;
 use hydralora_kernels::{Element, Gradients, Tensor, TensorElement, dispatch};
 use hydralora_peft::{Role, TensorMap, Tuned};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 use serde::{Deserialize, Serialize};
 
 /// Numbers one thread updates at a time.
@@ -142,11 +142,9 @@ fn update<E: TensorElement>(
     let decay = E::from_f64(1.0 - learning_rate * config.weight_decay);
     let step = E::from_f64(learning_rate / corrections[0]);
     let root = E::from_f64(corrections[1].sqrt());
-    let chunks = value
-        .par_chunks_mut(CHUNK)
-        .zip(gradient.par_chunks(CHUNK))
-        .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)));
-    chunks.for_each(|((value, gradient), (first, second))| {
+    let state = (chunks_mut(first, CHUNK), chunks_mut(second, CHUNK));
+    let parts = (chunks_mut(value, CHUNK), chunks(gradient, CHUNK), state);
+    for_each(parts, |_, (value, gradient, (first, second))| {
         vectorize(
             #[inline(always)]
             || {

@@ -12,7 +12,7 @@ use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, each_mut, for_each, for_each_in_order, map_in_order};
 use std::ops::Range;
 
 mod one_query;
@@ -187,25 +187,17 @@ fn forward<E: TensorElement>(
     let work = |(source, block, ..): &(&Source<'_, E>, Range<usize>, _, _)| {
         block.len() * (source.keys.len() / kv_width - source.queries.len() / width + block.end)
     };
-    longest_first(tasks, work).for_each(|(source, block, out, log_sums)| {
+    tasks.sort_by_key(|task| std::cmp::Reverse(work(task)));
+    for_each_in_order(each_mut(&mut tasks), |_, (source, block, out, log_sums)| {
         if E::DTYPE == DType::F32 {
             let source = in_f32(source);
             let (out, log_sums) =
                 (bytemuck::cast_slice_mut(out), bytemuck::cast_slice_mut(log_sums));
-            tiled::forward_block(&source, &block, out, log_sums, config);
+            tiled::forward_block(&source, block, out, log_sums, config);
         } else {
-            forward_block(source, block, out, log_sums, config);
+            forward_block(source, block.clone(), out, log_sums, config);
         }
     });
-}
-
-/// Shares out `tasks`, those with most `work` first, so that no thread is left with one at the end.
-fn longest_first<T: Send>(
-    mut tasks: Vec<T>,
-    work: impl Fn(&T) -> usize,
-) -> impl ParallelIterator<Item = T> {
-    tasks.sort_by_key(|task| std::cmp::Reverse(work(task)));
-    tasks.into_iter().par_bridge()
 }
 
 /// Scores `s · q kᵀ` of a block of queries against keys `0..key_count` for one head.
@@ -295,7 +287,7 @@ type BackwardOfHeads<E> =
 /// there are tasks enough without taking them apart.
 fn heads_per_task(sequences: usize, config: AttentionConfig) -> usize {
     const TASKS_PER_THREAD: usize = 8;
-    if sequences * config.num_key_value_heads >= TASKS_PER_THREAD * rayon::current_num_threads() {
+    if sequences * config.num_key_value_heads >= TASKS_PER_THREAD * hydralora_runtime::threads() {
         config.num_heads / config.num_key_value_heads
     } else {
         1
@@ -313,23 +305,21 @@ fn backward<E: TensorElement>(
 ) -> [Tensor; 3] {
     let _part = crate::profile::part("attention backward");
     let tasks = config.num_heads / per_task;
-    let work = |task: &usize| {
+    let mut order: Vec<usize> = (0..spans.len() * tasks).collect();
+    order.sort_by_key(|task| {
         let span = &spans[task / tasks];
-        span.queries.len() * span.keys.len()
-    };
-    let mut parts: Vec<(usize, HeadGradients<E>)> =
-        longest_first((0..spans.len() * tasks).collect(), work)
-            .map(|task| {
-                let (span, first) = (&spans[task / tasks], task % tasks * per_task);
-                let source = Source {
-                    queries: rows_of(q, &span.queries),
-                    keys: rows_of(k, &span.keys),
-                    values: rows_of(v, &span.keys),
-                };
-                let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
-                (task, of_heads(&source, given, first..first + per_task, config))
-            })
-            .collect();
+        std::cmp::Reverse(span.queries.len() * span.keys.len())
+    });
+    let mut parts: Vec<(usize, HeadGradients<E>)> = map_in_order(&order[..], |_, &task| {
+        let (span, first) = (&spans[task / tasks], task % tasks * per_task);
+        let source = Source {
+            queries: rows_of(q, &span.queries),
+            keys: rows_of(k, &span.keys),
+            values: rows_of(v, &span.keys),
+        };
+        let given = [rows_of(gradient, &span.queries), rows_of(log_sums, &span.queries)];
+        (task, of_heads(&source, given, first..first + per_task, config))
+    });
     parts.sort_unstable_by_key(|(task, _)| *task);
 
     let mut dq = Buffer::<E>::scratch(q.len());
@@ -348,40 +338,35 @@ fn backward<E: TensorElement>(
             Some((task % tasks * per_task, part, within, shared.start - rows.start))
         })
     };
-    let put_queries = || {
-        dq.par_chunks_mut(BLOCK * width).enumerate().for_each(|(block, dq)| {
-            let rows = block * BLOCK..block * BLOCK + dq.len() / width;
-            for (head, part, within, below) in of_rows(rows, |span| &span.queries) {
-                let columns = per_task * dim;
-                let from =
-                    part.dq[within.start * columns..within.end * columns].chunks_exact(columns);
-                for (dq, from) in dq[below * width..].chunks_exact_mut(width).zip(from) {
-                    dq[head * dim..][..columns].copy_from_slice(from);
-                }
+    for_each(chunks_mut(&mut dq, BLOCK * width), |block, dq| {
+        let rows = block * BLOCK..block * BLOCK + dq.len() / width;
+        for (head, part, within, below) in of_rows(rows, |span| &span.queries) {
+            let columns = per_task * dim;
+            let from = part.dq[within.start * columns..within.end * columns].chunks_exact(columns);
+            for (dq, from) in dq[below * width..].chunks_exact_mut(width).zip(from) {
+                dq[head * dim..][..columns].copy_from_slice(from);
             }
-        });
-    };
-    rayon::join(put_queries, || {
-        let blocks = dk.par_chunks_mut(BLOCK * kv_width).zip(dv.par_chunks_mut(BLOCK * kv_width));
-        blocks.enumerate().for_each(|(block, (dk, dv))| {
-            dk.fill(E::ZERO);
-            dv.fill(E::ZERO);
-            let rows = block * BLOCK..block * BLOCK + dk.len() / kv_width;
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (head, part, within, below) in of_rows(rows, |span| &span.keys) {
-                        for (sum, from) in [(&mut *dk, &part.dk), (&mut *dv, &part.dv)] {
-                            let from = from[within.start * dim..within.end * dim].chunks_exact(dim);
-                            let sum = sum[below * kv_width..].chunks_exact_mut(kv_width);
-                            for (sum, from) in sum.zip(from) {
-                                simd::axpy(E::ONE, from, &mut sum[head / group * dim..][..dim]);
-                            }
+        }
+    });
+    let blocks = (chunks_mut(&mut dk, BLOCK * kv_width), chunks_mut(&mut dv, BLOCK * kv_width));
+    for_each(blocks, |block, (dk, dv)| {
+        dk.fill(E::ZERO);
+        dv.fill(E::ZERO);
+        let rows = block * BLOCK..block * BLOCK + dk.len() / kv_width;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (head, part, within, below) in of_rows(rows, |span| &span.keys) {
+                    for (sum, from) in [(&mut *dk, &part.dk), (&mut *dv, &part.dv)] {
+                        let from = from[within.start * dim..within.end * dim].chunks_exact(dim);
+                        let sum = sum[below * kv_width..].chunks_exact_mut(kv_width);
+                        for (sum, from) in sum.zip(from) {
+                            simd::axpy(E::ONE, from, &mut sum[head / group * dim..][..dim]);
                         }
                     }
-                },
-            );
-        });
+                }
+            },
+        );
     });
     [Tensor::new(dq, q.shape()), Tensor::new(dk, k.shape()), Tensor::new(dv, v.shape())]
 }
@@ -570,13 +555,13 @@ mod tests {
         let spans = spans(&[0, 70, 71, 100, 130, n]);
         let grouped = config(4, 2, 3);
         let of_threads = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| heads_per_task(spans.len(), grouped))
+            let pool = hydralora_runtime::Pool::new(threads);
+            pool.enter(|| heads_per_task(spans.len(), grouped))
         };
         assert_eq!([of_threads(1), of_threads(3)], [2, 1]);
         let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
+            let pool = hydralora_runtime::Pool::new(threads);
+            pool.enter(|| {
                 let x: Vec<Var> = check::inputs(&[&[n, 12], &[n, 6], &[n, 6]])
                     .iter()
                     .map(|x| Var::leaf(x.value().to_dtype(DType::F32)))

@@ -16,7 +16,7 @@ use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::rows::select_rows;
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, map};
 
 /// Rows whose logits are held at once where all of them are.
 pub(crate) const CHUNK_ROWS: usize = 192;
@@ -170,34 +170,30 @@ fn softmax_loss<E: TensorElement>(
 ) {
     let vocabulary = logits.cols();
     let factor = E::from_f64(factor);
-    let found: Vec<f64> = logits
-        .data_mut::<E>()
-        .par_chunks_exact_mut(vocabulary)
-        .zip(targets)
-        .map(|(row, &target)| {
-            let target = target as usize;
-            vectorize(
-                #[inline(always)]
-                || {
-                    let peak = simd::max(row);
-                    let wanted = (row[target] - peak).to_f64();
-                    for x in row.iter_mut() {
-                        *x = (*x - peak).exp();
-                    }
-                    // Blocks of f32 partial sums, then f64: the rounding of a plain f32 sum over a
-                    // large vocabulary is visible in the loss.
-                    let sum: f64 =
-                        row.chunks(1024).map(|block| simd::sum_map(block, |x| x).to_f64()).sum();
-                    let scale = factor * E::from_f64(1.0 / sum);
-                    for x in row.iter_mut() {
-                        *x *= scale;
-                    }
-                    row[target] -= factor;
-                    sum.ln() - wanted
-                },
-            )
-        })
-        .collect();
+    let rows = (chunks_mut(logits.data_mut::<E>(), vocabulary), targets);
+    let found: Vec<f64> = map(rows, |_, (row, &target)| {
+        let target = target as usize;
+        vectorize(
+            #[inline(always)]
+            || {
+                let peak = simd::max(row);
+                let wanted = (row[target] - peak).to_f64();
+                for x in row.iter_mut() {
+                    *x = (*x - peak).exp();
+                }
+                // Blocks of f32 partial sums, then f64: the rounding of a plain f32 sum over a
+                // large vocabulary is visible in the loss.
+                let sum: f64 =
+                    row.chunks(1024).map(|block| simd::sum_map(block, |x| x).to_f64()).sum();
+                let scale = factor * E::from_f64(1.0 / sum);
+                for x in row.iter_mut() {
+                    *x *= scale;
+                }
+                row[target] -= factor;
+                sum.ln() - wanted
+            },
+        )
+    });
     losses.extend(found);
 }
 

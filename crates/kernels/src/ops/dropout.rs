@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::graph::Var;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, for_each};
 
 const CHUNK: usize = 1 << 14;
 
@@ -37,10 +37,9 @@ impl Dropout {
     pub fn apply_in_place(self, x: &mut Tensor) {
         on_device!(pointwise::dropout(x, self));
         dispatch!(x.dtype(), |E| {
-            x.data_mut::<E>()
-                .par_chunks_mut(CHUNK)
-                .enumerate()
-                .for_each(|(chunk, x)| self.apply_at(x, chunk * CHUNK));
+            for_each(chunks_mut(x.data_mut::<E>(), CHUNK), |chunk, x| {
+                self.apply_at(x, chunk * CHUNK);
+            });
         });
     }
 

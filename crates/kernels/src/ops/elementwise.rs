@@ -5,7 +5,7 @@ use crate::dispatch;
 use crate::graph::Var;
 use crate::simd::{rows_per_task, vectorize};
 use crate::tensor::{Tensor, TensorElement};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, for_each};
 
 /// `a + b` for equal shapes. Works in the storage of `b` when nobody else holds it, so pass the
 /// freshly computed operand second.
@@ -131,7 +131,8 @@ fn times_columns(mut x: Tensor, factors: &Tensor) -> Tensor {
     let width = factors.len().max(1);
     dispatch!(x.dtype(), |E| {
         let factors = factors.data::<E>();
-        x.data_mut::<E>().par_chunks_mut(rows_per_task(width) * width).for_each(|rows| {
+        let rows = chunks_mut(x.data_mut::<E>(), rows_per_task(width) * width);
+        for_each(rows, |_, rows| {
             vectorize(
                 #[inline(always)]
                 || {

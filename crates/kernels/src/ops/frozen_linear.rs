@@ -8,10 +8,9 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::simd::{self, vectorize};
-use crate::team::Stream;
 use crate::tensor::Tensor;
 use crate::tile::Right;
-use rayon::prelude::*;
+use hydralora_runtime::{Stream, chunks, chunks_mut, for_each};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -144,7 +143,7 @@ impl FrozenLinear {
     }
 
     /// What a product of `layers` with a few rows of one input reads, for
-    /// [`together`](crate::team::together).
+    /// a [`PrefetchPlan`](hydralora_runtime::PrefetchPlan).
     pub fn stream(layers: &[&Self]) -> Stream {
         few::stream(layers)
     }
@@ -340,7 +339,9 @@ impl FrozenLinear {
         dense::by_blocks(x, in_features, right, &mut out, out_features, Write::Set);
         if let Some(bias) = &self.bias {
             let bias = bias.data::<f32>();
-            out.par_chunks_exact_mut(out_features).for_each(|row| simd::add_scaled(1.0, bias, row));
+            for_each(chunks_mut(&mut out, out_features.max(1)), |_, row| {
+                simd::add_scaled(1.0, bias, row);
+            });
         }
         let rows = x.len() / in_features.max(1);
         Tensor::new(out, [rows, out_features])
@@ -445,10 +446,10 @@ fn widen(
     out: &mut [f32],
 ) {
     let row_bytes = format.bytes_for(cols);
-    bytes[first * row_bytes..(first + rows) * row_bytes]
-        .par_chunks(row_bytes)
-        .zip(out.par_chunks_mut(cols))
-        .for_each(|(bytes, out)| block::dequantize(format, bytes, out));
+    let bytes = chunks(&bytes[first * row_bytes..(first + rows) * row_bytes], row_bytes);
+    for_each((chunks_mut(out, cols), bytes), |_, (out, bytes)| {
+        block::dequantize(format, bytes, out);
+    });
 }
 
 #[cfg(test)]

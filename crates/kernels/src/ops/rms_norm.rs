@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::graph::Var;
 use crate::simd::{self, rows_per_task, vectorize};
 use crate::tensor::{Tensor, TensorElement};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 
 /// RMS normalisation of `x: [T, n · d]` with `weight: [d]`: of every row by itself, or, as of the heads
 /// in a row of queries, of every `d` neighbouring numbers. Gradients for both.
@@ -54,7 +54,7 @@ fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let mut out = Buffer::<E>::scratch(x.len());
         let rows = rows_per_task(cols) * cols;
-        out.par_chunks_mut(rows).zip(x.data::<E>().par_chunks(rows)).for_each(|(out, x)| {
+        for_each((chunks_mut(&mut out, rows), chunks(x.data::<E>(), rows)), |_, (out, x)| {
             vectorize(
                 #[inline(always)]
                 || {
@@ -85,11 +85,8 @@ fn input_gradient(
     dispatch!(x.dtype(), |E| {
         let (cols, weight, epsilon) = (x.cols(), weight.data::<E>(), E::from_f64(epsilon));
         let rows = rows_per_task(cols) * cols;
-        out.data_mut::<E>()
-            .par_chunks_mut(rows)
-            .zip(x.data::<E>().par_chunks(rows))
-            .zip(gradient.data::<E>().par_chunks(rows))
-            .for_each(|((out, x), dy)| {
+        let (x, dy) = (chunks(x.data::<E>(), rows), chunks(gradient.data::<E>(), rows));
+        for_each((chunks_mut(out.data_mut::<E>(), rows), x, dy), |_, (out, x, dy)| {
                 vectorize(
                     #[inline(always)]
                     || {

@@ -8,7 +8,7 @@ use crate::element::DType;
 use crate::graph::Var;
 use crate::simd::{rows_per_task, vectorize};
 use crate::tensor::Tensor;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 
 /// Cosines and sines of one packed batch, computed in `f64` and shared by all layers.
 #[derive(Clone)]
@@ -58,10 +58,8 @@ fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
     dispatch!(x.dtype(), |E| {
         let (half, direction) = (head_dim / 2, direction as E);
         let task = rows_per_task(cols);
-        x.data_mut::<E>()
-            .par_chunks_mut(task * cols)
-            .zip(table.table.data::<E>().par_chunks(task * head_dim))
-            .for_each(|(x, table)| {
+        let table = chunks(table.table.data::<E>(), task * head_dim);
+        for_each((chunks_mut(x.data_mut::<E>(), task * cols), table), |_, (x, table)| {
                 vectorize(
                     #[inline(always)]
                     || {

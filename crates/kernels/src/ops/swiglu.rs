@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::graph::Var;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 
 const CHUNK: usize = 1 << 14;
 
@@ -34,19 +34,18 @@ fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     on_device!(pointwise::swiglu(gate, up));
     dispatch!(gate.dtype(), |E| {
         let mut out = Buffer::<E>::scratch(gate.len());
-        out.par_chunks_mut(CHUNK)
-            .zip(gate.data::<E>().par_chunks(CHUNK))
-            .zip(up.data::<E>().par_chunks(CHUNK))
-            .for_each(|((out, g), u)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
-                            *out = g * sigmoid(g) * u;
-                        }
-                    },
-                );
-            });
+        let (g, u) = (gate.data::<E>(), up.data::<E>());
+        let parts = (chunks_mut(&mut out, CHUNK), chunks(g, CHUNK), chunks(u, CHUNK));
+        for_each(parts, |_, (out, g, u)| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for ((out, &g), &u) in out.iter_mut().zip(g).zip(u) {
+                        *out = g * sigmoid(g) * u;
+                    }
+                },
+            );
+        });
         Tensor::new(out, gate.shape())
     })
 }
@@ -58,22 +57,20 @@ fn backward(gate: Tensor, up: Tensor, gradient: Tensor) -> (Tensor, Tensor) {
     on_device!(pointwise::swiglu_backward(&gate, &up, &gradient));
     let (mut dg, mut du) = (gradient, up);
     dispatch!(gate.dtype(), |E| {
-        dg.data_mut::<E>()
-            .par_chunks_mut(CHUNK)
-            .zip(du.data_mut::<E>().par_chunks_mut(CHUNK))
-            .zip(gate.data::<E>().par_chunks(CHUNK))
-            .for_each(|((dg, du), g)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((dg, du), &g) in dg.iter_mut().zip(du).zip(g) {
-                            let (dy, u, s) = (*dg, *du, sigmoid(g));
-                            *dg = dy * u * s * (E::ONE + g * (E::ONE - s));
-                            *du = dy * g * s;
-                        }
-                    },
-                );
-            });
+        let (dg, du) = (dg.data_mut::<E>(), du.data_mut::<E>());
+        let g = chunks(gate.data::<E>(), CHUNK);
+        for_each((chunks_mut(dg, CHUNK), chunks_mut(du, CHUNK), g), |_, (dg, du, g)| {
+            vectorize(
+                #[inline(always)]
+                || {
+                    for ((dg, du), &g) in dg.iter_mut().zip(du).zip(g) {
+                        let (dy, u, s) = (*dg, *du, sigmoid(g));
+                        *dg = dy * u * s * (E::ONE + g * (E::ONE - s));
+                        *du = dy * g * s;
+                    }
+                },
+            );
+        });
     });
     (dg, du)
 }

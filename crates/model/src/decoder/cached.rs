@@ -1,19 +1,18 @@
 //! Passes over new tokens of sequences whose earlier tokens are cached, as in decoding.
 
-use super::layers::{Attention, Forward, KeepGraph, Step};
+use super::layers::{Attention, Forward, KeepGraph};
 use super::lead::Lead;
 use super::{Decoder, Packed, check_finite};
 use crate::adapter::{Adapter, KeyValue, Pass};
 use crate::cache::{Cache, LayerCache};
 use crate::error::Result;
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend, stream as keys_stream};
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::rows::{drop_rows, lead_offsets};
-use hydralora_kernels::team::{Stream, together};
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
+use hydralora_runtime::Stream;
 
-/// Tokens below which a pass is bound by waiting for threads more than by computing.
-const FEW_TOKENS: usize = 8;
+/// Tokens below which a pass is bound by reading the weights.
+pub(super) const FEW_TOKENS: usize = 8;
 
 impl Decoder {
     /// Feeds new tokens to sequences whose earlier tokens are in `caches` (one per sequence) and
@@ -46,20 +45,17 @@ impl Decoder {
             })
             .map(|position| position as u32)
             .collect();
-        // A token at a time is hundreds of very short loops.
-        let streams = (batch.tokens.len() < FEW_TOKENS).then(|| self.streams(caches));
         let run = Forward { adapter, pass, tables: self.rope_tables(&positions), rows: None };
-        let mut attention =
-            CachedAttention { offsets: &offsets, starts: &starts, prefix: &lead.prefix, caches };
-        let mut layers = || {
-            let embeddings = adapter.embed(batch.tokens, &self.embedding);
-            let h = lead.before(embeddings, batch.offsets, &starts);
-            self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph)
+        let mut attention = CachedAttention {
+            offsets: &offsets,
+            starts: &starts,
+            prefix: &lead.prefix,
+            caches,
+            bound_by_memory: batch.tokens.len() < FEW_TOKENS && self.dtype == DType::F32,
         };
-        let h = match streams {
-            Some(streams) => together(streams, layers),
-            None => layers(),
-        };
+        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let h = lead.before(embeddings, batch.offsets, &starts);
+        let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
@@ -69,27 +65,6 @@ impl Decoder {
         let h = self.final_norm(&h, adapter);
         check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
-    }
-
-    /// What a pass over one more token of each cache reads, in this order; nothing before the order
-    /// is known.
-    fn streams(&self, caches: &[Cache]) -> Vec<Stream> {
-        let Some(order) = self.read_order.get() else { return Vec::new() };
-        let stream = |(index, step): &(usize, Step)| {
-            let layer = &self.layers[*index];
-            match step {
-                Step::Linears(places) => {
-                    let linears: Vec<&FrozenLinear> =
-                        places.iter().map(|&place| &layer.linears[place].1).collect();
-                    Some(FrozenLinear::stream(&linears))
-                }
-                Step::Keys => {
-                    let cache = caches.first().filter(|_| self.dtype == DType::F32)?;
-                    Some(keys_stream(cache.layer(*index).rows().0, layer.attention))
-                }
-            }
-        };
-        order.iter().filter_map(stream).chain([FrozenLinear::stream(&[&self.head])]).collect()
     }
 }
 
@@ -101,6 +76,7 @@ struct CachedAttention<'a> {
     /// What an adapter puts before those, by layer.
     prefix: &'a [Option<KeyValue>],
     caches: &'a mut [Cache],
+    bound_by_memory: bool,
 }
 
 impl Attention for CachedAttention<'_> {
@@ -111,6 +87,15 @@ impl Attention for CachedAttention<'_> {
             let cache = cache.layer_mut(layer);
             dispatch!(keys.dtype(), |E| cache.append(keys.data::<E>(), values.data::<E>()));
         }
+    }
+
+    fn is_bound_by_memory(&self) -> bool {
+        self.bound_by_memory
+    }
+
+    fn keys(&self, layer: usize, config: AttentionConfig) -> Stream {
+        let keys = self.caches.iter().map(|cache| cache.layer(layer).rows().0);
+        keys.fold(Stream::default(), |all, keys| all.then(&keys_stream(keys, config)))
     }
 
     fn attend(&mut self, layer: usize, config: AttentionConfig, [q, k, v]: [Var; 3]) -> Var {

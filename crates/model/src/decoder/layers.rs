@@ -9,7 +9,8 @@ use hydralora_kernels::Var;
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::rope::RopeTable;
-use std::cell::RefCell;
+use hydralora_runtime::{Stream, announce};
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -62,6 +63,17 @@ pub(crate) trait Attention {
     fn begin(&mut self, layer: usize) {
         let _ = layer;
     }
+
+    /// Whether the pass is bound by reading weights and keys, so that prefetching them pays.
+    fn is_bound_by_memory(&self) -> bool {
+        false
+    }
+
+    /// Gives what attention reads of the keys that layer `layer` holds before the pass.
+    fn keys(&self, layer: usize, config: AttentionConfig) -> Stream {
+        let _ = (layer, config);
+        Stream::default()
+    }
 }
 
 /// What is kept of a layer's input and output while the next layers run.
@@ -102,17 +114,36 @@ pub(super) struct Rotation {
     pub(super) inverse_frequencies: Vec<f64>,
 }
 
-/// What a pass over one more token reads, in order: made from the first such pass, because the order of a
-/// layer's operations is code.
-pub(super) type ReadOrder = OnceLock<Vec<(usize, Step)>>;
+/// What a pass reads, in order, up to the head: made from the first pass, because the order of a layer's
+/// operations is code.
+pub(super) type ReadOrder = OnceLock<Vec<Step>>;
 
 /// Something that is read in one loop.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// The weights of linear layers that read the same input, by their places in the layer.
-    Linears(Vec<usize>),
+    /// The weights of linear layers that read the same input.
+    Weights(Stream),
     /// Cached keys.
     Keys,
+}
+
+/// Where a pass stands in the order: every loop announces what the one after it reads.
+pub(crate) struct Following<'a> {
+    order: &'a [Step],
+    next: Cell<usize>,
+}
+
+impl Following<'_> {
+    /// Announces the step after the one that is about to run; `keys` gives what is read of those cached.
+    pub(crate) fn advance(&self, keys: impl FnOnce() -> Stream) {
+        let next = self.next.get() + 1;
+        self.next.set(next);
+        match self.order.get(next) {
+            Some(Step::Weights(stream)) => announce(stream),
+            Some(Step::Keys) => announce(&keys()),
+            None => {}
+        }
+    }
 }
 
 /// Notes the steps of a pass, if they are not known yet.
@@ -150,6 +181,8 @@ impl Decoder {
     ) -> Var {
         let mut order = Vec::new();
         let whole = layers == (0..self.layers.len());
+        let known = self.read_order.get().filter(|_| whole && attention.is_bound_by_memory());
+        let following = known.map(|order| Following { order, next: Cell::new(0) });
         for index in layers {
             attention.begin(index);
             let layer = &self.layers[index];
@@ -166,16 +199,27 @@ impl Decoder {
                 attention: &mut *attention,
                 rows: run.rows.filter(|_| last),
                 recorder: &recorder,
+                following: following.as_ref(),
             };
             let output = self.family.forward(&mut context, keep.enter(index, h));
             let output = context.wanted(output);
             h = keep.leave(index, output);
             let steps = recorder.steps.map(RefCell::into_inner).unwrap_or_default();
-            order.extend(steps.into_iter().map(|step| (index, step)));
+            order.extend(steps);
         }
         if whole && !order.is_empty() {
+            order.push(Step::Weights(FrozenLinear::stream(&[&self.head])));
             let _ = self.read_order.set(order);
         }
         h
+    }
+
+    /// Announces the first layer's weights, which the next token begins with, if there are few `rows`.
+    pub(super) fn announce_first(&self, rows: usize) {
+        if rows < super::cached::FEW_TOKENS
+            && let Some(Step::Weights(stream)) = self.read_order.get().and_then(|order| order.first())
+        {
+            announce(stream);
+        }
     }
 }

@@ -11,7 +11,7 @@ use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::{DType, Tensor, Var};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, map};
 
 impl Decoder {
     /// Builds the decoder of `config` from `weights`, computing in `dtype`.
@@ -145,10 +145,9 @@ impl Reader<'_> {
         if self.held == Held::Stored || (self.held == Held::Wide && plain) {
             let (format, bytes) = self.weights.take_packed(name, &shape)?;
             self.check_blocks(name, format, shape[1])?;
-            let finite = bytes
-                .par_chunks(format.bytes_for(shape[1]).max(1))
-                .all(|row| block::is_finite(format, row));
-            if !finite {
+            let rows = chunks(&bytes, format.bytes_for(shape[1]).max(1));
+            let finite = map(rows, |_, row| block::is_finite(format, row));
+            if finite.contains(&false) {
                 return Err(self.non_finite(name));
             }
             return Ok(FrozenWeight::Blocks { format, bytes, shape, dtype });
@@ -156,16 +155,12 @@ impl Reader<'_> {
         let tensor = self.tensor(name, &shape)?;
         let Held::Packed(format) = self.held else { return Ok(FrozenWeight::Dense(tensor)) };
         self.check_blocks(name, format, shape[1])?;
-        let rows: Vec<Vec<u8>> = tensor
-            .to_dtype(DType::F32)
-            .data::<f32>()
-            .par_chunks(shape[1].max(1) * 64)
-            .map(|rows| {
-                let mut out = Vec::new();
-                block::quantize(format, rows, &mut out);
-                out
-            })
-            .collect();
+        let wide = tensor.to_dtype(DType::F32);
+        let rows: Vec<Vec<u8>> = map(chunks(wide.data::<f32>(), shape[1].max(1) * 64), |_, rows| {
+            let mut out = Vec::new();
+            block::quantize(format, rows, &mut out);
+            out
+        });
         Ok(FrozenWeight::Blocks { format, bytes: rows.concat().into(), shape, dtype })
     }
 

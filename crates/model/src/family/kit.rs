@@ -3,11 +3,12 @@
 
 use crate::adapter::{Adapter, Pass};
 use crate::config::{ModelConfig, RopeConfig};
-use crate::decoder::layers::{Attention, Layer, Recorder, Step};
+use crate::decoder::layers::{Attention, Following, Layer, Recorder, Step};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::ops::elementwise::add;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::take_rows;
@@ -131,9 +132,18 @@ pub struct LayerContext<'a> {
     /// Rows whose output is wanted; all if none. Taken by [`wanted`](Self::wanted).
     pub(crate) rows: Option<&'a [usize]>,
     pub(crate) recorder: &'a Recorder,
+    pub(crate) following: Option<&'a Following<'a>>,
 }
 
 impl LayerContext<'_> {
+    /// Notes what is about to be read, and announces what is read after it.
+    fn reads(&self, step: impl FnOnce() -> Step) {
+        self.recorder.note(step);
+        if let Some(following) = self.following {
+            following.advance(|| self.attention.keys(self.index, self.layer.attention()));
+        }
+    }
+
     /// Normalises `x` by the root mean square of its rows, with the weight of that name.
     pub fn norm(&self, name: &'static str, x: &Var) -> Var {
         let (site, weight) = self.layer.norm(name);
@@ -147,18 +157,16 @@ impl LayerContext<'_> {
 
     /// Applies several linear layers, and what the adapter adds to them, to the same `x: [T, in]`.
     pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Var) -> [Var; N] {
-        self.recorder.note(|| {
-            Step::Linears(linears.iter().map(|linear| self.layer.position(linear)).collect())
-        });
         let layers = linears.map(|linear| self.layer.linear(linear));
+        self.reads(|| Step::Weights(FrozenLinear::stream(&layers.map(|(_, frozen)| frozen))));
         let outputs = self.adapter.linears(&layers, x, self.pass);
         outputs.try_into().unwrap_or_else(|_| panic!("an adapter gives one output for each layer"))
     }
 
     /// Applies one linear layer, and what the adapter adds to it, to `x: [T, in]`.
     pub fn linear(&self, linear: &Linear, x: &Var) -> Var {
-        self.recorder.note(|| Step::Linears(vec![self.layer.position(linear)]));
         let (site, frozen) = self.layer.linear(linear);
+        self.reads(|| Step::Weights(FrozenLinear::stream(&[frozen])));
         self.adapter.linear(site, x, frozen, self.pass)
     }
 
@@ -173,7 +181,7 @@ impl LayerContext<'_> {
     /// Attends with queries `[T, heads · head_dim]` to keys and values `[T, kv_heads · head_dim]` of
     /// this pass and to those before it, as the layer's plan says.
     pub fn attend(&mut self, q: Var, k: Var, v: Var) -> Var {
-        self.recorder.note(|| Step::Keys);
+        self.reads(|| Step::Keys);
         self.attention.attend(self.index, self.layer.attention(), [q, k, v])
     }
 

@@ -14,7 +14,7 @@ use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::buffer::Buffer;
 use hydralora_kernels::ops::frozen_linear::PackedBytes;
 use map::MappedFile;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, chunks_mut, for_each};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -328,16 +328,17 @@ impl Weights {
         match (entry.interleaved_heads, entry.shape.first()) {
             (Some(heads), Some(&rows)) => {
                 let (width, row_bytes) = (len / rows, stored.len() / rows);
-                out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+                for_each(chunks_mut(&mut out, width), |row, out| {
                     let from = family::interleaved_row(row, rows, heads) * row_bytes;
                     block::dequantize(format, &stored[from..from + row_bytes], out);
                 });
             }
             _ => {
                 // Every block length divides the chunk.
-                out.par_chunks_mut(CHUNK)
-                    .zip(stored.par_chunks(format.bytes_for(CHUNK)))
-                    .for_each(|(out, bytes)| block::dequantize(format, bytes, out));
+                let stored = chunks(stored, format.bytes_for(CHUNK));
+                for_each((chunks_mut(&mut out, CHUNK), stored), |_, (out, bytes)| {
+                    block::dequantize(format, bytes, out);
+                });
             }
         }
         // Nobody reads the tensor as stored again; its pages would count as this process's memory.

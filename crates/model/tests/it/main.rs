@@ -3,4 +3,5 @@
 mod files;
 mod smollm2;
 mod stories;
+mod threads;
 mod windows;

@@ -13,7 +13,7 @@ use hydralora_model::Packed;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_peft::Tuned;
 use hydralora_run::likeliest;
-use rayon::prelude::*;
+use hydralora_runtime::{chunks, map};
 use serde::Serialize;
 use serde_json::json;
 use std::process::ExitCode;
@@ -55,20 +55,17 @@ impl Memory {
         /// Numbers that a thread reads at a time, 64 KB.
         const PIECE: usize = 1 << 14;
         let started = Instant::now();
-        let pieces = self.0.par_chunks(PIECE);
-        let sum: f32 = pieces
-            .map(|piece| {
-                vectorize(
-                    #[inline(always)]
-                    || match way {
-                        Way::Foreseen => sum_map(piece, |x| x),
-                        Way::Called => sum_once(piece),
-                        Way::Quarters => sum_quarters(piece),
-                    },
-                )
-            })
-            .sum();
-        std::hint::black_box(sum);
+        let sums = map(chunks(&self.0, PIECE), |_, piece| {
+            vectorize(
+                #[inline(always)]
+                || match way {
+                    Way::Foreseen => sum_map(piece, |x| x),
+                    Way::Called => sum_once(piece),
+                    Way::Quarters => sum_quarters(piece),
+                },
+            )
+        });
+        std::hint::black_box(sums);
         started.elapsed()
     }
 }
@@ -262,7 +259,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         }
     );
     let json = json!({
-        "threads": rayon::current_num_threads(),
+        "threads": hydralora_runtime::threads(),
         "adapter": !arguments.no_adapter,
         "prompt": arguments.prompt,
         "new_tokens": arguments.new_tokens,

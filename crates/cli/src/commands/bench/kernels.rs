@@ -144,7 +144,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
     }
     let json = json!({
         "tokens": tokens,
-        "threads": rayon::current_num_threads(),
+        "threads": hydralora_runtime::threads(),
         "operations": rows,
     });
     result(global, &json, &table(&lines))?;

@@ -97,7 +97,7 @@ pub(super) fn peak_alone(
     command.args(["--method", &method.text, "--model", &arguments.model]);
     command.args(["--dtype", &spelling(&arguments.dtype)]);
     let numbers = [
-        ("--threads", rayon::current_num_threads()),
+        ("--threads", hydralora_runtime::threads()),
         ("--rank", arguments.rank),
         ("--num-experts", arguments.num_experts),
         ("--batches", arguments.batches),

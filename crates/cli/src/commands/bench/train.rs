@@ -385,7 +385,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     text += &format!("\nmodel opened in {opened:.2} s");
     let json = json!({
         "model": base.source.identity.name,
-        "threads": rayon::current_num_threads(),
+        "threads": hydralora_runtime::threads(),
         "batches": batches.len(),
         "tokens": tokens,
         "label_tokens": batches.iter().map(Batch::label_rows).sum::<usize>(),

@@ -8,7 +8,7 @@ use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::ops::frozen_linear::few::{self, Rows, float};
 use crate::simd::{self, vectorize};
-use crate::team::{self, Stream};
+use hydralora_runtime::{Stream, each_mut, for_each};
 use std::ops::Range;
 
 /// Positions of a block where there are neither few nor very many.
@@ -55,7 +55,7 @@ fn seen(keys: usize, config: AttentionConfig) -> Range<usize> {
 }
 
 /// What [`attend`](super::attend) reads of the earlier `keys` of a sequence whose next token is the only
-/// one it brings, for [`together`](crate::team::together).
+/// one it brings, for [`announce`](hydralora_runtime::announce).
 pub fn stream(keys: &[f32], config: AttentionConfig) -> Stream {
     let width = config.num_key_value_heads * config.head_dim;
     let seen = seen(keys.len() / width + 1, config);
@@ -90,11 +90,7 @@ pub(super) fn one_query_each(
             partial: Partial::of(room, heads),
         })
         .collect();
-    if let Some(task) = tasks.first() {
-        let first = task.positions.start * kv_width;
-        team::reads(bytemuck::cast_slice(&task.source.keys[first..]));
-    }
-    team::chunks_mut(&mut tasks, 1, |_, tasks| tasks.iter_mut().for_each(|task| task.run(config)));
+    for_each(each_mut(&mut tasks), |_, task| task.run(config));
     let mut rest = &mut tasks[..];
     for (source, out) in sources.iter().zip(out.chunks_exact_mut(heads * dim)) {
         let (own, others) = rest.split_at_mut(positions(source).len());
@@ -253,8 +249,8 @@ mod tests {
                 .collect();
             let run = |threads: usize| {
                 let mut out = vec![0.0; sources.len() * num_heads * head_dim];
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                pool.install(|| attend(&sources, &mut out, config));
+                let pool = hydralora_runtime::Pool::new(threads);
+                pool.enter(|| attend(&sources, &mut out, config));
                 out
             };
             let got = run(1);

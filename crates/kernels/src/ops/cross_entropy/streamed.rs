@@ -14,7 +14,7 @@ use crate::ops::frozen_linear::FrozenLinear;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use crate::tile::{Left, Right, Segment, multiply, packed_len};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, for_each, map};
 
 /// Rows of labels that go through the vocabulary together.
 pub(super) const ROWS: usize = 384;
@@ -52,14 +52,11 @@ pub(super) fn chunk(
     let _part = crate::profile::part("cross_entropy products");
     let panels = columns::panels(h, head, if wanted { 2 } else { 1 });
     let part_len = vocabulary.div_ceil(PARTS).next_multiple_of(BLOCK);
-    let parts: Vec<Part> = (0..vocabulary.div_ceil(part_len))
-        .into_par_iter()
-        .map(|part| {
-            let first = part * part_len;
-            let last = (first + part_len).min(vocabulary);
-            stretch(&panels, head, first..last, targets, wanted)
-        })
-        .collect();
+    let parts: Vec<Part> = map(0..vocabulary.div_ceil(part_len), |_, part| {
+        let first = part * part_len;
+        let last = (first + part_len).min(vocabulary);
+        stretch(&panels, head, first..last, targets, wanted)
+    });
 
     let log_sums: Vec<f64> = (0..rows)
         .map(|row| columns::log_sum(parts.iter().map(|part| (part.peaks[row], part.sums[row]))))
@@ -70,17 +67,15 @@ pub(super) fn chunk(
         return None;
     }
     let mut total = Buffer::<f32>::scratch(rows * inner);
-    total.par_chunks_exact_mut(inner.max(1)).zip(targets).enumerate().for_each(
-        |(row, (total, &target))| {
-            total.fill(0.0);
-            for part in &parts {
-                let scale = (f64::from(part.peaks[row]) - log_sums[row]).exp();
-                let weighted = &part.weighted[row * inner..(row + 1) * inner];
-                crate::simd::add_scaled(factor * scale as f32, weighted, total);
-            }
-            crate::simd::add_scaled(-factor, &head.dense_rows(target as usize, 1), total);
-        },
-    );
+    for_each((chunks_mut(&mut total, inner.max(1)), targets), |row, (total, &target)| {
+        total.fill(0.0);
+        for part in &parts {
+            let scale = (f64::from(part.peaks[row]) - log_sums[row]).exp();
+            let weighted = &part.weighted[row * inner..(row + 1) * inner];
+            crate::simd::add_scaled(factor * scale as f32, weighted, total);
+        }
+        crate::simd::add_scaled(-factor, &head.dense_rows(target as usize, 1), total);
+    });
     Some(Tensor::new(total, [rows, inner]))
 }
 

@@ -8,7 +8,7 @@ use crate::ops::frozen_linear::FrozenLinear;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 use crate::tile::{Left, Right, Segment, multiply, packed_len};
-use rayon::prelude::*;
+use hydralora_runtime::{chunks_mut, map};
 
 /// Rows of the output layer that are multiplied at a time, to stay in a core's cache.
 const BLOCK: usize = 256;
@@ -40,28 +40,24 @@ pub(super) fn chunk(
     let mut logits = Buffer::<f32>::scratch(vocabulary * rows);
     let mut peaks = Buffer::<f32>::scratch(block_count * rows);
     let mut sums = Buffer::<f32>::zeros(block_count * rows);
-    let found: Vec<Vec<(usize, f32)>> = logits
-        .par_chunks_mut(BLOCK * rows)
-        .zip(peaks.par_chunks_mut(rows))
-        .zip(sums.par_chunks_mut(rows))
-        .enumerate()
-        .map(|(block, ((logits, peaks), sums))| {
-            let first = block * BLOCK;
-            let count = logits.len() / rows;
-            let weight = head.dense_rows(first, count);
-            let segment = Segment {
-                left: Left::rows(&weight, inner),
-                right: Right::packed(&panels, inner),
-                depth: inner,
-            };
-            multiply(&[segment], count, rows, logits, rows, Write::Set);
-            let found = columns::within(targets, first, count);
-            let found = found.map(|(row, at)| (row, logits[at])).collect();
-            peaks.fill(f32::NEG_INFINITY);
-            columns::exponentials(logits, peaks, sums);
-            found
-        })
-        .collect();
+    let blocks = chunks_mut(&mut logits, BLOCK * rows);
+    let blocks = (blocks, chunks_mut(&mut peaks, rows), chunks_mut(&mut sums, rows));
+    let found: Vec<Vec<(usize, f32)>> = map(blocks, |block, (logits, peaks, sums)| {
+        let first = block * BLOCK;
+        let count = logits.len() / rows;
+        let weight = head.dense_rows(first, count);
+        let segment = Segment {
+            left: Left::rows(&weight, inner),
+            right: Right::packed(&panels, inner),
+            depth: inner,
+        };
+        multiply(&[segment], count, rows, logits, rows, Write::Set);
+        let found = columns::within(targets, first, count);
+        let found = found.map(|(row, at)| (row, logits[at])).collect();
+        peaks.fill(f32::NEG_INFINITY);
+        columns::exponentials(logits, peaks, sums);
+        found
+    });
     let log_sums: Vec<f64> = (0..rows)
         .map(|row| {
             let of_row = (row..block_count * rows).step_by(rows);
@@ -73,55 +69,54 @@ pub(super) fn chunk(
     let h = h.data::<f32>();
 
     // Second way: `factor · (softmax − onehot)`, times the output layer.
-    let parts: Vec<Buffer<f32>> = logits
-        .par_chunks_mut(part_rows * rows)
-        .zip(weight_gradient.data_mut::<f32>().par_chunks_mut(part_rows * inner))
-        .enumerate()
-        .map(|(part, (logits, of_weight))| {
-            let mut out = Buffer::<f32>::zeros(if wanted { rows * inner } else { 0 });
-            let mut panels = Buffer::<f32>::scratch(packed_len(inner, BLOCK));
-            let mut factors = vec![0.0_f32; rows];
-            for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
-                let block = part * BLOCKS_PER_PART + index;
-                let (first, count) = (block * BLOCK, logits.len() / rows);
-                for (row, scale) in factors.iter_mut().enumerate() {
-                    let peak = f64::from(peaks[block * rows + row]);
-                    *scale = factor * (peak - log_sums[row]).exp() as f32;
-                }
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for logits in logits.chunks_exact_mut(rows) {
-                            for (logit, &scale) in logits.iter_mut().zip(&factors) {
-                                *logit *= scale;
-                            }
-                        }
-                    },
-                );
-                for (_, at) in columns::within(targets, first, count) {
-                    logits[at] -= factor;
-                }
-                let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
-                let segment = Segment {
-                    left: Left::rows(logits, rows),
-                    right: Right::rows(h, inner),
-                    depth: rows,
-                };
-                multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
-                if !wanted {
-                    continue;
-                }
-                dense::pack_rows(&head.dense_rows(first, count), inner, &mut panels);
-                let segment = Segment {
-                    left: Left::columns(logits, rows),
-                    right: Right::packed(&panels, count),
-                    depth: count,
-                };
-                multiply(&[segment], rows, inner, &mut out, inner, Write::Add);
+    let stretches = (
+        chunks_mut(&mut logits, part_rows * rows),
+        chunks_mut(weight_gradient.data_mut::<f32>(), part_rows * inner),
+    );
+    let parts: Vec<Buffer<f32>> = map(stretches, |part, (logits, of_weight)| {
+        let mut out = Buffer::<f32>::zeros(if wanted { rows * inner } else { 0 });
+        let mut panels = Buffer::<f32>::scratch(packed_len(inner, BLOCK));
+        let mut factors = vec![0.0_f32; rows];
+        for (index, logits) in logits.chunks_mut(BLOCK * rows).enumerate() {
+            let block = part * BLOCKS_PER_PART + index;
+            let (first, count) = (block * BLOCK, logits.len() / rows);
+            for (row, scale) in factors.iter_mut().enumerate() {
+                let peak = f64::from(peaks[block * rows + row]);
+                *scale = factor * (peak - log_sums[row]).exp() as f32;
             }
-            out
-        })
-        .collect();
+            vectorize(
+                #[inline(always)]
+                || {
+                    for logits in logits.chunks_exact_mut(rows) {
+                        for (logit, &scale) in logits.iter_mut().zip(&factors) {
+                            *logit *= scale;
+                        }
+                    }
+                },
+            );
+            for (_, at) in columns::within(targets, first, count) {
+                logits[at] -= factor;
+            }
+            let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
+            let segment = Segment {
+                left: Left::rows(logits, rows),
+                right: Right::rows(h, inner),
+                depth: rows,
+            };
+            multiply(&[segment], count, inner, &mut of_weight[of_block], inner, Write::Add);
+            if !wanted {
+                continue;
+            }
+            dense::pack_rows(&head.dense_rows(first, count), inner, &mut panels);
+            let segment = Segment {
+                left: Left::columns(logits, rows),
+                right: Right::packed(&panels, count),
+                depth: count,
+            };
+            multiply(&[segment], rows, inner, &mut out, inner, Write::Add);
+        }
+        out
+    });
     if !wanted {
         return None;
     }

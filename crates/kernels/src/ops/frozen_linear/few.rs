@@ -5,7 +5,7 @@ use super::{FrozenLinear, FrozenWeight};
 use crate::block::{self, BlockFormat};
 use crate::buffer::Buffer;
 use crate::simd::{self, vectorize};
-use crate::team;
+use hydralora_runtime::{Stream, each_mut, for_each};
 use integer::Rounded;
 
 pub(crate) mod float;
@@ -73,12 +73,7 @@ pub(crate) fn products(x: &[f32], rows: usize, parts: &[Part<'_>]) -> Vec<Buffer
         let stretches = turned.chunks_mut(task_rows * rows).enumerate();
         tasks.extend(stretches.map(|(at, out)| Task { part, rounded, first: at * task_rows, out }));
     }
-    if let Some(first) = parts.first() {
-        team::reads(first.layer.weight_bytes());
-    }
-    team::chunks_mut(&mut tasks, 1, |_, tasks| {
-        tasks.iter_mut().for_each(|task| task.run(x, rows, inputs));
-    });
+    for_each(each_mut(&mut tasks), |_, task| task.run(x, rows, inputs));
     turned.into_iter().map(|turned| transposed(turned, rows)).collect()
 }
 
@@ -149,8 +144,8 @@ fn task_rows(layer: &FrozenLinear) -> usize {
 }
 
 /// What [`products`] reads of the layers' weights.
-pub(super) fn stream(layers: &[&FrozenLinear]) -> team::Stream {
-    team::Stream::new(layers.iter().map(|layer| {
+pub(super) fn stream(layers: &[&FrozenLinear]) -> Stream {
+    Stream::new(layers.iter().map(|layer| {
         let bytes = layer.weight_bytes();
         (bytes, task_rows(layer) * bytes.len() / layer.out_features().max(1))
     }))

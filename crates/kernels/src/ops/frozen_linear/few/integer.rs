@@ -286,6 +286,19 @@ mod wide {
         }
     }
 
+    /// Shows that this processor [has](has) the way `DOT`.
+    #[derive(Clone, Copy)]
+    struct Dot<const DOT: u8>(());
+
+    impl<const DOT: u8> Dot<DOT> {
+        /// # Panics
+        /// If it has not.
+        fn new() -> Self {
+            assert!(has(DOT), "this processor adds up in another way");
+            Self(())
+        }
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn add_products(
         x: &Rounded,
@@ -309,17 +322,16 @@ mod wide {
         rows: usize,
         out: &mut [f32],
     ) {
-        assert!(has(dot), "this processor adds up in another way");
         match (x.layout.bytes, dot) {
             (34, _) => x.add_groups(weight, range, rows, out, |_, weight, row| {
                 four_rows::<34>(weight, row)
             }),
-            (18, dot::EVEX) => multiply::<18, 0, { dot::EVEX }>(x, weight, range, rows, out),
-            (18, dot::VEX) => multiply::<18, 0, { dot::VEX }>(x, weight, range, rows, out),
-            (18, _) => multiply::<18, 0, { dot::BY_TWOS }>(x, weight, range, rows, out),
-            (_, dot::EVEX) => multiply::<20, 2, { dot::EVEX }>(x, weight, range, rows, out),
-            (_, dot::VEX) => multiply::<20, 2, { dot::VEX }>(x, weight, range, rows, out),
-            _ => multiply::<20, 2, { dot::BY_TWOS }>(x, weight, range, rows, out),
+            (18, dot::EVEX) => multiply::<18, 0, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out),
+            (18, dot::VEX) => multiply::<18, 0, { dot::VEX }>(Dot::new(), x, weight, range, rows, out),
+            (18, _) => multiply::<18, 0, { dot::BY_TWOS }>(Dot::new(), x, weight, range, rows, out),
+            (_, dot::EVEX) => multiply::<20, 2, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out),
+            (_, dot::VEX) => multiply::<20, 2, { dot::VEX }>(Dot::new(), x, weight, range, rows, out),
+            _ => multiply::<20, 2, { dot::BY_TWOS }>(Dot::new(), x, weight, range, rows, out),
         }
     }
 
@@ -327,6 +339,7 @@ mod wide {
     /// that is added to each.
     #[target_feature(enable = "avx2,fma,f16c")]
     fn multiply<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
+        dot: Dot<DOT>,
         x: &Rounded,
         weight: &[u8],
         range: Range<usize>,
@@ -334,7 +347,7 @@ mod wide {
         out: &mut [f32],
     ) {
         x.add_groups(weight, range, rows, out, |layout, weight, row| {
-            eight_rows::<BYTES, OFFSET, DOT>(layout, weight, row)
+            eight_rows::<BYTES, OFFSET, DOT>(dot, layout, weight, row)
         });
     }
 
@@ -376,6 +389,7 @@ mod wide {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn eight_rows<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
+        dot: Dot<DOT>,
         layout: Layout,
         weight: [&[u8]; EIGHT],
         x: Row<'_>,
@@ -400,7 +414,7 @@ mod wide {
             let scales = eight_halves(front, back, 0);
             let added = if OFFSET == 0 { scales } else { eight_halves(front, back, OFFSET) };
             offsets = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * factors.sum), offsets);
-            let whole = nibble_products::<DOT>(by_fours(front, back), bytes);
+            let whole = nibble_products(dot, by_fours(front, back), bytes);
             let scales = _mm256_mul_ps(scales, _mm256_set1_ps(factors.scale));
             sums = _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(whole), sums);
         }
@@ -434,7 +448,11 @@ mod wide {
     /// lays them.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn nibble_products<const DOT: u8>(quants: [__m256i; 4], x: &Bytes) -> __m256i {
+    fn nibble_products<const DOT: u8>(
+        dot: Dot<DOT>,
+        quants: [__m256i; 4],
+        x: &Bytes,
+    ) -> __m256i {
         let (x_high, x_low) = (x.high.as_chunks::<4>().0, x.low.as_chunks::<4>().0);
         let of = |bytes: &[i8; 4]| _mm256_set1_epi32(pulp::cast(*bytes));
         let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
@@ -446,8 +464,8 @@ mod wide {
             ];
             for (half, quants) in halves.into_iter().enumerate() {
                 let at = 4 * half + at;
-                high = add_dots::<DOT>(high, quants, of(&x_high[at]));
-                low = add_dots::<DOT>(low, quants, of(&x_low[at]));
+                high = add_dots(dot, high, quants, of(&x_high[at]));
+                low = add_dots(dot, low, quants, of(&x_low[at]));
             }
         }
         if DOT != dot::BY_TWOS {
@@ -466,12 +484,16 @@ mod wide {
     /// twice.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn add_dots<const DOT: u8>(mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    fn add_dots<const DOT: u8>(
+        _: Dot<DOT>,
+        mut sums: __m256i,
+        a: __m256i,
+        b: __m256i,
+    ) -> __m256i {
         if DOT == dot::BY_TWOS {
             return _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, b));
         }
-        // SAFETY: [`add_products_by`] saw that the processor has the instruction, which changes `sums`
-        // alone.
+        // SAFETY: [`Dot`] shows that the processor has the instruction, which changes `sums` alone.
         unsafe {
             if DOT == dot::EVEX {
                 asm!(

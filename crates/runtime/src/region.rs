@@ -7,7 +7,7 @@
 
 use memmap2::{MmapMut, MmapRaw};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a region. Elsewhere than on Linux a part of one cannot be given back, so every piece is a
 /// region of its own.
@@ -20,7 +20,21 @@ const LARGEST_SHARING: usize = REGION / 4;
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
 
 /// The region that pieces are cut from, and how much of it has been.
-static OPEN: Mutex<Option<(Arc<MmapRaw>, usize)>> = Mutex::new(None);
+#[derive(Default)]
+pub(crate) struct Regions(Mutex<Option<(Arc<MmapRaw>, usize)>>);
+
+impl Regions {
+    fn open(&self) -> MutexGuard<'_, Option<(Arc<MmapRaw>, usize)>> {
+        // A panic elsewhere cannot leave it half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts no more pieces from the open region, which goes with its last piece.
+    pub(crate) fn close(&self) {
+        let open = self.open().take();
+        drop(open);
+    }
+}
 
 /// A run of bytes of its own, all zero at first.
 pub(crate) struct Piece {
@@ -41,13 +55,12 @@ fn region(bytes: usize) -> Option<Arc<MmapRaw>> {
 
 impl Piece {
     /// A piece of `len` bytes, if the system has them.
-    pub(crate) fn zeroed(len: usize) -> Option<Self> {
+    pub(crate) fn zeroed(regions: &Regions, len: usize) -> Option<Self> {
         let size = len.checked_next_multiple_of(PAGE)?.max(PAGE);
         if size > LARGEST_SHARING {
             return Some(Self { region: region(size)?, range: 0..size, len });
         }
-        // A panic elsewhere cannot leave it half-changed.
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = regions.open();
         let (region, start) = match open.take() {
             Some((region, cut)) if cut + size <= REGION => (region, cut),
             _ => (region(REGION)?, 0),
@@ -57,7 +70,6 @@ impl Piece {
     }
 }
 
-#[allow(unsafe_code)]
 impl std::ops::Deref for Piece {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -67,7 +79,6 @@ impl std::ops::Deref for Piece {
     }
 }
 
-#[allow(unsafe_code)]
 impl std::ops::DerefMut for Piece {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed exclusively.
@@ -78,7 +89,6 @@ impl std::ops::DerefMut for Piece {
 }
 
 impl Drop for Piece {
-    #[allow(unsafe_code)]
     fn drop(&mut self) {
         // A region of its own goes with it.
         #[cfg(target_os = "linux")]
@@ -93,16 +103,17 @@ impl Drop for Piece {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(miri, loom))))]
 mod tests {
     use super::*;
 
     #[test]
     fn pieces_keep_to_themselves_and_begin_as_zeros() {
+        let regions = Regions::default();
         let mut held: Vec<(u8, Piece)> = Vec::new();
         for round in 0..200_usize {
             let len = (round * 7919 % 37) * 500_003 / 4 + round % 3;
-            let mut piece = Piece::zeroed(len).unwrap();
+            let mut piece = Piece::zeroed(&regions, len).unwrap();
             assert_eq!(piece.len(), len);
             assert!(piece.iter().all(|&byte| byte == 0), "round {round}");
             let mark = (round % 251) as u8 + 1;
@@ -124,9 +135,10 @@ mod tests {
             let status = std::fs::read_to_string("/proc/self/statm").unwrap();
             status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
         };
+        let regions = Regions::default();
         let pieces: Vec<Piece> = (0..40)
             .map(|_| {
-                let mut piece = Piece::zeroed(5_000_000).unwrap();
+                let mut piece = Piece::zeroed(&regions, 5_000_000).unwrap();
                 piece.fill(1);
                 piece
             })
@@ -139,7 +151,7 @@ mod tests {
 
     #[test]
     fn more_than_there_is_is_refused() {
-        assert!(Piece::zeroed(usize::MAX).is_none());
-        assert!(Piece::zeroed(usize::MAX / 2).is_none());
+        assert!(Piece::zeroed(&Regions::default(), usize::MAX).is_none());
+        assert!(Piece::zeroed(&Regions::default(), usize::MAX / 2).is_none());
     }
 }
