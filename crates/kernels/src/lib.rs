@@ -36,7 +36,7 @@ mod tensor;
 mod tile;
 
 pub use element::{DType, Element};
-pub use hydralora_runtime::buffer;
 pub use graph::{Gradients, NoGrad, Var, backward_from, backward_onto, no_grad};
+pub use hydralora_runtime::buffer;
 pub use parameter::Parameter;
 pub use tensor::{Tensor, TensorElement};

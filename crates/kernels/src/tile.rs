@@ -8,8 +8,8 @@
 //! on no number of threads.
 
 use crate::matmul::Write;
-use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
+use std::marker::PhantomData;
 
 /// A left-hand side: element `(i, k)` stands at `i · row_stride + k · col_stride`.
 #[derive(Clone, Copy)]

@@ -87,28 +87,27 @@ fn input_gradient(
         let rows = rows_per_task(cols) * cols;
         let (x, dy) = (chunks(x.data::<E>(), rows), chunks(gradient.data::<E>(), rows));
         for_each((chunks_mut(out.data_mut::<E>(), rows), x, dy), |_, (out, x, dy)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let mut g = vec![E::ZERO; cols];
-                        for ((out, x), dy) in out
-                            .chunks_exact_mut(cols)
-                            .zip(x.chunks_exact(cols))
-                            .zip(dy.chunks_exact(cols))
-                        {
-                            let inverse = inverse_rms(x, epsilon);
-                            for i in 0..cols {
-                                g[i] = dy[i] * weight[i];
-                            }
-                            let along =
-                                simd::dot(&g, x) * inverse * inverse / E::from_f64(cols as f64);
-                            for i in 0..cols {
-                                out[i] += (g[i] - x[i] * along) * inverse;
-                            }
+            vectorize(
+                #[inline(always)]
+                || {
+                    let mut g = vec![E::ZERO; cols];
+                    for ((out, x), dy) in out
+                        .chunks_exact_mut(cols)
+                        .zip(x.chunks_exact(cols))
+                        .zip(dy.chunks_exact(cols))
+                    {
+                        let inverse = inverse_rms(x, epsilon);
+                        for i in 0..cols {
+                            g[i] = dy[i] * weight[i];
                         }
-                    },
-                );
-            });
+                        let along = simd::dot(&g, x) * inverse * inverse / E::from_f64(cols as f64);
+                        for i in 0..cols {
+                            out[i] += (g[i] - x[i] * along) * inverse;
+                        }
+                    }
+                },
+            );
+        });
     });
     out
 }

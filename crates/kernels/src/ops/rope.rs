@@ -60,24 +60,23 @@ fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) {
         let task = rows_per_task(cols);
         let table = chunks(table.table.data::<E>(), task * head_dim);
         for_each((chunks_mut(x.data_mut::<E>(), task * cols), table), |_, (x, table)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for (x, table) in x.chunks_exact_mut(cols).zip(table.chunks_exact(head_dim))
-                        {
-                            let (cos, sin) = table.split_at(half);
-                            for head in x.chunks_exact_mut(head_dim) {
-                                let (low, high) = head.split_at_mut(half);
-                                for i in 0..half {
-                                    let (a, b, sin) = (low[i], high[i], direction * sin[i]);
-                                    low[i] = a * cos[i] - b * sin;
-                                    high[i] = b * cos[i] + a * sin;
-                                }
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (x, table) in x.chunks_exact_mut(cols).zip(table.chunks_exact(head_dim)) {
+                        let (cos, sin) = table.split_at(half);
+                        for head in x.chunks_exact_mut(head_dim) {
+                            let (low, high) = head.split_at_mut(half);
+                            for i in 0..half {
+                                let (a, b, sin) = (low[i], high[i], direction * sin[i]);
+                                low[i] = a * cos[i] - b * sin;
+                                high[i] = b * cos[i] + a * sin;
                             }
                         }
-                    },
-                );
-            });
+                    }
+                },
+            );
+        });
     });
 }
 

@@ -81,13 +81,27 @@ fn a_team_that_never_works_ends() {
 
 #[test]
 fn of_two_who_want_to_lead_one_does_and_nobody_waits() {
-    explore(2, || {
-        let team = Arc::new(Team::new(1));
-        let other = team.clone();
-        let second = thread::spawn(move || other.lead().is_some());
-        let first = team.lead().is_some();
+    struct Shared(Team, UnsafeCell<usize>);
+    // SAFETY: only a leader reaches into the cell; loom checks just this.
+    unsafe impl Sync for Shared {}
+    // SAFETY: as above.
+    unsafe impl Send for Shared {}
+    let try_twice = |shared: &Shared| {
+        let lead_once = || {
+            // SAFETY: as above.
+            shared.0.lead().map(|_lead| shared.1.with_mut(|led| unsafe { *led += 1 })).is_some()
+        };
+        usize::from(lead_once()) + usize::from(lead_once())
+    };
+    explore(3, move || {
+        let shared = Arc::new(Shared(Team::new(1), UnsafeCell::new(0)));
+        let other = shared.clone();
+        let second = thread::spawn(move || try_twice(&other));
+        let first = try_twice(&shared);
         let second = second.join().unwrap();
-        assert!(first || second);
+        // SAFETY: the other thread has ended.
+        assert_eq!(shared.1.with(|led| unsafe { *led }), first + second);
+        assert!(first + second >= 2);
     });
 }
 

@@ -326,11 +326,19 @@ mod wide {
             (34, _) => x.add_groups(weight, range, rows, out, |_, weight, row| {
                 four_rows::<34>(weight, row)
             }),
-            (18, dot::EVEX) => multiply::<18, 0, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out),
-            (18, dot::VEX) => multiply::<18, 0, { dot::VEX }>(Dot::new(), x, weight, range, rows, out),
+            (18, dot::EVEX) => {
+                multiply::<18, 0, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out)
+            }
+            (18, dot::VEX) => {
+                multiply::<18, 0, { dot::VEX }>(Dot::new(), x, weight, range, rows, out)
+            }
             (18, _) => multiply::<18, 0, { dot::BY_TWOS }>(Dot::new(), x, weight, range, rows, out),
-            (_, dot::EVEX) => multiply::<20, 2, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out),
-            (_, dot::VEX) => multiply::<20, 2, { dot::VEX }>(Dot::new(), x, weight, range, rows, out),
+            (_, dot::EVEX) => {
+                multiply::<20, 2, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out)
+            }
+            (_, dot::VEX) => {
+                multiply::<20, 2, { dot::VEX }>(Dot::new(), x, weight, range, rows, out)
+            }
             _ => multiply::<20, 2, { dot::BY_TWOS }>(Dot::new(), x, weight, range, rows, out),
         }
     }
@@ -448,11 +456,7 @@ mod wide {
     /// lays them.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn nibble_products<const DOT: u8>(
-        dot: Dot<DOT>,
-        quants: [__m256i; 4],
-        x: &Bytes,
-    ) -> __m256i {
+    fn nibble_products<const DOT: u8>(dot: Dot<DOT>, quants: [__m256i; 4], x: &Bytes) -> __m256i {
         let (x_high, x_low) = (x.high.as_chunks::<4>().0, x.low.as_chunks::<4>().0);
         let of = |bytes: &[i8; 4]| _mm256_set1_epi32(pulp::cast(*bytes));
         let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
@@ -484,12 +488,7 @@ mod wide {
     /// twice.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn add_dots<const DOT: u8>(
-        _: Dot<DOT>,
-        mut sums: __m256i,
-        a: __m256i,
-        b: __m256i,
-    ) -> __m256i {
+    fn add_dots<const DOT: u8>(_: Dot<DOT>, mut sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
         if DOT == dot::BY_TWOS {
             return _mm256_add_epi16(sums, _mm256_maddubs_epi16(a, b));
         }
