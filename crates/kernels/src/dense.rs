@@ -109,7 +109,7 @@ mod tests {
                 let fewest = blocks.iter().map(tiles).min().unwrap();
                 assert!(fewest > 0 && most - fewest <= 1, "{rows} rows: {fewest} to {most} tiles");
                 let tiles = rows.div_ceil(tile::tile_rows());
-                assert!(blocks.len() % threads == 0 || blocks.len() == tiles);
+                assert!(blocks.len().is_multiple_of(threads) || blocks.len() == tiles);
             }
         }
         assert!(blocks(0).is_empty());
