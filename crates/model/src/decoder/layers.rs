@@ -217,7 +217,8 @@ impl Decoder {
     /// Announces the first layer's weights, which the next token begins with, if there are few `rows`.
     pub(super) fn announce_first(&self, rows: usize) {
         if rows < super::cached::FEW_TOKENS
-            && let Some(Step::Weights(stream)) = self.read_order.get().and_then(|order| order.first())
+            && let Some(Step::Weights(stream)) =
+                self.read_order.get().and_then(|order| order.first())
         {
             announce(stream);
         }

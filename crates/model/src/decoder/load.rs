@@ -156,11 +156,12 @@ impl Reader<'_> {
         let Held::Packed(format) = self.held else { return Ok(FrozenWeight::Dense(tensor)) };
         self.check_blocks(name, format, shape[1])?;
         let wide = tensor.to_dtype(DType::F32);
-        let rows: Vec<Vec<u8>> = map(chunks(wide.data::<f32>(), shape[1].max(1) * 64), |_, rows| {
-            let mut out = Vec::new();
-            block::quantize(format, rows, &mut out);
-            out
-        });
+        let rows: Vec<Vec<u8>> =
+            map(chunks(wide.data::<f32>(), shape[1].max(1) * 64), |_, rows| {
+                let mut out = Vec::new();
+                block::quantize(format, rows, &mut out);
+                out
+            });
         Ok(FrozenWeight::Blocks { format, bytes: rows.concat().into(), shape, dtype })
     }
 
