@@ -6,11 +6,10 @@ use criterion::{
     BatchSize, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
 };
 use hydralora_kernels::block::{self, BlockFormat};
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::attention::{AttentionConfig, causal_attention, spans};
 use hydralora_kernels::ops::cross_entropy::linear_cross_entropy;
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
+use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::swiglu::swiglu;

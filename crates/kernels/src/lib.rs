@@ -30,7 +30,6 @@ pub mod ops;
 mod parameter;
 pub mod profile;
 pub mod simd;
-mod team;
 mod tensor;
 #[allow(unsafe_code)]
 mod tile;

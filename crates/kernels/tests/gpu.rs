@@ -7,14 +7,15 @@
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::check::{self, device};
 use hydralora_kernels::gpu::Device;
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::attention::{AttentionConfig, Span, causal_attention, spans};
 use hydralora_kernels::ops::cross_entropy::{linear_cross_entropy, trained_cross_entropy};
 use hydralora_kernels::ops::dropout::{Dropout, dropout};
 use hydralora_kernels::ops::elementwise::{add, scale, scale_columns, scale_rows};
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
 use hydralora_kernels::ops::linear::linear;
+use hydralora_kernels::ops::low_rank::{
+    Gate, LowRank, Mask, adapted_linear, gated_low_rank, router_gates,
+};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::{columns, drop_rows, join_columns, prepend_rows, take_rows};

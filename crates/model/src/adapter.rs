@@ -1,15 +1,20 @@
 //! The seam through which a fine-tuning method changes the frozen decoder.
 //!
-//! The decoder knows this trait and nothing else about fine-tuning: it hands every linear layer,
-//! with the name it has in the checkpoint, to the adapter and uses what comes back.
+//! The decoder knows this trait and nothing else about fine-tuning. For every linear layer, named as
+//! in the checkpoint, an adapter says what it adds: an [`Update`], which is data. One place applies it,
+//! row by row of a batch, so that the rows of a batch may belong to several adapters.
+
+mod apply;
+mod update;
 
 pub use crate::site::{Kind, Linear, NormSite, Site, SiteShape};
-use hydralora_kernels::ops::adapted_linear::adapted_linears;
+pub(crate) use apply::{joined, linears};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
-
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+pub use update::{Choice, CustomLinear, HeadGates, LowRankUpdate, Reads, Router, Side, Update};
 
 /// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
 /// are, without rotation.
@@ -23,16 +28,17 @@ pub struct KeyValue {
 
 /// What a fine-tuning method may change in the frozen decoder.
 pub trait Adapter: Send + Sync {
-    /// The layer at `site` applied to `x: [T, in]`, giving `[T, out]`.
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let _ = (site, pass);
-        frozen.forward(x)
+    /// Says what it does to the layer at `site`, for an input of `rows` rows.
+    fn update(&self, site: Site, rows: usize, pass: &Pass<'_>) -> Update<'_> {
+        let _ = (site, rows, pass);
+        Update::None
     }
 
-    /// The layers at several sites of one decoder layer, all applied to `x`: as [`linear`](Self::linear)
-    /// of each, perhaps sooner.
-    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
-        layers.iter().map(|(site, frozen)| self.linear(*site, x, frozen, pass)).collect()
+    /// Gives the router that serves the whole block of the layer at `site`, if there is one. Its gates
+    /// are computed from the input of the first layer of the block that a pass comes to.
+    fn block_router(&self, site: Site) -> Option<Router> {
+        let _ = site;
+        None
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens`.
@@ -77,19 +83,46 @@ pub trait Adapter: Send + Sync {
 pub struct NoAdapter;
 
 impl Adapter for NoAdapter {
-    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, _: &Pass<'_>) -> Vec<Var> {
-        frozen_linears(layers, x)
-    }
-
     fn rows_stand_alone(&self) -> bool {
         true
     }
 }
 
-/// [`Adapter::linears`] of layers that no method changes.
-pub fn frozen_linears(layers: &[(Site, &FrozenLinear)], x: &Var) -> Vec<Var> {
-    let layers: Vec<_> = layers.iter().map(|(_, frozen)| (*frozen, None)).collect();
-    adapted_linears(x, &layers).into_iter().map(|output| output.y).collect()
+/// The adapters of a pass: one for all rows, or one for each sequence.
+pub(crate) enum Adapters<'a> {
+    /// For all rows.
+    One(&'a dyn Adapter),
+    /// For neighbouring rows each.
+    Each(Vec<(Range<usize>, &'a dyn Adapter)>),
+}
+
+impl<'a> Adapters<'a> {
+    /// One adapter for each packed sequence, neighbours with the same one taken together.
+    pub(crate) fn of_sequences(adapters: &[&'a dyn Adapter], offsets: &[usize]) -> Self {
+        let mut each: Vec<(Range<usize>, &'a dyn Adapter)> = Vec::new();
+        for (&adapter, span) in adapters.iter().zip(offsets.windows(2)) {
+            match each.last_mut() {
+                Some((rows, last)) if std::ptr::addr_eq(*last, adapter) => rows.end = span[1],
+                _ => each.push((span[0]..span[1], adapter)),
+            }
+        }
+        match each[..] {
+            [(_, adapter)] => Self::One(adapter),
+            _ => Self::Each(each),
+        }
+    }
+
+    /// Number, rows and adapter of every group of rows, of `rows` in all.
+    pub(crate) fn groups(
+        &self,
+        rows: usize,
+    ) -> impl Iterator<Item = (usize, Range<usize>, &'a dyn Adapter)> {
+        let all = match self {
+            Self::One(adapter) => vec![(0..rows, *adapter)],
+            Self::Each(each) => each.clone(),
+        };
+        all.into_iter().enumerate().map(|(number, (rows, adapter))| (number, rows, adapter))
+    }
 }
 
 /// Sees the gates of routed adapters as they are computed.
@@ -114,7 +147,7 @@ pub struct Pass<'a> {
     observer: Option<&'a dyn GateObserver>,
     sequences: Option<Sequences<'a>>,
     checkpointing: bool,
-    shared: RefCell<HashMap<(usize, &'static str), Var>>,
+    shared: RefCell<HashMap<(usize, usize, &'static str), Var>>,
     set_aside: RefCell<BTreeMap<Site, Var>>,
 }
 
@@ -194,13 +227,26 @@ impl<'a> Pass<'a> {
         self.shared.borrow_mut().clear();
     }
 
-    /// A value an adapter computed earlier in this pass for the same layer, or `compute`d now.
+    /// Gives a value computed earlier in this pass for the same layer and name, or `compute`s it now.
     pub fn shared(&self, layer: usize, name: &'static str, compute: impl FnOnce() -> Var) -> Var {
-        if let Some(value) = self.shared.borrow().get(&(layer, name)) {
+        self.shared_by(0, layer, name, compute)
+    }
+
+    /// Gives a value computed earlier in this pass for the same adapter (by its number among those of
+    /// the pass), layer and name, or `compute`s it now.
+    pub(crate) fn shared_by(
+        &self,
+        adapter: usize,
+        layer: usize,
+        name: &'static str,
+        compute: impl FnOnce() -> Var,
+    ) -> Var {
+        let key = (adapter, layer, name);
+        if let Some(value) = self.shared.borrow().get(&key) {
             return value.clone();
         }
         let value = compute();
-        self.shared.borrow_mut().insert((layer, name), value.clone());
+        self.shared.borrow_mut().insert(key, value.clone());
         value
     }
 }

@@ -11,7 +11,7 @@ mod load;
 mod training;
 pub(crate) mod tree;
 
-use crate::adapter::{Adapter, NoAdapter, Pass};
+use crate::adapter::{Adapter, Adapters, NoAdapter, Pass};
 use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -22,10 +22,9 @@ use hydralora_kernels::ops::cross_entropy::{
     CrossEntropy, linear_cross_entropy, trained_cross_entropy,
 };
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rows::{drop_rows, select_rows};
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use layers::{Forward, KeepGraph, Layer, ReadOrder, Rotation};
+use layers::{Forward, KeepGraph, Layer, ReadOrder, Rotation, norm};
 use lead::{Lead, PackedAttention, Placed};
 use std::collections::BTreeMap;
 
@@ -177,12 +176,17 @@ impl Decoder {
         let lead = Lead::of(adapter, self.layers.len(), pass);
         self.validate(batch, |_| lead.rows())?;
         let placed = Placed::new(batch.offsets, &lead);
-        let run = Forward { adapter, pass, tables: placed.rope_tables(self), rows: None };
+        let run = Forward {
+            adapters: Adapters::One(adapter),
+            pass,
+            tables: placed.rope_tables(self),
+            rows: None,
+        };
         let embeddings = adapter.embed(batch.tokens, &self.embedding);
         let h = lead.before(embeddings, batch.offsets, &placed.starts);
         let mut attention = PackedAttention { placed: &placed, prefix: &lead.prefix };
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
-        let h = self.final_norm(&h, adapter);
+        let h = self.final_norm(&h, &run.adapters);
         check_finite(h.value())?;
         Ok(if lead.prompt_rows > 0 {
             drop_rows(&h, lead.prompt_rows, batch.offsets, &placed.starts)
@@ -213,8 +217,8 @@ impl Decoder {
         layers.map(|(site, norm)| (*site, norm)).chain([(NormSite::FINAL, &self.norm)])
     }
 
-    fn final_norm(&self, h: &Var, adapter: &dyn Adapter) -> Var {
-        rms_norm(h, adapter.norm(NormSite::FINAL, &self.norm), self.config.rms_norm_eps)
+    fn final_norm(&self, h: &Var, adapters: &Adapters<'_>) -> Var {
+        norm(adapters, NormSite::FINAL, &self.norm, h, self.config.rms_norm_eps)
     }
 
     /// Computes the cross-entropy of `hidden` against `labels` (the token each row predicts,

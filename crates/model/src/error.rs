@@ -12,6 +12,12 @@ pub enum Error {
     /// Learned positions stand before every sequence, and no cache holds them.
     #[error("the adapter's learned positions have to be in the cache of a tree of continuations")]
     LeadNeedsCache,
+    /// Sequences of several adapters start together, and one of them has learned positions.
+    #[error(
+        "an adapter's learned positions stand before a sequence that starts beside sequences of \
+         other adapters; it has to start in a pass of its own"
+    )]
+    LeadNeedsOwnPass,
     /// A file could not be read or written; the message names it.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -1,6 +1,6 @@
 //! The adapter that LoRA and its multi-head relatives share: per layer one `A` (or one per expert),
 //! the heads `B_1 … B_N` side by side, and possibly a router, around
-//! [`adapted_linear`](hydralora_kernels::ops::adapted_linear).
+//! [`adapted_linear`](hydralora_kernels::ops::low_rank).
 //!
 //! This file has the tensors and the update; what only some of the family do has files of its own:
 //! routers, starts other than zero, DoRA's magnitude, the penalty on uneven loads.
@@ -25,12 +25,13 @@ use crate::trainable::{Role, Trainable};
 use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
 use balance::Balancer;
 use dora::Magnitude;
-use hydralora_kernels::ops::adapted_linear::adapted_linears;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, Output};
-use hydralora_kernels::ops::top_k::keep_largest;
+use hydralora_kernels::ops::low_rank::{Mask, Output};
 use hydralora_kernels::{DType, Var};
-use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_model::adapter::{
+    self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Pass, Site, SiteShape,
+    Update,
+};
 use router::{Block, RouterWeights};
 use start::{Draw, Pair, StartStrategy};
 use std::collections::BTreeMap;
@@ -135,76 +136,29 @@ impl LowRankAdapter {
         self.start.taken_out()?.get(site)
     }
 
-    /// The gates of the block that `site` belongs to; computed where the block's input passes by.
-    fn block_gates(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
-        let block = Block::of(site);
-        let router = self.blocks.get(&block)?;
-        Some(pass.shared(block.layer(), block.name(), || router.gates(x)))
-    }
-
-    /// Gates of the layer at `site` that are known before its update is computed.
-    fn gates_beforehand(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Option<Var> {
-        // A block's gates may be for a later layer of it.
-        let block_gates = self.block_gates(site, x, pass);
-        let own = self.layers.get(&site)?.router.as_ref();
-        let counted = self.balancer.is_some() && pass.dropout_seed().is_some();
-        let top_k = self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts);
-        let own_gates = own.filter(|_| counted || top_k.is_some()).map(|router| router.gates(x));
-        let gates = own_gates.or(block_gates)?;
-        if counted {
-            pass.set_aside(site, gates.clone());
-        }
-        Some(top_k.map_or_else(|| gates.clone(), |k| keep_largest(&gates, k)))
-    }
-
-    /// The update of `layer`, under `gates` if they are known.
-    fn update<'a>(&self, layer: &'a Layer, gates: Option<&'a Var>, pass: &Pass<'_>) -> LowRank<'a> {
-        let gate = match (gates, &layer.router, self.spec.mixing) {
-            (Some(gates), ..) => Gate::Given(gates),
-            (None, Some(router), Mixing::Routed(kind)) => router.gate(kind.route_on),
-            (None, _, Mixing::Mean) => Gate::Uniform,
-            (None, ..) => Gate::One,
+    /// What the layer at `site` adds, without what a start took out of its weight and without DoRA.
+    fn low_rank(&self, layer: &Layer, pass: &Pass<'_>) -> LowRankUpdate {
+        let site = layer.shape.site;
+        let choice = Choice {
+            top_k: self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts),
+            counted: self.balancer.is_some() && pass.dropout_seed().is_some(),
         };
-        LowRank {
-            a: layer.a.var(),
-            b: layer.b.var(),
+        let gates = match (&layer.router, self.spec.mixing) {
+            (Some(router), Mixing::Routed(kind)) => {
+                HeadGates::Router(router.router(kind.route_on, choice))
+            }
+            (None, Mixing::Routed(_)) => HeadGates::Block(choice),
+            (_, Mixing::Mean) => HeadGates::Mean,
+            (_, Mixing::Sum) => HeadGates::Sum,
+        };
+        LowRankUpdate {
+            a: layer.a.var().clone(),
+            b: layer.b.var().clone(),
             num_experts: self.spec.num_experts,
-            gate,
+            gates,
             scale: self.spec.scale,
-            mask: self.mask(layer.shape.site, pass),
+            mask: self.mask(site, pass),
         }
-    }
-
-    /// Layers with an update or none.
-    fn updated(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
-        let gates: Vec<_> =
-            layers.iter().map(|(site, _)| self.gates_beforehand(*site, x, pass)).collect();
-        let updated: Vec<_> = (layers.iter().zip(&gates))
-            .map(|((site, frozen), gates)| {
-                let layer = self.layers.get(site);
-                (*frozen, layer.map(|layer| self.update(layer, gates.as_ref(), pass)))
-            })
-            .collect();
-        let outputs = adapted_linears(x, &updated).into_iter().zip(layers);
-        outputs.map(|(output, (site, _))| reported(output, *site, pass)).collect()
-    }
-
-    /// Whether the layer's update is not all there is to it.
-    fn has_more(&self, site: Site) -> bool {
-        self.taken_out(site).is_some()
-            || self.layers.get(&site).is_some_and(|layer| layer.magnitude.is_some())
-    }
-
-    /// A layer whose update is not all that it has; nothing for others.
-    fn more(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Option<Var> {
-        let layer = self.layers.get(&site).filter(|_| self.has_more(site))?;
-        let gates = self.gates_beforehand(site, x, pass);
-        let update = self.update(layer, gates.as_ref(), pass);
-        if let Some(magnitude) = &layer.magnitude {
-            return Some(magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some()));
-        }
-        let less = self.taken_out(site)?;
-        Some(reported(self.start.layer(x, frozen, &update, less), site, pass))
     }
 }
 
@@ -223,33 +177,51 @@ fn block_routers(sites: &[SiteShape], draw: Draw) -> BTreeMap<Block, RouterWeigh
     routers
 }
 
-/// The output, its gates shown to whoever observes the pass.
-fn reported(output: Output, site: Site, pass: &Pass<'_>) -> Var {
-    if let Some(gates) = &output.gates {
-        pass.report_gates(site, gates);
-    }
-    output.y
-}
-
 impl Adapter for LowRankAdapter {
     // The balance penalty looks at whole sequences.
     fn rows_stand_alone(&self) -> bool {
         self.balancer.is_none()
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        self.more(site, x, frozen, pass)
-            .unwrap_or_else(|| self.updated(&[(site, frozen)], x, pass).remove(0))
+    fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
+        match self.layers.get(&site) {
+            None => Update::None,
+            Some(layer) if layer.magnitude.is_some() || self.taken_out(site).is_some() => {
+                Update::Custom(self)
+            }
+            Some(layer) => Update::LowRank(self.low_rank(layer, pass)),
+        }
     }
 
-    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, pass: &Pass<'_>) -> Vec<Var> {
-        if layers.iter().any(|(site, _)| self.has_more(*site)) {
-            return layers
-                .iter()
-                .map(|(site, frozen)| self.linear(*site, x, frozen, pass))
-                .collect();
+    fn block_router(&self, site: Site) -> Option<model::Router> {
+        let router = self.blocks.get(&Block::of(site))?;
+        Some(router.router(RouteOn::X, Choice::default()))
+    }
+}
+
+/// DoRA, and starts that took something out of the weight.
+impl CustomLinear for LowRankAdapter {
+    fn forward(
+        &self,
+        site: Site,
+        x: &Var,
+        frozen: &FrozenLinear,
+        block_gates: Option<&Var>,
+        pass: &Pass<'_>,
+    ) -> Var {
+        let Some(layer) = self.layers.get(&site) else { return frozen.forward(x) };
+        let update = self.low_rank(layer, pass);
+        let gates = update.gates_beforehand(site, x, block_gates, pass);
+        let update = update.under(gates.as_ref());
+        if let Some(magnitude) = &layer.magnitude {
+            return magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some());
         }
-        self.updated(layers, x, pass)
+        let Some(less) = self.taken_out(site) else { return frozen.forward(x) };
+        let Output { y, gates } = self.start.layer(x, frozen, &update, less);
+        if let Some(gates) = &gates {
+            pass.report_gates(site, gates);
+        }
+        y
     }
 }
 

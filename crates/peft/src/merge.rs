@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::tuned::Tuned;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor};
-use hydralora_model::adapter::{Site, SiteShape};
+use hydralora_model::adapter::{HeadGates, LowRankUpdate, Side, Site, SiteShape, Update};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -74,7 +74,43 @@ pub struct Factors {
     pub beside: Option<[Tensor; 2]>,
 }
 
+const PER_TOKEN: &str = "its heads are weighed anew for every token, by a router that reads the token, \
+                         so no single matrix does what they do together";
+
 impl Factors {
+    /// The update of the layer at `site` with routed heads weighed as `gates` says.
+    ///
+    /// # Errors
+    /// If heads are weighed per token, or not by as many gates as there are heads.
+    pub(crate) fn of(site: Site, update: &LowRankUpdate, gates: &Gates) -> Result<Self, String> {
+        let experts = update.num_experts;
+        let even = || vec![1.0 / experts as f64; experts];
+        let weights = match (&update.gates, gates) {
+            (HeadGates::Sum, _) => vec![1.0; experts],
+            (HeadGates::Mean, _) | (_, Gates::Uniform) => even(),
+            (_, Gates::PerToken) => return Err(PER_TOKEN.to_owned()),
+            (_, Gates::Fixed(found)) => match found.get(&site) {
+                Some(weights) if weights.len() == experts => weights.clone(),
+                Some(weights) => {
+                    return Err(format!("{site} has {experts} heads, not {}", weights.len()));
+                }
+                None => return Err(format!("no gates are known for {site}")),
+            },
+        };
+        let b = update.b.value();
+        let rank = b.cols() / experts;
+        let weighed = b.to_f64().into_iter().enumerate();
+        let weighed: Vec<f64> =
+            weighed.map(|(at, value)| value * weights[at % b.cols() / rank]).collect();
+        Ok(Self {
+            a: update.a.value().clone(),
+            b: Tensor::from_f64(b.dtype(), &weighed, b.shape()),
+            scale: update.scale,
+            num_experts: experts,
+            beside: None,
+        })
+    }
+
     /// Whether all experts use the same `A`.
     fn shared_a(&self) -> bool {
         self.num_experts > 1 && self.a.rows() < self.b.cols()
@@ -144,6 +180,28 @@ impl Factors {
 }
 
 impl Merge<'_> {
+    /// What an update of the layer at `site` comes to, with routed heads weighed as `gates` says.
+    pub(crate) fn of(site: Site, update: Update<'_>, gates: &Gates) -> Self {
+        match update {
+            Update::None => Merge::Unchanged,
+            Update::LowRank(update) => match Factors::of(site, &update, gates) {
+                Ok(factors) => Merge::Delta(Box::new(factors)),
+                Err(why) => Merge::Refused(why),
+            },
+            Update::Scale(side, factors) => {
+                let factors = factors.value().clone();
+                let len = factors.len();
+                match side {
+                    Side::Input => Merge::ScaleInput(factors.reshape([len])),
+                    Side::Output => Merge::ScaleOutput(factors.reshape([len])),
+                }
+            }
+            Update::Replace(..) | Update::Custom(_) => Merge::Refused(
+                "its method does not change weights in a way that is known here".to_owned(),
+            ),
+        }
+    }
+
     /// What becomes of the weight `[out, in]`, in `f32`.
     pub fn weight(&self, mut weight: Tensor) -> Tensor {
         match self {

@@ -8,7 +8,7 @@ use crate::merge::{Gates, Merge};
 use crate::method::MethodOptions;
 use crate::targets::module_names;
 use crate::trainable::{TensorMap, Trainable};
-use hydralora_kernels::{Gradients, Tensor, Var};
+use hydralora_kernels::{Gradients, Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
 use hydralora_model::{Decoder, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -155,11 +155,12 @@ pub trait TrainHooks {
 }
 
 /// What an adapter does to the weights of the base model.
-pub trait Mergeable {
-    /// What it does to the weight at `site`, the gates of routed layers held at `gates`.
+pub trait Mergeable: Adapter {
+    /// What it does to the weight at `site`, the gates of routed layers held at `gates`: by default
+    /// what its [`update`](Adapter::update) comes to.
     fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
-        let _ = (site, gates);
-        Merge::Refused("its method does not change weights in a way that is known here".to_owned())
+        let _guard = no_grad();
+        Merge::of(site, self.update(site, 0, &Pass::inference()), gates)
     }
 }
 

@@ -20,12 +20,11 @@ use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name, take_tensor};
 use crate::tuned::{Base, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
 use hydralora_kernels::ops::activation::{relu, tanh};
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::lstm::{Lstm, lstm};
 use hydralora_kernels::ops::rows::{columns, join_columns};
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use hydralora_model::adapter::{Adapter, KeyValue, Kind, Pass, Site, SiteShape, frozen_linears};
+use hydralora_model::adapter::{Adapter, KeyValue, Kind, Pass, Site, SiteShape};
 use rand::Rng;
 use serde_json::{Map, Value};
 
@@ -209,10 +208,6 @@ impl VirtualTokens {
 }
 
 impl Adapter for VirtualTokens {
-    fn linears(&self, layers: &[(Site, &FrozenLinear)], x: &Var, _: &Pass<'_>) -> Vec<Var> {
-        frozen_linears(layers, x)
-    }
-
     fn rows_stand_alone(&self) -> bool {
         true
     }

@@ -4,7 +4,7 @@
 use crate::Result;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var, no_grad};
-use hydralora_model::adapter::{Adapter, Kind, Pass, Site};
+use hydralora_model::adapter::{Adapter, CustomLinear, Kind, Pass, Site, Update};
 use hydralora_model::{Decoder, Packed, Tokenizer};
 use std::collections::BTreeMap;
 use std::mem::take;
@@ -26,11 +26,24 @@ impl Adapter for BaseAlone {
         true
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
-        if site.layer == 0 && site.kind().overlaps(Kind::GATE) {
-            return frozen.forward(&Var::leaf(x.value().clone()));
+    fn update(&self, site: Site, _rows: usize, _: &Pass<'_>) -> Update<'_> {
+        match site.layer == 0 && site.kind().overlaps(Kind::GATE) {
+            true => Update::Custom(self),
+            false => Update::None,
         }
-        frozen.forward(x)
+    }
+}
+
+impl CustomLinear for BaseAlone {
+    fn forward(
+        &self,
+        _site: Site,
+        x: &Var,
+        frozen: &FrozenLinear,
+        _block_gates: Option<&Var>,
+        _pass: &Pass<'_>,
+    ) -> Var {
+        frozen.forward(&Var::leaf(x.value().clone()))
     }
 }
 
@@ -58,13 +71,24 @@ impl Watch {
 }
 
 impl Adapter for Watch {
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _: &Pass<'_>) -> Var {
-        if self.sites.contains(&site) {
-            let width = x.value().cols();
-            let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-            let sums = sums.entry(site).or_insert_with(|| vec![0.0; self.groups * width]);
-            add_rows(x.value(), &self.of_token, sums);
-        }
+    fn update(&self, site: Site, _rows: usize, _: &Pass<'_>) -> Update<'_> {
+        if self.sites.contains(&site) { Update::Custom(self) } else { Update::None }
+    }
+}
+
+impl CustomLinear for Watch {
+    fn forward(
+        &self,
+        site: Site,
+        x: &Var,
+        frozen: &FrozenLinear,
+        _block_gates: Option<&Var>,
+        _pass: &Pass<'_>,
+    ) -> Var {
+        let width = x.value().cols();
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let sums = sums.entry(site).or_insert_with(|| vec![0.0; self.groups * width]);
+        add_rows(x.value(), &self.of_token, sums);
         frozen.forward(x)
     }
 }

@@ -35,4 +35,4 @@ pub use loops::{
     join, map, map_in_order,
 };
 pub use pool::{Pool, announce, available, release_kept, threads};
-pub use prefetch::{LINE_BYTES, PrefetchPlan, Stream};
+pub use prefetch::{LINE_BYTES, Stream};

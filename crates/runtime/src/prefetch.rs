@@ -137,37 +137,6 @@ impl Announced {
     }
 }
 
-/// The order in which loops read memory, made once and announced step by step.
-#[derive(Clone, Debug, Default)]
-pub struct PrefetchPlan {
-    steps: Vec<Stream>,
-}
-
-impl PrefetchPlan {
-    /// A plan of what each step reads.
-    pub fn new(steps: Vec<Stream>) -> Self {
-        Self { steps }
-    }
-
-    /// Number of steps.
-    pub fn len(&self) -> usize {
-        self.steps.len()
-    }
-
-    /// Whether there is no step.
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
-    /// Announces what `step` reads; call it before the loop that comes before that step. Does nothing
-    /// past the end.
-    pub fn announce(&self, step: usize) {
-        if let Some(stream) = self.steps.get(step) {
-            crate::announce(stream);
-        }
-    }
-}
-
 /// Prefetches the cache line at `address`, which need not be anybody's, into the second-level cache.
 #[inline(always)]
 fn prefetch_second(address: *const i8) {
@@ -225,17 +194,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_plan_announces_its_steps() {
-        let memory = [0_u8; 64];
-        let plan = PrefetchPlan::new(vec![Stream::new([(&memory[..], 8)])]);
-        assert!(plan.len() == 1 && !plan.is_empty());
-        crate::Pool::new(2).enter(|| {
-            plan.announce(0);
-            plan.announce(1);
-            crate::for_each(0..100, |_, _| {});
-        });
     }
 }

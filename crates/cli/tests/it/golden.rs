@@ -79,9 +79,9 @@ impl Case {
         place.succeed(&[&train[..], more].concat());
     }
 
-    /// Insists on the adapter that the earlier build ended with: bit for bit on a machine with the
+    /// Insists on the adapter that the earlier build ended with: within `bound` on a machine with the
     /// same vector instructions, where sums are formed in the same order.
-    fn compare(&self, place: &Place, what: &str) {
+    fn compare(&self, place: &Place, what: &str, bound: f64) {
         let own = place.path("run/adapter");
         for file in ["adapter_config.json", "hydralora.json"] {
             let read = |folder: &Path| -> Value {
@@ -106,7 +106,7 @@ impl Case {
             let apart =
                 norm(&mut found.iter().zip(golden).map(|(a, b)| f64::from(*a) - f64::from(*b)));
             let off = (apart / norm(&mut golden.iter().map(|v| f64::from(*v))).max(1e-30)).sqrt();
-            let bound = if same_machine { 0.0 } else { 1e-3 };
+            let bound = if same_machine { bound } else { 1e-3 };
             assert!(off <= bound, "{} {what}: {name} is off by {off:.1e}", self.name);
         }
     }
@@ -173,7 +173,7 @@ fn checkpoints_of_earlier_builds_are_gone_on_from() {
             fs::copy(entry.path(), into.join(entry.file_name())).unwrap();
         }
         case.train(&place, &["--resume"]);
-        case.compare(&place, "resumed");
+        case.compare(&place, "resumed", 0.0);
         assert_near(&metrics(&place, "loss"), &case.numbers("losses")[4..], &case.name);
     }
     assert!(count >= 6, "{count} checkpoints");
@@ -187,7 +187,8 @@ fn recipes_of_earlier_builds_train_the_same() {
         assert_near(&metrics(&place, "loss"), &case.numbers("losses"), &case.name);
         assert_near(&metrics(&place, "valid_loss"), &case.numbers("valid_losses"), &case.name);
         if case.folder.join("adapter").exists() {
-            case.compare(&place, "trained anew");
+            // How products of small networks are cut is not held still.
+            case.compare(&place, "trained anew", 1e-5);
         }
     }
 }

@@ -1,14 +1,12 @@
 //! The low-rank update, and the small trained networks beside it. The formulas are those of
-//! [`gated_low_rank`](crate::ops::gated_low_rank), step by step.
+//! [`low_rank`](crate::ops::low_rank), step by step.
 
 use super::product::Matrix;
 use super::{Device, DeviceBuffer, Kernel, bits, device_of, pointwise};
 use crate::graph::{ParentGradients, Saved, Var};
 use crate::ops::dropout::Dropout;
-use crate::ops::frozen_linear::FrozenLinear;
-use crate::ops::gated_low_rank::{Gate, LowRank, Mask, Output, gated_low_rank};
+use crate::ops::low_rank::{LowRank, Output, Parent, Parents, Plan, Route, Router};
 use crate::tensor::Tensor;
-use std::ops::Range;
 
 const fn kernel(name: &'static str) -> Kernel {
     Kernel {
@@ -24,14 +22,6 @@ const GATES_BACKWARD: Kernel = kernel("gates_backward");
 const MIX: Kernel = kernel("mix");
 const MIX_BACKWARD: Kernel = kernel("mix_backward");
 const MIX_BACKWARD_GATES: Kernel = kernel("mix_backward_gates");
-
-/// A frozen layer with its update: one after the other.
-pub(crate) fn adapted_linear(x: &Var, frozen: &FrozenLinear, p: &LowRank<'_>) -> Option<Output> {
-    if frozen.placed().is_none() {
-        x.value().device()?;
-    }
-    Some(gated_low_rank(x, frozen.forward(x), p))
-}
 
 /// A product on the device, `left · right`, of whole tensors.
 fn times(device: &Device, left: Matrix<'_>, right: Matrix<'_>) -> Tensor {
@@ -73,51 +63,6 @@ impl Device {
     }
 }
 
-/// Extents of one call, and the gate where there is no router.
-#[derive(Clone, Copy)]
-struct Shape {
-    tokens: usize,
-    inputs: usize,
-    outputs: usize,
-    experts: usize,
-    /// Columns of `z` an expert reads, and all of them.
-    rank: usize,
-    z_cols: usize,
-    /// Rows of `A`.
-    a_rows: usize,
-    constant: f64,
-}
-
-impl Shape {
-    fn h_cols(self) -> usize {
-        self.experts * self.rank
-    }
-
-    fn parameters(self, routed: bool) -> [u32; 6] {
-        let sizes = [self.tokens, self.experts, self.rank, self.z_cols].map(|size| size as u32);
-        let [tokens, experts, rank, z_cols] = sizes;
-        [tokens, experts, rank, z_cols, bits(self.constant), u32::from(routed)]
-    }
-
-    /// The columns of `z` that are computed from one dropped input, with the rows of `A` for them and
-    /// the mask that drops it.
-    fn parts(self, mask: Mask) -> Vec<(Range<usize>, usize, Option<Dropout>)> {
-        let whole = |dropout| vec![(0..self.z_cols, 0, dropout)];
-        match mask {
-            Mask::None => whole(None),
-            Mask::Shared(dropout) => whole(Some(dropout)),
-            Mask::PerExpert(dropout) if self.experts == 1 => whole(Some(dropout)),
-            Mask::PerExpert(dropout) => (0..self.experts)
-                .map(|expert| {
-                    let columns = expert * self.rank..(expert + 1) * self.rank;
-                    let a_first = if self.a_rows == self.rank { 0 } else { columns.start };
-                    (columns, a_first, Some(dropout.stream(expert as u64)))
-                })
-                .collect(),
-        }
-    }
-}
-
 /// `x` under a mask.
 fn dropped(x: &Tensor, mask: Option<Dropout>) -> Tensor {
     let mut x = x.clone();
@@ -127,87 +72,65 @@ fn dropped(x: &Tensor, mask: Option<Dropout>) -> Tensor {
     x
 }
 
-/// What a router reads.
-#[derive(Clone, Copy, PartialEq)]
-enum Reads {
-    Nothing,
-    Input,
-    LowRank,
-    Given,
-}
-
 /// Everything the backward needs.
 struct Kept {
     device: Device,
+    plan: Plan,
     x: Saved,
     z: Tensor,
     gates: Option<Tensor>,
-    a: Tensor,
-    b: Tensor,
-    router: Option<Tensor>,
-    reads: Reads,
-    scale: f64,
-    mask: Mask,
-    shape: Shape,
 }
 
-/// `y0` and the update. The caller has checked that the shapes agree.
-pub(crate) fn update(x: &Var, y0: &Var, p: &LowRank<'_>, z_cols: usize) -> Option<Output> {
-    let (a, b) = (p.a.value(), p.b.value());
-    let shape = Shape {
-        tokens: x.value().rows(),
-        inputs: x.value().cols(),
-        outputs: y0.value().cols(),
-        experts: p.num_experts,
-        rank: b.cols() / p.num_experts,
-        z_cols,
-        a_rows: a.rows(),
-        constant: if matches!(p.gate, Gate::Uniform) { 1.0 / p.num_experts as f64 } else { 1.0 },
-    };
-    let h_len = shape.tokens * shape.h_cols();
-    let device = device_of(&[x.value(), y0.value(), a, b], &[h_len])?;
-    let (reads, router, bias, given) = match p.gate {
-        Gate::One | Gate::Uniform => (Reads::Nothing, None, None, None),
-        Gate::Input { weight, bias } => (Reads::Input, Some(weight), bias, None),
-        Gate::LowRank { weight, bias } => (Reads::LowRank, Some(weight), bias, None),
-        Gate::Given(gates) => (Reads::Given, None, None, Some(gates)),
-    };
+/// Adds the update to `y0`, if there is a device to do it on.
+pub(crate) fn update(x: &Var, y0: &Var, update: &LowRank<'_>, plan: &Plan) -> Option<Output> {
+    let h_len = plan.tokens * plan.h_cols();
+    let device = device_of(&[x.value(), y0.value(), &plan.a, &plan.b], &[h_len])?;
     // Held there once, for the way back too.
-    let [here, a, b] = [x.value(), a, b].map(|tensor| tensor.to_device(&device));
-    let router_value = router.map(|router| router.value().to_device(&device));
+    let (here, plan) = (x.value().to_device(&device), plan.on(&device));
 
-    let z = low_rank_input(&device, &here, &a, p.mask, shape);
-    let scores = router_value.as_ref().map(|router| {
-        let read = if reads == Reads::LowRank { &z } else { &here };
-        product(&device, read, router)
-    });
-    let gates = scores
-        .map(|scores| device.gates(&scores, bias.map(Var::value)))
-        .or_else(|| given.map(|gates| gates.value().to_device(&device)));
-    let h = mixed(&device, &z, gates.as_ref(), shape);
-    let (h, heads) = (device.holding(&h), device.holding(&b));
-    let heads = Matrix::new(&heads, shape.outputs, shape.h_cols()).t();
-    let h = Matrix::new(&h, shape.tokens, shape.h_cols());
-    let y = device.product(h, heads, p.scale, Some(y0.value())).tensor(y0.value().shape());
+    let z = low_rank_input(&device, &here, &plan);
+    let gates = match &plan.route {
+        Route::Constant(_) => None,
+        Route::Given(gates) => Some(gates.clone()),
+        Route::Input(router) => Some(router_of(&device, &here, router)),
+        Route::LowRank(router) => Some(router_of(&device, &z, router)),
+    };
+    let h = mixed(&device, &z, gates.as_ref(), &plan);
+    let (h, heads) = (device.holding(&h), device.holding(&plan.b));
+    let heads = Matrix::new(&heads, plan.outputs, plan.h_cols()).t();
+    let h = Matrix::new(&h, plan.tokens, plan.h_cols());
+    let y = device.product(h, heads, plan.scale, Some(y0.value())).tensor(y0.value().shape());
 
     let none = Var::constant(Tensor::zeros(y.dtype(), [0]));
-    let parents =
-        [x, y0, p.a, p.b, router.unwrap_or(&none), bias.unwrap_or(&none), given.unwrap_or(&none)];
-    let kept = Kept {
-        device,
-        x: x.save(),
-        z,
-        gates: gates.clone(),
-        a,
-        b,
-        router: router_value,
-        reads,
-        scale: p.scale,
-        mask: p.mask,
-        shape,
-    };
-    let y = Var::computed(y, &parents, move |dy, parents| kept.backward(dy, parents));
+    let parents = Parent::all(x, Some(y0), update, &none);
+    let kept = Kept { device, plan, x: x.save(), z, gates: gates.clone() };
+    let y = Var::computed(y, &parents, move |dy, parents| kept.backward(dy, Parents(parents)));
     Some(Output { y, gates })
+}
+
+impl Plan {
+    /// The same with its tensors on `device`.
+    fn on(&self, device: &Device) -> Self {
+        let router = |router: &Router| Router {
+            weight: router.weight.to_device(device),
+            bias: router.bias.as_ref().map(|bias| bias.to_device(device)),
+        };
+        let route = match &self.route {
+            Route::Constant(gate) => Route::Constant(*gate),
+            Route::Input(reads_x) => Route::Input(router(reads_x)),
+            Route::LowRank(reads_z) => Route::LowRank(router(reads_z)),
+            Route::Given(gates) => Route::Given(gates.to_device(device)),
+        };
+        let (a, b) = (self.a.to_device(device), self.b.to_device(device));
+        Self { a, b, route, ..self.clone() }
+    }
+
+    /// The parameters of the kernels that mix.
+    fn parameters(&self) -> [u32; 6] {
+        let sizes = [self.tokens, self.experts, self.rank, self.z_cols].map(|size| size as u32);
+        let [tokens, experts, rank, z_cols] = sizes;
+        [tokens, experts, rank, z_cols, bits(self.constant_gate()), u32::from(self.routed())]
+    }
 }
 
 fn product(device: &Device, x: &Tensor, m: &Tensor) -> Tensor {
@@ -216,133 +139,147 @@ fn product(device: &Device, x: &Tensor, m: &Tensor) -> Tensor {
     times(device, Matrix::new(&left, x.rows(), x.cols()), right)
 }
 
-fn low_rank_input(device: &Device, x: &Tensor, a: &Tensor, mask: Mask, shape: Shape) -> Tensor {
-    let a = device.holding(a);
-    let a = Matrix::new(&a, shape.a_rows, shape.inputs);
-    let z = DeviceBuffer::room(device, shape.tokens * shape.z_cols);
-    for (columns, a_first, dropout) in shape.parts(mask) {
-        let x = device.holding(&dropped(x, dropout));
-        let x = Matrix::new(&x, shape.tokens, shape.inputs);
-        let a = a.rows(a_first, columns.len()).t();
-        device.product_into(&z, columns.start, shape.z_cols, x, a, 1.0, false);
-    }
-    z.tensor([shape.tokens, shape.z_cols])
+/// The gates of a router that reads `read`.
+fn router_of(device: &Device, read: &Tensor, router: &Router) -> Tensor {
+    device.gates(&product(device, read, &router.weight), router.bias.as_ref())
 }
 
-fn mixed(device: &Device, z: &Tensor, gates: Option<&Tensor>, shape: Shape) -> Tensor {
-    let len = shape.tokens * shape.h_cols();
-    let given = shape.parameters(gates.is_some());
+fn low_rank_input(device: &Device, x: &Tensor, plan: &Plan) -> Tensor {
+    let a = device.holding(&plan.a);
+    let a = Matrix::new(&a, plan.a.rows(), plan.inputs);
+    let z = DeviceBuffer::room(device, plan.tokens * plan.z_cols);
+    for part in plan.z_parts() {
+        let x = device.holding(&dropped(x, part.dropout));
+        let x = Matrix::new(&x, plan.tokens, plan.inputs);
+        let a = a.rows(part.a_first, part.columns.len()).t();
+        device.product_into(&z, part.columns.start, plan.z_cols, x, a, 1.0, false);
+    }
+    z.tensor([plan.tokens, plan.z_cols])
+}
+
+fn mixed(device: &Device, z: &Tensor, gates: Option<&Tensor>, plan: &Plan) -> Tensor {
+    let len = plan.tokens * plan.h_cols();
     let z = device.holding(z);
     let gates = gates.map_or_else(|| z.clone(), |gates| device.holding(gates));
-    let [h] = device.each(&MIX, &given, &[&z, &gates], [len], len);
-    h.tensor([shape.tokens, shape.h_cols()])
+    let [h] = device.each(&MIX, &plan.parameters(), &[&z, &gates], [len], len);
+    h.tensor([plan.tokens, plan.h_cols()])
 }
 
 impl Kept {
-    fn backward(&self, dy: Tensor, parents: &mut ParentGradients<'_>) {
+    fn backward(&self, dy: Tensor, mut parents: Parents<'_, '_>) {
         let _part = crate::profile::part("gated_low_rank backward");
-        let (device, shape) = (&self.device, self.shape);
+        let (device, plan) = (&self.device, &self.plan);
         let dy_here = device.holding(&dy);
-        let dy_here = Matrix::new(&dy_here, shape.tokens, shape.outputs);
-        if parents.needs(3) {
-            let h = mixed(device, &self.z, self.gates.as_ref(), shape);
+        let dy_here = Matrix::new(&dy_here, plan.tokens, plan.outputs);
+        if parents.needs(Parent::B) {
+            let h = mixed(device, &self.z, self.gates.as_ref(), plan);
             let h = device.holding(&h);
-            let h = Matrix::new(&h, shape.tokens, shape.h_cols());
-            let db = device.product(dy_here.t(), h, self.scale, None);
-            parents.add(3, db.tensor(self.b.shape()));
+            let h = Matrix::new(&h, plan.tokens, plan.h_cols());
+            let db = device.product(dy_here.t(), h, plan.scale, None);
+            parents.add(Parent::B, db.tensor(plan.b.shape()));
         }
-        if [0, 2, 4, 5, 6].iter().any(|&parent| parents.needs(parent)) {
-            let b = device.holding(&self.b);
-            let b = Matrix::new(&b, shape.outputs, shape.h_cols());
-            let dh = device.product(dy_here, b, self.scale, None);
-            self.below(&dh, parents);
+        if parents.need_below_heads() {
+            let b = device.holding(&plan.b);
+            let b = Matrix::new(&b, plan.outputs, plan.h_cols());
+            let dh = device.product(dy_here, b, plan.scale, None);
+            self.below(&dh, &mut parents);
         }
-        parents.add(1, dy);
+        parents.add(Parent::Base, dy);
     }
 
     /// From the gradient of the mixture to everything it was made of.
-    fn below(&self, dh: &DeviceBuffer, parents: &mut ParentGradients<'_>) {
-        let (device, shape) = (&self.device, self.shape);
-        let given = shape.parameters(self.gates.is_some());
+    fn below(&self, dh: &DeviceBuffer, parents: &mut Parents<'_, '_>) {
+        let (device, plan) = (&self.device, &self.plan);
+        let given = plan.parameters();
         let gates = self.gates.as_ref().map(|gates| device.holding(gates));
-        let z_len = shape.tokens * shape.z_cols;
+        let z_len = plan.tokens * plan.z_cols;
         let inputs = [dh, gates.as_ref().unwrap_or(dh)];
         let [dz] = device.each(&MIX_BACKWARD, &given, &inputs, [z_len], z_len);
-        let mut dz = dz.tensor([shape.tokens, shape.z_cols]);
+        let mut dz = dz.tensor([plan.tokens, plan.z_cols]);
         if let Some(gates) = &self.gates {
             let inputs = [dh, &device.holding(&self.z)];
             let len = gates.len();
             let [dw] = device.each(&MIX_BACKWARD_GATES, &given, &inputs, [len], len);
             let dw = dw.tensor(gates.shape());
-            if self.reads == Reads::Given {
-                parents.add(6, dw);
-            } else {
-                self.router_backward(&device.gates_backward(&dw, gates), &mut dz, parents);
+            match plan.router() {
+                None => parents.add(Parent::Gates, dw),
+                Some(router) => {
+                    let ds = device.gates_backward(&dw, gates);
+                    self.router_gradients(router, &ds, &mut dz, parents);
+                }
             }
         }
         let dz = device.holding(&dz);
-        let dz = Matrix::new(&dz, shape.tokens, shape.z_cols);
-        if parents.needs(2) {
+        let dz = Matrix::new(&dz, plan.tokens, plan.z_cols);
+        if parents.needs(Parent::A) {
             self.a_gradient(dz, parents);
         }
-        if parents.needs(0) {
+        if parents.needs(Parent::X) {
             self.input_gradient(dz, parents);
         }
     }
 
     /// Into the router and what it reads, from the gradient of its scores.
-    fn router_backward(&self, ds: &Tensor, dz: &mut Tensor, parents: &mut ParentGradients<'_>) {
-        let (device, shape) = (&self.device, self.shape);
-        if parents.needs(5) {
-            parents.add(5, device.column_sums(ds));
+    fn router_gradients(
+        &self,
+        router: &Router,
+        ds: &Tensor,
+        dz: &mut Tensor,
+        parents: &mut Parents<'_, '_>,
+    ) {
+        let (device, plan) = (&self.device, &self.plan);
+        if parents.needs(Parent::RouterBias) {
+            parents.add(Parent::RouterBias, device.column_sums(ds));
         }
-        let router = self.router.as_ref().expect("a routed update has a router");
-        let read = router.cols();
+        let reads_z = matches!(plan.route, Route::LowRank(_));
+        let read = router.weight.cols();
         let ds = device.holding(ds);
-        let ds = Matrix::new(&ds, shape.tokens, shape.experts);
-        if parents.needs(4) {
-            let source = if self.reads == Reads::LowRank { self.z.clone() } else { self.x.get() };
+        let ds = Matrix::new(&ds, plan.tokens, plan.experts);
+        if parents.needs(Parent::RouterWeight) {
+            let source = if reads_z { self.z.clone() } else { self.x.get() };
             let source = device.holding(&source);
-            let dw = times(device, ds.t(), Matrix::new(&source, shape.tokens, read));
-            parents.add(4, dw);
+            let dw = times(device, ds.t(), Matrix::new(&source, plan.tokens, read));
+            parents.add(Parent::RouterWeight, dw);
         }
-        let router = device.holding(router);
-        let router = Matrix::new(&router, shape.experts, read);
-        if self.reads == Reads::LowRank {
-            *dz = device.product(ds, router, 1.0, Some(dz)).tensor(dz.shape());
-        } else if parents.needs(0) {
-            add_product(device, parents, 0, ds, router);
+        let weight = device.holding(&router.weight);
+        let weight = Matrix::new(&weight, plan.experts, read);
+        if reads_z {
+            *dz = device.product(ds, weight, 1.0, Some(dz)).tensor(dz.shape());
+        } else if parents.needs(Parent::X) {
+            add_product(device, parents.0, Parent::X as usize, ds, weight);
         }
     }
 
-    fn a_gradient(&self, dz: Matrix<'_>, parents: &mut ParentGradients<'_>) {
-        let (device, shape) = (&self.device, self.shape);
+    fn a_gradient(&self, dz: Matrix<'_>, parents: &mut Parents<'_, '_>) {
+        let (device, plan) = (&self.device, &self.plan);
         let x = self.x.get().to_device(device);
-        let parts = shape.parts(self.mask);
+        let parts = plan.z_parts();
         // Experts with one `A` between them add up in it.
-        let shared = parts.len() > 1 && shape.a_rows == shape.rank;
-        let da = DeviceBuffer::room(device, shape.a_rows * shape.inputs);
-        for (index, (columns, a_first, dropout)) in parts.into_iter().enumerate() {
-            let x = device.holding(&dropped(&x, dropout));
-            let x = Matrix::new(&x, shape.tokens, shape.inputs);
-            let dz = dz.columns(columns.start, columns.len()).t();
-            let start = a_first * shape.inputs;
-            device.product_into(&da, start, shape.inputs, dz, x, 1.0, shared && index > 0);
+        let shared = parts.len() > 1 && plan.a.rows() == plan.rank;
+        let da = DeviceBuffer::room(device, plan.a.len());
+        for (index, part) in parts.into_iter().enumerate() {
+            let x = device.holding(&dropped(&x, part.dropout));
+            let x = Matrix::new(&x, plan.tokens, plan.inputs);
+            let dz = dz.columns(part.columns.start, part.columns.len()).t();
+            let start = part.a_first * plan.inputs;
+            device.product_into(&da, start, plan.inputs, dz, x, 1.0, shared && index > 0);
         }
-        parents.add(2, da.tensor(self.a.shape()));
+        parents.add(Parent::A, da.tensor(plan.a.shape()));
     }
 
-    fn input_gradient(&self, dz: Matrix<'_>, parents: &mut ParentGradients<'_>) {
-        let (device, shape) = (&self.device, self.shape);
-        let a = device.holding(&self.a);
-        let a = Matrix::new(&a, shape.a_rows, shape.inputs);
-        for (columns, a_first, dropout) in shape.parts(self.mask) {
-            let dz = dz.columns(columns.start, columns.len());
-            let a = a.rows(a_first, columns.len());
-            if dropout.is_none() {
-                add_product(device, parents, 0, dz, a);
-            } else {
-                parents.add(0, dropped(&times(device, dz, a), dropout));
+    fn input_gradient(&self, dz: Matrix<'_>, parents: &mut Parents<'_, '_>) {
+        let (device, plan) = (&self.device, &self.plan);
+        let a = device.holding(&plan.a);
+        let a = Matrix::new(&a, plan.a.rows(), plan.inputs);
+        for part in plan.z_parts() {
+            let dz = dz.columns(part.columns.start, part.columns.len());
+            let a = a.rows(part.a_first, part.columns.len());
+            match part.dropout {
+                None => add_product(device, parents.0, Parent::X as usize, dz, a),
+                Some(_) => {
+                    let dx = dropped(&times(device, dz, a), part.dropout);
+                    parents.add(Parent::X, dx);
+                }
             }
         }
     }

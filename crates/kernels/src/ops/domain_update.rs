@@ -11,7 +11,7 @@ use crate::buffer::Buffer;
 use crate::dispatch;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
-use crate::ops::gated_low_rank::add_product;
+use crate::ops::product::add_product;
 use crate::tensor::{Tensor, TensorElement};
 
 /// `a b` for `a: [m, k]` and `b: [k, n]`.

@@ -143,7 +143,7 @@ impl FrozenLinear {
     }
 
     /// What a product of `layers` with a few rows of one input reads, for
-    /// a [`PrefetchPlan`](hydralora_runtime::PrefetchPlan).
+    /// [`announce`](hydralora_runtime::announce).
     pub fn stream(layers: &[&Self]) -> Stream {
         few::stream(layers)
     }
@@ -220,7 +220,7 @@ impl FrozenLinear {
             return if rows >= dense::FEWEST_ROWS {
                 self.apply_packed(x)
             } else {
-                let part = few::Part { layer: self, update: None };
+                let part = few::Part { layer: self, updates: &[] };
                 let mut out = few::products(x.data::<f32>(), rows, &[part]);
                 Tensor::new(out.remove(0), [rows, out_features])
             };

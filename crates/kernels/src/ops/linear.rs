@@ -3,7 +3,7 @@
 use crate::dispatch;
 use crate::graph::Var;
 use crate::matmul::Mat;
-use crate::ops::gated_low_rank::{add_product, column_sums, product};
+use crate::ops::product::{add_product, column_sums, product};
 use crate::simd;
 use crate::tensor::Tensor;
 

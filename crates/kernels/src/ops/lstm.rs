@@ -11,7 +11,7 @@ use crate::dispatch;
 use crate::element::Element;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
-use crate::ops::gated_low_rank::{add_product, column_sums, product};
+use crate::ops::product::{add_product, column_sums, product};
 use crate::tensor::{Tensor, TensorElement};
 
 /// The trainable tensors of one direction of a layer of width `h`.

@@ -1,7 +1,7 @@
-//! The differentiable operations, one file each: formula, forward, backward, tests.
+//! The differentiable operations, one file each: formula, forward, backward, tests. The low-rank
+//! update has a folder: one formula, and a kernel for each number of rows and type.
 
 pub mod activation;
-pub mod adapted_linear;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;
@@ -10,10 +10,11 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod frozen_linear;
-pub mod gated_low_rank;
 pub mod linear;
+pub mod low_rank;
 pub mod lstm;
 pub mod orthogonality;
+mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;

@@ -134,6 +134,33 @@ pub fn select_rows(x: &Tensor, rows: &[usize]) -> Tensor {
     })
 }
 
+/// Puts the rows of all `parts: [T_i, d]` one after the other, giving `[Σ T_i, d]`.
+///
+/// # Panics
+/// If there is no part, or if the widths differ.
+pub fn join_rows(parts: &[Var]) -> Var {
+    let (width, dtype) = (parts[0].value().cols(), parts[0].value().dtype());
+    let heights: Vec<usize> = parts.iter().map(|part| part.value().rows()).collect();
+    let rows = heights.iter().sum();
+    assert!(parts.iter().all(|part| part.value().cols() == width), "rows of different widths");
+    let value = dispatch!(dtype, |E| {
+        let mut out = Vec::<E>::with_capacity(rows * width);
+        parts.iter().for_each(|part| out.extend_from_slice(part.value().data::<E>()));
+        Tensor::new(out, [rows, width])
+    });
+    let parents: Vec<&Var> = parts.iter().collect();
+    Var::computed(value, &parents, move |gradient, parents| {
+        let mut first = 0;
+        for (index, height) in heights.into_iter().enumerate() {
+            let rows: Vec<usize> = (first..first + height).collect();
+            first += height;
+            if parents.needs(index) {
+                parents.add(index, select_rows(&gradient, &rows));
+            }
+        }
+    })
+}
+
 /// Columns `range` of `x: [T, n]`.
 ///
 /// # Panics
@@ -202,6 +229,7 @@ mod tests {
         check::gradients(&[&[4, 5]], |v| {
             join_columns(&columns(&v[0], 2..5), &columns(&v[0], 0..3))
         });
+        check::gradients(&[&[2, 3], &[0, 3], &[4, 3]], join_rows);
     }
 
     #[test]

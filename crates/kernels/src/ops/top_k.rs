@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::DType;
     use crate::check;
-    use crate::ops::gated_low_rank::router_gates;
+    use crate::ops::low_rank::router_gates;
 
     #[test]
     fn gradients_match_finite_differences() {

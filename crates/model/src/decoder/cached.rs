@@ -3,13 +3,14 @@
 use super::layers::{Attention, Forward, KeepGraph};
 use super::lead::Lead;
 use super::{Decoder, Packed, check_finite};
-use crate::adapter::{Adapter, KeyValue, Pass};
+use crate::adapter::{Adapter, Adapters, KeyValue, Pass, joined};
 use crate::cache::{Cache, LayerCache};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend, stream as keys_stream};
 use hydralora_kernels::ops::rows::{drop_rows, lead_offsets};
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 use hydralora_runtime::Stream;
+use std::ops::Range;
 
 /// Tokens below which a pass is bound by reading the weights.
 pub(super) const FEW_TOKENS: usize = 8;
@@ -27,14 +28,27 @@ impl Decoder {
         adapter: &dyn Adapter,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
+        self.extend_each(batch, caches, &vec![adapter; caches.len()], pass)
+    }
+
+    /// [`extend`](Self::extend) with an adapter of its own for each sequence. The base's weights are
+    /// read once for all of them; a sequence's result does not depend on the others.
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and if one of several adapters puts learned positions before a
+    /// sequence that starts here: such a sequence starts in a pass of its own.
+    pub fn extend_each(
+        &self,
+        batch: Packed<'_>,
+        caches: &mut [Cache],
+        adapters: &[&dyn Adapter],
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
         assert_eq!(caches.len() + 1, batch.offsets.len(), "one cache per sequence");
+        assert_eq!(caches.len(), adapters.len(), "one adapter per sequence");
         let _guard = no_grad();
         let starts: Vec<bool> = caches.iter().map(|cache| cache.rows() == 0).collect();
-        let lead = if starts.contains(&true) {
-            Lead::of(adapter, self.layers.len(), pass)
-        } else {
-            Lead::none(self.layers.len())
-        };
+        let lead = self.common_lead(adapters, batch.offsets, &starts, pass)?;
         let past = |s: usize| if starts[s] { lead.rows() } else { caches[s].rows() };
         self.validate(batch, past)?;
         let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
@@ -45,7 +59,13 @@ impl Decoder {
             })
             .map(|position| position as u32)
             .collect();
-        let run = Forward { adapter, pass, tables: self.rope_tables(&positions), rows: None };
+        let run = Forward {
+            adapters: Adapters::of_sequences(adapters, &offsets),
+            pass,
+            tables: self.rope_tables(&positions),
+            rows: None,
+        };
+        let of_tokens = Adapters::of_sequences(adapters, batch.offsets);
         let mut attention = CachedAttention {
             offsets: &offsets,
             starts: &starts,
@@ -53,7 +73,10 @@ impl Decoder {
             caches,
             bound_by_memory: batch.tokens.len() < FEW_TOKENS && self.dtype == DType::F32,
         };
-        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let embedded = |(_, rows, adapter): (usize, Range<usize>, &dyn Adapter)| {
+            adapter.embed(&batch.tokens[rows], &self.embedding)
+        };
+        let embeddings = joined(of_tokens.groups(batch.tokens.len()).map(embedded).collect());
         let h = lead.before(embeddings, batch.offsets, &starts);
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         for (s, cache) in caches.iter_mut().enumerate() {
@@ -62,9 +85,32 @@ impl Decoder {
             }
             cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
         }
-        let h = self.final_norm(&h, adapter);
+        let h = self.final_norm(&h, &run.adapters);
         check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
+    }
+
+    /// What the adapter puts before the sequences that start; several adapters put nothing.
+    fn common_lead(
+        &self,
+        adapters: &[&dyn Adapter],
+        offsets: &[usize],
+        starts: &[bool],
+        pass: &Pass<'_>,
+    ) -> Result<Lead> {
+        let none = || Lead::none(self.layers.len());
+        let starting: Vec<&dyn Adapter> =
+            adapters.iter().zip(starts).filter(|(_, start)| **start).map(|(a, _)| *a).collect();
+        if starting.is_empty() {
+            return Ok(none());
+        }
+        if let Adapters::One(adapter) = Adapters::of_sequences(adapters, offsets) {
+            return Ok(Lead::of(adapter, self.layers.len(), pass));
+        }
+        if starting.iter().any(|adapter| self.lead_rows(*adapter, pass) > 0) {
+            return Err(Error::LeadNeedsOwnPass);
+        }
+        Ok(none())
     }
 }
 

@@ -1,14 +1,16 @@
 //! The layers of a decoder, and the one loop over them.
 
 use super::Decoder;
-use crate::adapter::{Adapter, Pass};
+use crate::adapter::{Adapters, Pass, joined};
 use crate::config::RopeConfig;
 use crate::family::kit::LayerContext;
 use crate::site::{Linear, NormSite, Site};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::RopeTable;
+use hydralora_kernels::ops::rows::take_rows;
 use hydralora_runtime::{Stream, announce};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -98,7 +100,7 @@ impl Keep for KeepGraph {}
 
 /// What is the same for all layers of a pass.
 pub(crate) struct Forward<'a> {
-    pub(crate) adapter: &'a dyn Adapter,
+    pub(crate) adapters: Adapters<'a>,
     pub(crate) pass: &'a Pass<'a>,
     pub(crate) tables: RopeTables,
     /// Rows whose output is wanted of the last layer; all if none.
@@ -161,6 +163,32 @@ impl Recorder {
     }
 }
 
+/// Normalises rows with the weight that their adapter has for the norm at `site`.
+pub(crate) fn norm(
+    adapters: &Adapters<'_>,
+    site: NormSite,
+    frozen: &Var,
+    x: &Var,
+    epsilon: f64,
+) -> Var {
+    let weights = adapters.groups(x.value().rows());
+    let weights: Vec<_> =
+        weights.map(|(_, rows, adapter)| (rows, adapter.norm(site, frozen))).collect();
+    match &weights[..] {
+        [(_, weight)] => rms_norm(x, weight, epsilon),
+        all if all.iter().all(|(_, weight)| std::ptr::eq(*weight, frozen)) => {
+            rms_norm(x, frozen, epsilon)
+        }
+        all => {
+            let part = |(rows, weight): &(Range<usize>, &Var)| {
+                let rows: Vec<usize> = rows.clone().collect();
+                rms_norm(&take_rows(x, &rows), weight, epsilon)
+            };
+            joined(all.iter().map(part).collect())
+        }
+    }
+}
+
 impl Decoder {
     /// The angles of `positions`, one per row of the pass.
     pub(super) fn rope_tables(&self, positions: &[u32]) -> RopeTables {
@@ -193,7 +221,7 @@ impl Decoder {
                 index,
                 layer,
                 config: &self.config,
-                adapter: run.adapter,
+                adapters: &run.adapters,
                 pass: run.pass,
                 rope: layer.rope.map(|rope| &run.tables.0[rope]),
                 attention: &mut *attention,

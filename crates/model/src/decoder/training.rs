@@ -7,7 +7,7 @@
 use super::layers::{Forward, Keep, KeepGraph};
 use super::lead::{Lead, PackedAttention, Placed};
 use super::{Decoder, IGNORE_LABEL, Packed, check_finite};
-use crate::adapter::{Adapter, KeyValue, Pass};
+use crate::adapter::{Adapter, Adapters, KeyValue, Pass};
 use crate::error::{Error, Result};
 use crate::site::Site;
 use hydralora_kernels::ops::cross_entropy::CrossEntropy;
@@ -54,8 +54,9 @@ impl Decoder {
         let early = adapter.rows_stand_alone();
         let micro_batch = MicroBatch {
             decoder: self,
+            adapter,
             run: Forward {
-                adapter,
+                adapters: Adapters::One(adapter),
                 pass,
                 tables: placed.rope_tables(self),
                 rows: early.then_some(&rows.at),
@@ -106,6 +107,7 @@ impl LabelRows {
 /// A micro-batch on its way through the decoder.
 struct MicroBatch<'a> {
     decoder: &'a Decoder,
+    adapter: &'a dyn Adapter,
     run: Forward<'a>,
     rows: &'a LabelRows,
     factor: f64,
@@ -115,9 +117,9 @@ struct MicroBatch<'a> {
 impl MicroBatch<'_> {
     /// From the last layer's output to the loss with what the adapter adds: the sum of both, and each.
     fn loss(&self, h: &Var) -> Result<(Var, f64, f64)> {
-        let Forward { adapter, pass, rows, .. } = self.run;
-        let h = if rows.is_some() { h.clone() } else { take_rows(h, &self.rows.at) };
-        let hidden = self.decoder.final_norm(&h, adapter);
+        let (adapter, pass) = (self.adapter, self.run.pass);
+        let h = if self.run.rows.is_some() { h.clone() } else { take_rows(h, &self.rows.at) };
+        let hidden = self.decoder.final_norm(&h, &self.run.adapters);
         check_finite(hidden.value())?;
         let found: CrossEntropy =
             self.decoder.loss_with(adapter, &hidden, &self.rows.labels, self.factor);

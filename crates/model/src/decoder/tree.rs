@@ -8,7 +8,7 @@
 use super::layers::{Attention, Forward, KeepGraph};
 use super::lead::Lead;
 use super::{Decoder, check_finite};
-use crate::adapter::{Adapter, Pass};
+use crate::adapter::{Adapter, Adapters, Pass};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend};
@@ -128,11 +128,11 @@ impl Decoder {
         }
         self.validate_tokens(tree.tokens)?;
         let tables = self.rope_tables(&layout.positions());
-        let run = Forward { adapter, pass, tables, rows: None };
+        let run = Forward { adapters: Adapters::One(adapter), pass, tables, rows: None };
         let h = adapter.embed(tree.tokens, &self.embedding);
         let mut attention = TreeAttention { layout: &layout, cache };
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
-        let hidden = self.final_norm(&h, adapter).into_value();
+        let hidden = self.final_norm(&h, &run.adapters).into_value();
         check_finite(&hidden)?;
         Ok(hidden)
     }

@@ -1,15 +1,14 @@
 //! What a family's code is written with: names that many families share, and a decoder layer during a
 //! pass.
 
-use crate::adapter::{Adapter, Pass};
+use crate::adapter::{self, Adapters, Pass};
 use crate::config::{ModelConfig, RopeConfig};
-use crate::decoder::layers::{Attention, Following, Layer, Recorder, Step};
+use crate::decoder::layers::{Attention, Following, Layer, Recorder, Step, norm};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::take_rows;
 use hydralora_kernels::ops::swiglu::swiglu;
@@ -124,7 +123,7 @@ pub struct LayerContext<'a> {
     pub(crate) index: usize,
     pub(crate) layer: &'a Layer,
     pub(crate) config: &'a ModelConfig,
-    pub(crate) adapter: &'a dyn Adapter,
+    pub(crate) adapters: &'a Adapters<'a>,
     pub(crate) pass: &'a Pass<'a>,
     /// Of this layer; none where nothing is rotated.
     pub(crate) rope: Option<&'a RopeTable>,
@@ -147,7 +146,7 @@ impl LayerContext<'_> {
     /// Normalises `x` by the root mean square of its rows, with the weight of that name.
     pub fn norm(&self, name: &'static str, x: &Var) -> Var {
         let (site, weight) = self.layer.norm(name);
-        rms_norm(x, self.adapter.norm(site, weight), self.config.rms_norm_eps)
+        norm(self.adapters, site, weight, x, self.config.rms_norm_eps)
     }
 
     /// Normalises every head of `x: [T, heads · head_dim]` by itself, with a weight `[head_dim]`.
@@ -159,15 +158,14 @@ impl LayerContext<'_> {
     pub fn linears<const N: usize>(&self, linears: [&Linear; N], x: &Var) -> [Var; N] {
         let layers = linears.map(|linear| self.layer.linear(linear));
         self.reads(|| Step::Weights(FrozenLinear::stream(&layers.map(|(_, frozen)| frozen))));
-        let outputs = self.adapter.linears(&layers, x, self.pass);
+        let outputs = adapter::linears(self.adapters, &layers, x, self.pass);
         outputs.try_into().unwrap_or_else(|_| panic!("an adapter gives one output for each layer"))
     }
 
     /// Applies one linear layer, and what the adapter adds to it, to `x: [T, in]`.
     pub fn linear(&self, linear: &Linear, x: &Var) -> Var {
-        let (site, frozen) = self.layer.linear(linear);
-        self.reads(|| Step::Weights(FrozenLinear::stream(&[frozen])));
-        self.adapter.linear(site, x, frozen, self.pass)
+        let [output] = self.linears([linear], x);
+        output
     }
 
     /// Rotates every head of `x` by its token's position.

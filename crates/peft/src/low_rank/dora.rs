@@ -2,13 +2,13 @@
 
 use crate::merge::Factors;
 use crate::trainable::{Role, Trainable};
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::dropout::dropout;
 use hydralora_kernels::ops::elementwise::{
     add, scale, scale_columns, scale_columns_in_place, shift_columns,
 };
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{LowRank, Mask, gated_low_rank};
+use hydralora_kernels::ops::low_rank::adapted_linear;
+use hydralora_kernels::ops::low_rank::{LowRank, Mask, gated_low_rank};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::Site;
 use std::sync::{Mutex, OnceLock, PoisonError};

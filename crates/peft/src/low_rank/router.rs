@@ -3,9 +3,8 @@
 use super::spec::RouteOn;
 use crate::random::{kaiming_bound, uniform};
 use crate::trainable::{Role, Trainable};
-use hydralora_kernels::ops::gated_low_rank::{Gate, router_gates};
-use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Kind, Site, SiteShape};
+use hydralora_kernels::{DType, Tensor};
+use hydralora_model::adapter::{Choice, Kind, Reads, Router, Site, SiteShape};
 use hydralora_model::family::kit::{GATE_PROJ, Q_PROJ};
 use std::fmt;
 
@@ -43,17 +42,16 @@ impl RouterWeights {
         std::iter::once(&mut self.weight).chain(&mut self.bias)
     }
 
-    /// The gates `[T, N]` of the rows of `x: [T, in]`.
-    pub(super) fn gates(&self, x: &Var) -> Var {
-        router_gates(x, self.weight.var(), self.bias.as_ref().map(Trainable::var))
-    }
-
-    /// The gate of an update that computes the router's gates itself.
-    pub(super) fn gate(&self, route_on: RouteOn) -> Gate<'_> {
-        let (weight, bias) = (self.weight.var(), self.bias.as_ref().map(Trainable::var));
-        match route_on {
-            RouteOn::X => Gate::Input { weight, bias },
-            RouteOn::A => Gate::LowRank { weight, bias },
+    /// The router as the base model applies it.
+    pub(super) fn router(&self, route_on: RouteOn, choice: Choice) -> Router {
+        Router {
+            weight: self.weight.var().clone(),
+            bias: self.bias.as_ref().map(|bias| bias.var().clone()),
+            reads: match route_on {
+                RouteOn::X => Reads::Input,
+                RouteOn::A => Reads::LowRank,
+            },
+            choice,
         }
     }
 
@@ -94,16 +92,6 @@ impl Block {
     /// The block that a linear layer belongs to.
     pub(super) fn of(site: Site) -> Self {
         Self { layer: site.layer, name: site.linear.block() }
-    }
-
-    /// Index of the decoder layer.
-    pub(super) fn layer(self) -> usize {
-        self.layer
-    }
-
-    /// The block's name within the decoder layer.
-    pub(super) fn name(self) -> &'static str {
-        self.name
     }
 
     /// A linear layer whose input is the block's input.

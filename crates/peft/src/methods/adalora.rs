@@ -16,7 +16,6 @@
 use crate::described::Described;
 use crate::error::{Error, Fault, Result};
 use crate::io::{plain_name, site_of};
-use crate::merge::{Factors, Gates, Merge};
 use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, to_map};
 use crate::random::{layer_dropout, normal};
@@ -24,13 +23,11 @@ use crate::section::read_section;
 use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, export_by_name, take_tensor};
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::elementwise::{add, scale, scale_rows};
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask};
+use hydralora_kernels::ops::low_rank::Mask;
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
-use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch, no_grad};
-use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch};
+use hydralora_model::adapter::{Adapter, HeadGates, LowRankUpdate, Pass, Site, SiteShape, Update};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
@@ -398,19 +395,17 @@ impl Adapter for AdaLoraAdapter {
         true
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
+    fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
+        let Some(tensors) = self.sites.get(&site) else { return Update::None };
         let dropout = layer_dropout(site, self.options.dropout, pass);
-        let scaled = scale_rows(tensors[A].var(), tensors[E].var());
-        let update = LowRank {
-            a: &scaled,
-            b: tensors[B].var(),
+        Update::LowRank(LowRankUpdate {
+            a: scale_rows(tensors[A].var(), tensors[E].var()),
+            b: tensors[B].var().clone(),
             num_experts: 1,
-            gate: Gate::One,
+            gates: HeadGates::Sum,
             scale: self.options.peft_scale(),
             mask: dropout.map_or(Mask::None, Mask::Shared),
-        };
-        adapted_linear(x, frozen, &update).y
+        })
     }
 }
 
@@ -574,18 +569,6 @@ impl TrainHooks for AdaLoraAdapter {
     }
 }
 
-impl Mergeable for AdaLoraAdapter {
-    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
-        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
-        let _guard = no_grad();
-        Merge::Delta(Box::new(Factors {
-            a: scale_rows(tensors[A].var(), tensors[E].var()).into_value(),
-            b: tensors[B].parameter.value().clone(),
-            scale: self.options.peft_scale(),
-            num_experts: 1,
-            beside: None,
-        }))
-    }
-}
+impl Mergeable for AdaLoraAdapter {}
 
 impl Tuned for AdaLoraAdapter {}

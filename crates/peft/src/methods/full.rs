@@ -16,9 +16,8 @@ use crate::tuned::{
 };
 use hydralora_kernels::ops::embedding::embedding;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, NormSite, Pass, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, NormSite, Pass, Site, SiteShape, Update};
 use hydralora_model::durable::write_file;
 use hydralora_model::{ModelConfig, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -146,10 +145,10 @@ impl Adapter for FullModel {
         true
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _pass: &Pass<'_>) -> Var {
+    fn update(&self, site: Site, _rows: usize, _pass: &Pass<'_>) -> Update<'_> {
         match self.var(&format!("{site}.weight")) {
-            Some(weight) => linear(x, weight, self.var(&format!("{site}.bias"))),
-            None => frozen.forward(x),
+            Some(weight) => Update::Replace(weight, self.var(&format!("{site}.bias"))),
+            None => Update::None,
         }
     }
 

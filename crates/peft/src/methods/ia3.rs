@@ -5,16 +5,13 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::merge::{Gates, Merge};
 use crate::method::MethodOptions;
 use crate::options::{refuse_unless, to_map};
 use crate::targets::{Targets, module_names};
 use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name};
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, Tuned};
-use hydralora_kernels::ops::elementwise::{scale_columns, scale_columns_in_place};
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_kernels::{DType, Tensor};
+use hydralora_model::adapter::{Adapter, Pass, Side, Site, SiteShape, Update};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -123,14 +120,10 @@ impl Adapter for Ia3Adapter {
         true
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, _pass: &Pass<'_>) -> Var {
-        match self.sites.get(&site) {
-            None => frozen.forward(x),
-            Some(factors) if factors.feedforward => {
-                frozen.forward(&scale_columns(x, factors.l.var()))
-            }
-            Some(factors) => scale_columns_in_place(frozen.forward(x), factors.l.var()),
-        }
+    fn update(&self, site: Site, _rows: usize, _pass: &Pass<'_>) -> Update<'_> {
+        let Some(factors) = self.sites.get(&site) else { return Update::None };
+        let side = if factors.feedforward { Side::Input } else { Side::Output };
+        Update::Scale(side, factors.l.var())
     }
 }
 
@@ -185,17 +178,6 @@ impl Persist for Ia3Adapter {
 
 impl TrainHooks for Ia3Adapter {}
 
-impl Mergeable for Ia3Adapter {
-    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
-        match self.sites.get(&site) {
-            None => Merge::Unchanged,
-            Some(factors) => {
-                let l = factors.l.parameter.value();
-                let l = l.clone().reshape([l.len()]);
-                if factors.feedforward { Merge::ScaleInput(l) } else { Merge::ScaleOutput(l) }
-            }
-        }
-    }
-}
+impl Mergeable for Ia3Adapter {}
 
 impl Tuned for Ia3Adapter {}

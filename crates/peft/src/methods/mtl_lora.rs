@@ -15,7 +15,7 @@
 use crate::described::Described;
 use crate::error::{Error, Fault, Result};
 use crate::low_rank::layout::{head_columns, set_head_columns};
-use crate::merge::{Factors, Gates, Merge};
+use crate::merge::{Gates, Merge};
 use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
 use crate::random::{kaiming_bound, layer_dropout, uniform};
@@ -23,13 +23,11 @@ use crate::section::read_section;
 use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, take_tensor};
 use crate::tuned::{DomainAware, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
-use hydralora_kernels::ops::adapted_linear::adapted_linear;
 use hydralora_kernels::ops::domain_update::{matrix_product, weighted_heads};
-use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::gated_low_rank::{Gate, LowRank, Mask, router_gates};
+use hydralora_kernels::ops::low_rank::{Mask, router_gates};
 use hydralora_kernels::ops::rows::take_rows;
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
-use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
+use hydralora_model::adapter::{Adapter, HeadGates, LowRankUpdate, Pass, Site, SiteShape, Update};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -272,22 +270,22 @@ impl Adapter for MtlLora {
         self.chosen.is_some()
     }
 
-    fn linear(&self, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
-        let Some(tensors) = self.sites.get(&site) else { return frozen.forward(x) };
-        let (domains, gates) = self.domains_of(pass, x.value().rows(), x.value().dtype());
+    fn update(&self, site: Site, rows: usize, pass: &Pass<'_>) -> Update<'_> {
+        let Some(tensors) = self.sites.get(&site) else { return Update::None };
+        let dtype = tensors.own[A].var().value().dtype();
+        let (domains, gates) = self.domains_of(pass, rows, dtype);
         if domains.is_empty() {
-            return frozen.forward(x);
+            return Update::None;
         }
         let (a, b) = self.updates(tensors, &domains);
-        let update = LowRank {
-            a: &a,
-            b: &b,
+        Update::LowRank(LowRankUpdate {
+            a,
+            b,
             num_experts: domains.len(),
-            gate: gates.as_ref().map_or(Gate::One, Gate::Given),
+            gates: gates.map_or(HeadGates::Sum, HeadGates::Given),
             scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
             mask: layer_dropout(site, self.options.dropout, pass).map_or(Mask::None, Mask::Shared),
-        };
-        adapted_linear(x, frozen, &update).y
+        })
     }
 }
 
@@ -384,23 +382,15 @@ impl TrainHooks for MtlLora {
 }
 
 impl Mergeable for MtlLora {
-    fn merge(&self, site: Site, _gates: &Gates) -> Merge<'_> {
-        let Some(tensors) = self.sites.get(&site) else { return Merge::Unchanged };
-        let Some(domain) = self.chosen else {
+    fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
+        if self.chosen.is_none() && self.sites.contains_key(&site) {
             return Merge::Refused(format!(
                 "it does something else to the weight for every domain; choose one with --domain: {}",
                 self.options.domains.join(", ")
             ));
-        };
+        }
         let _guard = no_grad();
-        let (a, b) = self.updates(tensors, &[domain]);
-        Merge::Delta(Box::new(Factors {
-            a: a.into_value(),
-            b: b.into_value(),
-            scale: scale(self.options.alpha, self.options.rank, self.options.use_rslora),
-            num_experts: 1,
-            beside: None,
-        }))
+        Merge::of(site, self.update(site, 0, &Pass::inference()), gates)
     }
 }
 

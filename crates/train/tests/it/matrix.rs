@@ -1,5 +1,6 @@
 //! What every method has to do, on a trained model of 260,032 parameters.
 
+mod batches;
 mod domains;
 mod merge;
 

@@ -7,6 +7,7 @@ use crate::buffer::Buffer;
 use crate::simd::{self, vectorize};
 use hydralora_runtime::{Stream, each_mut, for_each};
 use integer::Rounded;
+use std::ops::Range;
 
 pub(crate) mod float;
 mod integer;
@@ -20,11 +21,13 @@ const TASK_BYTES: usize = 1 << 16;
 /// A layer, and what is added to its product.
 pub(crate) struct Part<'a> {
     pub(crate) layer: &'a FrozenLinear,
-    pub(crate) update: Option<Update<'a>>,
+    pub(crate) updates: &'a [Update<'a>],
 }
 
-/// `h Uᵀ`.
+/// `h Uᵀ`, added to some rows of a product.
 pub(crate) struct Update<'a> {
+    /// The rows.
+    pub(crate) rows: Range<usize>,
     /// `U: [out, k]`.
     pub(crate) up: &'a [f32],
     /// Gives `h: [rows, k]`; asked for by every thread, when it has multiplied by some rows of the
@@ -36,7 +39,9 @@ pub(crate) struct Update<'a> {
 struct Task<'a, 'p> {
     part: &'a Part<'p>,
     rounded: Option<&'a Rounded>,
-    /// The first of them.
+    /// Which of the part's tasks this is.
+    number: usize,
+    /// The first of the outputs.
     first: usize,
     /// `[outputs, rows]`.
     out: &'a mut [f32],
@@ -71,7 +76,10 @@ pub(crate) fn products(x: &[f32], rows: usize, parts: &[Part<'_>]) -> Vec<Buffer
         let rounded = rounded.and_then(|(_, rounded)| rounded.as_ref());
         let task_rows = task_rows(part.layer);
         let stretches = turned.chunks_mut(task_rows * rows).enumerate();
-        tasks.extend(stretches.map(|(at, out)| Task { part, rounded, first: at * task_rows, out }));
+        tasks.extend(stretches.map(|(number, out)| {
+            let first = number * task_rows;
+            Task { part, rounded, number, first, out }
+        }));
     }
     for_each(each_mut(&mut tasks), |_, task| task.run(x, rows, inputs));
     turned.into_iter().map(|turned| transposed(turned, rows)).collect()
@@ -94,14 +102,14 @@ pub(crate) fn transposed(turned: Buffer<f32>, rows: usize) -> Buffer<f32> {
 
 impl Task<'_, '_> {
     fn run(&mut self, x: &[f32], rows: usize, inputs: usize) {
-        let Self { part: Part { layer, update }, rounded, first, out } = self;
+        let Self { part: Part { layer, updates }, rounded, number, first, out } = self;
         let count = out.len() / rows;
         let range = *first..*first + count;
-        if let Some(Update { up, h }) = update {
-            // Whoever is first has nothing to wait for.
-            if range.start == 0 {
-                h();
-            }
+        // The first tasks compute one `h` each before anybody waits for it.
+        if let Some(update) = updates.get(*number) {
+            (update.h)();
+        }
+        for Update { up, .. } in *updates {
             let inner = up.len() / layer.out_features();
             fetch(&up[range.start * inner..range.end * inner], 0);
         }
@@ -124,9 +132,9 @@ impl Task<'_, '_> {
                 }
             },
         }
-        if let Some(Update { up, h }) = update {
-            let h = h();
-            float::add_products(Rows::whole(up, h.len() / rows), h, range.clone(), rows, out);
+        for Update { rows: of, up, h } in updates.iter().filter(|update| !update.rows.is_empty()) {
+            let (h, out) = (h(), &mut out[of.start..]);
+            float::add_products(Rows::whole(up, h.len() / of.len()), h, range.clone(), rows, out);
         }
         if let Some(bias) = layer.bias() {
             for (out, &bias) in out.chunks_exact_mut(rows).zip(&bias.data::<f32>()[range.start..]) {

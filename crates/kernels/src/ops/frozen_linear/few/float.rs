@@ -21,6 +21,7 @@ const STEP: usize = 2 * LANES;
 const SIDE_BY_SIDE: usize = 3;
 
 /// Adds the products of rows `range` of `weight` with `x`, as long as they, to `out: [range, rows]`.
+/// There may be fewer rows of `x` than `rows`: the others of `out` are left alone.
 pub(crate) fn add_products(
     weight: Rows<'_, f32>,
     x: &[f32],

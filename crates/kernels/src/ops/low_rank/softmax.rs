@@ -1,0 +1,82 @@
+//! The softmax of routers, and a router as a value of its own.
+
+use crate::dispatch;
+use crate::element::Element;
+use crate::graph::Var;
+use crate::matmul::Mat;
+use crate::ops::product::{add_product, column_sums, product};
+use crate::simd::{self, vectorize};
+use crate::tensor::Tensor;
+
+/// Turns scores, rows of one for each expert, into `softmax(scores + bias)` in place.
+pub(super) fn softmax<E: Element>(scores: &mut [E], bias: Option<&[E]>, experts: usize) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_exact_mut(experts) {
+                if let Some(bias) = bias {
+                    simd::axpy(E::ONE, bias, row);
+                }
+                let peak = row.iter().fold(E::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+                let mut sum = E::ZERO;
+                for score in row.iter_mut() {
+                    *score = Element::exp(*score - peak);
+                    sum += *score;
+                }
+                for score in row.iter_mut() {
+                    *score = *score / sum;
+                }
+            }
+        },
+    );
+}
+
+/// Turns the gradient of gates into that of their scores, `ds = w ⊙ (dw − Σ w dw)` row by row, in place.
+pub(super) fn softmax_backward<E: Element>(dw: &mut [E], gates: &[E], experts: usize) {
+    for (dw, gates) in dw.chunks_exact_mut(experts).zip(gates.chunks_exact(experts)) {
+        let mean: E = dw.iter().zip(gates).map(|(&d, &w)| d * w).sum();
+        for (d, &w) in dw.iter_mut().zip(gates) {
+            *d = w * (*d - mean);
+        }
+    }
+}
+
+/// Computes `softmax(x Wᵀ + b)`, for a router that serves several layers: `x: [T, in]`,
+/// `weight: [N, in]`, `bias: [N]`, giving `[T, N]`.
+///
+/// # Panics
+/// If the widths disagree.
+pub fn router_gates(x: &Var, weight: &Var, bias: Option<&Var>) -> Var {
+    const X: usize = 0;
+    const WEIGHT: usize = 1;
+    const BIAS: usize = 2;
+    on_device!(low_rank::router_gates(x, weight, bias));
+    let mut gates = product(x.value(), weight.value());
+    let experts = gates.cols();
+    dispatch!(gates.dtype(), |E| {
+        let bias = bias.map(|bias| bias.value().data::<E>());
+        softmax(gates.data_mut::<E>(), bias, experts);
+    });
+    let (saved_x, saved_weight, saved_gates) = (x.save(), weight.value().clone(), gates.clone());
+    let none = Var::constant(Tensor::empty(gates.dtype()));
+    Var::computed(gates, &[x, weight, bias.unwrap_or(&none)], move |gradient, parents| {
+        dispatch!(gradient.dtype(), |E| {
+            let mut ds = gradient;
+            softmax_backward(ds.data_mut::<E>(), saved_gates.data::<E>(), experts);
+            let (tokens, inputs) = (ds.rows(), saved_weight.cols());
+            if parents.needs(BIAS) {
+                parents.add(BIAS, column_sums::<E>(ds.data::<E>(), experts));
+            }
+            let ds = Mat::new(ds.data::<E>(), tokens, experts);
+            if parents.needs(WEIGHT) {
+                let x = saved_x.get();
+                let x = Mat::new(x.data::<E>(), tokens, inputs);
+                add_product(parents, WEIGHT, [experts, inputs], ds.t(), x);
+            }
+            if parents.needs(X) {
+                let weight = Mat::new(saved_weight.data::<E>(), experts, inputs);
+                add_product(parents, X, [tokens, inputs], ds, weight);
+            }
+        });
+    })
+}

@@ -1,0 +1,163 @@
+//! What an adapter adds to a linear layer, as data.
+
+use super::{Pass, Site};
+use hydralora_kernels::Var;
+use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, router_gates};
+use hydralora_kernels::ops::top_k::keep_largest;
+
+/// What an adapter does to a linear layer `y = W₀ x + b₀`.
+// Made and used up in one call; an allocation for each layer of each token would cost more.
+#[allow(clippy::large_enum_variant)]
+pub enum Update<'a> {
+    /// Nothing.
+    None,
+    /// Adds a low-rank product.
+    LowRank(LowRankUpdate),
+    /// Multiplies the columns of the input or of the output by learned factors.
+    Scale(Side, &'a Var),
+    /// Computes with another weight `[out, in]` and bias `[out]`.
+    Replace(&'a Var, Option<&'a Var>),
+    /// Computes something else altogether; the base's weight is then read for these rows alone.
+    Custom(&'a dyn CustomLinear),
+}
+
+/// A side of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// `x`.
+    Input,
+    /// `y`, the bias included.
+    Output,
+}
+
+/// A layer that is more than an update of the frozen one.
+pub trait CustomLinear: Sync {
+    /// Computes the layer at `site` for rows `x: [T, in]`, giving `[T, out]`. `block_gates` are those of
+    /// the block's router, if it has one.
+    fn forward(
+        &self,
+        site: Site,
+        x: &Var,
+        frozen: &FrozenLinear,
+        block_gates: Option<&Var>,
+        pass: &Pass<'_>,
+    ) -> Var;
+}
+
+/// `s · [B_1 … B_N] (w_1 z, …, w_N z)` with `z = A x'`; see
+/// [`low_rank`](hydralora_kernels::ops::low_rank).
+pub struct LowRankUpdate {
+    /// `[r, in]`, or `[N·r, in]` when every expert has its own.
+    pub a: Var,
+    /// `[out, N·r]`: the heads side by side.
+    pub b: Var,
+    /// Number of experts `N`.
+    pub num_experts: usize,
+    /// How the heads are weighed.
+    pub gates: HeadGates,
+    /// The factor `s`.
+    pub scale: f64,
+    /// Dropout on the input of `A`.
+    pub mask: Mask,
+}
+
+/// How the heads of an update are weighed.
+pub enum HeadGates {
+    /// Each counts whole.
+    Sum,
+    /// Each counts `1/N`.
+    Mean,
+    /// A router of the layer's own weighs them, for every token.
+    Router(Router),
+    /// The router of the layer's block does, which has read the block's input; see
+    /// [`Adapter::block_router`](super::Adapter::block_router).
+    Block(Choice),
+    /// `[T, N]`, known beforehand.
+    Given(Var),
+}
+
+/// A router, and what becomes of its gates.
+pub struct Router {
+    /// `[N, in]`, or `[N, r]`.
+    pub weight: Var,
+    /// `[N]`.
+    pub bias: Option<Var>,
+    /// What it reads.
+    pub reads: Reads,
+    /// What becomes of its gates.
+    pub choice: Choice,
+}
+
+/// What a router reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// The layer's input.
+    Input,
+    /// The low-rank activation `z`.
+    LowRank,
+}
+
+/// What becomes of a router's gates before they weigh the heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// How many experts a token goes to; all if none.
+    pub top_k: Option<usize>,
+    /// Whether they are kept for a loss term of the adapter's; see [`Pass::set_aside`].
+    pub counted: bool,
+}
+
+impl Router {
+    /// Computes the gates `[T, N]` of the rows of `x: [T, in]`.
+    pub fn gates(&self, x: &Var) -> Var {
+        router_gates(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+impl LowRankUpdate {
+    /// Computes the gates that have to be known before the update is: those of a block, and those
+    /// that are counted or cut down to the largest. `of_block` are the block's, if it has a router.
+    pub fn gates_beforehand(
+        &self,
+        site: Site,
+        x: &Var,
+        of_block: Option<&Var>,
+        pass: &Pass<'_>,
+    ) -> Option<Var> {
+        let (gates, choice) = match &self.gates {
+            HeadGates::Sum | HeadGates::Mean => return None,
+            HeadGates::Given(gates) => return Some(gates.clone()),
+            HeadGates::Router(router) if router.choice == Choice::default() => return None,
+            HeadGates::Router(router) => (router.gates(x), router.choice),
+            HeadGates::Block(choice) => (of_block?.clone(), *choice),
+        };
+        if choice.counted {
+            pass.set_aside(site, gates.clone());
+        }
+        Some(choice.top_k.map_or_else(|| gates.clone(), |k| keep_largest(&gates, k)))
+    }
+
+    /// Describes the update to the kernels, under `gates` if they are known.
+    pub fn under<'a>(&'a self, gates: Option<&'a Var>) -> LowRank<'a> {
+        let gate = match (gates, &self.gates) {
+            (Some(gates), _) => Gate::Given(gates),
+            (None, HeadGates::Router(router)) => {
+                let (weight, bias) = (&router.weight, router.bias.as_ref());
+                match router.reads {
+                    Reads::Input => Gate::Input { weight, bias },
+                    Reads::LowRank => Gate::LowRank { weight, bias },
+                }
+            }
+            (None, HeadGates::Mean) => Gate::Uniform,
+            (None, _) => Gate::One,
+        };
+        LowRank {
+            a: &self.a,
+            b: &self.b,
+            num_experts: self.num_experts,
+            gate,
+            scale: self.scale,
+            mask: self.mask,
+        }
+    }
+}
