@@ -92,7 +92,8 @@ pub(crate) struct Lead<'a>(&'a Team);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.0.leading.store(false, Release);
+        // An exchange, as in `lead`, so that either comes before the other.
+        self.0.leading.swap(false, Release);
     }
 }
 

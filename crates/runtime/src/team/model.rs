@@ -67,7 +67,8 @@ fn one_worker_and_two_loops() {
 
 #[test]
 fn two_workers_and_a_loop() {
-    explore(2, || {
+    // With two preemptions there are too many interleavings for minutes.
+    explore(1, || {
         let cells = cells(3);
         with_workers(3, |team| write_all(team, &cells, 1, Share::Runs));
         assert_eq!(total(&cells), 3);
