@@ -533,9 +533,9 @@ mod tests {
 
     #[test]
     fn every_layout_and_every_tail_matches_the_definition() {
-        for (m, k, n) in
-            [(1, 1, 1), (3, 5, 7), (8, 16, 48), (13, 33, 50), (101, 70, 131), (7, 0, 5)]
-        {
+        let shapes = [(1, 1, 1), (3, 5, 7), (7, 0, 5), (8, 16, 48), (13, 33, 50), (101, 70, 131)];
+        let count = if cfg!(miri) { 4 } else { shapes.len() };
+        for &(m, k, n) in &shapes[..count] {
             let (l, r) = (values(m * k, 1), values(k * n, 2));
             let mut expected = naive(&l, &r, m, k, n);
             let (lt, rt) = (transpose(&l, k), transpose(&r, n));

@@ -57,7 +57,7 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Whether what [`linear`](Self::linear) does to a row depends on that row alone, so that it may
+    /// Whether what [`update`](Self::update) does to a row depends on that row alone, so that it may
     /// be given some rows of the batch instead of all.
     fn rows_stand_alone(&self) -> bool {
         false

@@ -9,16 +9,16 @@
 //! `x'` is `x` after dropout. HydraLoRA, arXiv 2404.19245, equations 3 and 4. The heads `B_1 … B_N`
 //! stand side by side, so that the update is two skinny products and never `N` of them.
 //!
-//! Every call makes one [`Plan`] for each update, and one of these computes it:
+//! Every call makes one `Plan` for each update, and one of these computes it:
 //!
 //! | kernel | for |
 //! | --- | --- |
-//! | [`reference`] | `f64`, a mask for every expert, fewer rows than packing pays for; products on `gemm` |
-//! | [`tiled`], [`backward`] | `f32` and many rows, as in training and prefill; one pass over the rows |
-//! | [`decode`] | `f32` and few rows without gradients; GEMVs over the weights as they are stored |
+//! | `reference` | `f64`, a mask for every expert, fewer rows than packing pays for; products on `gemm` |
+//! | `tiled`, `backward` | `f32` and many rows, as in training and prefill; one pass over the rows |
+//! | `decode` | `f32` and few rows without gradients; GEMVs over the weights as they are stored |
 //! | `gpu::low_rank` | tensors on a device |
 //!
-//! The updates of a [`AdaptedLayer`] each have a range of rows, so that a batch can hold rows of several
+//! The updates of a `AdaptedLayer` each have a range of rows, so that a batch can hold rows of several
 //! adapters while the base weight is read once.
 
 mod backward;
