@@ -7,7 +7,7 @@
 mod apply;
 mod update;
 
-pub use crate::site::{Kind, Linear, NormSite, Site, SiteShape};
+pub use crate::site::{Kind, Linear, NormSite, Site, SiteShape, name_hash};
 pub(crate) use apply::{joined, linears};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
@@ -117,11 +117,12 @@ impl<'a> Adapters<'a> {
         &self,
         rows: usize,
     ) -> impl Iterator<Item = (usize, Range<usize>, &'a dyn Adapter)> {
-        let all = match self {
-            Self::One(adapter) => vec![(0..rows, *adapter)],
-            Self::Each(each) => each.clone(),
+        let (one, each) = match self {
+            Self::One(adapter) => (Some((0..rows, *adapter)), &[][..]),
+            Self::Each(each) => (None, &each[..]),
         };
-        all.into_iter().enumerate().map(|(number, (rows, adapter))| (number, rows, adapter))
+        let all = one.into_iter().chain(each.iter().cloned());
+        all.enumerate().map(|(number, (rows, adapter))| (number, rows, adapter))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::{DType, Tensor, TensorElement, dispatch};
+use std::ops::Range;
 
 /// Rows a cache grows by at least.
 const SMALLEST_GROWTH: usize = 64;
@@ -137,15 +138,7 @@ impl LayerCache {
     }
 
     fn fork(&self, more: usize) -> Self {
-        let width = self.keys.cols();
-        let copy = |side: &Tensor| {
-            let mut copy = Tensor::zeros(side.dtype(), [self.held() + more, width]);
-            let used = self.held() * width;
-            dispatch!(side.dtype(), |E| {
-                copy.data_mut::<E>()[..used].copy_from_slice(&side.data::<E>()[..used]);
-            });
-            copy
-        };
+        let copy = |side: &Tensor| with_rows(side, 0..self.held(), self.held() + more);
         Self { keys: copy(&self.keys), values: copy(&self.values), ..*self }
     }
 
@@ -167,23 +160,19 @@ impl LayerCache {
     fn make_room<E: TensorElement>(&mut self, rows: usize) {
         let width = self.keys.cols();
         let (held, kept) = (self.held(), self.needed());
-        let surplus = (held - kept) * width;
         let needed = kept + rows;
         // A window slides by moving what it holds; with room for two, once in a window.
         let usual = match self.window {
-            Some(window) => 2 * kept.min(window + SPARE),
+            Some(_) => 2 * kept,
             None => 2 * self.keys.rows(),
         };
         let capacity = needed.max(usual).max(SMALLEST_GROWTH);
         for side in [&mut self.keys, &mut self.values] {
             if needed <= side.rows() {
-                side.data_mut::<E>().copy_within(surplus..held * width, 0);
-                continue;
+                side.data_mut::<E>().copy_within((held - kept) * width..held * width, 0);
+            } else {
+                *side = with_rows(side, held - kept..held, capacity);
             }
-            let mut grown = Tensor::zeros(side.dtype(), [capacity, width]);
-            let used = &side.data::<E>()[surplus..held * width];
-            grown.data_mut::<E>()[..used.len()].copy_from_slice(used);
-            *side = grown;
         }
         self.dropped += held - kept;
     }
@@ -192,18 +181,11 @@ impl LayerCache {
     fn settle(&mut self) {
         let Some(window) = self.window else { return };
         if self.keys.rows() > 3 * (window + SPARE) {
-            let width = self.keys.cols();
-            let kept = self.needed();
-            let used = (self.held() - kept) * width..self.held() * width;
+            let (held, kept) = (self.held(), self.needed());
             for side in [&mut self.keys, &mut self.values] {
-                let mut small = Tensor::zeros(side.dtype(), [2 * (window + SPARE), width]);
-                dispatch!(side.dtype(), |E| {
-                    let used = &side.data::<E>()[used.clone()];
-                    small.data_mut::<E>()[..used.len()].copy_from_slice(used);
-                });
-                *side = small;
+                *side = with_rows(side, held - kept..held, 2 * (window + SPARE));
             }
-            self.dropped += self.held() - kept;
+            self.dropped += held - kept;
         }
     }
 
@@ -212,6 +194,17 @@ impl LayerCache {
         let used = self.held() * self.keys.cols();
         (&self.keys.data::<E>()[..used], &self.values.data::<E>()[..used])
     }
+}
+
+/// Copies some rows of `side` to the beginning of one with room for `capacity` rows.
+fn with_rows(side: &Tensor, rows: Range<usize>, capacity: usize) -> Tensor {
+    let width = side.cols();
+    let mut copy = Tensor::zeros(side.dtype(), [capacity, width]);
+    dispatch!(side.dtype(), |E| {
+        let used = &side.data::<E>()[rows.start * width..rows.end * width];
+        copy.data_mut::<E>()[..used.len()].copy_from_slice(used);
+    });
+    copy
 }
 
 impl std::fmt::Debug for Cache {

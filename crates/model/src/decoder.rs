@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::{Family, GgufNames};
-use crate::site::{NormSite, Site, SiteShape};
+use crate::site::{Kind, NormSite, Site, SiteShape};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::ops::cross_entropy::{
     CrossEntropy, linear_cross_entropy, trained_cross_entropy,
@@ -328,6 +328,17 @@ impl ModelConfig {
     /// How the model's tensors are named and ordered in a GGUF file.
     pub fn gguf_names(&self) -> &'static GgufNames {
         crate::family::find(&self.model_type).map_or(&GgufNames::LLAMA, |family| family.gguf())
+    }
+
+    /// Gives the number of heads whose rows a GGUF file of this model interleaves in the tensor of this
+    /// Hugging Face name, if it does.
+    pub fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        let (module, _) = name.rsplit_once('.').filter(|_| self.gguf_names().interleaved)?;
+        match module.parse::<Site>().ok()?.kind() {
+            Kind::QUERY => Some(self.num_attention_heads),
+            Kind::KEY => Some(self.num_key_value_heads),
+            _ => None,
+        }
     }
 
     /// Counts the numbers in all norms.

@@ -48,6 +48,23 @@ impl Kind {
     }
 }
 
+/// Hashes a name by FNV-1a: the same number in every run and release, whatever else the model has.
+pub fn name_hash(name: impl fmt::Display) -> u64 {
+    struct Fnv(u64);
+    impl fmt::Write for Fnv {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            for byte in text.bytes() {
+                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+            }
+            Ok(())
+        }
+    }
+    let mut hash = Fnv(0xCBF2_9CE4_8422_2325);
+    // The writer never fails.
+    let _ = fmt::write(&mut hash, format_args!("{name}"));
+    hash.0
+}
+
 /// A linear layer as a family declares it.
 #[derive(Debug)]
 pub struct Linear {
@@ -103,21 +120,9 @@ impl Site {
         format!("model.layers.{}.{}", self.layer, self.linear.block())
     }
 
-    /// Hashes the checkpoint name (FNV-1a): the same number in every run, whatever else the model has.
+    /// Hashes the checkpoint name; see [`name_hash`].
     pub fn name_hash(self) -> u64 {
-        struct Fnv(u64);
-        impl fmt::Write for Fnv {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                for byte in text.bytes() {
-                    self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
-                }
-                Ok(())
-            }
-        }
-        let mut hash = Fnv(0xCBF2_9CE4_8422_2325);
-        // The writer never fails.
-        let _ = fmt::write(&mut hash, format_args!("{self}"));
-        hash.0
+        name_hash(self)
     }
 
     fn key(&self) -> (usize, u8, &'static str) {

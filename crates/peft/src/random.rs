@@ -3,7 +3,7 @@
 
 use hydralora_kernels::ops::dropout::{Dropout, mix};
 use hydralora_kernels::{DType, Tensor};
-use hydralora_model::adapter::{Pass, Site};
+use hydralora_model::adapter::{Pass, Site, name_hash};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -11,11 +11,7 @@ use rand_chacha::ChaCha8Rng;
 /// change the start of the others.
 pub(crate) fn random_stream(seed: u64, name: &str) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    // FNV-1a, fixed for all time: the standard library's hasher may change between releases.
-    let stream = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-    random.set_stream(stream);
+    random.set_stream(name_hash(name));
     random
 }
 

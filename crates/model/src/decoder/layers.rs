@@ -207,15 +207,14 @@ impl Decoder {
         attention: &mut dyn Attention,
         keep: &mut dyn Keep,
     ) -> Var {
-        let mut order = Vec::new();
         let whole = layers == (0..self.layers.len());
+        let recording = whole && self.read_order.get().is_none();
+        let recorder = Recorder { steps: recording.then(RefCell::default) };
         let known = self.read_order.get().filter(|_| whole && attention.is_bound_by_memory());
         let following = known.map(|order| Following { order, next: Cell::new(0) });
         for index in layers {
             attention.begin(index);
             let layer = &self.layers[index];
-            let recording = whole && self.read_order.get().is_none();
-            let recorder = Recorder { steps: recording.then(RefCell::default) };
             let last = index + 1 == self.layers.len();
             let mut context = LayerContext {
                 index,
@@ -232,10 +231,9 @@ impl Decoder {
             let output = self.family.forward(&mut context, keep.enter(index, h));
             let output = context.wanted(output);
             h = keep.leave(index, output);
-            let steps = recorder.steps.map(RefCell::into_inner).unwrap_or_default();
-            order.extend(steps);
         }
-        if whole && !order.is_empty() {
+        if let Some(steps) = recorder.steps {
+            let mut order = steps.into_inner();
             order.push(Step::Weights(FrozenLinear::stream(&[&self.head])));
             let _ = self.read_order.set(order);
         }

@@ -57,7 +57,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             (_, format) => format,
         };
         let rows = shape.first().copied().unwrap_or(0);
-        let heads = interleaved(config, name).filter(|_| names.interleaved);
+        let heads = config.interleaved_heads(name);
         if let Some(heads) = heads.filter(|&heads| !rows.is_multiple_of(2 * heads)) {
             let message = format!("tensor `{name}` has {rows} rows for {heads} heads");
             return Err(Error::malformed(saving.source.weights.path(), message));
@@ -72,17 +72,6 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         });
     }
     writer.write(out)
-}
-
-/// Number of heads whose rows llama.cpp wants interleaved in the tensor of this Hugging Face name.
-fn interleaved(config: &ModelConfig, name: &str) -> Option<usize> {
-    if name.contains(".self_attn.q_proj.") {
-        Some(config.num_attention_heads)
-    } else if name.contains(".self_attn.k_proj.") {
-        Some(config.num_key_value_heads)
-    } else {
-        None
-    }
 }
 
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {

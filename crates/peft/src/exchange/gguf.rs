@@ -8,7 +8,6 @@ use super::Lora;
 use crate::error::{Error, Result};
 use hydralora_kernels::Tensor;
 use hydralora_kernels::block::{BlockFormat, quantize};
-use hydralora_model::adapter::Kind;
 use hydralora_model::gguf::{GgufWriter, Value};
 use hydralora_model::{ModelConfig, interleaved_row};
 use std::path::Path;
@@ -30,17 +29,12 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let alpha = lora.scale() * lora.rank as f64;
     writer.metadata("adapter.lora.alpha", Value::F32(alpha as f32));
     for (site, pair) in &lora.sites {
-        let name = names.in_gguf(&format!("{site}.weight"));
-        let name = name.ok_or_else(|| Error::Malformed {
+        let tensor = format!("{site}.weight");
+        let name = names.in_gguf(&tensor).ok_or_else(|| Error::Malformed {
             path: out.to_path_buf(),
             message: format!("{site} has no name in a GGUF file"),
         })?;
-        let heads = match site.kind() {
-            _ if !names.interleaved => None,
-            Kind::QUERY => Some(config.num_attention_heads),
-            Kind::KEY => Some(config.num_key_value_heads),
-            _ => None,
-        };
+        let heads = config.interleaved_heads(&tensor);
         let b = heads.map_or_else(|| pair.b.clone(), |heads| interleave(&pair.b, heads));
         for (part, tensor) in [("lora_a", &pair.a), ("lora_b", &b)] {
             let mut bytes = Vec::new();
