@@ -122,6 +122,7 @@ fn attention(c: &mut Criterion) {
         head_dim: HEAD_DIM,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let (q, k, v) = (leaf(TOKENS, HIDDEN), leaf(TOKENS, KEY_VALUE), leaf(TOKENS, KEY_VALUE));
     for seq_len in [SEQ_LEN, TOKENS] {
@@ -153,7 +154,9 @@ fn cross_entropy(c: &mut Criterion) {
     // The gradient is formed on the way forward.
     group.bench_function("forward and gradient", |b| {
         b.iter(|| {
-            black_box(linear_cross_entropy(&x, &head, &labels, u32::MAX, 1e-3).loss.backward())
+            black_box(
+                linear_cross_entropy(&x, &head, &labels, u32::MAX, 1e-3, None).loss.backward(),
+            )
         });
     });
 }

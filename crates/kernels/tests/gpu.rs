@@ -167,7 +167,7 @@ fn what_does_not_fit_is_split_or_stays_on_the_host() {
     }
     let labels: Vec<u32> = (0..20).map(|row| row * 13 % 301).collect();
     let loss = |layer: &FrozenLinear| {
-        let found = linear_cross_entropy(&x, layer, &labels, u32::MAX, 0.5);
+        let found = linear_cross_entropy(&x, layer, &labels, u32::MAX, 0.5, None);
         let gradient = found.loss.backward().take(&x).unwrap();
         (found.loss.value().clone(), gradient)
     };
@@ -295,6 +295,7 @@ fn attention_over_packed_sequences() {
         head_dim,
         scale: 0.3,
         window,
+        softcap: None,
     };
     let cases = [
         (config(1, 1, 2, None), spans(&[0, 1])),
@@ -323,10 +324,14 @@ fn attention_over_packed_sequences() {
             causal_attention(&v[0], &v[1], &v[2], &spans, config)
         });
     }
-    // Too wide a head, and keys that two sequences share: on the host.
+    // Too wide a head, keys that two sequences share, and capped scores: on the host.
     let wide = config(1, 1, 300, None);
     agrees("wide", Stays::Anywhere, &[&[4, 300], &[4, 300], &[4, 300]], |v, _| {
         causal_attention(&v[0], &v[1], &v[2], &spans(&[0, 4]), wide)
+    });
+    let capped = AttentionConfig { softcap: Some(0.5), ..config(4, 2, 8, Some(5)) };
+    agrees("capped", Stays::Anywhere, &[&[9, 32], &[9, 16], &[9, 16]], |v, _| {
+        causal_attention(&v[0], &v[1], &v[2], &spans(&[0, 2, 9]), capped)
     });
     let shared = [Span { queries: 0..2, keys: 0..3 }, Span { queries: 2..4, keys: 1..5 }];
     agrees("shared", Stays::Anywhere, &[&[4, 4], &[5, 4], &[5, 4]], |v, _| {
@@ -343,11 +348,11 @@ fn losses() {
         let labels: Vec<u32> = (0..rows as u32).map(label).collect();
         let what = format!("{rows} {hidden} {vocabulary}");
         agrees(&what, Stays::Anywhere, &[&[rows, hidden]], |v, device| {
-            let found = linear_cross_entropy(&v[0], &on(&head, device), &labels, IGNORE, 0.7);
+            let found = linear_cross_entropy(&v[0], &on(&head, device), &labels, IGNORE, 0.7, None);
             scale(&found.loss, 1.5)
         });
         agrees(&what, Stays::Anywhere, &[&[rows, hidden]], |v, device| {
-            let found = linear_cross_entropy(&v[0], &on(&head, device), &labels, IGNORE, 0.7);
+            let found = linear_cross_entropy(&v[0], &on(&head, device), &labels, IGNORE, 0.7, None);
             let losses: Vec<f32> = found.token_losses.iter().map(|&loss| loss as f32).collect();
             assert_eq!(found.rows, (0..rows).filter(|t| t % 4 != 3).collect::<Vec<_>>());
             let count = losses.len();
@@ -355,14 +360,18 @@ fn losses() {
                 Var::constant(Tensor::zeros(DType::F32, [count]))
             })
         });
-        // One that is trained is computed on the host.
+        // One whose logits are capped and one that is trained are computed on the host.
+        agrees(&what, Stays::Anywhere, &[&[rows, hidden]], |v, device| {
+            let head = on(&head, device);
+            linear_cross_entropy(&v[0], &head, &labels, IGNORE, 0.7, Some(1.5)).loss
+        });
         agrees(&what, Stays::Anywhere, &[&[rows, hidden], &[vocabulary, hidden]], |v, _| {
-            trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7).loss
+            trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7, None).loss
         });
     }
     let none = plain(5, 3, false);
     agrees("no labels", Stays::Anywhere, &[&[2, 3]], |v, device| {
-        linear_cross_entropy(&v[0], &on(&none, device), &[IGNORE, IGNORE], IGNORE, 1.0).loss
+        linear_cross_entropy(&v[0], &on(&none, device), &[IGNORE, IGNORE], IGNORE, 1.0, None).loss
     });
 }
 
@@ -417,6 +426,7 @@ fn results_repeat_exactly() {
             head_dim: 8,
             scale: 0.3,
             window: None,
+            softcap: None,
         };
         let v: Vec<Var> = values(&[&[90, 32], &[90, 16], &[90, 16]])
             .iter()

@@ -236,8 +236,10 @@ impl Decoder {
         factor: f64,
     ) -> CrossEntropy {
         match adapter.head() {
-            Some(weight) => trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor),
-            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor),
+            Some(weight) => {
+                trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor, None)
+            }
+            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor, None),
         }
     }
 

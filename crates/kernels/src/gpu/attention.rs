@@ -57,7 +57,7 @@ fn queries_seeing(spans: &[Span], window: Option<usize>, keys: usize) -> Option<
     Some(all)
 }
 
-/// Attention with its gradients. The caller has checked that the shapes agree.
+/// Attention with its gradients, without a soft cap. The caller has checked that the shapes agree.
 pub(crate) fn causal_attention(
     q: &Var,
     k: &Var,
@@ -69,7 +69,7 @@ pub(crate) fn causal_attention(
     let (heads, dim) = (config.num_heads, config.head_dim);
     let device = device_of(&[q.value(), k.value(), v.value()], &[2 * rows * heads])?;
     let seeing = queries_seeing(spans, config.window, keys)?;
-    if dim > LARGEST_DIM {
+    if dim > LARGEST_DIM || config.softcap.is_some() {
         return None;
     }
     let parameters = move |rows: usize| {

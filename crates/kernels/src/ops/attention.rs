@@ -1,5 +1,6 @@
 //! Causal softmax attention over packed sequences with grouped heads:
-//! `o_i = Σ_j softmax_j(s · q_i · k_j) v_j`, `j` up to `i` (and within a window, if there is one).
+//! `o_i = Σ_j softmax_j(s · q_i · k_j) v_j`, `j` up to `i` (and within a window, if there is one), the
+//! scores kept below a soft cap if there is one.
 //!
 //! Queries are taken a block of rows at a time, so memory is a block times the keys and never
 //! `T × T`; the backward recomputes the probabilities from the saved log-sum-exp
@@ -7,9 +8,10 @@
 
 use crate::buffer::Buffer;
 use crate::dispatch;
-use crate::element::DType;
+use crate::element::{DType, Element};
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::ops::softcap::Softcap;
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use hydralora_runtime::{chunks_mut, each_mut, for_each, for_each_in_order, map_in_order};
@@ -36,6 +38,21 @@ pub struct AttentionConfig {
     pub scale: f64,
     /// How many keys back a query sees, itself included; all if none.
     pub window: Option<usize>,
+    /// Bound `c` of the scores, which become `c · tanh(s · q · k / c)` before the softmax (Gemma 2);
+    /// none if they stay as they are. Positive.
+    pub softcap: Option<f64>,
+}
+
+impl AttentionConfig {
+    /// The cap of products that lack the scale.
+    fn cap_of_products(&self) -> Option<Softcap<f32>> {
+        self.softcap.map(|cap| Softcap::new(cap, self.scale))
+    }
+
+    /// The cap of scores.
+    fn cap_of_scores<E: Element>(&self) -> Option<Softcap<E>> {
+        self.softcap.map(|cap| Softcap::new(cap, 1.0))
+    }
 }
 
 /// Rows of one sequence in the packed queries and in the packed keys.
@@ -60,7 +77,7 @@ pub fn spans(offsets: &[usize]) -> Vec<Span> {
 /// `[Tq, heads · head_dim]`. The spans must tile the query rows in order.
 ///
 /// # Panics
-/// If shapes or spans disagree.
+/// If shapes or spans disagree, or if a soft cap is not positive.
 pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: AttentionConfig) -> Var {
     let _part = crate::profile::part("attention");
     let (queries, keys, values) = (q.value().clone(), k.value().clone(), v.value().clone());
@@ -113,6 +130,9 @@ pub fn causal_attention(q: &Var, k: &Var, v: &Var, spans: &[Span], config: Atten
 /// Attention without a graph, where each sequence's keys and values lie in a buffer of their own.
 ///
 /// `out` and the queries are packed in the order of `sources`.
+///
+/// # Panics
+/// If a soft cap is not positive.
 pub fn attend<E: TensorElement>(sources: &[Source<'_, E>], out: &mut [E], config: AttentionConfig) {
     let _part = crate::profile::part("attention");
     forward(sources, out, None, config);
@@ -200,7 +220,8 @@ fn forward<E: TensorElement>(
     });
 }
 
-/// Scores `s · q kᵀ` of a block of queries against keys `0..key_count` for one head.
+/// Scores `s · q kᵀ`, capped if they are to be, of a block of queries against keys `0..key_count` for
+/// one head.
 fn scores<E: TensorElement>(
     source: &Source<'_, E>,
     block: &Range<usize>,
@@ -220,6 +241,9 @@ fn scores<E: TensorElement>(
         Write::Set,
         Threads::One,
     );
+    if let Some(cap) = config.cap_of_scores() {
+        cap.apply(&mut out[..block.len() * key_count]);
+    }
 }
 
 fn forward_block<E: TensorElement>(
@@ -295,7 +319,8 @@ fn heads_per_task(sequences: usize, config: AttentionConfig) -> usize {
 }
 
 /// With `P` the probabilities: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ⊙ (dP − Σ_j P_j dP_j)`,
-/// `dQ = s dS K`, `dK = s dSᵀ Q`. The sum over keys is `dO · O`, without having kept `O`.
+/// `dQ = s dS K`, `dK = s dSᵀ Q`. The sum over keys is `dO · O`, without having kept `O`. Where scores
+/// `S` are capped, `dS` is multiplied by `1 − (S / c)²`.
 fn backward<E: TensorElement>(
     [q, k, v, log_sums, gradient]: [&Tensor; 5],
     spans: &[Span],
@@ -396,6 +421,7 @@ fn backward_head<E: TensorElement>(
         let block = first..(first + BLOCK).min(rows);
         let (len, count) = (block.len(), past + block.end);
         scores(source, &block, head, count, &mut p, config);
+        let slopes = config.cap_of_scores().map(|cap| cap.slopes(&p[..len * count]));
         let at = block.start * width + head * dim;
         let dy = Mat::strided(&gradient[at..], len, dim, width);
         gemm(
@@ -430,6 +456,12 @@ fn backward_head<E: TensorElement>(
                 }
             },
         );
+        for (i, slopes) in slopes.iter().flat_map(|slopes| slopes.chunks_exact(count)).enumerate() {
+            let seen = visible(block.start + i, past, config.window);
+            for (ds, &slope) in dp[i * count..][seen.clone()].iter_mut().zip(&slopes[seen]) {
+                *ds *= slope;
+            }
+        }
         let (p, ds) = (Mat::new(&p, len, count), Mat::new(&dp, len, count));
         let queries = Mat::strided(&source.queries[at..], len, dim, width);
         let keys = Mat::strided(&source.keys[kv_head * dim..], count, dim, kv_width);
@@ -450,7 +482,14 @@ mod tests {
 
     fn config(num_heads: usize, num_key_value_heads: usize, head_dim: usize) -> AttentionConfig {
         let scale = 1.0 / (head_dim as f64).sqrt();
-        AttentionConfig { num_heads, num_key_value_heads, head_dim, scale, window: None }
+        AttentionConfig {
+            num_heads,
+            num_key_value_heads,
+            head_dim,
+            scale,
+            window: None,
+            softcap: None,
+        }
     }
 
     #[test]
@@ -466,6 +505,23 @@ mod tests {
     }
 
     #[test]
+    fn gradients_through_a_cap_match_finite_differences() {
+        let earlier = [Span { queries: 0..2, keys: 0..5 }, Span { queries: 2..3, keys: 5..8 }];
+        for softcap in [0.2, 1.0, 50.0] {
+            let grouped = AttentionConfig { softcap: Some(softcap), scale: 2.0, ..config(4, 2, 3) };
+            let windowed = AttentionConfig { window: Some(2), ..grouped };
+            for config in [grouped, windowed] {
+                check::gradients(&[&[6, 12], &[6, 6], &[6, 6]], |x| {
+                    causal_attention(&x[0], &x[1], &x[2], &spans(&[0, 4, 4, 5, 6]), config)
+                });
+                check::gradients(&[&[3, 12], &[8, 6], &[8, 6]], |x| {
+                    causal_attention(&x[0], &x[1], &x[2], &earlier, config)
+                });
+            }
+        }
+    }
+
+    #[test]
     fn gradients_reach_keys_before_the_first_query() {
         let spans = [Span { queries: 0..2, keys: 0..5 }, Span { queries: 2..3, keys: 5..8 }];
         check::gradients(&[&[3, 4], &[8, 2], &[8, 2]], |x| {
@@ -475,10 +531,17 @@ mod tests {
 
     #[test]
     fn long_sequences_cross_blocks_correctly() {
-        let config = config(2, 1, 4);
+        let plain = config(2, 1, 4);
+        for config in [plain, AttentionConfig { softcap: Some(0.3), ..plain }] {
+            matches_the_definition(config);
+        }
+    }
+
+    fn matches_the_definition(config: AttentionConfig) {
         let n = 2 * BLOCK + 7;
         let x = check::inputs(&[&[n, 8], &[n, 4], &[n, 4]]);
         let y = causal_attention(&x[0], &x[1], &x[2], &spans(&[0, n]), config);
+        let capped = |score: f64| config.softcap.map_or(score, |cap| cap * (score / cap).tanh());
         let [q, k, v] = [0, 1, 2].map(|i: usize| x[i].value().to_f64());
         let y = y.value().to_f64();
         for head in 0..2 {
@@ -486,7 +549,7 @@ mod tests {
                 let weights: Vec<f64> = (0..=i)
                     .map(|j| {
                         let dot: f64 = (0..4).map(|d| q[i * 8 + head * 4 + d] * k[j * 4 + d]).sum();
-                        (dot * config.scale).exp()
+                        capped(dot * config.scale).exp()
                     })
                     .collect();
                 let total: f64 = weights.iter().sum();
@@ -519,12 +582,99 @@ mod tests {
         });
     }
 
+    /// Several sequences, few and many queries, keys before the first of them, and a window or none.
+    fn of_every_kind(f: impl Fn(&[Span], AttentionConfig)) {
+        let all = [
+            spans(&[0, 70, 72, 72, 700]),
+            vec![
+                Span { queries: 0..520, keys: 0..520 },
+                Span { queries: 520..523, keys: 520..980 },
+                Span { queries: 523..700, keys: 980..1500 },
+            ],
+        ];
+        for spans in &all {
+            for window in [None, Some(40)] {
+                f(spans, AttentionConfig { window, ..config(4, 2, 3) });
+            }
+        }
+    }
+
+    const OF_EVERY_KIND: [&[usize]; 3] = [&[700, 12], &[1500, 6], &[1500, 6]];
+
+    #[test]
+    fn capped_scores_in_f32_agree_with_f64() {
+        of_every_kind(|spans, config| {
+            for softcap in [0.05, 1.0, 50.0] {
+                let config = AttentionConfig { softcap: Some(softcap), scale: 3.0, ..config };
+                check::f32_agrees(&OF_EVERY_KIND, 1e-5, |x| {
+                    causal_attention(&x[0], &x[1], &x[2], spans, config)
+                });
+            }
+        });
+    }
+
+    fn run(dtype: DType, spans: &[Span], config: AttentionConfig) -> [Vec<f64>; 4] {
+        let x: Vec<Var> = check::inputs(&OF_EVERY_KIND)
+            .iter()
+            .map(|x| Var::leaf(x.value().to_dtype(dtype)))
+            .collect();
+        let y = causal_attention(&x[0], &x[1], &x[2], spans, config);
+        let gradients = y.backward_from(x[0].value().clone());
+        let [dq, dk, dv] = [0, 1, 2].map(|i: usize| gradients.get(&x[i]).unwrap().to_f64());
+        [y.value().to_f64(), dq, dk, dv]
+    }
+
+    #[test]
+    fn a_cap_far_above_the_scores_changes_nothing() {
+        of_every_kind(|spans, config| {
+            for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-10)] {
+                let expected = run(dtype, spans, config);
+                for softcap in [1e6, f64::MAX] {
+                    let config = AttentionConfig { softcap: Some(softcap), ..config };
+                    for (expected, got) in expected.iter().zip(run(dtype, spans, config)) {
+                        for (expected, got) in expected.iter().zip(got) {
+                            assert!((expected - got).abs() < tolerance * (1.0 + expected.abs()));
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_cap_that_cuts_everything_off_gives_the_mean() {
+        of_every_kind(|spans, config| {
+            let values = check::inputs(&OF_EVERY_KIND)[2].value().to_f64();
+            for dtype in [DType::F32, DType::F64] {
+                for softcap in [f64::MIN_POSITIVE, 1e-8] {
+                    let config = AttentionConfig { softcap: Some(softcap), ..config };
+                    let [y, dq, dk, dv] = run(dtype, spans, config);
+                    assert!([dk, dv].iter().flatten().all(|x| x.is_finite()));
+                    assert!(dq.iter().all(|x| x.abs() < 1e-3));
+                    let last = spans.last().unwrap();
+                    let past = last.keys.len() - last.queries.len();
+                    let seen = visible(last.queries.len() - 1, past, config.window);
+                    let rows = last.keys.start + seen.start..last.keys.start + seen.end;
+                    let mean =
+                        rows.clone().map(|row| values[row * 6]).sum::<f64>() / rows.len() as f64;
+                    assert!((y[(last.queries.end - 1) * 12] - mean).abs() < 1e-5);
+                }
+            }
+        });
+    }
+
     /// A weight of zero times a value that is no number is no number, so keys that spoil no result
     /// were not read.
     #[test]
     fn keys_that_a_window_hides_are_not_read() {
         let (n, window) = (700, 30);
         let windowed = AttentionConfig { window: Some(window), ..config(2, 1, 4) };
+        for softcap in [None, Some(0.5)] {
+            hidden_keys_are_not_read(n, window, AttentionConfig { softcap, ..windowed });
+        }
+    }
+
+    fn hidden_keys_are_not_read(n: usize, window: usize, windowed: AttentionConfig) {
         let x: Vec<Tensor> = check::inputs(&[&[n, 8], &[n, 4], &[n, 4]])
             .iter()
             .map(|x| x.value().to_dtype(DType::F32))

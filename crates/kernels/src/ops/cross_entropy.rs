@@ -1,4 +1,5 @@
-//! `loss = c · Σ_t (log Σ_v exp(h_t · W_v) − h_t · W_label(t))` without ever holding all logits.
+//! `loss = c · Σ_t (log Σ_v exp(h_t · W_v) − h_t · W_label(t))` without ever holding all logits,
+//! which may be kept below a soft cap.
 //!
 //! Only rows that carry a label are computed, a chunk at a time; the gradient of the hidden state
 //! is formed in the same pass, while the chunk's logits are at hand.
@@ -14,6 +15,7 @@ use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::rows::select_rows;
+use crate::ops::softcap::{Softcap, softcap};
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use hydralora_runtime::{chunks_mut, map};
@@ -38,18 +40,20 @@ pub struct CrossEntropy {
 }
 
 /// Cross-entropy of `hidden: [T, d]` through the output layer `head: [V, d]` against `labels`
-/// (`[T]`, the token each row has to predict; `ignore` for rows that carry none).
+/// (`[T]`, the token each row has to predict; `ignore` for rows that carry none). With a `cap` (Gemma 2)
+/// every logit `l` becomes `cap · tanh(l / cap)` first.
 ///
 /// # Panics
-/// If a label is not below the vocabulary size.
+/// If a label is not below the vocabulary size, or if the cap is not positive.
 pub fn linear_cross_entropy(
     hidden: &Var,
     head: &FrozenLinear,
     labels: &[u32],
     ignore: u32,
     factor: f64,
+    cap: Option<f64>,
 ) -> CrossEntropy {
-    cross_entropy(hidden, head, None, labels, ignore, factor)
+    cross_entropy(hidden, head, None, labels, ignore, factor, cap)
 }
 
 /// [`linear_cross_entropy`] through an output layer `weight: [V, d]` that is trained: its gradient
@@ -63,9 +67,22 @@ pub fn trained_cross_entropy(
     labels: &[u32],
     ignore: u32,
     factor: f64,
+    cap: Option<f64>,
 ) -> CrossEntropy {
     let head = FrozenLinear::dense(weight.value().clone());
-    cross_entropy(hidden, &head, Some(weight), labels, ignore, factor)
+    cross_entropy(hidden, &head, Some(weight), labels, ignore, factor, cap)
+}
+
+/// Rows in `f32` that carry a label, and how their losses are formed.
+struct Labelled<'a> {
+    /// `[n, d]`.
+    h: &'a Tensor,
+    /// The label of each row.
+    targets: &'a [u32],
+    /// Factor on the losses.
+    factor: f32,
+    /// The cap of the logits.
+    cap: Option<Softcap<f32>>,
 }
 
 fn cross_entropy(
@@ -75,6 +92,7 @@ fn cross_entropy(
     labels: &[u32],
     ignore: u32,
     factor: f64,
+    cap: Option<f64>,
 ) -> CrossEntropy {
     let _part = crate::profile::part("cross_entropy");
     let h = hidden.value();
@@ -84,7 +102,8 @@ fn cross_entropy(
     if let Some(target) = rows.iter().map(|&t| labels[t]).find(|&t| t as usize >= vocabulary) {
         panic!("label {target} is not below the vocabulary {vocabulary}");
     }
-    if weight.is_none() {
+    // A device knows no cap.
+    if weight.is_none() && cap.is_none() {
         on_device!(cross_entropy::linear_cross_entropy(hidden, head, labels, &rows, factor));
     }
     let wanted = hidden.needs_grad();
@@ -100,17 +119,33 @@ fn cross_entropy(
         let targets: Vec<u32> = rows.iter().map(|&t| labels[t]).collect();
         let selected = select_rows(h, rows);
         if dtype == DType::F32 {
-            let (factor, losses) = (factor as f32, &mut token_losses);
+            let labelled = Labelled {
+                h: &selected,
+                targets: &targets,
+                factor: factor as f32,
+                cap: cap.map(|cap| Softcap::new(cap, 1.0)),
+            };
+            let losses = &mut token_losses;
             chunks.extend(match &mut weight_gradient {
-                None => streamed::chunk(&selected, head, &targets, factor, losses, wanted),
-                Some(sum) => {
-                    transposed::chunk(&selected, head, &targets, factor, losses, wanted, sum)
-                }
+                None => streamed::chunk(&labelled, head, losses, wanted),
+                Some(sum) => transposed::chunk(&labelled, head, losses, wanted, sum),
             });
             continue;
         }
         let mut logits = head.apply(&selected);
-        dispatch!(dtype, |E| softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses));
+        if let Some(cap) = cap {
+            logits = softcap(logits, cap);
+        }
+        let capped = cap.map(|cap| (cap, logits.clone()));
+        dispatch!(dtype, |E| {
+            softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses);
+            if let Some((cap, capped)) = capped {
+                let slopes = Softcap::<E>::new(cap, 1.0).slopes(capped.data::<E>());
+                for (logit, &slope) in logits.data_mut::<E>().iter_mut().zip(&slopes[..]) {
+                    *logit *= slope;
+                }
+            }
+        });
         if wanted {
             chunks.push(head.input_gradient(&logits, None));
         }
@@ -216,7 +251,7 @@ mod tests {
         let head = head(11, 4);
         let labels = [3, IGNORE, 10, 0, IGNORE];
         check::gradients(&[&[5, 4]], |x| {
-            linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.7).loss
+            linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.7, None).loss
         });
     }
 
@@ -224,13 +259,13 @@ mod tests {
     fn gradients_of_a_trained_output_layer_match_finite_differences() {
         let labels = [3, IGNORE, 10, 0, IGNORE];
         check::gradients(&[&[5, 4], &[11, 4]], |v| {
-            let found = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7);
+            let found = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7, None);
             crate::ops::elementwise::scale(&found.loss, 1.5)
         });
         // Also where nothing below it is trained.
         let hidden = check::inputs(&[&[5, 4]]);
         check::gradients(&[&[11, 4]], |v| {
-            trained_cross_entropy(&hidden[0], &v[0], &labels, IGNORE, 0.7).loss
+            trained_cross_entropy(&hidden[0], &v[0], &labels, IGNORE, 0.7, None).loss
         });
     }
 
@@ -243,7 +278,7 @@ mod tests {
                 .iter()
                 .map(|v| Var::leaf(v.value().to_dtype(dtype)))
                 .collect();
-            let loss = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.5).loss;
+            let loss = trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.5, None).loss;
             let gradients = loss.backward();
             [0, 1].map(|i: usize| gradients.get(&v[i]).unwrap().to_f64())
         };
@@ -261,7 +296,7 @@ mod tests {
         let x = check::inputs(&[&[rows, hidden]]);
         let labels: Vec<u32> =
             (0..rows as u32).map(|t| if t % 3 == 1 { IGNORE } else { t % 7 }).collect();
-        let out = linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.5);
+        let out = linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.5, None);
         let logits = head.apply(x[0].value()).to_f64();
         let mut total = 0.0;
         for (&row, &loss) in out.rows.iter().zip(&out.token_losses) {
@@ -286,7 +321,7 @@ mod tests {
             .collect();
         let run = |dtype: DType, head: &FrozenLinear| {
             let x = Var::leaf(check::inputs(&[&[rows, hidden]])[0].value().to_dtype(dtype));
-            let out = linear_cross_entropy(&x, head, &labels, IGNORE, 0.5);
+            let out = linear_cross_entropy(&x, head, &labels, IGNORE, 0.5, None);
             let gradient = out.loss.backward().get(&x).unwrap().to_f64();
             (out.token_losses, gradient)
         };
@@ -299,9 +334,107 @@ mod tests {
     }
 
     #[test]
+    fn gradients_through_a_cap_match_finite_differences() {
+        let head = head(11, 4);
+        let labels = [3, IGNORE, 10, 0, IGNORE];
+        for cap in [0.3, 2.0, 30.0] {
+            check::gradients(&[&[5, 4]], |x| {
+                linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.7, Some(cap)).loss
+            });
+            check::gradients(&[&[5, 4], &[11, 4]], |v| {
+                trained_cross_entropy(&v[0], &v[1], &labels, IGNORE, 0.7, Some(cap)).loss
+            });
+        }
+    }
+
+    /// Losses and gradients of `hidden: [rows, 20]` through a frozen output layer with a bias and through
+    /// a trained one.
+    fn both_layers(dtype: DType, vocabulary: usize, cap: Option<f64>) -> Vec<Vec<f64>> {
+        let (rows, hidden) = (CHUNK_ROWS + 9, 20);
+        let inputs: Vec<Tensor> =
+            check::inputs(&[&[rows, hidden], &[vocabulary, hidden], &[vocabulary]])
+                .iter()
+                .map(|v| v.value().to_dtype(DType::F32).to_dtype(dtype))
+                .collect();
+        let labels: Vec<u32> = (0..rows as u32)
+            .map(|t| if t % 4 == 3 { IGNORE } else { t * 37 % vocabulary as u32 })
+            .collect();
+        let [x, weight] = [0, 1].map(|i: usize| Var::leaf(inputs[i].clone()));
+        let frozen = FrozenWeight::Dense(inputs[1].clone());
+        let frozen = FrozenLinear::new(frozen, Some(inputs[2].clone()));
+        let of_frozen = linear_cross_entropy(&x, &frozen, &labels, IGNORE, 0.5, cap);
+        let of_trained = trained_cross_entropy(&x, &weight, &labels, IGNORE, 0.5, cap);
+        let through_frozen = of_frozen.loss.backward();
+        let through_trained = of_trained.loss.backward();
+        vec![
+            of_frozen.token_losses,
+            of_trained.token_losses,
+            through_frozen.get(&x).unwrap().to_f64(),
+            through_trained.get(&x).unwrap().to_f64(),
+            through_trained.get(&weight).unwrap().to_f64(),
+        ]
+    }
+
+    fn agree(expected: &[Vec<f64>], got: &[Vec<f64>], tolerance: f64) {
+        assert_eq!(expected.len(), got.len());
+        for (index, (expected, got)) in expected.iter().zip(got).enumerate() {
+            let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let error = expected.iter().zip(got).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            assert!(error <= tolerance * norm, "result {index} is off by {}", error / norm);
+        }
+    }
+
+    #[test]
+    fn capped_logits_in_f32_agree_with_f64() {
+        for (vocabulary, cap) in [(3, 0.5), (1003, 2.0), (1003, 30.0), (5003, 5.0)] {
+            let run = |dtype| both_layers(dtype, vocabulary, Some(cap));
+            agree(&run(DType::F64), &run(DType::F32), 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_cap_far_above_the_logits_changes_nothing() {
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-10)] {
+            for cap in [1e7, f64::MAX] {
+                let got = both_layers(dtype, 1003, Some(cap));
+                agree(&both_layers(dtype, 1003, None), &got, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cap_that_cuts_everything_off_makes_all_tokens_alike() {
+        for dtype in [DType::F32, DType::F64] {
+            for cap in [f64::MIN_POSITIVE, 1e-9] {
+                let found = both_layers(dtype, 1003, Some(cap));
+                let expected = 1003_f64.ln();
+                assert!(found[..2].iter().flatten().all(|loss| (loss - expected).abs() < 1e-5));
+                assert!(found[2..].iter().flatten().all(|x| x.abs() < 1e-4));
+            }
+        }
+    }
+
+    #[test]
+    fn capped_losses_match_the_definition() {
+        let (rows, hidden, vocabulary, cap) = (CHUNK_ROWS + 3, 3, 7, 1.5);
+        let head = head(vocabulary, hidden);
+        let x = check::inputs(&[&[rows, hidden]]);
+        let labels: Vec<u32> = (0..rows as u32).map(|t| t % 7).collect();
+        let out = linear_cross_entropy(&x[0], &head, &labels, IGNORE, 0.5, Some(cap));
+        let logits = head.apply(x[0].value()).to_f64();
+        for ((logits, &loss), &label) in
+            logits.chunks(vocabulary).zip(&out.token_losses).zip(&labels)
+        {
+            let capped: Vec<f64> = logits.iter().map(|l| cap * (l / cap).tanh()).collect();
+            let sum: f64 = capped.iter().map(|l| l.exp()).sum();
+            assert!((loss - (sum.ln() - capped[label as usize])).abs() < 1e-12);
+        }
+    }
+
+    #[test]
     fn no_labels_give_zero() {
         let x = check::leaves(&[&[2, 3]]);
-        let out = linear_cross_entropy(&x[0], &head(5, 3), &[IGNORE, IGNORE], IGNORE, 1.0);
+        let out = linear_cross_entropy(&x[0], &head(5, 3), &[IGNORE, IGNORE], IGNORE, 1.0, None);
         assert_eq!(out.loss.value().item(), 0.0);
         assert_eq!(out.loss.backward().get(&x[0]).unwrap().to_f64(), [0.0; 6]);
     }

@@ -18,5 +18,6 @@ mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod softcap;
 pub mod swiglu;
 pub mod top_k;

@@ -75,6 +75,7 @@ impl LayerPlan {
                 head_dim: config.head_dim,
                 scale: 1.0 / (config.head_dim as f64).sqrt(),
                 window: config.window_of(index),
+                softcap: None,
             },
             rope: Some(config.rope),
         }

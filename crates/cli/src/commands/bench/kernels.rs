@@ -103,6 +103,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
         head_dim: HEAD_DIM,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let mut offsets: Vec<usize> = (0..tokens).step_by(arguments.seq_len).collect();
     offsets.push(tokens);
@@ -128,7 +129,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
     let labels: Vec<u32> = (0..tokens).map(|t| (t * 7919 % VOCABULARY) as u32).collect();
     let flops = 2.0 * product(hidden, VOCABULARY);
     rows.push(time(format!("linear_cross_entropy {hidden} → {VOCABULARY}"), flops, || {
-        linear_cross_entropy(&x, &head, &labels, u32::MAX, 1e-3).loss
+        linear_cross_entropy(&x, &head, &labels, u32::MAX, 1e-3, None).loss
     }));
 
     let mut lines =

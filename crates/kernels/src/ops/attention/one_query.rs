@@ -153,7 +153,13 @@ impl Task<'_> {
         for (kv_head, (queries, weights)) in queries.zip(of_groups).enumerate() {
             float::add_products_by_row(of_kv_head(keys, kv_head), queries, 0..count, weights);
         }
-        let scale = config.scale as f32;
+        let scale = match config.cap_of_products() {
+            None => config.scale as f32,
+            Some(cap) => {
+                cap.apply(&mut weights);
+                1.0
+            }
+        };
         let Partial { peaks, sums, values: out } = &mut self.partial;
         vectorize(
             #[inline(always)]
@@ -202,7 +208,9 @@ fn weighted_sum(weights: &[f32], rows: Rows<'_, f32>, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::attend;
+    use crate::graph::Var;
+    use crate::ops::attention::{Span, attend, causal_attention};
+    use crate::tensor::Tensor;
 
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| (((i + seed) * 7919 + 13) % 1009) as f32 / 252.0 - 2.0).collect()
@@ -221,7 +229,8 @@ mod tests {
             };
             let weight = |position| -> f64 {
                 let pairs = query.iter().zip(row(source.keys, position));
-                (pairs.map(|(&q, k)| f64::from(q) * k).sum::<f64>() * config.scale).exp()
+                let score = pairs.map(|(&q, k)| f64::from(q) * k).sum::<f64>() * config.scale;
+                config.softcap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
             };
             let sum: f64 = seen.clone().map(weight).sum();
             out.extend((0..dim).map(|column| {
@@ -235,10 +244,18 @@ mod tests {
     #[test]
     fn one_query_sees_all_its_keys() {
         let shapes = [(9, 3, 16, None), (4, 4, 70, None), (8, 2, 64, Some(100)), (2, 1, 256, None)];
-        for (num_heads, num_key_value_heads, head_dim, window) in shapes {
+        let caps = [None, Some(0.4), Some(50.0)];
+        let all = shapes.iter().flat_map(|shape| caps.map(|cap| (*shape, cap)));
+        for ((num_heads, num_key_value_heads, head_dim, window), softcap) in all {
             let scale = 1.0 / (head_dim as f64).sqrt();
-            let config =
-                AttentionConfig { num_heads, num_key_value_heads, head_dim, scale, window };
+            let config = AttentionConfig {
+                num_heads,
+                num_key_value_heads,
+                head_dim,
+                scale,
+                window,
+                softcap,
+            };
             let width = num_key_value_heads * head_dim;
             // Sequences of one key, of a few, and of so many that their blocks are larger.
             let kept: Vec<_> = [1, 7, 64, 65, 150, 5000]
@@ -263,6 +280,33 @@ mod tests {
     }
 
     #[test]
+    fn one_query_gives_what_packed_ones_give() {
+        let (keys, width) = (300, 2 * 24);
+        let (q, k, v) = (numbers(2 * width, 1), numbers(keys * width, 2), numbers(keys * width, 3));
+        for (window, softcap) in [(None, None), (None, Some(1.5)), (Some(70), Some(0.2))] {
+            let config = AttentionConfig {
+                num_heads: 4,
+                num_key_value_heads: 2,
+                head_dim: 24,
+                scale: 0.2,
+                window,
+                softcap,
+            };
+            let mut got = vec![0.0; 2 * width];
+            attend(&[Source { queries: &q, keys: &k, values: &v }], &mut got, config);
+            let [packed_q, packed_k, packed_v] =
+                [(1, &q), (keys, &k), (keys, &v)].map(|(rows, data)| {
+                    Var::constant(Tensor::new(data.clone(), [rows, data.len() / rows]))
+                });
+            let spans = [Span { queries: 0..1, keys: 0..keys }];
+            let packed = causal_attention(&packed_q, &packed_k, &packed_v, &spans, config);
+            for (got, expected) in got.iter().zip(packed.value().to_f32()) {
+                assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_finite_is_not_lost() {
         let config = AttentionConfig {
             num_heads: 1,
@@ -270,6 +314,7 @@ mod tests {
             head_dim: 16,
             scale: 0.25,
             window: None,
+            softcap: None,
         };
         let (queries, values) = (numbers(16, 1), numbers(200 * 16, 2));
         for wrong in [f32::NAN, f32::INFINITY] {

@@ -6,6 +6,7 @@ use super::{AttentionConfig, HeadGradients, Source, visible};
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::matmul::Write;
+use crate::ops::softcap::Softcap;
 use crate::simd::{self, vectorize};
 use crate::tile::{self, Left, Right, Segment, multiply};
 use std::ops::Range;
@@ -205,7 +206,44 @@ impl Head<'_> {
         );
     }
 
-    /// Turns the scores of `rows`, `stride` apart, into probabilities and notes their log-sums.
+    /// Caps the products of `rows`, `stride` apart, with the keys that each sees; they are then scores
+    /// that have their scale.
+    fn cap(&self, cap: Softcap<f32>, rows: &Range<usize>, stride: usize, products: &mut [f32]) {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, products) in rows.clone().zip(products.chunks_exact_mut(stride)) {
+                    cap.apply_inline(&mut products[self.visible(row)]);
+                }
+            },
+        );
+    }
+
+    /// Takes the gradient `ds` of `capped` scores, `stride` apart, back to products with the keys seen.
+    fn slope(
+        &self,
+        cap: Softcap<f32>,
+        rows: &Range<usize>,
+        stride: usize,
+        capped: &[f32],
+        ds: &mut [f32],
+    ) {
+        let scale = self.config.scale as f32;
+        let each = capped.chunks_exact(stride).zip(ds.chunks_exact_mut(stride));
+        vectorize(
+            #[inline(always)]
+            || {
+                for (row, (capped, ds)) in rows.clone().zip(each) {
+                    let seen = self.visible(row);
+                    for (ds, &capped) in ds[seen.clone()].iter_mut().zip(&capped[seen]) {
+                        *ds *= cap.slope(capped) * scale;
+                    }
+                }
+            },
+        );
+    }
+
+    /// Turns the products of `rows`, `stride` apart, into probabilities and notes their log-sums.
     fn softmax(
         &self,
         rows: &Range<usize>,
@@ -214,7 +252,13 @@ impl Head<'_> {
         weights: &mut [f32],
         log_sums: &mut [f32],
     ) {
-        let scale = self.config.scale as f32;
+        let scale = match self.config.cap_of_products() {
+            None => self.config.scale as f32,
+            Some(cap) => {
+                self.cap(cap, rows, stride, weights);
+                1.0
+            }
+        };
         vectorize(
             #[inline(always)]
             || {
@@ -308,6 +352,8 @@ impl Head<'_> {
         let joined = 8 * panel_rows;
         let mut p = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
         let mut ds = Buffer::<f32>::scratch(joined.min(rows) * whole_panels(keys));
+        let cap = config.cap_of_products();
+        let mut capped = Buffer::<f32>::scratch(if cap.is_some() { p.len() } else { 0 });
         for first in (0..rows).step_by(joined) {
             let block = first..(first + joined).min(rows);
             let of_block = self.seen_from(block.start);
@@ -328,7 +374,14 @@ impl Head<'_> {
                 score(source.queries, &packed.score_keys, &mut p[at..]);
                 score(gradient, &packed.score_values, &mut ds[at..]);
             }
-            let scale = config.scale as f32;
+            let scale = match cap {
+                None => config.scale as f32,
+                Some(cap) => {
+                    of_block.cap(cap, &block, stride, p);
+                    capped[..p.len()].copy_from_slice(p);
+                    1.0
+                }
+            };
             vectorize(
                 #[inline(always)]
                 || {
@@ -352,6 +405,9 @@ impl Head<'_> {
                     }
                 },
             );
+            if let Some(cap) = cap {
+                of_block.slope(cap, &block, stride, &capped, ds);
+            }
             // A key is seen from its own position on: keys before the block by all of its queries, a
             // panel of keys inside it by those from that panel on.
             let over_rows = |left: &[f32], data: &[f32], out: &mut [f32]| {

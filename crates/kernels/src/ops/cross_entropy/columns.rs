@@ -5,6 +5,7 @@ use crate::buffer::Buffer;
 use crate::dense;
 use crate::element::Element;
 use crate::ops::frozen_linear::FrozenLinear;
+use crate::ops::softcap::Softcap;
 use crate::simd::vectorize;
 use crate::tensor::Tensor;
 
@@ -28,6 +29,16 @@ pub(super) fn within(
     })
 }
 
+/// Raises `peaks: [rows]` to the highest of `logits: [count, rows]`.
+#[inline(always)]
+fn raise(peaks: &mut [f32], logits: &[f32]) {
+    for logits in logits.chunks_exact(peaks.len()) {
+        for (peak, &logit) in peaks.iter_mut().zip(logits) {
+            *peak = if logit > *peak { logit } else { *peak };
+        }
+    }
+}
+
 /// Raises `peaks: [rows]` to the highest of `logits: [count, rows]`, turns those into
 /// `exp(logit − peak)` and adds them to `sums: [rows]`.
 pub(super) fn exponentials(logits: &mut [f32], peaks: &mut [f32], sums: &mut [f32]) {
@@ -35,17 +46,76 @@ pub(super) fn exponentials(logits: &mut [f32], peaks: &mut [f32], sums: &mut [f3
     vectorize(
         #[inline(always)]
         || {
-            for logits in logits.chunks_exact(rows) {
-                for (peak, &logit) in peaks.iter_mut().zip(logits) {
-                    *peak = if logit > *peak { logit } else { *peak };
-                }
-            }
+            raise(peaks, logits);
             for logits in logits.chunks_exact_mut(rows) {
                 for ((logit, &peak), sum) in
                     logits.iter_mut().zip(peaks.iter()).zip(sums.iter_mut())
                 {
                     *logit = Element::exp(*logit - peak);
                     *sum += *logit;
+                }
+            }
+        },
+    );
+}
+
+/// [`exponentials`] of logits that are capped, which are turned into `exp(logit − peak)` times the slope
+/// of the cap: what their gradient is made of.
+pub(super) fn sloped_exponentials(
+    logits: &mut [f32],
+    peaks: &mut [f32],
+    sums: &mut [f32],
+    cap: Softcap<f32>,
+) {
+    let rows = peaks.len();
+    vectorize(
+        #[inline(always)]
+        || {
+            raise(peaks, logits);
+            for logits in logits.chunks_exact_mut(rows) {
+                for ((logit, &peak), sum) in
+                    logits.iter_mut().zip(peaks.iter()).zip(sums.iter_mut())
+                {
+                    let exponential = Element::exp(*logit - peak);
+                    *sum += exponential;
+                    *logit = exponential * cap.slope(*logit);
+                }
+            }
+        },
+    );
+}
+
+/// [`exponentials`] that leaves the logits as they are.
+pub(super) fn add_exponentials(logits: &[f32], peaks: &mut [f32], sums: &mut [f32]) {
+    let rows = peaks.len();
+    vectorize(
+        #[inline(always)]
+        || {
+            raise(peaks, logits);
+            for logits in logits.chunks_exact(rows) {
+                for ((&logit, &peak), sum) in logits.iter().zip(peaks.iter()).zip(sums.iter_mut()) {
+                    *sum += Element::exp(logit - peak);
+                }
+            }
+        },
+    );
+}
+
+/// Turns capped `logits: [count, rows]` into `scale · exp(logit − peak)` times the slope of the cap, with
+/// `peaks` and `scales` of each row.
+pub(super) fn sloped_probabilities(
+    logits: &mut [f32],
+    peaks: &[f32],
+    scales: &[f32],
+    cap: Softcap<f32>,
+) {
+    let rows = peaks.len();
+    vectorize(
+        #[inline(always)]
+        || {
+            for logits in logits.chunks_exact_mut(rows) {
+                for ((logit, &peak), &scale) in logits.iter_mut().zip(peaks).zip(scales) {
+                    *logit = Element::exp(*logit - peak) * scale * cap.slope(*logit);
                 }
             }
         },

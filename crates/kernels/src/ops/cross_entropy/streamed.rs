@@ -6,7 +6,7 @@
 //! turns up. So a block of the output layer is read (or widened) once for both products, and no
 //! more logits exist at a time than those of one block.
 
-use super::columns;
+use super::{Labelled, columns};
 use crate::buffer::Buffer;
 use crate::dense;
 use crate::matmul::Write;
@@ -32,7 +32,8 @@ struct Part {
     peaks: Vec<f32>,
     /// `Σ_v exp(logit_v − peak)` of each row.
     sums: Vec<f64>,
-    /// `Σ_v exp(logit_v − peak) W_v`: `[rows, d]`, empty if no gradient is wanted.
+    /// `Σ_v exp(logit_v − peak) W_v`, each logit's part times the slope of its cap if there is one:
+    /// `[rows, d]`, empty if no gradient is wanted.
     weighted: Buffer<f32>,
     /// Rows whose target lies in this stretch, and its logit.
     found: Vec<(usize, f32)>,
@@ -41,13 +42,12 @@ struct Part {
 /// Appends the loss of each row of `h: [n, d]` and, if it is `wanted`, gives the gradient of
 /// `factor` times their sum with respect to `h`.
 pub(super) fn chunk(
-    h: &Tensor,
+    labelled: &Labelled<'_>,
     head: &FrozenLinear,
-    targets: &[u32],
-    factor: f32,
     losses: &mut Vec<f64>,
     wanted: bool,
 ) -> Option<Tensor> {
+    let Labelled { h, targets, factor, cap } = *labelled;
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
     let _part = crate::profile::part("cross_entropy products");
     let panels = columns::panels(h, head, if wanted { 2 } else { 1 });
@@ -55,7 +55,7 @@ pub(super) fn chunk(
     let parts: Vec<Part> = map(0..vocabulary.div_ceil(part_len), |_, part| {
         let first = part * part_len;
         let last = (first + part_len).min(vocabulary);
-        stretch(&panels, head, first..last, targets, wanted)
+        stretch(&panels, head, first..last, labelled, wanted)
     });
 
     let log_sums: Vec<f64> = (0..rows)
@@ -66,6 +66,13 @@ pub(super) fn chunk(
     if !wanted {
         return None;
     }
+    // How much of a change of its logit the target passes on through the cap.
+    let mut slopes = vec![1.0_f32; rows];
+    if let Some(cap) = cap {
+        for &(row, logit) in parts.iter().flat_map(|part| &part.found) {
+            slopes[row] = cap.slope(logit);
+        }
+    }
     let mut total = Buffer::<f32>::scratch(rows * inner);
     for_each((chunks_mut(&mut total, inner.max(1)), targets), |row, (total, &target)| {
         total.fill(0.0);
@@ -74,6 +81,7 @@ pub(super) fn chunk(
             let weighted = &part.weighted[row * inner..(row + 1) * inner];
             crate::simd::add_scaled(factor * scale as f32, weighted, total);
         }
+        let factor = factor * slopes[row];
         crate::simd::add_scaled(-factor, &head.dense_rows(target as usize, 1), total);
     });
     Some(Tensor::new(total, [rows, inner]))
@@ -84,9 +92,10 @@ fn stretch(
     panels: &[f32],
     head: &FrozenLinear,
     range: std::ops::Range<usize>,
-    targets: &[u32],
+    labelled: &Labelled<'_>,
     wanted: bool,
 ) -> Part {
+    let Labelled { targets, cap, .. } = *labelled;
     let (rows, inner) = (targets.len(), head.in_features());
     let bias = head.bias().map(|bias| bias.data::<f32>());
     let mut part = Part {
@@ -113,11 +122,17 @@ fn stretch(
                 logits.iter_mut().for_each(|logit| *logit += bias);
             }
         }
+        if let Some(cap) = cap {
+            cap.apply(logits);
+        }
         let found = columns::within(targets, first, count).map(|(row, at)| (row, logits[at]));
         part.found.extend(found);
         peaks.copy_from_slice(&part.peaks);
         sums.fill(0.0);
-        columns::exponentials(logits, &mut peaks, &mut sums);
+        match cap {
+            None => columns::exponentials(logits, &mut peaks, &mut sums),
+            Some(cap) => columns::sloped_exponentials(logits, &mut peaks, &mut sums, cap),
+        }
         for row in 0..rows {
             let (old, new) = (part.peaks[row], peaks[row]);
             if new > old {

@@ -1,6 +1,6 @@
 //! One chunk of rows through a trained output layer in `f32`, its logits transposed.
 
-use super::columns;
+use super::{Labelled, columns};
 use crate::buffer::Buffer;
 use crate::dense;
 use crate::matmul::Write;
@@ -22,21 +22,20 @@ const BLOCKS_PER_PART: usize = 16;
 /// added to `weight_gradient: [V, d]`. It needs the finished softmax, hence two ways through the
 /// vocabulary.
 pub(super) fn chunk(
-    h: &Tensor,
+    labelled: &Labelled<'_>,
     head: &FrozenLinear,
-    targets: &[u32],
-    factor: f32,
     losses: &mut Vec<f64>,
     wanted: bool,
     weight_gradient: &mut Tensor,
 ) -> Option<Tensor> {
+    let Labelled { h, targets, factor, cap } = *labelled;
     let (rows, inner, vocabulary) = (h.rows(), h.cols(), head.out_features());
     let _part = crate::profile::part("cross_entropy products");
     let panels = columns::panels(h, head, if wanted { 2 } else { 1 });
     let block_count = vocabulary.div_ceil(BLOCK);
 
     // First way through the vocabulary: `exp(logit − peak)` with a peak for every block and row, and
-    // the sums of it.
+    // the sums of it. Logits that are capped stay: the slope of the cap is taken from them later.
     let mut logits = Buffer::<f32>::scratch(vocabulary * rows);
     let mut peaks = Buffer::<f32>::scratch(block_count * rows);
     let mut sums = Buffer::<f32>::zeros(block_count * rows);
@@ -52,10 +51,16 @@ pub(super) fn chunk(
             depth: inner,
         };
         multiply(&[segment], count, rows, logits, rows, Write::Set);
+        if let Some(cap) = cap {
+            cap.apply(logits);
+        }
         let found = columns::within(targets, first, count);
         let found = found.map(|(row, at)| (row, logits[at])).collect();
         peaks.fill(f32::NEG_INFINITY);
-        columns::exponentials(logits, peaks, sums);
+        match cap {
+            None => columns::exponentials(logits, peaks, sums),
+            Some(_) => columns::add_exponentials(logits, peaks, sums),
+        }
         found
     });
     let log_sums: Vec<f64> = (0..rows)
@@ -68,7 +73,7 @@ pub(super) fn chunk(
     let part_rows = BLOCKS_PER_PART * BLOCK;
     let h = h.data::<f32>();
 
-    // Second way: `factor · (softmax − onehot)`, times the output layer.
+    // Second way: `factor · (softmax − onehot)`, and the slope of the cap, times the output layer.
     let stretches = (
         chunks_mut(&mut logits, part_rows * rows),
         chunks_mut(weight_gradient.data_mut::<f32>(), part_rows * inner),
@@ -84,18 +89,32 @@ pub(super) fn chunk(
                 let peak = f64::from(peaks[block * rows + row]);
                 *scale = factor * (peak - log_sums[row]).exp() as f32;
             }
-            vectorize(
-                #[inline(always)]
-                || {
-                    for logits in logits.chunks_exact_mut(rows) {
-                        for (logit, &scale) in logits.iter_mut().zip(&factors) {
-                            *logit *= scale;
-                        }
+            match cap {
+                None => {
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            for logits in logits.chunks_exact_mut(rows) {
+                                for (logit, &scale) in logits.iter_mut().zip(&factors) {
+                                    *logit *= scale;
+                                }
+                            }
+                        },
+                    );
+                    for (_, at) in columns::within(targets, first, count) {
+                        logits[at] -= factor;
                     }
-                },
-            );
-            for (_, at) in columns::within(targets, first, count) {
-                logits[at] -= factor;
+                }
+                Some(cap) => {
+                    let of_targets: Vec<(usize, f32)> = columns::within(targets, first, count)
+                        .map(|(_, at)| (at, factor * cap.slope(logits[at])))
+                        .collect();
+                    let peaks = &peaks[block * rows..(block + 1) * rows];
+                    columns::sloped_probabilities(logits, peaks, &factors, cap);
+                    for (at, of_target) in of_targets {
+                        logits[at] -= of_target;
+                    }
+                }
             }
             let of_block = index * BLOCK * inner..(index * BLOCK + count) * inner;
             let segment = Segment {
