@@ -7,6 +7,7 @@
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::check::{self, device};
 use hydralora_kernels::gpu::Device;
+use hydralora_kernels::ops::activation::Activation;
 use hydralora_kernels::ops::attention::{AttentionConfig, Span, causal_attention, spans};
 use hydralora_kernels::ops::cross_entropy::{linear_cross_entropy, trained_cross_entropy};
 use hydralora_kernels::ops::dropout::{Dropout, dropout};
@@ -19,7 +20,7 @@ use hydralora_kernels::ops::low_rank::{
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{RopeTable, rope};
 use hydralora_kernels::ops::rows::{columns, drop_rows, join_columns, prepend_rows, take_rows};
-use hydralora_kernels::ops::swiglu::swiglu;
+use hydralora_kernels::ops::swiglu::{gated, sigmoid_gate, swiglu};
 use hydralora_kernels::ops::{activation, embedding};
 use hydralora_kernels::{DType, Gradients, Tensor, Var};
 
@@ -383,6 +384,12 @@ fn operations_without_a_version_fall_back() {
     agrees("activations", Stays::Anywhere, &[&[6, 3]], |v, _| {
         activation::tanh(&activation::relu(&v[0]))
     });
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        agrees("gates", Stays::Anywhere, &[&[6, 3], &[6, 3]], |v, _| {
+            let gate = activation::activate(&v[0], activation);
+            sigmoid_gate(&gated(&gate, &v[1], activation), &v[0])
+        });
+    }
     agrees("joined", Stays::Anywhere, &[&[4, 5]], |v, _| {
         join_columns(&columns(&v[0], 2..5), &columns(&v[0], 0..3))
     });
