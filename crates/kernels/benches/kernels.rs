@@ -8,6 +8,10 @@ use criterion::{
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::ops::attention::{AttentionConfig, causal_attention, spans};
 use hydralora_kernels::ops::cross_entropy::linear_cross_entropy;
+use hydralora_kernels::ops::delta_net::{
+    DeltaConfig, DeltaState, causal_conv, conv_step, delta_step, gated_delta_rule_joined,
+    gated_rms_norm,
+};
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
 use hydralora_kernels::ops::rms_norm::rms_norm;
@@ -132,6 +136,43 @@ fn attention(c: &mut Criterion) {
     }
 }
 
+/// Gated DeltaNet at the widths of Qwen3.5-0.8B: one sequence, and one token of it.
+fn delta_net(c: &mut Criterion) {
+    const ROWS: usize = 512;
+    let config = DeltaConfig {
+        num_key_heads: 16,
+        num_value_heads: 16,
+        key_head_dim: 128,
+        value_head_dim: 128,
+    };
+    let (width, heads, offsets) = (config.joined_width(), config.num_value_heads, [0, ROWS]);
+    let gates = |rows: usize| {
+        let scaled = |factor: f64, shift: f64| {
+            let numbers = numbers(rows * heads);
+            let numbers: Vec<f32> =
+                numbers.iter().map(|&x| (factor * f64::from(x) + shift) as f32).collect();
+            Tensor::new(numbers, [rows, heads])
+        };
+        [scaled(0.1, -0.1), scaled(0.5, 0.5)]
+    };
+    let mut group = group(c, "delta net", ROWS);
+    let (x, weight) = (leaf(ROWS, width), Var::constant(tensor(width, 4)));
+    both(&mut group, "convolution", || causal_conv(&x, &weight, &[], &offsets));
+    let [decay, beta] = gates(ROWS).map(Var::leaf);
+    both(&mut group, "rule", || gated_delta_rule_joined(&x, &decay, &beta, config, &offsets, &[]));
+    let (x, gate) = (leaf(ROWS, config.value_width()), leaf(ROWS, config.value_width()));
+    let scale = Var::constant(Tensor::new(vec![1.0_f32; 128], [128]));
+    both(&mut group, "gated norm", || gated_rms_norm(&x, &scale, &gate, 1e-6));
+    let (x, [decay, beta]) = (tensor(1, width), gates(1));
+    let mut state = DeltaState::new(DType::F32, config, 4);
+    group.bench_function("one token", |b| {
+        b.iter(|| {
+            let qkv = conv_step(&x, weight.value(), &[0, 1], &mut [&mut state]);
+            black_box(delta_step(&qkv, &decay, &beta, config, &[0, 1], &mut [&mut state]))
+        });
+    });
+}
+
 fn elementwise(c: &mut Criterion) {
     let mut group = group(c, "elementwise", TOKENS);
     let x = leaf(TOKENS, HIDDEN);
@@ -161,5 +202,14 @@ fn cross_entropy(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, frozen, one_row, adapted, attention, elementwise, cross_entropy);
+criterion_group!(
+    benches,
+    frozen,
+    one_row,
+    adapted,
+    attention,
+    delta_net,
+    elementwise,
+    cross_entropy
+);
 criterion_main!(benches);

@@ -5,6 +5,7 @@ pub mod activation;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;
+pub mod delta_net;
 pub mod domain_update;
 pub mod dropout;
 pub mod elementwise;
