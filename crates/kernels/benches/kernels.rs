@@ -15,7 +15,7 @@ use hydralora_kernels::ops::delta_net::{
 use hydralora_kernels::ops::frozen_linear::{FrozenLinear, FrozenWeight};
 use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
 use hydralora_kernels::ops::rms_norm::rms_norm;
-use hydralora_kernels::ops::rope::{RopeTable, rope};
+use hydralora_kernels::ops::rope::{Frequencies, Pairs, RopeTable, rope};
 use hydralora_kernels::ops::swiglu::swiglu;
 use hydralora_kernels::{DType, Tensor, Var};
 use std::hint::black_box;
@@ -183,7 +183,10 @@ fn elementwise(c: &mut Criterion) {
     let positions: Vec<u32> = (0..TOKENS as u32).collect();
     let frequencies: Vec<f64> =
         (0..HEAD_DIM / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / HEAD_DIM as f64)).collect();
-    let table = RopeTable::new(DType::F32, &positions, &frequencies);
+    let table =
+        RopeTable::new(DType::F32, &positions, 2 * frequencies.len(), Pairs::Halves, |_| {
+            Frequencies { inverse: &frequencies, factor: 1.0 }
+        });
     both(&mut group, "rope", || rope(x.clone(), &table));
 }
 

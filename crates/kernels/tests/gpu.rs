@@ -18,7 +18,7 @@ use hydralora_kernels::ops::low_rank::{
     Gate, LowRank, Mask, adapted_linear, gated_low_rank, router_gates,
 };
 use hydralora_kernels::ops::rms_norm::rms_norm;
-use hydralora_kernels::ops::rope::{RopeTable, rope};
+use hydralora_kernels::ops::rope::{Frequencies, Pairs, RopeTable, rope};
 use hydralora_kernels::ops::rows::{columns, drop_rows, join_columns, prepend_rows, take_rows};
 use hydralora_kernels::ops::swiglu::{gated, sigmoid_gate, swiglu};
 use hydralora_kernels::ops::{activation, embedding};
@@ -205,7 +205,8 @@ fn norms_and_activations() {
 
 #[test]
 fn rotations() {
-    let table = RopeTable::new(DType::F32, &[0, 1, 7, 300], &[1.0, 0.1, 0.03, 0.001]);
+    let of_row = |_| Frequencies { inverse: &[1.0, 0.1, 0.03, 0.001], factor: 1.0 };
+    let table = RopeTable::new(DType::F32, &[0, 1, 7, 300], 8, Pairs::Halves, of_row);
     agrees("rope", Stays::There, &[&[4, 24]], |v, _| rope(v[0].clone(), &table));
 }
 

@@ -2,6 +2,7 @@
 
 use super::{DeviceBuffer, Kernel, bits, device_of};
 use crate::ops::dropout::Dropout;
+use crate::ops::rope::RopeTable;
 use crate::tensor::Tensor;
 
 const fn kernel(name: &'static str) -> Kernel {
@@ -80,7 +81,8 @@ pub(crate) fn swiglu_backward(
 }
 
 /// Rotates `x` by `direction · θ` of a table of cosines and sines.
-pub(crate) fn rotate(x: &mut Tensor, table: &Tensor, direction: f64) -> Option<()> {
+pub(crate) fn rotate(x: &mut Tensor, table: &RopeTable, direction: f64) -> Option<()> {
+    let table = table.of_whole_heads()?;
     let given = parameters(x.len(), x.cols(), table.cols(), direction);
     *x = on_each(&ROPE, &given, &[x, table])?;
     Some(())

@@ -14,7 +14,18 @@ use hydralora_runtime::{chunks, chunks_mut, for_each};
 /// The result can be recomputed from `x`, so operations that need it in their backward do not keep
 /// a second copy.
 pub fn rms_norm(x: &Var, weight: &Var, epsilon: f64) -> Var {
-    let (scale, shape) = (weight.value().clone(), x.value().shape().to_vec());
+    shifted_rms_norm(x, weight, 0.0, epsilon)
+}
+
+/// [`rms_norm`] with the factors `weight + shift`: Gemma keeps the distance of every factor from 1.
+pub fn shifted_rms_norm(x: &Var, weight: &Var, shift: f64, epsilon: f64) -> Var {
+    let mut scale = weight.value().clone();
+    if shift != 0.0 {
+        dispatch!(scale.dtype(), |E| {
+            scale.data_mut::<E>().iter_mut().for_each(|factor| *factor += shift as E);
+        });
+    }
+    let shape = x.value().shape().to_vec();
     let width = scale.len().max(1);
     assert!(x.value().cols().is_multiple_of(width), "RMSNorm weight has another width");
     let by_width = move |tensor: Tensor| {
@@ -157,6 +168,17 @@ mod tests {
         let (heads, rows) = (rms_norm(&v[0], &v[1], 1e-5), rms_norm(&rows, &v[1], 1e-5));
         assert_eq!(heads.value().shape(), [3, 12]);
         assert_eq!(heads.value().to_f64(), rows.value().to_f64());
+    }
+
+    #[test]
+    fn a_shift_is_added_to_the_weight() {
+        check::gradients(&[&[3, 8], &[4]], |x| shifted_rms_norm(&x[0], &x[1], 1.0, 1e-5));
+        let v = check::inputs(&[&[2, 4], &[4]]);
+        let factors: Vec<f64> = v[1].value().to_f64().iter().map(|w| w + 1.0).collect();
+        let plain = Var::constant(Tensor::from_f64(v[1].value().dtype(), &factors, [4]));
+        let (shifted, plain) =
+            (shifted_rms_norm(&v[0], &v[1], 1.0, 1e-5), rms_norm(&v[0], &plain, 1e-5));
+        assert_eq!(shifted.value().to_f64(), plain.value().to_f64());
     }
 
     #[test]

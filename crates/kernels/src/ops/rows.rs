@@ -166,17 +166,30 @@ pub fn join_rows(parts: &[Var]) -> Var {
 /// # Panics
 /// If the range reaches past the columns.
 pub fn columns(x: &Var, range: Range<usize>) -> Var {
-    let (rows, width, taken) = (x.value().rows(), x.value().cols(), range.len());
+    columns_of_each(x, x.value().cols(), range)
+}
+
+/// Columns `range` of every `width` neighbouring columns of `x: [T, n · width]`, giving
+/// `[T, n · range.len()]`.
+///
+/// # Panics
+/// If the range reaches past `width`, or the columns are no whole number of such stretches.
+pub fn columns_of_each(x: &Var, width: usize, range: Range<usize>) -> Var {
+    let (rows, cols, taken) = (x.value().rows(), x.value().cols(), range.len());
     assert!(range.end <= width, "columns out of range");
+    assert!(cols.is_multiple_of(width.max(1)), "columns are stretches of {width}");
     let value = dispatch!(x.value().dtype(), |E| {
-        let rows_of = x.value().data::<E>().chunks_exact(width.max(1));
-        let data: Vec<E> = rows_of.flat_map(|row| row[range.clone()].iter().copied()).collect();
-        Tensor::new(data, [rows, taken])
+        let mut out = Buffer::<E>::scratch(x.value().len() / width.max(1) * taken);
+        let from = x.value().data::<E>().chunks_exact(width.max(1));
+        for (out, from) in out.chunks_exact_mut(taken.max(1)).zip(from) {
+            out.copy_from_slice(&from[range.clone()]);
+        }
+        Tensor::new(out, [rows, cols / width.max(1) * taken])
     });
     Var::computed(value, &[x], move |gradient, parents| {
         // Many ranges of one table add up in one tensor.
         let mut sum =
-            parents.take(0).unwrap_or_else(|| Tensor::zeros(gradient.dtype(), [rows, width]));
+            parents.take(0).unwrap_or_else(|| Tensor::zeros(gradient.dtype(), [rows, cols]));
         dispatch!(gradient.dtype(), |E| {
             let sums = sum.data_mut::<E>().chunks_exact_mut(width.max(1));
             for (sum, from) in sums.zip(gradient.data::<E>().chunks_exact(taken.max(1))) {
@@ -184,6 +197,17 @@ pub fn columns(x: &Var, range: Range<usize>) -> Var {
             }
         });
         parents.add(0, sum);
+    })
+}
+
+/// The same numbers under another shape.
+///
+/// # Panics
+/// If the shape has another number of elements.
+pub fn reshape(x: &Var, shape: &[usize]) -> Var {
+    let from = x.value().shape().to_vec();
+    Var::computed(x.value().clone().reshape(shape), &[x], move |gradient, parents| {
+        parents.add(0, gradient.reshape(from));
     })
 }
 
@@ -226,6 +250,8 @@ mod tests {
         check::gradients(&[&[2, 3], &[5, 3]], |v| prepend_rows(&v[0], &v[1], &offsets, &starts));
         check::gradients(&[&[9, 3]], |v| drop_rows(&v[0], 2, &offsets, &starts));
         check::gradients(&[&[4, 5]], |v| columns(&v[0], 1..3));
+        check::gradients(&[&[3, 8]], |v| columns_of_each(&v[0], 4, 1..3));
+        check::gradients(&[&[3, 4]], |v| columns(&reshape(&v[0], &[2, 6]), 2..5));
         check::gradients(&[&[4, 5]], |v| {
             join_columns(&columns(&v[0], 2..5), &columns(&v[0], 0..3))
         });
