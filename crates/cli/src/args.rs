@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Quickstart(QuickstartArguments),
     /// Get a base model
     Model(ModelArguments),
+    /// List the model families that load, what was checked of each, and the memory that sizes take
+    Models,
     /// Fine-tune as a recipe says
     Train(TrainArguments),
     /// Do everything but the training: all faults at once, the plan, a sample of tokens
@@ -116,6 +118,21 @@ pub(crate) enum ModelAction {
         /// Copy it to this folder too.
         #[arg(long)]
         to: Option<PathBuf>,
+    },
+    /// Write a model of random weights as a GGUF file, to try out a size
+    Random {
+        /// The dimensions, as `hydralora models` lists them: qwen3-8b, ….
+        #[arg(long)]
+        shape: String,
+        /// Number format of the matrices.
+        #[arg(long, default_value = "q4_0", value_parser = ["f32", "f16", "bf16", "q8_0", "q4_0"])]
+        format: String,
+        /// Seed of the weights.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The file.
+        #[arg(long)]
+        to: PathBuf,
     },
 }
 
@@ -363,11 +380,14 @@ pub(crate) enum BenchWhat {
     Kernels(BenchKernelsArguments),
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct BenchTrainArguments {
     /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long, default_value = "smollm2-135m")]
+    #[arg(long, default_value = "smollm2-135m", conflicts_with = "shape")]
     pub(crate) model: String,
+    /// Random weights of these dimensions instead, as `hydralora models` lists them.
+    #[arg(long)]
+    pub(crate) shape: Option<String>,
     /// Type or packing the weights are held in.
     #[arg(long, default_value = "f32")]
     pub(crate) dtype: ModelDtype,

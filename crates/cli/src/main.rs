@@ -58,6 +58,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Quickstart(command) => commands::quickstart::run(global, command),
         Command::Model(command) => commands::model::run(global, command),
+        Command::Models => commands::models::run(global),
         Command::Train(command) => commands::train::run(global, command),
         Command::Heads(command) => commands::heads::run(global, command),
         Command::Check(command) => commands::check::run(global, command),

@@ -7,7 +7,7 @@
 mod apply;
 mod update;
 
-pub use crate::site::{Kind, Linear, NormSite, Site, SiteShape, name_hash};
+pub use crate::site::{Kind, Linear, Site, SiteShape, TensorSite, name_hash};
 pub(crate) use apply::{joined, linears};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
@@ -46,8 +46,8 @@ pub trait Adapter: Send + Sync {
         Var::constant(frozen.gather(tokens))
     }
 
-    /// The weight of the norm at `site`.
-    fn norm<'a>(&'a self, site: NormSite, frozen: &'a Var) -> &'a Var {
+    /// The weight of a norm, or another tensor that is no linear layer's, at `site`.
+    fn tensor<'a>(&'a self, site: TensorSite, frozen: &'a Var) -> &'a Var {
         let _ = site;
         frozen
     }

@@ -1,6 +1,7 @@
 //! Keys and values of tokens already seen, so that generation computes each position once.
 
 use hydralora_kernels::ops::attention::AttentionConfig;
+use hydralora_kernels::ops::delta_net::DeltaState;
 use hydralora_kernels::{DType, Tensor, TensorElement, dispatch};
 use std::ops::Range;
 
@@ -14,7 +15,12 @@ const SPARE: usize = 32;
 #[derive(Clone)]
 pub struct Cache {
     layers: Vec<LayerCache>,
-    len: usize,
+    /// What layers by the delta rule have in place of keys and values.
+    states: Vec<Option<DeltaState>>,
+    /// The same before the first token.
+    empty_states: Vec<Option<DeltaState>>,
+    /// The tokens held.
+    tokens: Vec<u32>,
     /// Rows before the first token that an adapter put there.
     lead: usize,
 }
@@ -36,39 +42,53 @@ pub(crate) struct LayerCache {
 }
 
 impl Cache {
-    /// Makes an empty cache for layers with these settings.
-    pub(crate) fn new(dtype: DType, layers: impl Iterator<Item = AttentionConfig>) -> Self {
-        let empty = |config: AttentionConfig| {
-            let width = config.num_key_value_heads * config.head_dim;
+    /// Makes an empty cache for layers with these settings. A layer without settings has no keys and values; some have a state in their place.
+    pub(crate) fn new(
+        dtype: DType,
+        layers: impl Iterator<Item = (Option<AttentionConfig>, Option<DeltaState>)>,
+    ) -> Self {
+        let (layers, states): (Vec<_>, Vec<_>) = layers.unzip();
+        let empty = |config: Option<AttentionConfig>| {
+            let width = config.map_or(0, |config| config.num_key_value_heads * config.head_dim);
             LayerCache {
                 keys: Tensor::zeros(dtype, [0, width]),
                 values: Tensor::zeros(dtype, [0, width]),
                 len: 0,
                 dropped: 0,
-                window: config.window,
+                window: config.and_then(|config| config.window),
             }
         };
-        Self { layers: layers.map(empty).collect(), len: 0, lead: 0 }
+        let layers = layers.into_iter().map(empty).collect();
+        Self { layers, empty_states: states.clone(), states, tokens: Vec::new(), lead: 0 }
     }
 
     /// Number of tokens held.
     pub fn len(&self) -> usize {
-        self.len
+        self.tokens.len()
+    }
+
+    /// The tokens held.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// Whether no token is held.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.tokens.is_empty()
     }
 
     /// Forgets all but the first `len` tokens, or all of them if a windowed layer no longer holds what
     /// the next token would see. [`len`](Self::len) tells how many are left.
     pub fn truncate(&mut self, len: usize) {
         let rows = self.lead + len;
-        let kept = len >= self.len || self.layers.iter().all(|layer| layer.can_end_at(rows));
-        self.len = if kept { self.len.min(len) } else { 0 };
-        if self.len == 0 {
+        // A state cannot be taken back.
+        let stateless = self.states.iter().all(Option::is_none);
+        let can_end = |layer: &LayerCache| layer.can_end_at(rows);
+        let kept = len >= self.len() || (stateless && self.layers.iter().all(can_end));
+        self.tokens.truncate(if kept { len } else { 0 });
+        if self.tokens.is_empty() {
             self.lead = 0;
+            self.states.clone_from(&self.empty_states);
         }
         let rows = self.rows();
         for layer in &mut self.layers {
@@ -78,7 +98,7 @@ impl Cache {
 
     /// Positions held: tokens, and what an adapter put before them.
     pub(crate) fn rows(&self) -> usize {
-        self.lead + self.len
+        self.lead + self.len()
     }
 
     /// Notes that `rows` rows now stand before the first token.
@@ -90,27 +110,46 @@ impl Cache {
     #[must_use]
     pub fn fork(&self, more: usize) -> Self {
         let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
-        Self { layers, ..*self }
+        let (states, empty_states) = (self.states.clone(), self.empty_states.clone());
+        let tokens = self.tokens.clone();
+        Self { layers, states, empty_states, tokens, lead: self.lead }
     }
 
     /// Counts the bytes it occupies.
     pub fn bytes(&self) -> usize {
         let bytes = |layer: &LayerCache| 2 * layer.keys.len() * layer.keys.dtype().size();
-        self.layers.iter().map(bytes).sum()
+        let states = self.states.iter().flatten().map(DeltaState::bytes);
+        self.layers.iter().map(bytes).chain(states).sum()
     }
 
     pub(crate) fn layer(&self, index: usize) -> &LayerCache {
         &self.layers[index]
     }
 
+    /// The state of a layer by the delta rule.
+    ///
+    /// # Panics
+    /// If the layer keeps keys and values instead.
+    pub(crate) fn state(&self, index: usize) -> &DeltaState {
+        self.states[index].as_ref().unwrap_or_else(|| panic!("layer {index} keeps no state"))
+    }
+
+    /// The same for going on.
+    ///
+    /// # Panics
+    /// As [`state`](Self::state).
+    pub(crate) fn state_mut(&mut self, index: usize) -> &mut DeltaState {
+        self.states[index].as_mut().unwrap_or_else(|| panic!("layer {index} keeps no state"))
+    }
+
     pub(crate) fn layer_mut(&mut self, index: usize) -> &mut LayerCache {
         &mut self.layers[index]
     }
 
-    /// Counts `tokens` that a pass brought, and gives back what they took in windowed layers and no
+    /// Notes the tokens that a pass brought, and gives back what they took in windowed layers and no
     /// later token sees.
-    pub(crate) fn advance(&mut self, tokens: usize) {
-        self.len += tokens;
+    pub(crate) fn advance(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
         self.layers.iter_mut().for_each(LayerCache::settle);
     }
 }
@@ -209,6 +248,6 @@ fn with_rows(side: &Tensor, rows: Range<usize>, capacity: usize) -> Tensor {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Cache({} tokens, {} bytes)", self.len, self.bytes())
+        write!(f, "Cache({} tokens, {} bytes)", self.len(), self.bytes())
     }
 }

@@ -6,14 +6,24 @@
 use crate::error::{Error, Result};
 use crate::family::{self, Family};
 use crate::gguf::GgufFile;
+use crate::site::Kind;
 use fields::kind;
+use hydralora_kernels::ops::activation::Activation;
 use serde_json::Value;
 use std::path::Path;
 
+mod arithmetic;
 mod fields;
+pub(crate) mod rope;
 
+pub use arithmetic::{Arithmetic, LayerEmbeddings, LinearAttention};
 pub use fields::Fields;
 pub(crate) use fields::token_ids;
+pub use rope::{QueryScaling, RopeConfig, RopeScaling};
+
+/// Models of pictures and text; the decoder of text inside them is one of the families, its configuration
+/// their `text_config`.
+const COMPOSITES: &[&str] = &["gemma3", "gemma4", "mistral3", "qwen3_5"];
 
 /// The shape of a decoder and the constants of its arithmetic.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +50,16 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// That of windowed layers, where it is another one.
+    pub sliding_rope: Option<RopeConfig>,
+    /// Whether queries and keys of each layer are rotated; all of them if none.
+    pub rotated_layers: Option<Vec<bool>>,
+    /// Factors, caps and the activation.
+    pub arithmetic: Arithmetic,
+    /// Embeddings of every layer's own.
+    pub layer_embeddings: Option<LayerEmbeddings>,
+    /// Layers that keep a state in place of keys and values.
+    pub linear_attention: Option<LinearAttention>,
     /// Whether the output layer is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the attention projections have biases.
@@ -56,43 +76,31 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the frequencies `θ^(−2i/head_dim)`.
-    pub theta: f64,
-    /// How the frequencies are stretched for longer contexts.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are stretched for contexts longer than those of the first training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3's: low frequencies divided by `factor`, high ones kept, those between blended.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Below this many turns in the original context a frequency counts as low.
-        low_freq_factor: f64,
-        /// Above this many turns in the original context a frequency counts as high.
-        high_freq_factor: f64,
-        /// Length of the original context.
-        original_max_position_embeddings: usize,
-    },
-}
-
 impl ModelConfig {
     /// How many positions back attention reaches in layer `layer`; all if none.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
         let windowed = |layers: &Vec<bool>| layers.get(layer).copied().unwrap_or(true);
         self.sliding_window.filter(|_| self.sliding_layers.as_ref().is_none_or(windowed))
+    }
+
+    /// Gives the rotation of layer `layer`, if its queries and keys are rotated.
+    pub fn rope_of(&self, layer: usize) -> Option<&RopeConfig> {
+        let rotated = |layers: &Vec<bool>| layers.get(layer).copied().unwrap_or(true);
+        if !self.rotated_layers.as_ref().is_none_or(rotated) {
+            return None;
+        }
+        let sliding = self.sliding_rope.as_ref().filter(|_| self.window_of(layer).is_some());
+        Some(sliding.unwrap_or(&self.rope))
+    }
+
+    /// The longest sequence that the model can be given.
+    pub fn context_length(&self) -> usize {
+        match self.rope.scaling {
+            RopeScaling::Dynamic { factor, .. } => {
+                (self.max_position_embeddings as f64 * factor.max(1.0)) as usize
+            }
+            _ => self.max_position_embeddings,
+        }
     }
 
     /// Reads `config.json` at `path`.
@@ -119,10 +127,11 @@ impl ModelConfig {
                 format!("expected an object, found {}", kind(root)),
             ));
         };
-        let fields = Fields { object, path, prefix: String::new() };
-        let model_type = fields.required("model_type", "a string", |v| v.as_str())?.to_owned();
-        let family = family_of(&model_type, path)?;
-        if let Some(quantization) = fields.value("quantization_config") {
+        let outer = Fields::new(object, path, String::new());
+        let (fields, family) = text_of(&outer)?;
+        let quantization =
+            outer.value("quantization_config").or(fields.value("quantization_config"));
+        if let Some(quantization) = quantization {
             let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
             let message = format!(
                 "the weights are quantised with {method}, which is not supported; use the \
@@ -132,7 +141,8 @@ impl ModelConfig {
         }
         let hidden_size = fields.size("hidden_size")?;
         let num_attention_heads = fields.size("num_attention_heads")?;
-        let head_dim = match fields.optional_size("head_dim")? {
+        let defaults = family.defaults();
+        let head_dim = match fields.optional_size("head_dim")?.or(defaults.head_dim) {
             Some(head_dim) => head_dim,
             None if num_attention_heads == 0 => 0,
             None if hidden_size.is_multiple_of(num_attention_heads) => {
@@ -146,15 +156,14 @@ impl ModelConfig {
                 return Err(fields.error("hidden_size", message));
             }
         };
-        if let Some(name) = fields.optional("hidden_act", "a string", |v| v.as_str())?
-            && !matches!(name, "silu" | "swish")
-        {
-            let message = format!("the activation `{name}` is not supported; expected `silu`");
-            return Err(fields.error("hidden_act", message));
-        }
         let windowed = fields.flag("use_sliding_window")?.unwrap_or(true);
+        let tied = outer.flag("tie_word_embeddings")?.or(fields.flag("tie_word_embeddings")?);
+        let ids = |name: &str| -> Result<Vec<u32>> {
+            let own = fields.token_ids(name)?;
+            if own.is_empty() { outer.token_ids(name) } else { Ok(own) }
+        };
         let mut config = Self {
-            model_type,
+            model_type: family.model_type().to_owned(),
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
@@ -165,18 +174,24 @@ impl ModelConfig {
                 .unwrap_or(num_attention_heads),
             head_dim,
             max_position_embeddings: fields.size("max_position_embeddings")?,
-            rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: rope_from_json(&fields)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-            attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
+            rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps),
+            rope: family.rope(&fields)?,
+            sliding_rope: None,
+            rotated_layers: None,
+            arithmetic: Arithmetic { activation: activation(&fields)?, ..Arithmetic::default() },
+            layer_embeddings: None,
+            linear_attention: None,
+            tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
+            attention_bias: fields.flag("attention_bias")?.unwrap_or(defaults.attention_bias),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
             sliding_window: fields.optional_size("sliding_window")?.filter(|_| windowed),
             sliding_layers: None,
-            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
-            eos_token_ids: fields.token_ids("eos_token_id")?,
+            bos_token_id: ids("bos_token_id")?.first().copied(),
+            eos_token_ids: ids("eos_token_id")?,
         };
         read_layer_types(&fields, &mut config)?;
         family.read(&fields, &mut config)?;
+        fields.refuse_unread_arithmetic()?;
         config.validate(path)?;
         Ok(config)
     }
@@ -230,15 +245,12 @@ impl ModelConfig {
                 return Err(Error::config(path, key("embedding_length"), message));
             }
         };
-        for (name, what) in [
-            ("attention.value_length", "values as wide as keys"),
-            ("rope.dimension_count", "rotation of the whole head"),
-        ] {
-            if let Some(found) = optional(name)?.filter(|&found| found != head_dim) {
-                let message = format!("expected {head_dim} ({what}), found {found}");
-                return Err(Error::config(path, key(name), message));
-            }
+        let values = "attention.value_length";
+        if let Some(found) = optional(values)?.filter(|&found| found != head_dim) {
+            let message = format!("expected {head_dim} (values as wide as keys), found {found}");
+            return Err(Error::config(path, key(values), message));
         }
+        let max_position_embeddings = required("context_length")?;
         let vocab_size = match (optional("vocab_size")?, file.tensor("token_embd.weight")) {
             (Some(size), _) => size,
             (None, Some(embedding)) => embedding.shape.first().copied().unwrap_or(0),
@@ -265,11 +277,16 @@ impl ModelConfig {
             num_key_value_heads: optional("attention.head_count_kv")?
                 .unwrap_or(num_attention_heads),
             head_dim,
-            max_position_embeddings: required("context_length")?,
+            max_position_embeddings,
             rms_norm_eps: file
                 .f64(&epsilon)?
                 .ok_or_else(|| Error::config(path, epsilon, "missing; expected a number"))?,
-            rope: rope_from_gguf(file, architecture)?,
+            rope: rope::from_gguf(file, architecture, head_dim, max_position_embeddings)?,
+            sliding_rope: None,
+            rotated_layers: None,
+            arithmetic: Arithmetic::default(),
+            layer_embeddings: None,
+            linear_attention: None,
             tie_word_embeddings: file.tensor("output.weight").is_none(),
             attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
@@ -320,9 +337,10 @@ impl ModelConfig {
             let message = format!("expected a number between 0 and 1, found {}", self.rms_norm_eps);
             return Err(Error::config(path, "rms_norm_eps", message));
         }
-        if !(self.rope.theta > 1.0 && self.rope.theta.is_finite()) {
-            let message = format!("expected a number above 1, found {}", self.rope.theta);
-            return Err(Error::config(path, "rope_theta", message));
+        for rope in [Some(&self.rope), self.sliding_rope.as_ref()].into_iter().flatten() {
+            if let Some((field, message)) = rope.fault(self.head_dim) {
+                return Err(Error::config(path, field, message));
+            }
         }
         for (field, ids) in
             [("bos_token_id", self.bos_token_id.as_slice()), ("eos_token_id", &self.eos_token_ids)]
@@ -333,34 +351,6 @@ impl ModelConfig {
             }
         }
         Ok(())
-    }
-}
-
-impl RopeConfig {
-    /// `θ^(−2i/d)` for `i` in `0..d/2`, rescaled as the configuration says.
-    pub(crate) fn inverse_frequencies(&self, head_dim: usize) -> Vec<f64> {
-        (0..head_dim / 2)
-            .map(|i| {
-                let frequency = self.theta.powf(-2.0 * i as f64 / head_dim as f64);
-                match self.scaling {
-                    RopeScaling::None => frequency,
-                    RopeScaling::Linear { factor } => frequency / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_position_embeddings,
-                    } => {
-                        let turns = original_max_position_embeddings as f64 * frequency
-                            / (2.0 * std::f64::consts::PI);
-                        let smooth = ((turns - low_freq_factor)
-                            / (high_freq_factor - low_freq_factor))
-                            .clamp(0.0, 1.0);
-                        frequency * (smooth + (1.0 - smooth) / factor)
-                    }
-                }
-            })
-            .collect()
     }
 }
 
@@ -396,31 +386,69 @@ impl RopeScaling {
     }
 }
 
-fn family_of(model_type: &str, path: &Path) -> Result<&'static dyn Family> {
-    family::find(model_type).ok_or_else(|| unknown_model_type(model_type, path))
+/// Finds the fields that describe the decoder of text, and its family.
+fn text_of<'a>(outer: &Fields<'a>) -> Result<(Fields<'a>, &'static dyn Family)> {
+    let model_type =
+        |fields: &Fields<'a>| fields.required("model_type", "a string", |v| v.as_str());
+    let found = model_type(outer)?;
+    let inner = match COMPOSITES.contains(&found) {
+        true => outer.nested("text_config")?,
+        false => None,
+    };
+    let fields = match inner {
+        Some(inner) => inner,
+        None => Fields::new(outer.object, outer.path, outer.prefix.clone()),
+    };
+    let found = model_type(&fields)?;
+    let family = family::find(found).ok_or_else(|| unknown_model_type(found, outer.path))?;
+    Ok((fields, family))
 }
 
-fn unknown_model_type(found: &str, path: &Path) -> Error {
+/// Reads the activation of the feed-forward block.
+fn activation(fields: &Fields<'_>) -> Result<Activation> {
+    let mut found = None;
+    for field in ["hidden_act", "hidden_activation"] {
+        let name = fields.optional(field, "a string", |v| v.as_str())?;
+        found = name.map(|name| (field, name)).or(found);
+    }
+    match found {
+        None | Some((_, "silu" | "swish")) => Ok(Activation::Silu),
+        Some((_, "gelu_pytorch_tanh")) => Ok(Activation::GeluTanh),
+        Some((field, name)) => {
+            let message = format!(
+                "the activation `{name}` is not supported; expected `silu` or `gelu_pytorch_tanh`"
+            );
+            Err(fields.error(field, message))
+        }
+    }
+}
+
+pub(crate) fn unknown_model_type(found: &str, path: &Path) -> Error {
     Error::UnknownModelType {
         path: path.to_path_buf(),
         found: found.to_owned(),
+        hint: family::hint(found),
         supported: family::supported().join(", "),
     }
 }
 
 /// Reads which layers are windowed.
 fn read_layer_types(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
-    let Some(types) = fields.optional("layer_types", "a list", Value::as_array)? else {
+    let Some(types) = fields.by_layer("layer_types", config.num_hidden_layers)? else {
         return Ok(());
     };
-    if types.len() != config.num_hidden_layers {
-        let layers = config.num_hidden_layers;
-        let message =
-            format!("expected one entry for each of {layers} layers, found {}", types.len());
-        return Err(fields.error("layer_types", message));
-    }
+    let stateful = family::find(&config.model_type).is_some_and(|family| {
+        family.linears().iter().any(|linear| linear.kind.overlaps(Kind::STATE))
+    });
     let windowed = types.iter().map(|kind| match kind.as_str() {
         Some("full_attention") => Ok(false),
+        Some("linear_attention") if stateful => Ok(false),
+        Some("sliding_attention") if config.sliding_window.is_some() => Ok(true),
+        Some("sliding_attention") if fields.has("sliding_window") => {
+            let message = "names `sliding_attention`, but there is no sliding_window";
+            Err(fields.error("layer_types", message))
+        }
+        // Some families have a usual window.
         Some("sliding_attention") => Ok(true),
         _ => {
             let message = format!("expected `full_attention` or `sliding_attention`, found {kind}");
@@ -434,94 +462,4 @@ fn read_layer_types(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()>
         config.sliding_layers = Some(windowed);
     }
     Ok(())
-}
-
-fn rope_from_json(fields: &Fields<'_>) -> Result<RopeConfig> {
-    const DEFAULT_THETA: f64 = 10_000.0;
-    let top_theta = fields.number("rope_theta")?;
-    let nested = match fields.nested("rope_parameters")? {
-        Some(nested) => Some(nested),
-        None => fields.nested("rope_scaling")?,
-    };
-    let partial = match &nested {
-        Some(nested) => nested.number("partial_rotary_factor")?,
-        None => None,
-    };
-    let partial = partial.or(fields.number("partial_rotary_factor")?).unwrap_or(1.0);
-    if partial != 1.0 {
-        let message =
-            format!("only rotation of the whole head (1.0) is supported, found {partial}");
-        return Err(fields.error("partial_rotary_factor", message));
-    }
-    let Some(nested) = nested else {
-        return Ok(RopeConfig {
-            theta: top_theta.unwrap_or(DEFAULT_THETA),
-            scaling: RopeScaling::None,
-        });
-    };
-    let theta = nested.number("rope_theta")?.or(top_theta).unwrap_or(DEFAULT_THETA);
-    let required = |name: &str| -> Result<f64> {
-        nested.number(name)?.ok_or_else(|| nested.error(name, "missing; expected a number"))
-    };
-    let positive = |name: &str| -> Result<f64> {
-        let value = required(name)?;
-        if value > 0.0 && value.is_finite() {
-            return Ok(value);
-        }
-        Err(nested.error(name, format!("expected a positive number, found {value}")))
-    };
-    let string = |name: &str| nested.optional(name, "a string", |v| v.as_str());
-    let rope_type = string("rope_type")?.or(string("type")?).unwrap_or("default");
-    let scaling = match rope_type {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: positive("factor")? },
-        "llama3" => {
-            let low_freq_factor = positive("low_freq_factor")?;
-            let high_freq_factor = positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                let message = format!(
-                    "expected more than low_freq_factor {low_freq_factor}, found {high_freq_factor}"
-                );
-                return Err(nested.error("high_freq_factor", message));
-            }
-            RopeScaling::Llama3 {
-                factor: positive("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: nested
-                    .size("original_max_position_embeddings")?,
-            }
-        }
-        other => {
-            let message = format!(
-                "the rotary embedding `{other}` is not supported; expected `default`, `linear` or \
-                 `llama3`"
-            );
-            return Err(nested.error("rope_type", message));
-        }
-    };
-    Ok(RopeConfig { theta, scaling })
-}
-
-fn rope_from_gguf(file: &GgufFile, architecture: &str) -> Result<RopeConfig> {
-    let key = |name: &str| format!("{architecture}.rope.{name}");
-    let theta = file.f64(&key("freq_base"))?.unwrap_or(10_000.0);
-    let factor = file.f64(&key("scaling.factor"))?.or(file.f64(&key("scale_linear"))?);
-    let scaling = match (file.str(&key("scaling.type"))?, factor) {
-        (None | Some("none"), None) | (Some("none"), _) => RopeScaling::None,
-        (None | Some("linear"), Some(factor)) if factor > 0.0 && factor.is_finite() => {
-            RopeScaling::Linear { factor }
-        }
-        (None | Some("linear"), found) => {
-            let message = format!("expected a positive number, found {found:?}");
-            return Err(Error::config(file.path(), key("scaling.factor"), message));
-        }
-        (Some(other), _) => {
-            let message = format!(
-                "the rotary embedding `{other}` is not supported; expected `none` or `linear`"
-            );
-            return Err(Error::config(file.path(), key("scaling.type"), message));
-        }
-    };
-    Ok(RopeConfig { theta, scaling })
 }

@@ -2,6 +2,7 @@
 
 use crate::config::{ModelConfig, RopeScaling};
 use crate::family;
+use hydralora_kernels::ops::activation::Activation;
 use serde_json::{Map, Value, json};
 
 impl ModelConfig {
@@ -14,25 +15,18 @@ impl ModelConfig {
             [one] => json!(one),
             several => json!(several),
         };
-        let scaling = match self.rope.scaling {
-            RopeScaling::None => json!({"rope_type": "default"}),
-            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => json!({
-                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-            }),
+        let activation = match self.arithmetic.activation {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
         };
         // Both layouts, so that older releases of transformers read the same numbers.
-        let older =
-            if self.rope.scaling == RopeScaling::None { Value::Null } else { scaling.clone() };
+        let scaling = self.rope.to_json();
+        let older = match self.rope.scaling {
+            RopeScaling::None => Value::Null,
+            _ => Value::Object(scaling.clone()),
+        };
         let mut newer = scaling;
-        newer["rope_theta"] = json!(self.rope.theta);
+        newer.insert("rope_theta".to_owned(), json!(self.rope.theta));
         let mut config = Map::new();
         for (key, value) in [
             ("architectures", json!([class])),
@@ -46,12 +40,13 @@ impl ModelConfig {
             ("num_attention_heads", json!(self.num_attention_heads)),
             ("num_key_value_heads", json!(self.num_key_value_heads)),
             ("head_dim", json!(self.head_dim)),
-            ("hidden_act", json!("silu")),
+            ("hidden_act", json!(activation)),
+            ("hidden_activation", json!(activation)),
             ("max_position_embeddings", json!(self.max_position_embeddings)),
             ("rms_norm_eps", json!(self.rms_norm_eps)),
             ("rope_theta", json!(self.rope.theta)),
             ("rope_scaling", older),
-            ("rope_parameters", newer),
+            ("rope_parameters", Value::Object(newer)),
             ("tie_word_embeddings", json!(self.tie_word_embeddings)),
             ("attention_bias", json!(self.attention_bias)),
             ("mlp_bias", json!(self.mlp_bias)),
@@ -70,6 +65,9 @@ impl ModelConfig {
             let kinds: Vec<&str> = windowed.iter().map(kind).collect();
             config.insert("layer_types".to_owned(), json!(kinds));
         }
+        if let Some(family) = family::find(&self.model_type) {
+            family.write(self, &mut config);
+        }
         Value::Object(config)
     }
 }
@@ -77,7 +75,7 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RopeConfig;
+    use crate::config::{Arithmetic, RopeConfig};
     use std::path::Path;
 
     #[test]
@@ -93,7 +91,12 @@ mod tests {
             head_dim: 8,
             max_position_embeddings: 256,
             rms_norm_eps: 1e-5,
-            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            rope: RopeConfig::plain(10_000.0),
+            sliding_rope: None,
+            rotated_layers: None,
+            arithmetic: Arithmetic::default(),
+            layer_embeddings: None,
+            linear_attention: None,
             tie_word_embeddings: true,
             attention_bias: false,
             mlp_bias: false,

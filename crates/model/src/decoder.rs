@@ -8,6 +8,7 @@ mod cached;
 pub(crate) mod layers;
 mod lead;
 mod load;
+pub(crate) mod modules;
 mod training;
 pub(crate) mod tree;
 
@@ -15,17 +16,22 @@ use crate::adapter::{Adapter, Adapters, NoAdapter, Pass};
 use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::family::kit::{LinearPlan, ModulesPlan, StartContext};
 use crate::family::{Family, GgufNames};
-use crate::site::{Kind, NormSite, Site, SiteShape};
+use crate::site::{Kind, Site, SiteShape};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::ops::cross_entropy::{
     CrossEntropy, linear_cross_entropy, trained_cross_entropy,
 };
+use hydralora_kernels::ops::delta_net::DeltaState;
+use hydralora_kernels::ops::elementwise::scale;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::rows::{drop_rows, select_rows};
+use hydralora_kernels::ops::softcap::softcap;
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
 use layers::{Forward, KeepGraph, Layer, ReadOrder, Rotation, norm};
-use lead::{Lead, PackedAttention, Placed};
+use lead::{Lead, PackedAttention, Placed, SharedKeys};
+use modules::{FrozenTensor, Modules};
 use std::collections::BTreeMap;
 
 pub use training::{Added, Trained};
@@ -63,7 +69,8 @@ pub struct Decoder {
     rotations: Vec<Rotation>,
     embedding: FrozenLinear,
     layers: Vec<Layer>,
-    norm: Var,
+    outside: Modules,
+    norm: FrozenTensor,
     head: FrozenLinear,
     read_order: ReadOrder,
 }
@@ -83,7 +90,7 @@ impl Decoder {
     pub fn num_parameters(&self) -> usize {
         let linear =
             |l: &FrozenLinear| l.in_features() * l.out_features() + l.bias().map_or(0, Tensor::len);
-        let norms = self.norms().map(|(_, norm)| norm.value().len());
+        let norms = self.tensors().map(|tensor| tensor.value.value().len());
         self.linears().map(linear).sum::<usize>() + norms.sum::<usize>()
     }
 
@@ -106,11 +113,14 @@ impl Decoder {
         if !self.config.tie_word_embeddings {
             linear("lm_head".to_owned(), &self.head);
         }
-        for (site, frozen) in self.layers.iter().flat_map(|layer| &layer.linears) {
+        for (site, frozen) in self.modules().flat_map(|modules| &modules.linears) {
             linear(site.to_string(), frozen);
         }
-        for (site, norm) in self.norms() {
-            all.insert(format!("{site}.weight"), norm.value().clone());
+        for (name, table) in self.modules().flat_map(|modules| &modules.tables) {
+            linear(format!("model.{name}"), table);
+        }
+        for tensor in self.tensors() {
+            all.insert(tensor.site.to_string(), tensor.value.value().clone());
         }
         all
     }
@@ -128,7 +138,9 @@ impl Decoder {
         if !self.config.tie_word_embeddings && is_taken("lm_head") {
             self.head = self.head.released();
         }
-        for (site, frozen) in self.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
+        let layers = self.layers.iter_mut().map(|layer| &mut layer.modules);
+        let modules = layers.chain([&mut self.outside]);
+        for (site, frozen) in modules.flat_map(|modules| &mut modules.linears) {
             if is_taken(&site.to_string()) {
                 *frozen = frozen.released();
             }
@@ -145,13 +157,14 @@ impl Decoder {
             true => self.embedding.clone(),
             false => self.head.to_device(device),
         };
-        for layer in &mut self.layers {
-            layer.norms.iter_mut().for_each(|(_, norm)| place(norm));
-            for (_, linear) in &mut layer.linears {
+        let layers = self.layers.iter_mut().map(|layer| &mut layer.modules);
+        for modules in layers.chain([&mut self.outside]) {
+            modules.tensors.iter_mut().for_each(|tensor| place(&mut tensor.value));
+            for (_, linear) in &mut modules.linears {
                 *linear = linear.to_device(device);
             }
         }
-        place(&mut self.norm);
+        place(&mut self.norm.value);
     }
 
     /// Lists every linear layer an adapter can reach, layer by layer.
@@ -164,7 +177,10 @@ impl Decoder {
     /// # Panics
     /// If the model has no such layer.
     pub fn frozen(&self, site: Site) -> &FrozenLinear {
-        self.layers[site.layer].linear(site.linear).1
+        match site.linear.outside {
+            true => self.outside.linear(site.linear).1,
+            false => self.layers[site.layer].modules.linear(site.linear).1,
+        }
     }
 
     /// Computes final hidden states `[T, hidden_size]`, ready for [`loss`](Self::loss) or
@@ -176,15 +192,13 @@ impl Decoder {
         let lead = Lead::of(adapter, self.layers.len(), pass);
         self.validate(batch, |_| lead.rows())?;
         let placed = Placed::new(batch.offsets, &lead);
-        let run = Forward {
-            adapters: Adapters::One(adapter),
-            pass,
-            tables: placed.rope_tables(self),
-            rows: None,
-        };
-        let embeddings = adapter.embed(batch.tokens, &self.embedding);
+        let adapters = Adapters::One(adapter);
+        let embeddings = self.embed(adapter, batch.tokens);
         let h = lead.before(embeddings, batch.offsets, &placed.starts);
-        let mut attention = PackedAttention { placed: &placed, prefix: &lead.prefix };
+        let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &placed.starts), &h);
+        let tables = placed.rope_tables(self);
+        let run = Forward { adapters, pass, tables, shared, rows: None };
+        let mut attention = PackedAttention::new(&placed, &lead.prefix, SharedKeys::default());
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         let h = self.final_norm(&h, &run.adapters);
         check_finite(h.value())?;
@@ -201,24 +215,62 @@ impl Decoder {
     /// If a token id is out of range.
     pub fn embeddings(&self, tokens: &[u32]) -> Result<Tensor> {
         self.validate_tokens(tokens)?;
-        Ok(self.embedding.gather(tokens))
+        Ok(self.embed(&NoAdapter, tokens).into_value())
+    }
+
+    /// Embeddings `[T, hidden_size]` of `tokens` as `adapter` has them, by the configuration's factor.
+    fn embed(&self, adapter: &dyn Adapter, tokens: &[u32]) -> Var {
+        let embedded = adapter.embed(tokens, &self.embedding);
+        match self.config.arithmetic.embedding_scale {
+            1.0 => embedded,
+            factor => scale(&embedded, factor),
+        }
+    }
+
+    /// The weights of the layers, one after the other, then those outside.
+    fn modules(&self) -> impl Iterator<Item = &Modules> {
+        self.layers.iter().map(|layer| &layer.modules).chain([&self.outside])
     }
 
     /// All matrices: those of the layers, the head, then an embedding that is not the head too.
     fn linears(&self) -> impl Iterator<Item = &FrozenLinear> {
-        let layers = self.layers.iter().flat_map(|layer| &layer.linears);
+        let linears = self.modules().flat_map(|modules| &modules.linears).map(|(_, linear)| linear);
+        let tables = self.modules().flat_map(|modules| &modules.tables).map(|(_, table)| table);
         let embedding = (!self.config.tie_word_embeddings).then_some(&self.embedding);
-        layers.map(|(_, linear)| linear).chain([&self.head]).chain(embedding)
+        linears.chain(tables).chain([&self.head]).chain(embedding)
     }
 
-    /// All norms, layer by layer, then the last.
-    fn norms(&self) -> impl Iterator<Item = (NormSite, &Var)> {
-        let layers = self.layers.iter().flat_map(|layer| &layer.norms);
-        layers.map(|(site, norm)| (*site, norm)).chain([(NormSite::FINAL, &self.norm)])
+    /// All norms and lists, layer by layer, then the last norm.
+    fn tensors(&self) -> impl Iterator<Item = &FrozenTensor> {
+        self.modules().flat_map(|modules| &modules.tensors).chain([&self.norm])
     }
 
+    /// What the family computes for all layers, from `tokens` and the hidden states they start with, of
+    /// which those of sequences that `starts` marks stand behind `prompt_rows` others.
+    fn shared(
+        &self,
+        adapters: &Adapters<'_>,
+        pass: &Pass<'_>,
+        batch: Packed<'_>,
+        (prompt_rows, starts): (usize, &[bool]),
+        h: &Var,
+    ) -> Option<Var> {
+        let context = StartContext { modules: &self.outside, config: &self.config, adapters, pass };
+        let mut tokens = Vec::with_capacity(h.value().rows());
+        for (w, &start) in batch.offsets.windows(2).zip(starts) {
+            tokens.extend(std::iter::repeat_n(0, if start { prompt_rows } else { 0 }));
+            tokens.extend_from_slice(&batch.tokens[w[0]..w[1]]);
+        }
+        self.family.start(&context, &tokens, h)
+    }
+
+    /// What the output layer reads, by the configuration's factor on logits.
     fn final_norm(&self, h: &Var, adapters: &Adapters<'_>) -> Var {
-        norm(adapters, NormSite::FINAL, &self.norm, h, self.config.rms_norm_eps)
+        let hidden = norm(adapters, &self.norm, h, self.config.rms_norm_eps);
+        match self.config.arithmetic.logit_scale {
+            1.0 => hidden,
+            factor => scale(&hidden, factor),
+        }
     }
 
     /// Computes the cross-entropy of `hidden` against `labels` (the token each row predicts,
@@ -235,11 +287,12 @@ impl Decoder {
         labels: &[u32],
         factor: f64,
     ) -> CrossEntropy {
+        let cap = self.config.arithmetic.logit_softcap;
         match adapter.head() {
             Some(weight) => {
-                trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor, None)
+                trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor, cap)
             }
-            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor, None),
+            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor, cap),
         }
     }
 
@@ -252,21 +305,34 @@ impl Decoder {
     pub fn logits_with(&self, adapter: &dyn Adapter, hidden: &Tensor, rows: &[usize]) -> Tensor {
         let rows = select_rows(hidden, rows);
         self.announce_first(rows.rows());
-        match adapter.head() {
+        let logits = match adapter.head() {
             Some(weight) => FrozenLinear::dense(weight.value().clone()).apply(&rows),
             None => self.head.apply(&rows),
+        };
+        match self.config.arithmetic.logit_softcap {
+            Some(cap) => softcap(logits, cap),
+            None => logits,
         }
     }
 
     /// Makes an empty cache for one sequence.
     pub fn new_cache(&self) -> Cache {
-        Cache::new(self.dtype, self.layers.iter().map(Layer::attention))
+        let own = |layer: &Layer| layer.owns_keys().then_some(layer.attention);
+        let layers = self.layers.iter().map(|layer| (own(layer), self.empty_state(layer)));
+        Cache::new(self.dtype, layers)
+    }
+
+    /// The state before the first token, if the layer keeps one.
+    fn empty_state(&self, layer: &Layer) -> Option<DeltaState> {
+        let (config, kernel) = layer.recurrent()?;
+        Some(DeltaState::new(self.dtype, config, kernel))
     }
 
     /// Counts the bytes a cache takes per token, as long as no window is full.
     pub fn cache_bytes_per_token(&self) -> usize {
         let width = |layer: &Layer| layer.attention.num_key_value_heads * layer.attention.head_dim;
-        2 * self.layers.iter().map(width).sum::<usize>() * self.dtype.size()
+        let own = self.layers.iter().filter(|layer| layer.owns_keys());
+        2 * own.map(width).sum::<usize>() * self.dtype.size()
     }
 
     /// Computes logits after each sequence of `batch`, without an adapter: `[sequences, vocab_size]`.
@@ -281,7 +347,7 @@ impl Decoder {
     }
 
     fn validate(&self, batch: Packed<'_>, past: impl Fn(usize) -> usize) -> Result<()> {
-        let limit = self.config.max_position_embeddings;
+        let limit = self.config.context_length();
         assert_eq!(batch.offsets.last(), Some(&batch.tokens.len()), "offsets end at the tokens");
         for (sequence, w) in batch.offsets.windows(2).enumerate() {
             let length = w[1] - w[0];
@@ -314,15 +380,16 @@ impl ModelConfig {
     /// Lists every linear layer inside the decoder layers, with its widths, layer by layer.
     pub fn sites(&self) -> Vec<SiteShape> {
         let Some(family) = crate::family::find(&self.model_type) else { return Vec::new() };
-        let mut all: Vec<SiteShape> = (0..self.num_hidden_layers)
-            .flat_map(|layer| {
-                family.layer(self, layer).linears.into_iter().map(move |plan| SiteShape {
-                    site: Site { layer, linear: plan.linear },
-                    in_features: plan.in_features,
-                    out_features: plan.out_features,
-                })
+        let shapes = |layer: usize, plan: ModulesPlan| {
+            plan.linears.into_iter().map(move |plan| SiteShape {
+                site: Site { layer, linear: plan.linear },
+                in_features: plan.in_features,
+                out_features: plan.out_features,
             })
-            .collect();
+        };
+        let of_layers = (0..self.num_hidden_layers)
+            .flat_map(|layer| shapes(layer, family.layer(self, layer).modules));
+        let mut all: Vec<SiteShape> = of_layers.chain(shapes(0, family.outside(self))).collect();
         all.sort_by_key(|shape| shape.site);
         all
     }
@@ -330,6 +397,12 @@ impl ModelConfig {
     /// How the model's tensors are named and ordered in a GGUF file.
     pub fn gguf_names(&self) -> &'static GgufNames {
         crate::family::find(&self.model_type).map_or(&GgufNames::LLAMA, |family| family.gguf())
+    }
+
+    /// What a GGUF file of this model has added to the tensor of this Hugging Face name.
+    pub fn norm_shift_of(&self, name: &str) -> f64 {
+        crate::family::find(&self.model_type)
+            .map_or(0.0, |family| crate::family::shift_of(family, name))
     }
 
     /// Gives the number of heads whose rows a GGUF file of this model interleaves in the tensor of this
@@ -343,11 +416,28 @@ impl ModelConfig {
         }
     }
 
-    /// Counts the numbers in all norms.
+    /// Counts the parameters of a model of these dimensions; a tied output layer counts once.
+    pub fn num_parameters(&self) -> usize {
+        let Some(family) = crate::family::find(&self.model_type) else { return 0 };
+        let of = |plan: ModulesPlan| -> usize {
+            let linear =
+                |of: &LinearPlan| of.out_features * (of.in_features + usize::from(of.bias));
+            let linears: usize = plan.linears.iter().map(linear).sum();
+            linears + plan.tables.iter().map(|&(_, rows, cols)| rows * cols).sum::<usize>()
+        };
+        let layers = (0..self.num_hidden_layers).map(|layer| of(family.layer(self, layer).modules));
+        let ends =
+            self.vocab_size * self.hidden_size * if self.tie_word_embeddings { 1 } else { 2 };
+        layers.sum::<usize>() + of(family.outside(self)) + self.norm_parameters() + ends
+    }
+
+    /// Counts the numbers in all norms and other small tensors.
     pub fn norm_parameters(&self) -> usize {
         let Some(family) = crate::family::find(&self.model_type) else { return 0 };
-        let of_layer =
-            |layer| family.layer(self, layer).norms.iter().map(|norm| norm.1).sum::<usize>();
-        (0..self.num_hidden_layers).map(of_layer).sum::<usize>() + self.hidden_size
+        let of = |plan: ModulesPlan| -> usize {
+            plan.tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+        };
+        let layers = (0..self.num_hidden_layers).map(|layer| of(family.layer(self, layer).modules));
+        layers.sum::<usize>() + of(family.outside(self)) + self.hidden_size
     }
 }

@@ -66,7 +66,7 @@ pub enum Error {
     },
     /// The model's architecture is not supported.
     #[error(
-        "{path}: model_type `{found}` is not supported; supported are {supported}",
+        "{path}: model_type `{found}` is not supported{hint}; supported are {supported}",
         path = path.display()
     )]
     UnknownModelType {
@@ -74,6 +74,8 @@ pub enum Error {
         path: PathBuf,
         /// The architecture found.
         found: String,
+        /// What it is, or what it may be meant to be; empty if nothing is known of it.
+        hint: String,
         /// The architectures there are.
         supported: String,
     },

@@ -15,13 +15,17 @@ pub mod family;
 pub mod gguf;
 pub mod hub;
 pub mod save;
+pub mod shapes;
 mod site;
 pub mod source;
 mod tokenizer;
 mod weights;
 
 pub use cache::Cache;
-pub use config::{Fields, ModelConfig, RopeConfig, RopeScaling};
+pub use config::{
+    Arithmetic, Fields, LayerEmbeddings, LinearAttention, ModelConfig, QueryScaling, RopeConfig,
+    RopeScaling,
+};
 pub use decoder::tree::{Run, Tree};
 pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};
 pub use error::{Error, Result};

@@ -29,12 +29,17 @@ impl Kind {
     pub const UP: Kind = Kind(1 << 5);
     /// The down-projection of a feed-forward block.
     pub const DOWN: Kind = Kind(1 << 6);
+    /// What steers a recurrent state, or gates what attention gives.
+    pub const STATE: Kind = Kind(1 << 7);
+    /// What mixes embeddings of a layer's own into the residual stream.
+    pub const LAYER_EMBEDDING: Kind = Kind(1 << 8);
     /// Everything of an attention block.
-    pub const ATTENTION: Kind = Kind::QUERY.and(Kind::KEY).and(Kind::VALUE).and(Kind::OUTPUT);
+    pub const ATTENTION: Kind =
+        Kind::QUERY.and(Kind::KEY).and(Kind::VALUE).and(Kind::OUTPUT).and(Kind::STATE);
     /// Everything of a feed-forward block.
     pub const FEED_FORWARD: Kind = Kind::GATE.and(Kind::UP).and(Kind::DOWN);
     /// Everything.
-    pub const ALL: Kind = Kind::ATTENTION.and(Kind::FEED_FORWARD);
+    pub const ALL: Kind = Kind::ATTENTION.and(Kind::FEED_FORWARD).and(Kind::LAYER_EMBEDDING);
 
     /// Joins two sets.
     #[must_use]
@@ -75,12 +80,19 @@ pub struct Linear {
     /// Its place among the linear layers of a decoder layer: adapters keep and write their tensors
     /// in this order.
     pub order: u8,
+    /// Whether the model has one of it, outside its decoder layers. Such a layer counts to the first.
+    pub outside: bool,
 }
 
 impl Linear {
-    /// Declares a linear layer.
+    /// Declares a linear layer of decoder layers.
     pub const fn new(name: &'static str, kind: Kind, order: u8) -> Self {
-        Self { name, kind, order }
+        Self { name, kind, order, outside: false }
+    }
+
+    /// Declares a linear layer outside the decoder layers.
+    pub const fn outside(name: &'static str, kind: Kind) -> Self {
+        Self { name, kind, order: 0, outside: true }
     }
 
     /// The name of the block it belongs to: `self_attn`, `mlp`.
@@ -117,7 +129,10 @@ impl Site {
 
     /// The checkpoint name of the block it belongs to: `model.layers.3.mlp`.
     pub fn block(self) -> String {
-        format!("model.layers.{}.{}", self.layer, self.linear.block())
+        match self.linear.outside {
+            true => "model".to_owned(),
+            false => format!("model.layers.{}.{}", self.layer, self.linear.block()),
+        }
     }
 
     /// Hashes the checkpoint name; see [`name_hash`].
@@ -158,7 +173,10 @@ impl Hash for Site {
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "model.layers.{}.{}", self.layer, self.linear.name)
+        match self.linear.outside {
+            true => write!(f, "model.{}", self.linear.name),
+            false => write!(f, "model.layers.{}.{}", self.layer, self.linear.name),
+        }
     }
 }
 
@@ -173,11 +191,17 @@ impl FromStr for Site {
 
     /// Finds the linear layer of that checkpoint name among those that any family declares.
     fn from_str(name: &str) -> Result<Self, ()> {
-        let rest = name.strip_prefix("model.layers.").ok_or(())?;
+        let named = |name: &str, outside: bool| {
+            let mut all = family::linears();
+            all.find(|linear| linear.name == name && linear.outside == outside).ok_or(())
+        };
+        let Some(rest) = name.strip_prefix("model.layers.") else {
+            let linear = named(name.strip_prefix("model.").ok_or(())?, true)?;
+            return Ok(Site { layer: 0, linear });
+        };
         let (layer, rest) = rest.split_once('.').ok_or(())?;
         let layer = layer.parse().map_err(|_| ())?;
-        let linear = family::linears().find(|linear| linear.name == rest).ok_or(())?;
-        Ok(Site { layer, linear })
+        Ok(Site { layer, linear: named(rest, false)? })
     }
 }
 
@@ -192,26 +216,31 @@ pub struct SiteShape {
     pub out_features: usize,
 }
 
-/// One norm of the decoder, displayed as its checkpoint name (`model.layers.3.input_layernorm`).
+/// A tensor of the decoder that is no linear layer: the weight of a norm, a list of numbers. Displayed as
+/// its checkpoint name (`model.layers.3.input_layernorm.weight`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NormSite {
-    /// Index of the decoder layer; none for the norm before the output layer.
+pub struct TensorSite {
+    /// Index of the decoder layer; none outside the layers.
     pub layer: Option<usize>,
-    /// The name inside the decoder layer, or inside the model.
+    /// The name inside the decoder layer, or inside the model: of the module, or of the tensor if it
+    /// belongs to none.
     pub name: &'static str,
+    /// Whether it is the weight of a module.
+    pub is_weight: bool,
 }
 
-impl NormSite {
+impl TensorSite {
     /// The norm before the output layer.
-    pub const FINAL: NormSite = NormSite { layer: None, name: "norm" };
+    pub const FINAL_NORM: TensorSite = TensorSite { layer: None, name: "norm", is_weight: true };
 }
 
-impl fmt::Display for NormSite {
+impl fmt::Display for TensorSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.layer {
-            Some(layer) => write!(f, "model.layers.{layer}.{}", self.name),
-            None => write!(f, "model.{}", self.name),
+            Some(layer) => write!(f, "model.layers.{layer}.{}", self.name)?,
+            None => write!(f, "model.{}", self.name)?,
         }
+        if self.is_weight { f.write_str(".weight") } else { Ok(()) }
     }
 }
 
@@ -223,7 +252,7 @@ mod tests {
     #[test]
     fn names_round_trip() {
         for linear in family::linears() {
-            let site = Site { layer: 12, linear };
+            let site = Site { layer: if linear.outside { 0 } else { 12 }, linear };
             assert_eq!(site.to_string().parse(), Ok(site));
         }
         let gate = Site { layer: 3, linear: &GATE_PROJ };

@@ -1,14 +1,19 @@
 //! A base model as it lies on disk: configuration, weights, tokenizer.
 
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::rope::{LONG_FACTORS, SHORT_FACTORS};
+use crate::config::{Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes at either end of a tensor that enter the fingerprint.
 const SAMPLE: usize = 4096;
+/// One token in so many may have no row in the embedding.
+const EXCESS: usize = 16;
 /// GGUF's tensor of divisors of the rotary frequencies.
 const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 
@@ -50,7 +55,8 @@ impl ModelSource {
             Some(file) => Tokenizer::from_gguf(file)?,
             None => Tokenizer::from_folder(&folder, &config.eos_token_ids)?,
         };
-        if tokenizer.vocab_size() > config.vocab_size {
+        // A few tokens more than rows are usual; many more are the tokenizer of another model.
+        if tokenizer.vocab_size() > config.vocab_size + config.vocab_size / EXCESS {
             let message = format!(
                 "{} tokens for an embedding of {} rows",
                 tokenizer.vocab_size(),
@@ -58,6 +64,7 @@ impl ModelSource {
             );
             return Err(Error::tokenizer(path, message));
         }
+        let tokenizer = tokenizer.with_rows(config.vocab_size);
         let fingerprint = fingerprint(&config, &weights);
         Ok(Self { config, weights, tokenizer, identity: ModelIdentity { name, fingerprint } })
     }
@@ -80,6 +87,9 @@ fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
             let mut config = ModelConfig::from_gguf(file)?;
             if weights.contains(FREQUENCY_FACTORS) {
                 config.rope.scaling = frequency_scaling(&weights, &config)?;
+            }
+            if weights.contains(LONG_FACTORS) {
+                config.rope.scaling = long_rope(file, &weights, &config)?;
             }
             config
         }
@@ -142,21 +152,32 @@ fn frequency_scaling(weights: &Weights, config: &ModelConfig) -> Result<RopeScal
     })
 }
 
-fn fingerprint(config: &ModelConfig, weights: &Weights) -> String {
-    // Written out rather than by `Debug`, which a renamed field would change.
-    let scaling = match config.rope.scaling {
-        RopeScaling::None => "none".to_owned(),
-        RopeScaling::Linear { factor } => format!("linear {factor}"),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => format!(
-            "llama3 {factor} {low_freq_factor} {high_freq_factor} \
-             {original_max_position_embeddings}"
-        ),
+/// LongRoPE's divisors, which a GGUF file holds as tensors.
+fn long_rope(file: &GgufFile, weights: &Weights, config: &ModelConfig) -> Result<RopeScaling> {
+    let pairs = config.rope.rotary_dim(config.head_dim) / 2;
+    let list = |name: &str| -> Result<Arc<[f64]>> {
+        let factors = weights.take_f32(name, &[pairs])?;
+        Ok(factors.iter().map(|&factor| f64::from(factor)).collect())
     };
+    let architecture = config.gguf_names().architecture;
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    let original = file.u64(&key("original_context_length"))?;
+    let original = original.and_then(|length| usize::try_from(length).ok());
+    let original = original.unwrap_or(config.max_position_embeddings);
+    let stretch = config.max_position_embeddings as f64 / original.max(1) as f64;
+    let usual = match stretch > 1.0 {
+        true => (1.0 + stretch.ln() / (original as f64).ln()).sqrt(),
+        false => 1.0,
+    };
+    Ok(RopeScaling::LongRope {
+        short: list(SHORT_FACTORS)?,
+        long: list(LONG_FACTORS)?,
+        attention_factor: file.f64(&key("attn_factor"))?.unwrap_or(usual),
+        original_max_position_embeddings: original,
+    })
+}
+
+fn fingerprint(config: &ModelConfig, weights: &Weights) -> String {
     let mut hash = Sha256::new();
     let constants = format!(
         "{} {} {} {} {} {} {} {} {} {} {} {} {}\n",
@@ -170,13 +191,41 @@ fn fingerprint(config: &ModelConfig, weights: &Weights) -> String {
         config.head_dim,
         config.rms_norm_eps,
         config.rope.theta,
-        scaling,
+        config.rope.identity(),
         config.tie_word_embeddings,
         config.sliding_window.unwrap_or(0),
     );
     hash.update(constants);
     if let Some(windowed) = &config.sliding_layers {
         hash.update(format!("{windowed:?}\n"));
+    }
+    if let Some(rope) = &config.sliding_rope {
+        hash.update(format!("{} {}\n", rope.theta, rope.identity()));
+    }
+    if let Some(rotated) = &config.rotated_layers {
+        hash.update(format!("{rotated:?}\n"));
+    }
+    if let Some(of) = config.layer_embeddings {
+        let LayerEmbeddings { width, vocab_size, full_head_dim, shared_layers, wide_shared } = of;
+        let line = format!("{width} {vocab_size} {full_head_dim} {shared_layers} {wide_shared}\n");
+        hash.update(line);
+    }
+    if let Some(of) = &config.linear_attention {
+        let LinearAttention {
+            layers,
+            num_key_heads,
+            num_value_heads,
+            key_head_dim,
+            value_head_dim,
+            conv_kernel,
+        } = of;
+        hash.update(format!(
+            "{layers:?} {num_key_heads} {num_value_heads} {key_head_dim} {value_head_dim} \
+             {conv_kernel}\n"
+        ));
+    }
+    if config.arithmetic != Arithmetic::default() {
+        hash.update(config.arithmetic.identity());
     }
     for (name, format, shape, bytes) in weights.stored_tensors() {
         hash.update(format!("{name} {format} {shape:?}\n"));

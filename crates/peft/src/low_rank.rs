@@ -268,17 +268,18 @@ impl Tuned for LowRankAdapter {
 impl Routed for LowRankAdapter {
     fn router_inputs(&self) -> Vec<Site> {
         let own = self.layers.iter().filter(|(_, layer)| layer.router.is_some());
-        own.map(|(&site, _)| site).chain(self.blocks.keys().map(|block| block.entry())).collect()
+        let of_blocks = self.blocks.keys().flat_map(|block| block.entries());
+        own.map(|(&site, _)| site).chain(of_blocks).collect()
     }
 
     fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>) {
         let own = self
             .layers
             .iter_mut()
-            .filter_map(|(&site, layer)| Some((site, layer.router.as_mut()?)));
-        let blocks = self.blocks.iter_mut().map(|(block, router)| (block.entry(), router));
-        for (site, router) in own.chain(blocks) {
-            if let Some(means) = means.get(&site) {
+            .filter_map(|(&site, layer)| Some((vec![site], layer.router.as_mut()?)));
+        let blocks = self.blocks.iter_mut().map(|(block, router)| (block.entries(), router));
+        for (sites, router) in own.chain(blocks) {
+            if let Some(means) = sites.iter().find_map(|site| means.get(site)) {
                 router.point_at(means);
             }
         }

@@ -44,10 +44,19 @@ pub(crate) struct Widths {
 impl Widths {
     /// Those of the model whose layers are `sites`.
     pub(crate) fn of(sites: &[SiteShape]) -> Self {
-        let find = |kind: Kind| sites.iter().find(|shape| shape.site.kind() == kind);
+        let find = |kind: Kind| sites.iter().find(|shape| shape.site.kind().overlaps(kind));
+        let query = find(Kind::QUERY);
+        let key_value = find(Kind::KEY).map_or(0, |shape| match shape.site.kind() {
+            Kind::KEY => shape.out_features,
+            // Queries, keys and values in one; queries are as wide as what the output layer reads.
+            _ => {
+                let queries = find(Kind::OUTPUT).map_or(0, |output| output.in_features);
+                shape.out_features.saturating_sub(queries) / 2
+            }
+        });
         Self {
-            hidden: find(Kind::QUERY).map_or(0, |shape| shape.in_features),
-            key_value: find(Kind::KEY).map_or(0, |shape| shape.out_features),
+            hidden: query.map_or(0, |shape| shape.in_features),
+            key_value,
             layers: sites.iter().map(|shape| shape.site.layer + 1).max().unwrap_or(0),
         }
     }

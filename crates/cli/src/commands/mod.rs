@@ -12,6 +12,7 @@ pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod model;
+pub(crate) mod models;
 pub(crate) mod quickstart;
 mod table;
 pub(crate) mod train;

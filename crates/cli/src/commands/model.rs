@@ -1,16 +1,56 @@
-//! `hydralora model get`.
+//! `hydralora model get` and `hydralora model random`.
 
 use crate::args::{Global, ModelAction, ModelArguments};
-use crate::ui::{result, say};
+use crate::failure::bad_input;
+use crate::ui::{result, say, thousands};
 use anyhow::Context;
+use hydralora_kernels::block::BlockFormat;
 use hydralora_model::hub;
+use hydralora_model::save::random_gguf;
+use hydralora_model::shapes::{self, SHAPES, Shape};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &ModelArguments) -> anyhow::Result<ExitCode> {
-    let ModelAction::Get { name, to } = &arguments.action;
+    match &arguments.action {
+        ModelAction::Get { name, to } => get(global, name, to.as_deref()),
+        ModelAction::Random { shape, format, seed, to } => random(global, shape, format, *seed, to),
+    }
+}
+
+fn random(
+    global: &Global,
+    shape: &str,
+    format: &str,
+    seed: u64,
+    to: &Path,
+) -> anyhow::Result<ExitCode> {
+    let config = known_shape(shape)?.config()?;
+    let format = match format {
+        "f32" => BlockFormat::F32,
+        "f16" => BlockFormat::F16,
+        "bf16" => BlockFormat::BF16,
+        "q8_0" => BlockFormat::Q8_0,
+        _ => BlockFormat::Q4_0,
+    };
+    random_gguf(&config, format, seed, to)?;
+    let parameters = config.num_parameters();
+    let text = format!("{}: {} parameters", to.display(), thousands(parameters));
+    result(global, &json!({"path": to, "parameters": parameters}), &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The shape of that name.
+pub(crate) fn known_shape(name: &str) -> anyhow::Result<&'static Shape> {
+    shapes::find(name).ok_or_else(|| {
+        let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+        bad_input(format!("--shape: `{name}` is unknown; expected one of {}", known.join(", ")))
+    })
+}
+
+fn get(global: &Global, name: &str, to: Option<&Path>) -> anyhow::Result<ExitCode> {
     let found = hub::resolve(name, &mut |line| say(global, line))?;
     let path = match to {
         None => found,

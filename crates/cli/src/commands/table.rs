@@ -3,7 +3,7 @@
 use crate::plan::Parameters;
 use crate::ui::{table, thousands};
 use hydralora_kernels::DType;
-use hydralora_model::{ModelConfig, RopeConfig, RopeScaling};
+use hydralora_model::{Arithmetic, ModelConfig, RopeConfig};
 use hydralora_peft::methods;
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,12 @@ pub(super) fn llama2_7b() -> ModelConfig {
         head_dim: 128,
         max_position_embeddings: 4096,
         rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        rope: RopeConfig::plain(10_000.0),
+        sliding_rope: None,
+        rotated_layers: None,
+        arithmetic: Arithmetic::default(),
+        layer_embeddings: None,
+        linear_attention: None,
         tie_word_embeddings: false,
         attention_bias: false,
         mlp_bias: false,

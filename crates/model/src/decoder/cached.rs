@@ -1,13 +1,14 @@
 //! Passes over new tokens of sequences whose earlier tokens are cached, as in decoding.
 
-use super::layers::{Attention, Forward, KeepGraph};
-use super::lead::Lead;
+use super::layers::{Attention, Forward, KeepGraph, Positions};
+use super::lead::{Lead, offsets_within};
 use super::{Decoder, Packed, check_finite};
 use crate::adapter::{Adapter, Adapters, KeyValue, Pass, joined};
-use crate::cache::{Cache, LayerCache};
+use crate::cache::Cache;
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend, stream as keys_stream};
-use hydralora_kernels::ops::rows::{drop_rows, lead_offsets};
+use hydralora_kernels::ops::delta_net::{DeltaConfig, DeltaState, conv_step, delta_step};
+use hydralora_kernels::ops::rows::{drop_rows, lead_offsets, select_rows};
 use hydralora_kernels::{DType, Tensor, Var, dispatch, no_grad};
 use hydralora_runtime::Stream;
 use std::ops::Range;
@@ -46,26 +47,20 @@ impl Decoder {
     ) -> Result<Tensor> {
         assert_eq!(caches.len() + 1, batch.offsets.len(), "one cache per sequence");
         assert_eq!(caches.len(), adapters.len(), "one adapter per sequence");
+        if self.outgrow_their_rotation(batch, caches) {
+            return self.extend_anew(batch, caches, adapters, pass);
+        }
         let _guard = no_grad();
         let starts: Vec<bool> = caches.iter().map(|cache| cache.rows() == 0).collect();
         let lead = self.common_lead(adapters, batch.offsets, &starts, pass)?;
         let past = |s: usize| if starts[s] { lead.rows() } else { caches[s].rows() };
         self.validate(batch, past)?;
         let offsets = lead_offsets(batch.offsets, lead.prompt_rows, &starts);
-        let positions: Vec<u32> = (0..caches.len())
-            .flat_map(|s| {
-                let first = if starts[s] { lead.prefix_rows } else { caches[s].rows() };
-                first..first + offsets[s + 1] - offsets[s]
-            })
-            .map(|position| position as u32)
-            .collect();
-        let run = Forward {
-            adapters: Adapters::of_sequences(adapters, &offsets),
-            pass,
-            tables: self.rope_tables(&positions),
-            rows: None,
-        };
-        let of_tokens = Adapters::of_sequences(adapters, batch.offsets);
+        let mut positions = Positions::default();
+        for s in 0..caches.len() {
+            let first = if starts[s] { lead.prefix_rows } else { caches[s].rows() };
+            positions.add(first..first + offsets[s + 1] - offsets[s]);
+        }
         let mut attention = CachedAttention {
             offsets: &offsets,
             starts: &starts,
@@ -73,21 +68,62 @@ impl Decoder {
             caches,
             bound_by_memory: batch.tokens.len() < FEW_TOKENS && self.dtype == DType::F32,
         };
+        let of_tokens = Adapters::of_sequences(adapters, batch.offsets);
         let embedded = |(_, rows, adapter): (usize, Range<usize>, &dyn Adapter)| {
-            adapter.embed(&batch.tokens[rows], &self.embedding)
+            self.embed(adapter, &batch.tokens[rows])
         };
         let embeddings = joined(of_tokens.groups(batch.tokens.len()).map(embedded).collect());
         let h = lead.before(embeddings, batch.offsets, &starts);
+        let adapters = Adapters::of_sequences(adapters, &offsets);
+        let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &starts), &h);
+        let tables = self.rope_tables(&positions);
+        let run = Forward { adapters, pass, tables, shared, rows: None };
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
             }
-            cache.advance(batch.offsets[s + 1] - batch.offsets[s]);
+            cache.advance(&batch.tokens[batch.offsets[s]..batch.offsets[s + 1]]);
         }
         let h = self.final_norm(&h, &run.adapters);
         check_finite(h.value())?;
         Ok(drop_rows(&h, lead.prompt_rows, batch.offsets, &starts).into_value())
+    }
+
+    /// Tells whether `batch` makes a cached sequence longer than a context for which other rotary
+    /// frequencies hold than for what is cached.
+    fn outgrow_their_rotation(&self, batch: Packed<'_>, caches: &[Cache]) -> bool {
+        let turns = self.rotations.iter().filter_map(|rotation| rotation.config.changes_after());
+        let turns: Vec<usize> = turns.collect();
+        caches.iter().zip(batch.offsets.windows(2)).any(|(cache, w)| {
+            let (held, all) = (cache.rows(), cache.rows() + w[1] - w[0]);
+            turns.iter().any(|turn| held > 0 && held <= *turn && all > *turn)
+        })
+    }
+
+    /// Extends sequences whose cached tokens are computed again, since none of what is cached holds for
+    /// the longer ones. It happens once in the life of a sequence.
+    fn extend_anew(
+        &self,
+        batch: Packed<'_>,
+        caches: &mut [Cache],
+        adapters: &[&dyn Adapter],
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let (mut tokens, mut offsets, mut wanted) = (Vec::new(), vec![0], Vec::new());
+        let mut emptied = Vec::with_capacity(caches.len());
+        for (cache, w) in caches.iter().zip(batch.offsets.windows(2)) {
+            tokens.extend_from_slice(cache.tokens());
+            let first = tokens.len();
+            tokens.extend_from_slice(&batch.tokens[w[0]..w[1]]);
+            wanted.extend(first..tokens.len());
+            offsets.push(tokens.len());
+            emptied.push(self.new_cache());
+        }
+        let whole = Packed { tokens: &tokens, offsets: &offsets };
+        let hidden = self.extend_each(whole, &mut emptied, adapters, pass)?;
+        caches.clone_from_slice(&emptied);
+        Ok(select_rows(&hidden, &wanted))
     }
 
     /// What the adapter puts before the sequences that start; several adapters put nothing.
@@ -145,24 +181,58 @@ impl Attention for CachedAttention<'_> {
     }
 
     fn attend(&mut self, layer: usize, config: AttentionConfig, [q, k, v]: [Var; 3]) -> Var {
-        let (q, k, v) = (q.value(), k.value(), v.value());
-        let (width, kv_width) = (q.cols(), k.cols());
-        let offsets = self.offsets;
-        dispatch!(q.dtype(), |E| {
-            let mut caches: Vec<&mut LayerCache> =
-                self.caches.iter_mut().map(|cache| cache.layer_mut(layer)).collect();
-            for (cache, w) in caches.iter_mut().zip(offsets.windows(2)) {
+        let (k, v) = (k.value(), v.value());
+        let kv_width = k.cols();
+        dispatch!(k.dtype(), |E| {
+            for (cache, w) in self.caches.iter_mut().zip(self.offsets.windows(2)) {
                 let rows = w[0] * kv_width..w[1] * kv_width;
-                cache.append(&k.data::<E>()[rows.clone()], &v.data::<E>()[rows]);
+                let (k, v) = (&k.data::<E>()[rows.clone()], &v.data::<E>()[rows]);
+                cache.layer_mut(layer).append(k, v);
             }
-            let sources: Vec<Source<'_, E>> = caches
-                .iter()
-                .zip(offsets.windows(2))
-                .map(|(cache, w)| {
-                    let (keys, values) = cache.rows();
-                    Source { queries: &q.data::<E>()[w[0] * width..w[1] * width], keys, values }
-                })
-                .collect();
+        });
+        self.attend_to(layer, config, &q)
+    }
+
+    fn convolve(&mut self, layer: usize, x: &Var, weight: &Var, rows: Range<usize>) -> Var {
+        let (sequences, offsets) = offsets_within(self.offsets, &rows);
+        let mut states: Vec<&mut DeltaState> =
+            self.caches[sequences].iter_mut().map(|cache| cache.state_mut(layer)).collect();
+        Var::constant(conv_step(x.value(), weight.value(), &offsets, &mut states))
+    }
+
+    fn delta(&mut self, layer: usize, config: DeltaConfig, inputs: [&Var; 3]) -> Var {
+        let [qkv, decay, beta] = inputs.map(Var::value);
+        let mut states: Vec<&mut DeltaState> =
+            self.caches.iter_mut().map(|cache| cache.state_mut(layer)).collect();
+        Var::constant(delta_step(qkv, decay, beta, config, self.offsets, &mut states))
+    }
+
+    /// A cache keeps them anyway.
+    fn share(&mut self, _layer: usize, _keys: &Var, _values: &Var) {}
+
+    fn attend_again(
+        &mut self,
+        _layer: usize,
+        owner: usize,
+        config: AttentionConfig,
+        q: Var,
+    ) -> Var {
+        self.attend_to(owner, config, &q)
+    }
+}
+
+impl CachedAttention<'_> {
+    /// Attends to what layer `owner` has cached, this pass's rows included.
+    fn attend_to(&self, owner: usize, config: AttentionConfig, q: &Var) -> Var {
+        let q = q.value();
+        let width = q.cols();
+        dispatch!(q.dtype(), |E| {
+            let mut sources: Vec<Source<'_, E>> = Vec::with_capacity(self.caches.len());
+            for (cache, w) in self.caches.iter().zip(self.offsets.windows(2)) {
+                let (keys, values) = cache.layer(owner).rows();
+                let queries = &q.data::<E>()[w[0] * width..w[1] * width];
+                sources.push(Source { queries, keys, values });
+            }
             let mut out = Tensor::zeros(q.dtype(), q.shape());
             attend(&sources, out.data_mut::<E>(), config);
             Var::constant(out)

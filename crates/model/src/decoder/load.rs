@@ -1,11 +1,13 @@
 //! Reading a decoder's weights.
 
 use super::layers::{Layer, ReadOrder, Rotation};
+use super::modules::{FrozenTensor, Modules};
 use super::{Decoder, Held};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, unknown_model_type};
 use crate::error::{Error, Result};
-use crate::family::{self, kit::LayerPlan};
-use crate::site::{NormSite, Site};
+use crate::family::kit::{LayerPlan, LinearPlan, ModulesPlan, TensorPlan};
+use crate::family::{self, Family};
+use crate::site::{Site, TensorSite};
 use crate::weights::Weights;
 use hydralora_kernels::block::{self, BlockFormat};
 use hydralora_kernels::buffer::release_kept;
@@ -33,12 +35,9 @@ impl Decoder {
         dtype: DType,
         held: Held,
     ) -> Result<Self> {
-        let family = family::find(&config.model_type).ok_or_else(|| Error::UnknownModelType {
-            path: weights.path().to_path_buf(),
-            found: config.model_type.clone(),
-            supported: family::supported().join(", "),
-        })?;
-        let read = Reader { weights, dtype, held };
+        let family = family::find(&config.model_type)
+            .ok_or_else(|| unknown_model_type(&config.model_type, weights.path()))?;
+        let read = Reader { weights, dtype, held, family };
         let hidden = config.hidden_size;
         let embedding = read.linear("model.embed_tokens", config.vocab_size, hidden, false)?;
         let head = if config.tie_word_embeddings {
@@ -48,13 +47,18 @@ impl Decoder {
         };
         let mut rotations = Vec::new();
         let layers = (0..config.num_hidden_layers)
-            .map(|index| read.layer(config, family.layer(config, index), index, &mut rotations))
+            .map(|index| read.layer(family.layer(config, index), index, &mut rotations))
             .collect::<Result<_>>()?;
-        let norm = read.vector(&format!("{}.weight", NormSite::FINAL), hidden)?;
+        let mut layers: Vec<Layer> = layers;
+        let owners: Vec<usize> = layers.iter().filter_map(|layer| layer.keys_of).collect();
+        owners.into_iter().for_each(|owner| layers[owner].shares_keys = true);
+        let outside = read.modules(&family.outside(config), None)?;
+        let norm = read.frozen_tensor(TensorSite::FINAL_NORM, &[hidden])?;
         let unused: Vec<String> = weights
             .unused()
             .into_iter()
             .filter(|name| !(config.tie_word_embeddings && name == "lm_head.weight"))
+            .filter(|name| !family.ignores(config, name))
             .collect();
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { path: weights.path().to_path_buf(), names: unused });
@@ -68,6 +72,7 @@ impl Decoder {
             rotations,
             embedding,
             layers,
+            outside,
             norm,
             head,
             read_order: ReadOrder::new(),
@@ -80,43 +85,50 @@ struct Reader<'a> {
     weights: &'a Weights,
     dtype: DType,
     held: Held,
+    family: &'static dyn Family,
 }
 
 impl Reader<'_> {
-    fn layer(
-        &self,
-        config: &ModelConfig,
-        plan: LayerPlan,
-        index: usize,
-        rotations: &mut Vec<Rotation>,
-    ) -> Result<Layer> {
+    fn layer(&self, plan: LayerPlan, index: usize, rotations: &mut Vec<Rotation>) -> Result<Layer> {
+        let (head_dim, pairs) = (plan.attention.head_dim, plan.pairs);
         let rope = plan.rope.map(|rope| {
-            let known = rotations.iter().position(|rotation| rotation.config == rope);
-            known.unwrap_or_else(|| {
-                let inverse_frequencies = rope.inverse_frequencies(config.head_dim);
-                rotations.push(Rotation { config: rope, inverse_frequencies });
+            let same =
+                |of: &Rotation| of.config == rope && of.head_dim == head_dim && of.pairs == pairs;
+            rotations.iter().position(same).unwrap_or_else(|| {
+                let inverse_frequencies = rope.inverse_frequencies(head_dim, 0);
+                rotations.push(Rotation { config: rope, head_dim, pairs, inverse_frequencies });
                 rotations.len() - 1
             })
         });
-        let linears = plan
-            .linears
-            .iter()
-            .map(|plan| {
-                let site = Site { layer: index, linear: plan.linear };
-                let name = site.to_string();
-                let read = self.linear(&name, plan.out_features, plan.in_features, plan.bias)?;
-                Ok((site, read))
-            })
-            .collect::<Result<_>>()?;
-        let norms = plan
-            .norms
-            .iter()
-            .map(|&(name, width)| {
-                let site = NormSite { layer: Some(index), name };
-                Ok((site, self.vector(&format!("{site}.weight"), width)?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Layer { linears, norms, attention: plan.attention, rope })
+        let modules = self.modules(&plan.modules, Some(index))?;
+        Ok(Layer {
+            modules,
+            attention: plan.attention,
+            rope,
+            keys_of: plan.keys_of,
+            shares_keys: false,
+            recurrent: plan.recurrent,
+        })
+    }
+
+    fn modules(&self, plan: &ModulesPlan, layer: Option<usize>) -> Result<Modules> {
+        let linear = |plan: &LinearPlan| {
+            let site = Site { layer: layer.unwrap_or(0), linear: plan.linear };
+            let name = site.to_string();
+            Ok((site, self.linear(&name, plan.out_features, plan.in_features, plan.bias)?))
+        };
+        let tensor = |plan: &TensorPlan| {
+            let site = TensorSite { layer, name: plan.name, is_weight: plan.is_weight };
+            self.frozen_tensor(site, &plan.shape)
+        };
+        let table = |&(name, rows, cols): &(&'static str, usize, usize)| {
+            Ok((name, self.linear(&format!("model.{name}"), rows, cols, false)?))
+        };
+        Ok(Modules {
+            linears: plan.linears.iter().map(linear).collect::<Result<_>>()?,
+            tensors: plan.tensors.iter().map(tensor).collect::<Result<_>>()?,
+            tables: plan.tables.iter().map(table).collect::<Result<_>>()?,
+        })
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -127,8 +139,9 @@ impl Reader<'_> {
         Ok(tensor.to_dtype(self.dtype))
     }
 
-    fn vector(&self, name: &str, len: usize) -> Result<Var> {
-        Ok(Var::constant(self.tensor(name, &[len])?))
+    fn frozen_tensor(&self, site: TensorSite, shape: &[usize]) -> Result<FrozenTensor> {
+        let value = Var::constant(self.tensor(&site.to_string(), shape)?);
+        Ok(FrozenTensor { site, value, shift: self.family.norm_shift(site.name) })
     }
 
     fn linear(&self, name: &str, out: usize, inputs: usize, bias: bool) -> Result<FrozenLinear> {

@@ -5,7 +5,7 @@
 //! computed again, one layer at a time, when the gradient comes back to it.
 
 use super::layers::{Forward, Keep, KeepGraph};
-use super::lead::{Lead, PackedAttention, Placed};
+use super::lead::{Lead, PackedAttention, Placed, SharedKeys};
 use super::{Decoder, IGNORE_LABEL, Packed, check_finite};
 use crate::adapter::{Adapter, Adapters, KeyValue, Pass};
 use crate::error::{Error, Result};
@@ -52,25 +52,23 @@ impl Decoder {
         let rows = LabelRows::of(labels, batch.offsets, &lead)?;
         // What the adapter does to a row may depend on others, so all of them are computed.
         let early = adapter.rows_stand_alone();
+        let adapters = Adapters::One(adapter);
+        let embeddings = self.embed(adapter, batch.tokens);
+        let h = lead.before(embeddings, batch.offsets, &placed.starts);
+        let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &placed.starts), &h);
+        let tables = placed.rope_tables(self);
         let micro_batch = MicroBatch {
             decoder: self,
             adapter,
-            run: Forward {
-                adapters: Adapters::One(adapter),
-                pass,
-                tables: placed.rope_tables(self),
-                rows: early.then_some(&rows.at),
-            },
+            run: Forward { adapters, pass, tables, shared, rows: early.then_some(&rows.at) },
             rows: &rows,
             factor,
             added,
         };
-        let embeddings = adapter.embed(batch.tokens, &self.embedding);
-        let h = lead.before(embeddings, batch.offsets, &placed.starts);
         if pass.keeps_layer_inputs_only() {
             return micro_batch.recomputing(h, &placed, &lead.prefix);
         }
-        let mut attention = PackedAttention { placed: &placed, prefix: &lead.prefix };
+        let mut attention = PackedAttention::new(&placed, &lead.prefix, SharedKeys::default());
         let layers = 0..self.layers.len();
         let h = self.run_layers(layers, h, &micro_batch.run, &mut attention, &mut KeepGraph);
         let (total, loss, added) = micro_batch.loss(&h)?;
@@ -135,16 +133,23 @@ impl MicroBatch<'_> {
 
     /// Loss and gradients with only the layers' inputs kept, from the input `start` of the first.
     fn recomputing(
-        &self,
+        mut self,
         start: Var,
         placed: &Placed,
         prefix: &[Option<KeyValue>],
     ) -> Result<Trained> {
         let pass = self.run.pass;
+        // What all layers share was computed once; its gradient is the sum of theirs.
+        let shared = self.run.shared.take();
+        let shared_leaf = shared.as_ref().map(|shared| match shared.needs_grad() {
+            true => Var::leaf(shared.value().clone()),
+            false => shared.clone(),
+        });
+        self.run.shared = shared_leaf.clone();
         // Learned keys and values are computed once; each layer sees them as leaves of its own.
         let leaves: Vec<Option<KeyValue>> =
             prefix.iter().map(|part| part.as_ref().map(as_leaves)).collect();
-        let mut attention = PackedAttention { placed, prefix: &leaves };
+        let mut attention = PackedAttention::new(placed, &leaves, SharedKeys::cut_off());
         let layers = 0..self.decoder.layers.len();
         let mut kept =
             KeepInputs { pass, inputs: Vec::new(), trained_below: vec![start.needs_grad()] };
@@ -176,6 +181,7 @@ impl MicroBatch<'_> {
             pass.forget_shared();
             let mut seeds = vec![(output, gradient)];
             seeds.extend(seeds_of(index, &aside, pass, &mut gradients));
+            seeds.extend(attention.shared.seeds_of(index, &mut gradients));
             backward_onto(seeds, &mut gradients);
             carried = gradients.take(&input);
         }
@@ -187,6 +193,9 @@ impl MicroBatch<'_> {
                     seeds.extend(gradients.take(leaf).map(|gradient| (real.clone(), gradient)));
                 }
             }
+        }
+        if let (Some(shared), Some(leaf)) = (shared, shared_leaf) {
+            seeds.extend(gradients.take(&leaf).map(|gradient| (shared, gradient)));
         }
         backward_onto(seeds, &mut gradients);
         Ok(Trained { loss, added, gradients })

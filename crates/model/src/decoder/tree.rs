@@ -5,14 +5,17 @@
 //! so that a question asked behind shared examples, or answered in several ways, costs its own
 //! tokens only. Nothing is stored.
 
-use super::layers::{Attention, Forward, KeepGraph};
+use super::layers::{Attention, Forward, KeepGraph, Positions};
 use super::lead::Lead;
-use super::{Decoder, check_finite};
-use crate::adapter::{Adapter, Adapters, Pass};
+use super::{Decoder, Packed, check_finite};
+use crate::adapter::{Adapter, Adapters, Pass, joined};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend};
+use hydralora_kernels::ops::delta_net::{DeltaConfig, DeltaState, conv_step, delta_step};
+use hydralora_kernels::ops::rows::select_rows;
 use hydralora_kernels::{Tensor, TensorElement, Var, dispatch, no_grad};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Elements of gathered keys that are held at a time.
@@ -62,9 +65,15 @@ impl<'a> Layout<'a> {
         Self { runs: tree.runs, rows, ends, past }
     }
 
-    fn positions(&self) -> Vec<u32> {
-        let of_run = |(rows, end): (&Range<usize>, &usize)| end - rows.len()..*end;
-        self.rows.iter().zip(&self.ends).flat_map(of_run).map(|p| p as u32).collect()
+    /// Where the rows stand; the longest branch counts as the length of all, which share keys.
+    fn positions(&self) -> Positions {
+        let mut positions = Positions::default();
+        for (rows, end) in self.rows.iter().zip(&self.ends) {
+            positions.add(end - rows.len()..*end);
+        }
+        let longest = self.ends.iter().copied().max().unwrap_or(0);
+        positions.lengths.fill(longest);
+        positions
     }
 
     /// The runs before and including `run`, from the first on.
@@ -117,7 +126,7 @@ impl Decoder {
             return Err(Error::LeadNeedsCache);
         }
         let layout = Layout::new(tree, past);
-        let limit = self.config.max_position_embeddings;
+        let limit = self.config.context_length();
         for (sequence, (run, &length)) in tree.runs.iter().zip(&layout.ends).enumerate() {
             if run.len == 0 {
                 return Err(Error::EmptySequence { sequence });
@@ -128,9 +137,18 @@ impl Decoder {
         }
         self.validate_tokens(tree.tokens)?;
         let tables = self.rope_tables(&layout.positions());
-        let run = Forward { adapters: Adapters::One(adapter), pass, tables, rows: None };
-        let h = adapter.embed(tree.tokens, &self.embedding);
-        let mut attention = TreeAttention { layout: &layout, cache };
+        let h = self.embed(adapter, tree.tokens);
+        let adapters = Adapters::One(adapter);
+        let batch = Packed { tokens: tree.tokens, offsets: &[0, tree.tokens.len()] };
+        let shared = self.shared(&adapters, pass, batch, (0, &[true]), &h);
+        let run = Forward { adapters, pass, tables, shared, rows: None };
+        let mut attention = TreeAttention {
+            layout: &layout,
+            cache,
+            shared: BTreeMap::new(),
+            states: Vec::new(),
+            empty: self.layers.iter().map(|layer| self.empty_state(layer)).collect(),
+        };
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
         let hidden = self.final_norm(&h, &run.adapters).into_value();
         check_finite(&hidden)?;
@@ -147,17 +165,77 @@ impl Decoder {
 struct TreeAttention<'a> {
     layout: &'a Layout<'a>,
     cache: Option<&'a Cache>,
+    /// Keys and values of this pass that later layers use again, by layer.
+    shared: BTreeMap<usize, [Var; 2]>,
+    /// What the runs leave behind in the layer that keeps a state and runs now.
+    states: Vec<DeltaState>,
+    /// The state before the first token of each layer that keeps one.
+    empty: Vec<Option<DeltaState>>,
 }
 
 impl Attention for TreeAttention<'_> {
     fn attend(&mut self, layer: usize, config: AttentionConfig, [q, k, v]: [Var; 3]) -> Var {
-        let Self { layout, cache } = self;
+        self.attend_to(layer, config, [&q, &k, &v])
+    }
+
+    fn convolve(&mut self, layer: usize, x: &Var, weight: &Var, _rows: Range<usize>) -> Var {
+        self.states.clear();
+        let mut parts = Vec::with_capacity(self.layout.runs.len());
+        for (run, rows) in self.layout.runs.iter().zip(&self.layout.rows) {
+            let mut state = match (run.parent, self.cache) {
+                (Some(parent), _) => self.states[parent].clone(),
+                (None, Some(cache)) => cache.state(layer).clone(),
+                (None, None) => self.empty[layer].clone().unwrap_or_else(|| {
+                    panic!("layer {layer} keeps no state");
+                }),
+            };
+            let x = some_rows(x.value(), rows);
+            parts.push(conv_step(&x, weight.value(), &[0, rows.len()], &mut [&mut state]));
+            self.states.push(state);
+        }
+        joined(parts.into_iter().map(Var::constant).collect())
+    }
+
+    fn delta(&mut self, _layer: usize, config: DeltaConfig, inputs: [&Var; 3]) -> Var {
+        let mut parts = Vec::with_capacity(self.layout.runs.len());
+        for (index, (run, rows)) in self.layout.runs.iter().zip(&self.layout.rows).enumerate() {
+            if let Some(parent) = run.parent {
+                self.states[index].recurrent = self.states[parent].recurrent.clone();
+            }
+            let [qkv, decay, beta] = inputs.map(|x| some_rows(x.value(), rows));
+            let state = &mut self.states[index];
+            let offsets = [0, rows.len()];
+            parts.push(delta_step(&qkv, &decay, &beta, config, &offsets, &mut [state]));
+        }
+        joined(parts.into_iter().map(Var::constant).collect())
+    }
+
+    fn share(&mut self, layer: usize, keys: &Var, values: &Var) {
+        self.shared.insert(layer, [keys.clone(), values.clone()]);
+    }
+
+    fn attend_again(
+        &mut self,
+        _layer: usize,
+        owner: usize,
+        config: AttentionConfig,
+        q: Var,
+    ) -> Var {
+        let [k, v] = &self.shared[&owner];
+        self.attend_to(owner, config, [&q, k, v])
+    }
+}
+
+impl TreeAttention<'_> {
+    /// Attends to what layer `owner` has cached, and to keys and values of this pass.
+    fn attend_to(&self, owner: usize, config: AttentionConfig, [q, k, v]: [&Var; 3]) -> Var {
+        let Self { layout, cache, .. } = self;
         let (q, k, v) = (q.value(), k.value(), v.value());
         let (width, kv_width) = (q.cols(), k.cols());
         let mut out = Tensor::zeros(q.dtype(), q.shape());
         dispatch!(q.dtype(), |E| {
             let (queries, keys, values) = (q.data::<E>(), k.data::<E>(), v.data::<E>());
-            let cached = cache.map_or((&[][..], &[][..]), |cache| cache.layer(layer).rows::<E>());
+            let cached = cache.map_or((&[][..], &[][..]), |cache| cache.layer(owner).rows::<E>());
             let mut left = out.data_mut::<E>();
             let mut first = 0;
             while first < layout.runs.len() {
@@ -198,4 +276,8 @@ impl Attention for TreeAttention<'_> {
         });
         Var::constant(out)
     }
+}
+
+fn some_rows(x: &Tensor, rows: &Range<usize>) -> Tensor {
+    select_rows(x, &rows.clone().collect::<Vec<_>>())
 }

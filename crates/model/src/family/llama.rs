@@ -5,11 +5,8 @@
 //! h ← h + D(silu(G n₂) ⊙ U n₂)                          n₂ = RMSNorm(h)
 //! ```
 
-use super::kit::{
-    DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
-    Q_PROJ, UP_PROJ, V_PROJ,
-};
-use super::{Family, GgufNames};
+use super::kit::{INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM};
+use super::{About, CHECKED, Family, GgufNames};
 use crate::config::ModelConfig;
 use hydralora_kernels::Var;
 
@@ -19,6 +16,10 @@ pub(super) static FAMILY: Llama = Llama;
 impl Family for Llama {
     fn model_type(&self) -> &'static str {
         "llama"
+    }
+
+    fn about(&self) -> About {
+        About { models: "Llama 1–3, SmolLM2, TinyLlama, …", checked: CHECKED }
     }
 
     fn class(&self) -> &'static str {
@@ -41,9 +42,9 @@ impl Family for Llama {
 /// Llama's layer, which other families share.
 pub(super) fn forward(ctx: &mut LayerContext<'_>, h: Var) -> Var {
     let x = ctx.norm(INPUT_NORM, &h);
-    let [query, key, value] = ctx.linears([&Q_PROJ, &K_PROJ, &V_PROJ], &x);
-    let (query, key) = (ctx.rope(query), ctx.rope(key));
-    let attended = ctx.attend(query, key, value);
+    let [query, key, value] = ctx.queries_keys_values(&x);
+    let query = ctx.scale_queries(ctx.rope(query));
+    let attended = ctx.attend(query, ctx.rope(key), value);
     let h = ctx.add(&h, ctx.linear(&O_PROJ, &attended));
     drop((x, attended));
     feed_forward(ctx, h)
@@ -53,7 +54,6 @@ pub(super) fn forward(ctx: &mut LayerContext<'_>, h: Var) -> Var {
 pub(super) fn feed_forward(ctx: &mut LayerContext<'_>, h: Var) -> Var {
     let h = ctx.wanted(h);
     let x = ctx.norm(POST_ATTENTION_NORM, &h);
-    let [gate, up] = ctx.linears([&GATE_PROJ, &UP_PROJ], &x);
-    let activated = ctx.glu(&gate, &up);
-    ctx.add(&h, ctx.linear(&DOWN_PROJ, &activated))
+    let update = ctx.feed_forward(&x);
+    ctx.add(&h, update)
 }

@@ -1,7 +1,7 @@
 //! Mistral: Llama's layer without biases, optionally with a sliding attention window.
 
 use super::kit::{LayerContext, LayerPlan};
-use super::{Family, GgufNames, llama};
+use super::{About, CHECKED, Family, GgufNames, llama};
 use crate::config::ModelConfig;
 use hydralora_kernels::Var;
 
@@ -11,6 +11,10 @@ pub(super) static FAMILY: Mistral = Mistral;
 impl Family for Mistral {
     fn model_type(&self) -> &'static str {
         "mistral"
+    }
+
+    fn about(&self) -> About {
+        About { models: "Mistral 7B, …", checked: CHECKED }
     }
 
     fn class(&self) -> &'static str {

@@ -7,15 +7,58 @@
 pub mod kit;
 mod names;
 
-use crate::config::{Fields, ModelConfig};
+use crate::config::{Fields, ModelConfig, RopeConfig, rope};
 use crate::error::Result;
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, Value as GgufValue};
 use crate::site::Linear;
 use hydralora_kernels::Var;
-use kit::{LayerContext, LayerPlan};
+use kit::{LayerContext, LayerPlan, ModulesPlan, StartContext};
+use serde_json::{Map, Value};
 
-pub(crate) use names::from_gguf;
 pub use names::{GgufNames, interleaved_row};
+pub(crate) use names::{Stored, from_gguf, shift_of};
+
+/// What a family assumes where a `config.json` is silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// The share of every head that turns, in families where it need not be the whole.
+    pub partial_rotary_factor: Option<f64>,
+    /// Whether the output layer is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the attention projections have biases.
+    pub attention_bias: bool,
+    /// Width of a head; the residual stream's by the number of heads if none.
+    pub head_dim: Option<usize>,
+    /// The constant added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+}
+
+impl Defaults {
+    /// Those of Llama.
+    pub const LLAMA: Defaults = Defaults {
+        rope_theta: 10_000.0,
+        partial_rotary_factor: None,
+        tie_word_embeddings: false,
+        attention_bias: false,
+        head_dim: None,
+        rms_norm_eps: 1e-6,
+    };
+}
+
+/// What a list of families says of one.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// The published models.
+    pub models: &'static str,
+    /// What was compared with transformers, on a small random model of the family.
+    pub checked: &'static str,
+}
+
+/// What is compared for every family that is in the tests.
+pub(crate) const CHECKED: &str =
+    "logits, gradients, 10 training steps, greedy text; LoRA and HydraLoRA";
 
 /// A model family.
 pub trait Family: Sync {
@@ -25,9 +68,25 @@ pub trait Family: Sync {
     /// The class in transformers, `architectures` in `config.json`.
     fn class(&self) -> &'static str;
 
+    /// What a list of families says of it.
+    fn about(&self) -> About;
+
     /// Every linear layer that a decoder layer of the family may have, in order.
     fn linears(&self) -> &'static [&'static Linear] {
         kit::LLAMA_LINEARS
+    }
+
+    /// What it assumes where a `config.json` is silent.
+    fn defaults(&self) -> Defaults {
+        Defaults::LLAMA
+    }
+
+    /// Reads the rotation of the layers.
+    ///
+    /// # Errors
+    /// If a field is malformed, or the rotation is of an unknown kind.
+    fn rope(&self, fields: &Fields<'_>) -> Result<RopeConfig> {
+        rope::from_json(fields, self.defaults().rope())
     }
 
     /// Reads what `config.json` has beside the common fields.
@@ -39,6 +98,11 @@ pub trait Family: Sync {
         Ok(())
     }
 
+    /// Writes what `config.json` has beside the common fields.
+    fn write(&self, config: &ModelConfig, json: &mut Map<String, Value>) {
+        let _ = (config, json);
+    }
+
     /// Reads what a GGUF file's metadata have beside the common ones.
     ///
     /// # Errors
@@ -48,14 +112,58 @@ pub trait Family: Sync {
         Ok(())
     }
 
+    /// Gives what a GGUF file's metadata have beside the common ones, by key without the architecture.
+    fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// Names a field whose value a GGUF file of the architecture cannot say, and why, if there is one.
+    fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        let _ = config;
+        None
+    }
+
+    /// What is added to the weight of the norm `name` before it multiplies: some families keep its
+    /// distance from 1.
+    fn norm_shift(&self, name: &str) -> f64 {
+        let _ = name;
+        0.0
+    }
+
     /// How its tensors are named and ordered in a GGUF file.
     fn gguf(&self) -> &'static GgufNames;
 
     /// What layer `index` consists of.
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan;
 
+    /// What a decoder has outside its layers, beside embedding, last norm and output layer.
+    fn outside(&self, config: &ModelConfig) -> ModulesPlan {
+        let _ = config;
+        ModulesPlan::default()
+    }
+
+    /// Whether a checkpoint may hold a tensor of that name although nothing reads it.
+    fn ignores(&self, config: &ModelConfig, name: &str) -> bool {
+        let _ = (config, name);
+        false
+    }
+
+    /// Computes what all layers share, before the first of them, from the tokens and the hidden states
+    /// `[T, hidden_size]` they start with. Rows without a token have the token 0.
+    fn start(&self, ctx: &StartContext<'_>, tokens: &[u32], h: &Var) -> Option<Var> {
+        let _ = (ctx, tokens, h);
+        None
+    }
+
     /// Computes a layer: hidden states `[T, hidden_size]` to those of the next layer.
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var;
+}
+
+impl Defaults {
+    fn rope(self) -> rope::RopeDefaults {
+        rope::RopeDefaults { theta: self.rope_theta, partial: self.partial_rotary_factor }
+    }
 }
 
 macro_rules! families {
@@ -66,16 +174,68 @@ macro_rules! families {
     };
 }
 
-families! { llama, mistral, qwen3 }
+families! {
+    llama, mistral, ministral3, qwen2, qwen3, qwen3_5, gemma2, gemma3, gemma4, phi3, smollm3, granite, olmo2, glm4,
+}
 
 /// Finds the family of a `model_type`.
 pub fn find(model_type: &str) -> Option<&'static dyn Family> {
     FAMILIES.iter().copied().find(|family| family.model_type() == model_type)
 }
 
+/// Architectures that are known and not supported, and what they would take.
+const REFUSED: &[(&str, &str)] = &[
+    ("gpt_oss", "experts, attention sinks and MXFP4 weights"),
+    ("gpt-oss", "experts, attention sinks and MXFP4 weights"),
+    ("mixtral", "experts"),
+    ("qwen2_moe", "experts"),
+    ("qwen3_moe", "experts"),
+    ("qwen3_next", "experts"),
+    ("qwen3_5_moe", "experts"),
+    ("qwen3_5_moe_text", "experts"),
+    ("granitemoe", "experts"),
+    ("granitemoehybrid", "experts and state-space layers"),
+    ("olmoe", "experts"),
+    ("deepseek_v2", "experts and compressed keys and values"),
+    ("deepseek_v3", "experts and compressed keys and values"),
+    ("llama4", "experts"),
+    ("llama4_text", "experts"),
+    ("gemma", "Gemma 1's layers"),
+    ("gemma3n", "Gemma 3n's parallel residual streams"),
+    ("gemma3n_text", "Gemma 3n's parallel residual streams"),
+    ("phi", "layer norms with biases and a parallel feed-forward block"),
+    ("glm", "GLM's first layers"),
+    ("gpt2", "learned positions and layer norms with biases"),
+    ("gpt_neox", "a parallel feed-forward block and layer norms with biases"),
+    ("falcon", "a parallel feed-forward block and layer norms with biases"),
+    ("mamba", "state-space layers"),
+    ("mamba2", "state-space layers"),
+    ("lfm2", "gated short convolutions"),
+    ("bert", "attention in both directions"),
+    ("modernbert", "attention in both directions"),
+    ("t5", "an encoder and cross-attention"),
+];
+
+/// Says what an architecture that is not supported would take, and which one is named most like it.
+pub(crate) fn hint(found: &str) -> String {
+    let mut hint = String::new();
+    if let Some((_, what)) = REFUSED.iter().find(|(name, _)| *name == found) {
+        hint.push_str(&format!(" (it has {what})"));
+    }
+    let alike = |name: &&str| strsim::normalized_levenshtein(name, found);
+    let nearest = supported().into_iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    if let Some(name) = nearest.filter(|name| alike(name) >= 0.6) {
+        hint.push_str(&format!("; the nearest supported one is `{name}`"));
+    }
+    hint
+}
+
 /// Finds the family that reads GGUF files of an architecture.
 pub fn find_gguf(architecture: &str) -> Option<&'static dyn Family> {
-    FAMILIES.iter().copied().find(|family| family.gguf().architecture == architecture)
+    FAMILIES.iter().copied().find(|family| {
+        let names = family.gguf();
+        names.supported && names.architecture == architecture
+    })
 }
 
 /// Lists the names of all supported families.

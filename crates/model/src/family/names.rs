@@ -9,6 +9,10 @@ pub struct GgufNames {
     pub architecture: &'static str,
     /// Parts of a layer: GGUF's name and Hugging Face's.
     pub parts: &'static [(&'static str, &'static str)],
+    /// Whether files of the architecture are read and written.
+    pub supported: bool,
+    /// Whether files of the architecture can say how far attention reaches.
+    pub windowed: bool,
     /// Whether the rows of a query or key head are ordered as pairs `(0, d/2, 1, d/2+1, …)`, because
     /// the rotation there acts on neighbours.
     pub interleaved: bool,
@@ -42,11 +46,26 @@ impl GgufNames {
 
     /// Names the parts of a layer as most architectures do, with rows as Hugging Face orders them.
     pub const fn new(architecture: &'static str) -> Self {
-        Self { architecture, parts: PARTS, interleaved: false }
+        Self { architecture, parts: PARTS, interleaved: false, windowed: false, supported: true }
     }
 
-    const fn interleaving(self) -> Self {
+    pub(super) const fn interleaving(self) -> Self {
         Self { interleaved: true, ..self }
+    }
+
+    /// Says that files of the architecture are neither read nor written.
+    pub(super) const fn unsupported(self) -> Self {
+        Self { supported: false, ..self }
+    }
+
+    /// Says that files can describe a window.
+    pub(super) const fn windowed(self) -> Self {
+        Self { windowed: true, ..self }
+    }
+
+    /// Names the parts of a layer otherwise.
+    pub(super) const fn parts(self, parts: &'static [(&'static str, &'static str)]) -> Self {
+        Self { parts, ..self }
     }
 
     /// Translates a GGUF tensor's name; one that is not known stays as it is.
@@ -76,12 +95,21 @@ impl GgufNames {
     }
 }
 
-/// Translates the name of a tensor of `file`, and gives the number of heads whose rows the file
-/// interleaves in it, if it does.
-pub(crate) fn from_gguf(file: &GgufFile, name: &str) -> (String, Option<usize>) {
+/// What a tensor of a GGUF file is.
+pub(crate) struct Stored {
+    /// Hugging Face's name.
+    pub(crate) name: String,
+    /// The number of heads whose rows the file interleaves in it, if it does.
+    pub(crate) heads: Option<usize>,
+    /// What the file has added to its numbers.
+    pub(crate) shift: f32,
+}
+
+/// Tells what the tensor `name` of `file` is.
+pub(crate) fn from_gguf(file: &GgufFile, name: &str) -> Stored {
     let architecture = file.get("general.architecture").and_then(|value| value.as_str());
-    let names =
-        architecture.and_then(super::find_gguf).map_or(&GgufNames::LLAMA, |family| family.gguf());
+    let family = architecture.and_then(super::find_gguf);
+    let names = family.map_or(&GgufNames::LLAMA, |family| family.gguf());
     let count = |key: &str| file.get(&format!("{}.{key}", names.architecture))?.as_u64();
     let heads = || {
         let heads = count("attention.head_count");
@@ -93,7 +121,19 @@ pub(crate) fn from_gguf(file: &GgufFile, name: &str) -> (String, Option<usize>) 
     };
     let interleaved = names.interleaved && architecture == Some(names.architecture);
     let heads = interleaved.then(heads).flatten().and_then(|heads| heads.try_into().ok());
-    (names.to_hugging_face(name), heads)
+    let name = names.to_hugging_face(name);
+    let shift = family.map_or(0.0, |family| shift_of(family, &name)) as f32;
+    Stored { name, heads, shift }
+}
+
+/// What `family` adds to the tensor `name` where it multiplies; GGUF files hold the sum.
+pub(crate) fn shift_of(family: &dyn super::Family, name: &str) -> f64 {
+    let Some(module) = name.strip_suffix(".weight").filter(|module| module.ends_with("norm"))
+    else {
+        return 0.0;
+    };
+    let inside = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    family.norm_shift(inside.map_or("norm", |(_, inside)| inside))
 }
 
 /// Gives where row `row` of a projection of `heads` heads and `rows` rows lies in an interleaved file.

@@ -6,8 +6,8 @@
 //! h ← h + D(silu(G n₂) ⊙ U n₂)
 //! ```
 
-use super::kit::{INPUT_NORM, K_PROJ, LayerContext, LayerPlan, O_PROJ, Q_PROJ, V_PROJ};
-use super::{Family, GgufNames, llama};
+use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, O_PROJ, QUERY_NORM};
+use super::{About, CHECKED, Family, GgufNames, llama, qwen2};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
 use hydralora_kernels::Var;
@@ -16,12 +16,14 @@ pub(super) struct Qwen3;
 pub(super) static FAMILY: Qwen3 = Qwen3;
 
 const NAMES: GgufNames = GgufNames::new("qwen3");
-const QUERY_NORM: &str = "self_attn.q_norm";
-const KEY_NORM: &str = "self_attn.k_norm";
 
 impl Family for Qwen3 {
     fn model_type(&self) -> &'static str {
         "qwen3"
+    }
+
+    fn about(&self) -> About {
+        About { models: "Qwen3 (dense)", checked: CHECKED }
     }
 
     fn class(&self) -> &'static str {
@@ -33,27 +35,16 @@ impl Family for Qwen3 {
     }
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
-        // Attention is windowed only if `use_sliding_window` says so, and then from a layer on.
-        if !fields.flag("use_sliding_window")?.unwrap_or(false) {
-            config.sliding_window = None;
-        } else if config.sliding_layers.is_none() {
-            let full = fields.optional_size("max_window_layers")?.unwrap_or(28);
-            let windowed = (0..config.num_hidden_layers).map(|layer| layer >= full).collect();
-            config.sliding_layers = Some(windowed);
-        }
-        Ok(())
+        qwen2::read_window(fields, config)
     }
 
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
-        LayerPlan::new(config, index)
-            .llama(config, config.attention_bias, false)
-            .norm(QUERY_NORM, config.head_dim)
-            .norm(KEY_NORM, config.head_dim)
+        LayerPlan::new(config, index).llama(config, config.attention_bias, false).head_norms(config)
     }
 
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
         let x = ctx.norm(INPUT_NORM, &h);
-        let [query, key, value] = ctx.linears([&Q_PROJ, &K_PROJ, &V_PROJ], &x);
+        let [query, key, value] = ctx.queries_keys_values(&x);
         let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
         let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
         let attended = ctx.attend(query, key, value);

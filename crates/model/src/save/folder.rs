@@ -107,7 +107,7 @@ impl View for &Lazy<'_> {
         let encoded = if failed_before {
             Ok(vec![0; self.data_len()])
         } else {
-            self.saving.encode(self.name, self.saving.format, None)
+            self.saving.encode(self.name, self.saving.format, None, 0.0)
         };
         Cow::Owned(encoded.unwrap_or_else(|error| {
             self.failed.borrow_mut().get_or_insert(error);

@@ -1,30 +1,19 @@
 //! A GGUF file.
 
 use super::Saving;
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family::{GgufNames, interleaved_row};
+use crate::family::{self, GgufNames, interleaved_row};
 use crate::gguf::{GgufFile, GgufWriter, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
-/// Tensor of divisors of the rotary frequencies.
-const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 /// Metadata that is written anew, or holds only for the file it was in.
 const NOT_CARRIED: &[&str] = &["general.file_type", "general.name", "general.alignment"];
 
 pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     let config = &saving.source.config;
-    let file_type = match saving.format {
-        BlockFormat::F32 => 0,
-        BlockFormat::F16 => 1,
-        BlockFormat::Q8_0 => 7,
-        BlockFormat::BF16 => 32,
-        other => {
-            let message = format!("{other} cannot be written; expected f32, f16, bf16 or q8_0");
-            return Err(Error::malformed(out, message));
-        }
-    };
+    let file_type = file_type(saving.format, out)?;
     let mut writer = GgufWriter::new();
     let base = saving.source.weights.gguf();
     match base {
@@ -37,10 +26,10 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     {
         writer.metadata("general.quantization_version", Value::U32(2));
     }
-    if let Some(factors) = frequency_factors(config) {
+    for (name, factors) in config.rope.gguf_factors(config.head_dim) {
         let mut bytes = Vec::new();
         quantize(BlockFormat::F32, &factors, &mut bytes);
-        writer.tensor(FREQUENCY_FACTORS, BlockFormat::F32, &[factors.len()], bytes);
+        writer.tensor(name, BlockFormat::F32, &[factors.len()], bytes);
     }
     let names = config.gguf_names();
     for name in saving.names() {
@@ -63,12 +52,13 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             return Err(Error::malformed(saving.source.weights.path(), message));
         }
         let len = shape.iter().product();
+        let shift = config.norm_shift_of(name) as f32;
         writer.lazy_tensor(stored, format, shape, format.bytes_for(len), move || match heads {
             Some(heads) => {
                 let order = move |row: usize| interleaved_row(row, rows, heads);
-                saving.encode(name, format, Some(&order))
+                saving.encode(name, format, Some(&order), shift)
             }
-            None => saving.encode(name, format, None),
+            None => saving.encode(name, format, None, shift),
         });
     }
     writer.write(out)
@@ -90,12 +80,53 @@ fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<
     }
 }
 
+/// GGUF's number for files whose matrices are of a format.
+pub(super) fn file_type(format: BlockFormat, out: &Path) -> Result<u32> {
+    Ok(match format {
+        BlockFormat::F32 => 0,
+        BlockFormat::F16 => 1,
+        BlockFormat::Q4_0 => 2,
+        BlockFormat::Q8_0 => 7,
+        BlockFormat::BF16 => 32,
+        other => {
+            let message = format!("{other} cannot be written; expected f32, f16, bf16 or q8_0");
+            return Err(Error::malformed(out, message));
+        }
+    })
+}
+
 fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()> {
     let config = &saving.source.config;
-    let path = saving.source.weights.path();
-    let GgufNames { architecture, .. } = config.gguf_names();
+    metadata_of_config(writer, config, saving.name, saving.source.weights.path())?;
+    let template = saving.chat_template;
+    for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {
+        writer.metadata(key, value);
+    }
+    Ok(())
+}
+
+/// Adds what `config`, which came from `path`, says of the model `name`.
+pub(super) fn metadata_of_config(
+    writer: &mut GgufWriter<'_>,
+    config: &ModelConfig,
+    name: &str,
+    path: &Path,
+) -> Result<()> {
+    let GgufNames { architecture, windowed, supported, .. } = config.gguf_names();
+    if !supported {
+        let message = format!(
+            "models of the type `{}` are not written as GGUF; write a Hugging Face folder instead",
+            config.model_type
+        );
+        return Err(Error::malformed(path, message));
+    }
+    let family = family::find(&config.model_type);
+    if let Some((field, why)) = family.and_then(|family| family.gguf_fault(config)) {
+        let message = format!("{why}; write a Hugging Face folder instead");
+        return Err(Error::config(path, field, message));
+    }
     let window = config.sliding_window.filter(|&window| window < config.max_position_embeddings);
-    if let Some(window) = window {
+    if let Some(window) = window.filter(|_| !windowed) {
         let message = format!(
             "attention reaches {window} tokens back, which a GGUF file of the architecture \
              `{architecture}` cannot say; write a Hugging Face folder instead"
@@ -105,7 +136,7 @@ fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()
     let size = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
     writer.metadata("general.architecture", Value::String((*architecture).to_owned()));
     writer.metadata("general.type", Value::String("model".to_owned()));
-    writer.metadata("general.name", Value::String(saving.name.to_owned()));
+    writer.metadata("general.name", Value::String(name.to_owned()));
     for (key, value) in [
         ("vocab_size", size(config.vocab_size)),
         ("context_length", size(config.max_position_embeddings)),
@@ -117,44 +148,24 @@ fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()
         ("attention.key_length", size(config.head_dim)),
         ("attention.value_length", size(config.head_dim)),
         ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32)),
-        ("rope.dimension_count", size(config.head_dim)),
+        ("rope.dimension_count", size(config.rope.rotary_dim(config.head_dim))),
         ("rope.freq_base", Value::F32(config.rope.theta as f32)),
     ] {
         writer.metadata(format!("{architecture}.{key}"), value);
     }
-    if let RopeScaling::Linear { factor } = config.rope.scaling {
-        writer.metadata(
-            format!("{architecture}.rope.scaling.type"),
-            Value::String("linear".to_owned()),
-        );
-        writer.metadata(format!("{architecture}.rope.scaling.factor"), Value::F32(factor as f32));
+    if let Some(window) = window {
+        writer.metadata(format!("{architecture}.attention.sliding_window"), size(window));
     }
-    let template = saving.chat_template;
-    for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {
-        writer.metadata(key, value);
+    let of_rope = config.rope.gguf_metadata().ok_or_else(|| {
+        let message = "a GGUF file cannot say how these frequencies are stretched; write a Hugging \
+                       Face folder instead";
+        Error::config(path, "rope_parameters", message)
+    })?;
+    let of_rope = of_rope.into_iter().map(|(key, value)| (format!("rope.scaling.{key}"), value));
+    let own = family.map(|family| family.gguf_metadata(config)).unwrap_or_default();
+    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+    for (key, value) in of_rope.chain(own) {
+        writer.metadata(format!("{architecture}.{key}"), value);
     }
     Ok(())
-}
-
-/// The divisors by which llama.cpp stretches the rotary frequencies as Llama 3 does.
-fn frequency_factors(config: &ModelConfig) -> Option<Vec<f32>> {
-    let RopeScaling::Llama3 {
-        factor,
-        low_freq_factor,
-        high_freq_factor,
-        original_max_position_embeddings,
-    } = config.rope.scaling
-    else {
-        return None;
-    };
-    let pairs = config.head_dim / 2;
-    let factors = (0..pairs).map(|i| {
-        let frequency = config.rope.theta.powf(-(i as f64) / pairs as f64);
-        let turns =
-            original_max_position_embeddings as f64 * frequency / (2.0 * std::f64::consts::PI);
-        let smooth =
-            ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-        (1.0 / (smooth + (1.0 - smooth) / factor)) as f32
-    });
-    Some(factors.collect())
 }

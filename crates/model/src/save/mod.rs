@@ -6,6 +6,9 @@
 
 mod folder;
 mod gguf;
+mod random;
+
+pub use random::random_gguf;
 
 use crate::error::{Error, Result};
 use crate::source::ModelSource;
@@ -71,16 +74,17 @@ impl Saving<'_> {
         self.source.weights.describe(name).map_or(&[], |(shape, _)| shape)
     }
 
-    /// The changed tensor `name`, its rows reordered by `order`, as bytes of `format`.
+    /// The changed tensor `name` plus `shift`, its rows reordered by `order`, as bytes of `format`.
     fn encode(
         &self,
         name: &str,
         format: BlockFormat,
         order: Option<&dyn Fn(usize) -> usize>,
+        shift: f32,
     ) -> Result<Vec<u8>> {
         let shape = self.shape(name).to_vec();
         let values = self.source.weights.take_f32(name, &shape)?;
-        let tensor = (self.edit)(name, Tensor::new(values, &shape));
+        let mut tensor = (self.edit)(name, Tensor::new(values, &shape));
         let path = self.source.weights.path();
         if tensor.shape() != shape {
             let message =
@@ -89,6 +93,9 @@ impl Saving<'_> {
         }
         if !tensor.is_finite() {
             return Err(Error::NonFinite { path: path.to_path_buf(), name: name.to_owned() });
+        }
+        if shift != 0.0 {
+            tensor.data_mut::<f32>().iter_mut().for_each(|value| *value += shift);
         }
         let values = tensor.data::<f32>();
         if format == BlockFormat::F16

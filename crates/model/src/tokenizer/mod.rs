@@ -37,6 +37,8 @@ pub struct Tokenizer {
     /// Taken out of `inner`: it would trim the spaces off the byte ranges.
     post_processor: Option<PostProcessorWrapper>,
     vocab_size: usize,
+    /// Rows of the embedding that texts are for; as many as there are tokens if none.
+    rows: Option<usize>,
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
@@ -110,6 +112,7 @@ impl Tokenizer {
             inner,
             post_processor,
             vocab_size,
+            rows: None,
             bos: extras.bos,
             eos,
             pad: extras.pad,
@@ -125,7 +128,30 @@ impl Tokenizer {
     /// If the text cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = guarded(&self.path, || self.inner.encode_fast(text, false))?;
+        self.check_rows(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Notes that the embedding has `rows` rows: published folders have tokens beyond them that no
+    /// text of the model's training used, and a text that uses one has no meaning.
+    pub(crate) fn with_rows(mut self, rows: usize) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+
+    fn check_rows(&self, ids: &[u32]) -> Result<()> {
+        let Some(rows) = self.rows else { return Ok(()) };
+        match ids.iter().find(|&&id| id as usize >= rows) {
+            Some(&id) => {
+                let token = self.id_to_token(id).unwrap_or_default();
+                let message = format!(
+                    "a text uses the token {id} ({token:?}), which has no row in the embedding of \
+                     {rows}"
+                );
+                Err(Error::tokenizer(&self.path, message))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Token ids with the bytes of `text` each stands for. Tokens that share a character all
@@ -135,6 +161,7 @@ impl Tokenizer {
     /// If the text cannot be encoded.
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         let encoding = guarded(&self.path, || self.inner.encode(text, false))?;
+        self.check_rows(encoding.get_ids())?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(pairs.map(|(&id, &(start, end))| (id, start..end)).collect())
     }

@@ -40,12 +40,10 @@ pub(super) fn metadata(
         .collect();
     let mut tokens: Vec<String> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
     let mut kinds = vec![UNUSED; rows];
-    let outside = |id: usize| {
-        Error::tokenizer(path, format!("token {id} has no row in an embedding of {rows}"))
-    };
     let byte_fallback = model["byte_fallback"] == true;
     for (&token, &id) in &vocabulary {
-        let slot = tokens.get_mut(id).ok_or_else(|| outside(id))?;
+        // A token without a row stands for nothing.
+        let Some(slot) = tokens.get_mut(id) else { continue };
         token.clone_into(slot);
         kinds[id] = if byte_fallback && is_byte(token) { BYTE } else { NORMAL };
     }
@@ -54,7 +52,7 @@ pub(super) fn metadata(
             continue;
         };
         let id = usize::try_from(id).unwrap_or(usize::MAX);
-        let slot = tokens.get_mut(id).ok_or_else(|| outside(id))?;
+        let Some(slot) = tokens.get_mut(id) else { continue };
         content.clone_into(slot);
         kinds[id] = if added["special"] == true { CONTROL } else { USER_DEFINED };
     }
@@ -63,8 +61,8 @@ pub(super) fn metadata(
     let mut out: Vec<(String, Value)> = Vec::new();
     let mut put = |key: &str, value: Value| out.push((format!("tokenizer.{key}"), value));
     if byte_fallback {
-        if let Some(id) = unknown {
-            kinds[id] = UNKNOWN;
+        if let Some(kind) = unknown.and_then(|id| kinds.get_mut(id)) {
+            *kind = UNKNOWN;
         }
         put("ggml.model", Value::String("llama".to_owned()));
         put("ggml.pre", Value::String("default".to_owned()));

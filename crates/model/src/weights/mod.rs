@@ -48,6 +48,8 @@ struct Entry {
     shape: Vec<usize>,
     range: Range<usize>,
     interleaved_heads: Option<usize>,
+    /// What the file has added to every number, which must then be `F32`.
+    shift: f32,
     used: AtomicBool,
 }
 
@@ -119,13 +121,14 @@ impl Weights {
             weights.files.push(Arc::new(file));
             for tensor in tensors {
                 weights.insert(
-                    tensor.name,
+                    without_composite(tensor.name),
                     Entry {
                         file: weights.files.len() - 1,
                         format: tensor.format,
                         shape: tensor.shape,
                         range: tensor.range,
                         interleaved_heads: None,
+                        shift: 0.0,
                         used: AtomicBool::new(false),
                     },
                 )?;
@@ -152,7 +155,7 @@ impl Weights {
         }
         let weights = Self::open_files(folder, &paths)?;
         for (name, shard) in &map {
-            let entry = weights.entries.get(name);
+            let entry = weights.entries.get(&without_composite(name.clone()));
             if entry.is_none_or(|entry| shards[entry.file] != shard) {
                 return Err(Error::MissingFromShard {
                     index: index.to_path_buf(),
@@ -174,7 +177,12 @@ impl Weights {
             gguf: None,
         };
         for tensor in gguf.tensors() {
-            let (name, heads) = family::from_gguf(&gguf, &tensor.name);
+            let family::Stored { name, heads, shift } = family::from_gguf(&gguf, &tensor.name);
+            if shift != 0.0 && tensor.format != BlockFormat::F32 {
+                let message =
+                    format!("tensor `{}` is {}; expected F32", tensor.name, tensor.format);
+                return Err(Error::malformed(path, message));
+            }
             let rows = tensor.shape.first().copied().unwrap_or(0);
             let shared = |heads: usize| {
                 heads > 0 && heads.checked_mul(2).is_some_and(|two| rows.is_multiple_of(two))
@@ -202,6 +210,7 @@ impl Weights {
                     shape: tensor.shape.clone(),
                     range: tensor.range.clone(),
                     interleaved_heads: heads,
+                    shift,
                     used: AtomicBool::new(false),
                 },
             )?;
@@ -273,6 +282,13 @@ impl Weights {
                 }
                 Cow::Owned(ordered)
             }
+            _ if entry.shift != 0.0 => {
+                let numbers = stored.chunks_exact(4).map(|bytes| {
+                    let number = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                    (number - entry.shift).to_le_bytes()
+                });
+                Cow::Owned(numbers.flatten().collect())
+            }
             _ => Cow::Borrowed(stored),
         };
         Ok(TensorView { name: name.to_owned(), format, shape: entry.shape.clone(), bytes })
@@ -340,6 +356,9 @@ impl Weights {
                     block::dequantize(format, bytes, out);
                 });
             }
+        }
+        if entry.shift != 0.0 {
+            out.iter_mut().for_each(|number| *number -= entry.shift);
         }
         // Nobody reads the tensor as stored again; its pages would count as this process's memory.
         self.files[entry.file].release(entry.range.clone());
@@ -410,5 +429,36 @@ impl Weights {
 
 /// Whether a tensor only repeats what the configuration says.
 pub(crate) fn is_derived(name: &str) -> bool {
-    name == "rope_freqs.weight" || name.ends_with("rotary_emb.inv_freq")
+    name.starts_with("rope_f") || name.ends_with("rotary_emb.inv_freq") || is_of_pictures(name)
+}
+
+/// Whether a tensor belongs to a part of a larger model that text does not go through: what sees, what
+/// hears, what predicts several tokens ahead.
+fn is_of_pictures(name: &str) -> bool {
+    const PARTS: &[&str] = &[
+        "vision_tower",
+        "vision_model",
+        "multi_modal_projector",
+        "visual",
+        "audio_tower",
+        "embed_vision",
+        "embed_audio",
+        "mtp",
+    ];
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    name.split_once('.').is_some_and(|(part, _)| PARTS.contains(&part))
+}
+
+/// Gives the name that a tensor of the decoder of text has in a model of text alone.
+fn without_composite(name: String) -> String {
+    for (prefix, plain) in [
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+    ] {
+        if let Some(rest) = name.strip_prefix(prefix) {
+            return format!("{plain}{rest}");
+        }
+    }
+    name
 }

@@ -76,7 +76,77 @@ fn what_cannot_be_built_is_refused_by_field() {
         (
             json!({"model_type": "mamba"}),
             "",
-            "model_type `mamba` is not supported; supported are llama",
+            "model_type `mamba` is not supported (it has state-space layers)",
+        ),
+        (
+            json!({"model_type": "qwen3_x"}),
+            "",
+            "`qwen3_x` is not supported; the nearest supported one is `qwen3`; supported are llama",
+        ),
+        (
+            json!({"model_type": "mistral", "sliding_window": 0}),
+            "sliding_window: ",
+            "expected a size from 1",
+        ),
+        (
+            json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": null}),
+            "layer_types: ",
+            "there is no sliding_window",
+        ),
+        (
+            json!({"layer_types": ["full_attention", "linear_attention"]}),
+            "layer_types: ",
+            "expected `full_attention` or `sliding_attention`",
+        ),
+        (
+            json!({"final_logit_softcapping": 30.0}),
+            "final_logit_softcapping: ",
+            "found 30.0, which",
+        ),
+        (
+            json!({"num_local_experts": 8}),
+            "num_local_experts: ",
+            "not supported for this model_type",
+        ),
+        (json!({"residual_multiplier": 0.2}), "residual_multiplier: ", "changes what the model"),
+        (json!({"use_qk_norm": true}), "use_qk_norm: ", "changes what the model computes"),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2, "twist": 3}}),
+            "rope_scaling.twist: ",
+            "what it asks for is not supported",
+        ),
+        (
+            json!({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1, 1]}}),
+            "rope_scaling.long_factor: ",
+            "missing",
+        ),
+        (
+            json!({"model_type": "phi3", "rope_scaling": {
+                "type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1, 1, 1],
+            }}),
+            "short_factor: ",
+            "expected 4 numbers, found 2",
+        ),
+        (
+            json!({"model_type": "smollm3", "no_rope_layers": [1, 2]}),
+            "no_rope_layers: ",
+            "expected a list of 0 and 1",
+        ),
+        (
+            json!({"model_type": "qwen3_5_text", "linear_num_value_heads": 3,
+                   "linear_num_key_heads": 2}),
+            "linear_num_value_heads: ",
+            "expected a multiple of linear_num_key_heads 2",
+        ),
+        (
+            json!({"model_type": "gemma4_text", "num_kv_shared_layers": 2, "head_dim": 8}),
+            "num_kv_shared_layers: ",
+            "no earlier layer of its kind",
+        ),
+        (
+            json!({"model_type": "gemma4_text", "enable_moe_block": true, "head_dim": 8}),
+            "enable_moe_block: ",
+            "experts are not supported",
         ),
         (json!({"model_type": null}), "model_type: ", "missing; expected"),
         (json!({"hidden_size": 0}), "hidden_size: ", "found 0"),
@@ -100,9 +170,9 @@ fn what_cannot_be_built_is_refused_by_field() {
         (json!({"rms_norm_eps": 0}), "rms_norm_eps: ", "between 0 and 1"),
         (json!({"rope_theta": -1.0}), "rope_theta: ", "found -1"),
         (
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 2}}),
+            json!({"rope_scaling": {"rope_type": "spiral", "factor": 2}}),
             "rope_scaling.rope_type: ",
-            "`yarn` is not supported",
+            "`spiral` is not supported; expected `default`, `linear`",
         ),
         (
             json!({"rope_scaling": {"rope_type": "linear"}}),
@@ -172,4 +242,61 @@ fn llama_3_is_recognised_by_its_frequency_divisors() {
         Some(RopeScaling::Linear { factor: 2.0 })
     );
     assert_eq!(RopeScaling::from_factors(&[1.0, 3.0, 2.0, 8.0], theta), None);
+}
+
+#[test]
+fn fields_that_say_nothing_or_nothing_here_are_let_through() {
+    let harmless = json!({
+        "attention_dropout": 0.1, "pretraining_tp": 2, "initializer_range": 0.02,
+        "final_logit_softcapping": null, "residual_multiplier": 1.0, "num_experts": 0,
+        "use_bidirectional_attention": false, "_name_or_path": "x", "unsloth_version": "2026.1",
+        "sliding_window_pattern": null, "rope_scaling": null, "layer_types": null,
+    });
+    assert_eq!(with(harmless).unwrap(), with(json!({})).unwrap());
+}
+
+#[test]
+fn the_text_part_of_a_larger_model_is_read() {
+    let mut text = base();
+    text["model_type"] = json!("gemma3_text");
+    text["head_dim"] = json!(8);
+    let outer = json!({
+        "model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3},
+        "eos_token_id": [1, 106], "mm_tokens_per_image": 256,
+    });
+    let config = ModelConfig::from_json(&outer, Path::new("config.json")).unwrap();
+    assert_eq!(config.model_type, "gemma3_text");
+    assert!(config.tie_word_embeddings);
+    assert_eq!(config.eos_token_ids, [1, 106]);
+    let broken = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}});
+    let error = ModelConfig::from_json(&broken, Path::new("c.json")).unwrap_err().to_string();
+    assert!(error.starts_with("c.json: text_config.hidden_size: missing"), "{error}");
+}
+
+#[test]
+fn older_and_newer_layouts_of_gemma_3_agree() {
+    let of = |changes: Value| {
+        let mut config = base();
+        config["model_type"] = json!("gemma3_text");
+        config["head_dim"] = json!(8);
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        ModelConfig::from_json(&config, Path::new("config.json")).unwrap()
+    };
+    let older = of(json!({
+        "rope_theta": 500000.0, "rope_local_base_freq": 5000.0, "sliding_window_pattern": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 16,
+    }));
+    let newer = of(json!({
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16,
+    }));
+    assert_eq!(older, newer);
+    assert_eq!(older.rope_of(1).unwrap().scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(older.rope_of(0).unwrap().theta, 5000.0);
+    assert_eq!((older.window_of(0), older.window_of(1)), (Some(16), None));
 }

@@ -1,6 +1,7 @@
 //! How a base model's files are read, and what bad ones give.
 
 mod config;
+mod families;
 mod gguf;
 mod save;
 mod smollm2;

@@ -297,11 +297,32 @@ fn the_fingerprint_tells_models_apart() {
 }
 
 #[test]
-fn a_tokenizer_larger_than_the_embedding_is_refused() {
+fn a_tokenizer_much_larger_than_the_embedding_is_refused() {
     let folder = copied_stories();
-    replace(&folder.path().join("config.json"), "\"vocab_size\": 512", "\"vocab_size\": 500");
+    replace(&folder.path().join("config.json"), "\"vocab_size\": 512", "\"vocab_size\": 400");
     let error = ModelSource::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("512 tokens for an embedding of 500 rows"), "{error}");
+    assert!(error.contains("512 tokens for an embedding of 400 rows"), "{error}");
+}
+
+#[test]
+fn a_token_without_a_row_is_refused_where_a_text_uses_it() {
+    let folder = copied_stories();
+    // An entry more than the 512 rows, as published tokenizers have them.
+    let path = folder.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let added = serde_json::json!({
+        "id": 512, "content": "<extra>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    });
+    json["added_tokens"].as_array_mut().unwrap().push(added);
+    fs::write(&path, json.to_string()).unwrap();
+    let source = ModelSource::open(folder.path()).unwrap();
+    assert_eq!(source.tokenizer.vocab_size(), 513);
+    assert!(source.tokenizer.encode("Once").unwrap().iter().all(|&id| id < 512));
+    let error = source.tokenizer.encode("Once <extra>").unwrap_err().to_string();
+    assert!(error.contains("the token 512 (\"<extra>\")"), "{error}");
+    assert!(error.contains("embedding of 512"), "{error}");
+    assert!(source.tokenizer.encode_with_offsets("<extra>").is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::random::{kaiming_bound, uniform};
 use crate::trainable::{Role, Trainable};
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::{Choice, Kind, Reads, Router, Site, SiteShape};
-use hydralora_model::family::kit::{GATE_PROJ, Q_PROJ};
+use hydralora_model::family;
 use std::fmt;
 
 /// A router's tensors: weight `[N, in]` and perhaps a bias `[N]`.
@@ -94,10 +94,17 @@ impl Block {
         Self { layer: site.layer, name: site.linear.block() }
     }
 
-    /// A linear layer whose input is the block's input.
-    pub(super) fn entry(self) -> Site {
-        let linear = if self.name == Q_PROJ.block() { &Q_PROJ } else { &GATE_PROJ };
-        Site { layer: self.layer, linear }
+    /// Linear layers whose input is the block's input, of which a model has some: families name the
+    /// first layers of their blocks differently.
+    pub(super) fn entries(self) -> Vec<Site> {
+        let mut found: Vec<Site> = Vec::new();
+        for linear in family::linears().filter(|linear| linear.block() == self.name) {
+            let site = Site { layer: self.layer, linear };
+            if reads_block_input(site) && !found.contains(&site) {
+                found.push(site);
+            }
+        }
+        found
     }
 
     /// Width of the input of the block of `of`, one of the adapted layers `all`: that of its first

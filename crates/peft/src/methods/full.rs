@@ -17,7 +17,7 @@ use crate::tuned::{
 use hydralora_kernels::ops::embedding::embedding;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, NormSite, Pass, Site, SiteShape, Update};
+use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape, TensorSite, Update};
 use hydralora_model::durable::write_file;
 use hydralora_model::{ModelConfig, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -159,8 +159,8 @@ impl Adapter for FullModel {
         }
     }
 
-    fn norm<'a>(&'a self, site: NormSite, frozen: &'a Var) -> &'a Var {
-        self.var(&format!("{site}.weight")).unwrap_or(frozen)
+    fn tensor<'a>(&'a self, site: TensorSite, frozen: &'a Var) -> &'a Var {
+        self.var(&site.to_string()).unwrap_or(frozen)
     }
 
     /// Without a weight of its own the output layer is the embedding.

@@ -2,9 +2,11 @@
 //!
 //! `tests/fixtures/parity` by default; `HYDRALORA_PARITY_DIR` and `HYDRALORA_PARITY_MODELS` name
 //! other references and their base models (a folder, or a GGUF file, by the model's name).
+//! `HYDRALORA_FAMILIES_DIR` names a folder of model families in the form of
+//! `tests/fixtures/parity/families`, which is then read as well.
 
 use hydralora_kernels::{DType, Gradients, Tensor, no_grad};
-use hydralora_model::adapter::{NoAdapter, Pass};
+use hydralora_model::adapter::{Kind, NoAdapter, Pass};
 use hydralora_model::source::open_weights;
 use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
 use hydralora_peft::io::Metadata;
@@ -22,6 +24,12 @@ fn fixtures() -> PathBuf {
 
 fn root() -> PathBuf {
     std::env::var_os("HYDRALORA_PARITY_DIR").map_or_else(fixtures, PathBuf::from)
+}
+
+/// Every folder that references are read from.
+fn roots() -> Vec<PathBuf> {
+    let families = std::env::var_os("HYDRALORA_FAMILIES_DIR").map(PathBuf::from);
+    [root()].into_iter().chain(families).collect()
 }
 
 fn read_json(path: &Path) -> Value {
@@ -86,7 +94,12 @@ impl Reference {
         let domains = serde_json::from_value(batch["domains"].clone());
         Self {
             domains: domains.unwrap_or_else(|_| vec![0; offsets.len() - 1]),
-            name: path.strip_prefix(root()).unwrap_or(path).display().to_string(),
+            name: roots()
+                .iter()
+                .find_map(|root| path.strip_prefix(root).ok())
+                .unwrap_or(path)
+                .display()
+                .to_string(),
             result: read_json(&path.join("result.json")),
             tokens,
             offsets,
@@ -129,8 +142,16 @@ impl Reference {
         }
     }
 
-    /// The adapter's configuration as a file would hold it.
-    fn config(&self) -> Map<String, Value> {
+    /// The adapter's configuration as a file for a model with these layers would hold it.
+    fn config(&self, decoder: &Decoder) -> Map<String, Value> {
+        // The layers of the feed-forward block, under the names that the family gives them.
+        let mut targets: Vec<&str> = Vec::new();
+        for site in decoder.sites().iter().map(|shape| shape.site) {
+            let module = site.linear.module();
+            if site.kind().overlaps(Kind::FEED_FORWARD) && !targets.contains(&module) {
+                targets.push(module);
+            }
+        }
         let peft = self.path.join("peft_format").join(io::CONFIG_FILE);
         let config = if self.result["config"].is_object() {
             self.result["config"].clone()
@@ -139,7 +160,7 @@ impl Reference {
         } else {
             json!({
                 "peft_type": "HYDRALORA", "r": self.result["r"], "lora_alpha": self.result["alpha"],
-                "lora_nums": self.result["n"], "target_modules": ["gate_proj", "up_proj", "down_proj"],
+                "lora_nums": self.result["n"], "target_modules": targets,
             })
         };
         config.as_object().unwrap().clone()
@@ -233,7 +254,7 @@ fn last_logits(folder: &Path) -> Vec<f64> {
 }
 
 fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
-    let config = reference.config();
+    let config = reference.config(decoder);
     let Some(method) = methods::METHODS.iter().find(|method| method.claims(&config)) else {
         skip("references", format!("{}: no method {}", reference.name, config["peft_type"]));
         return;
@@ -356,14 +377,14 @@ fn check_base(reference: &Reference, decoder: &Decoder) {
 
 fn run(dtype: DType, tolerance: f64, only_small: bool, place: impl Fn(&mut Decoder)) {
     let mut by_model: BTreeMap<PathBuf, Vec<Reference>> = BTreeMap::new();
-    for path in references(&root()) {
+    for path in roots().iter().flat_map(|root| references(root)) {
         let reference = Reference::read(&path);
         match reference.model() {
             Some(model) => by_model.entry(model).or_default().push(reference),
             None => skip("references", format!("no base model for {}", reference.name)),
         }
     }
-    assert!(!by_model.is_empty(), "no references in {}", root().display());
+    assert!(!by_model.is_empty(), "no references in {:?}", roots());
     for (path, references) in by_model {
         let (config, weights) = match open_weights(&path) {
             Err(error @ hydralora_model::Error::UnknownModelType { .. }) => {

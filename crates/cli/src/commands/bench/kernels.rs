@@ -9,7 +9,7 @@ use hydralora_kernels::ops::cross_entropy::linear_cross_entropy;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
 use hydralora_kernels::ops::rms_norm::rms_norm;
-use hydralora_kernels::ops::rope::{RopeTable, rope};
+use hydralora_kernels::ops::rope::{Frequencies, Pairs, RopeTable, rope};
 use hydralora_kernels::ops::swiglu::swiglu;
 use hydralora_kernels::{DType, Tensor, Var};
 use serde::Serialize;
@@ -123,7 +123,10 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
     let positions: Vec<u32> = (0..tokens as u32).collect();
     let frequencies: Vec<f64> =
         (0..HEAD_DIM / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / HEAD_DIM as f64)).collect();
-    let table_of_angles = RopeTable::new(DType::F32, &positions, &frequencies);
+    let table_of_angles =
+        RopeTable::new(DType::F32, &positions, 2 * frequencies.len(), Pairs::Halves, |_| {
+            Frequencies { inverse: &frequencies, factor: 1.0 }
+        });
     rows.push(time("rope", 0.0, || rope(x.clone(), &table_of_angles)));
     let head = FrozenLinear::dense(tensor(VOCABULARY, hidden));
     let labels: Vec<u32> = (0..tokens).map(|t| (t * 7919 % VOCABULARY) as u32).collect();

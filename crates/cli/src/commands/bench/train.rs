@@ -4,12 +4,16 @@
 use super::methods::{Asked, asked, peak_alone};
 use super::{Timed, median, time_product};
 use crate::args::{BenchTrainArguments, Global};
+use crate::commands::model::known_shape;
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base, refuse_larger_than_memory};
+use crate::recipe::ModelDtype;
 use crate::ui::{result, say, table, thousands};
+use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::profile::{self, Cost};
 use hydralora_model::adapter::{Adapter, Kind, Pass, Site};
+use hydralora_model::save::random_gguf;
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
 use hydralora_peft::{TrainingPlan, Tuned};
 use hydralora_run::probe::BaseAlone;
@@ -20,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Steps of the schedule that a method with one believes to be part of.
 const TOTAL_STEPS: usize = 1000;
@@ -270,11 +275,33 @@ struct PartFigures {
     calls: usize,
 }
 
+/// Random weights in a folder that goes with the handle, and the arguments that name them.
+fn drawn(
+    shape: &str,
+    arguments: &BenchTrainArguments,
+) -> anyhow::Result<(TempDir, BenchTrainArguments)> {
+    let config = known_shape(shape)?.config()?;
+    let format = match arguments.dtype {
+        ModelDtype::Bf16 => BlockFormat::BF16,
+        ModelDtype::F16 => BlockFormat::F16,
+        ModelDtype::Q80 => BlockFormat::Q8_0,
+        ModelDtype::Q40 | ModelDtype::Stored => BlockFormat::Q4_0,
+        ModelDtype::F32 | ModelDtype::F64 | ModelDtype::Q41 => BlockFormat::F32,
+    };
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join(format!("{shape}.gguf"));
+    random_gguf(&config, format, 0, &file)?;
+    let model = file.display().to_string();
+    Ok((folder, BenchTrainArguments { model, shape: None, ..arguments.clone() }))
+}
+
 pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::Result<ExitCode> {
     if arguments.seq_len < 2 {
         return Err(bad_input("--seq-len: expected at least 2"));
     }
     let methods = asked(arguments)?;
+    let drawn = arguments.shape.as_deref().map(|shape| drawn(shape, arguments)).transpose()?;
+    let arguments = drawn.as_ref().map_or(arguments, |(_, arguments)| arguments);
     let opening = Instant::now();
     let mut base = open_base(&arguments.model, arguments.dtype)?;
     let opened = opening.elapsed().as_secs_f64();

@@ -1,0 +1,234 @@
+//! Gemma 2: norms before and after both blocks, every second layer windowed, a gate by GELU, soft caps on
+//! attention scores and logits, embeddings times `√hidden_size`.
+
+use super::kit::{
+    INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
+    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM, QUERY_NORM,
+};
+use super::{About, CHECKED, Defaults, Family, GgufNames};
+use crate::config::{Fields, ModelConfig};
+use crate::error::Result;
+use crate::gguf::{GgufFile, Value as GgufValue};
+use hydralora_kernels::Var;
+use hydralora_kernels::ops::activation::Activation;
+use serde_json::{Map, Value, json};
+
+pub(super) struct Gemma2;
+pub(super) static FAMILY: Gemma2 = Gemma2;
+
+pub(super) const PARTS: &[(&str, &str)] = &[
+    ("attn_norm", INPUT_NORM),
+    ("post_attention_norm", POST_ATTENTION_NORM),
+    ("ffn_norm", PRE_FEED_FORWARD_NORM),
+    ("post_ffw_norm", POST_FEED_FORWARD_NORM),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", QUERY_NORM),
+    ("attn_k_norm", KEY_NORM),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+const NAMES: GgufNames = GgufNames::new("gemma2").parts(PARTS).windowed();
+
+/// What all Gemmas assume.
+pub(super) const DEFAULTS: Defaults =
+    Defaults { tie_word_embeddings: true, head_dim: Some(256), ..Defaults::LLAMA };
+
+impl Family for Gemma2 {
+    fn model_type(&self) -> &'static str {
+        "gemma2"
+    }
+
+    fn about(&self) -> About {
+        About { models: "Gemma 2", checked: CHECKED }
+    }
+
+    fn class(&self) -> &'static str {
+        "Gemma2ForCausalLM"
+    }
+
+    fn defaults(&self) -> Defaults {
+        DEFAULTS
+    }
+
+    fn gguf(&self) -> &'static GgufNames {
+        &NAMES
+    }
+
+    fn norm_shift(&self, _name: &str) -> f64 {
+        1.0
+    }
+
+    fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+        read(fields, config)?;
+        window_by_pattern(fields, config, 2, 4096);
+        let absent = |field: &str| !fields.has(field);
+        let of = &mut config.arithmetic;
+        // Where the field is missing, rather than null, the caps of the published models hold.
+        of.attention_softcap = of.attention_softcap.or(absent(ATTENTION_CAP).then_some(50.0));
+        of.logit_softcap = of.logit_softcap.or(absent(LOGIT_CAP).then_some(30.0));
+        Ok(())
+    }
+
+    fn write(&self, config: &ModelConfig, json: &mut Map<String, Value>) {
+        write(config, json);
+    }
+
+    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
+        read_gguf(file, "gemma2", config)?;
+        config.arithmetic.attention_scale = Some(scale_in_gguf(config, LARGEST));
+        config.sliding_layers =
+            Some((0..config.num_hidden_layers).map(|layer| layer % 2 == 0).collect());
+        Ok(())
+    }
+
+    fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
+        gguf_metadata(config)
+    }
+
+    fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        gguf_fault(config, scale_in_gguf(config, LARGEST), 2)
+    }
+
+    fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
+        layer(config, index)
+    }
+
+    fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
+        let x = ctx.norm(INPUT_NORM, &h);
+        let [query, key, value] = ctx.queries_keys_values(&x);
+        let attended = ctx.attend(ctx.rope(query), ctx.rope(key), value);
+        drop(x);
+        after_attention(ctx, h, attended)
+    }
+}
+
+const ATTENTION_CAP: &str = "attn_logit_softcapping";
+const LOGIT_CAP: &str = "final_logit_softcapping";
+
+/// Reads what Gemma 2 and 3 have in common.
+pub(super) fn read(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+    let of = &mut config.arithmetic;
+    of.attention_scale =
+        Some(1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt());
+    of.attention_softcap = fields.positive(ATTENTION_CAP)?;
+    of.logit_softcap = fields.positive(LOGIT_CAP)?;
+    common(config);
+    if fields.value("hidden_activation").is_none() {
+        // An early release wrote `gelu` and `gelu_pytorch_tanh` was computed.
+        config.arithmetic.activation = Activation::GeluTanh;
+    }
+    Ok(())
+}
+
+/// Sets what no configuration says.
+pub(super) fn common(config: &mut ModelConfig) {
+    config.arithmetic.embedding_scale = (config.hidden_size as f64).sqrt();
+}
+
+/// Windows all layers but every `period`-th, where the configuration does not list them.
+pub(super) fn window_by_pattern(
+    fields: &Fields<'_>,
+    config: &mut ModelConfig,
+    period: usize,
+    window: usize,
+) {
+    if !fields.has("sliding_window") {
+        config.sliding_window = Some(window);
+    }
+    if fields.value("layer_types").is_none() {
+        let windowed = |layer: usize| (layer + 1) % period.max(1) != 0;
+        config.sliding_layers = Some((0..config.num_hidden_layers).map(windowed).collect());
+    }
+}
+
+pub(super) fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
+    let of = &config.arithmetic;
+    let width = of.attention_scale.map(|scale| scale.powi(-2).round());
+    json.insert("query_pre_attn_scalar".to_owned(), json!(width));
+    json.insert(ATTENTION_CAP.to_owned(), json!(of.attention_softcap));
+    json.insert(LOGIT_CAP.to_owned(), json!(of.logit_softcap));
+}
+
+/// Reads the metadata that Gemma 2 and 3 have in common.
+pub(super) fn read_gguf(
+    file: &GgufFile,
+    architecture: &str,
+    config: &mut ModelConfig,
+) -> Result<()> {
+    let number = |key: &str| file.f64(&format!("{architecture}.{key}"));
+    config.arithmetic.activation = Activation::GeluTanh;
+    config.arithmetic.attention_softcap = number(ATTENTION_CAP)?;
+    config.arithmetic.logit_softcap = number(LOGIT_CAP)?;
+    common(config);
+    Ok(())
+}
+
+/// Layers of the largest model.
+const LARGEST: usize = 46;
+
+/// The factor on scores that GGUF files leave out: the largest model, of `largest` layers, divides by the
+/// residual stream's share of a head, the others by the head's width.
+pub(super) fn scale_in_gguf(config: &ModelConfig, largest: usize) -> f64 {
+    let width = match config.num_hidden_layers == largest {
+        true => config.hidden_size / config.num_attention_heads.max(1),
+        false => config.head_dim,
+    };
+    1.0 / (width as f64).sqrt()
+}
+
+/// Names what a file cannot say that leaves out the factor `scale` on scores, and that all layers but
+/// every `period`-th are windowed.
+pub(super) fn gguf_fault(
+    config: &ModelConfig,
+    scale: f64,
+    period: usize,
+) -> Option<(&'static str, String)> {
+    let found = config.arithmetic.attention_scale.unwrap_or(scale);
+    if (found - scale).abs() > 1e-9 {
+        let why = format!("GGUF files imply {}", scale.powi(-2).round());
+        return Some(("query_pre_attn_scalar", why));
+    }
+    let usual = |layer: usize| (layer + 1) % period != 0;
+    let layers = 0..config.num_hidden_layers;
+    let differs = |layer: usize| config.window_of(layer).is_some() != usual(layer);
+    (config.sliding_window.is_some() && layers.into_iter().any(differs)).then(|| {
+        let why = format!("GGUF files imply a window in all layers but every {period}th");
+        ("layer_types", why)
+    })
+}
+
+/// The metadata that Gemma 2 and 3 have in common.
+pub(super) fn gguf_metadata(config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
+    let of = &config.arithmetic;
+    [(ATTENTION_CAP, of.attention_softcap), (LOGIT_CAP, of.logit_softcap)]
+        .into_iter()
+        .filter_map(|(key, cap)| Some((key, GgufValue::F32(cap? as f32))))
+        .collect()
+}
+
+/// Gemma 2's layer.
+pub(super) fn layer(config: &ModelConfig, index: usize) -> LayerPlan {
+    let (hidden, bias) = (config.hidden_size, config.attention_bias);
+    LayerPlan::new(config, index)
+        .norm(INPUT_NORM, hidden)
+        .attention_linears(config, bias, bias)
+        .norm(POST_ATTENTION_NORM, hidden)
+        .norm(PRE_FEED_FORWARD_NORM, hidden)
+        .feed_forward_linears(config, false)
+        .norm(POST_FEED_FORWARD_NORM, hidden)
+}
+
+/// What follows attention in the layers of all Gemmas.
+pub(super) fn after_attention(ctx: &mut LayerContext<'_>, h: Var, attended: Var) -> Var {
+    let update = ctx.linear(&O_PROJ, &attended);
+    drop(attended);
+    let h = ctx.add(&h, ctx.norm(POST_ATTENTION_NORM, &update));
+    let h = ctx.wanted(h);
+    let x = ctx.norm(PRE_FEED_FORWARD_NORM, &h);
+    let update = ctx.feed_forward(&x);
+    ctx.add(&h, ctx.norm(POST_FEED_FORWARD_NORM, &update))
+}

@@ -1,0 +1,338 @@
+//! Gemma 4: Gemma 3's layer with wider heads where attention sees everything, last layers that use the
+//! keys and values of earlier ones, and embeddings of every layer's own.
+//!
+//! ```text
+//! e ← (RMSNorm(P h₀ / √hidden) + E[token] · √width) / √2        for all layers at once
+//! h ← h + RMSNorm(O·attention(rope(RMSNorm(Q n)), rope(RMSNorm(K n)), RMSNorm₁(V n)))
+//! h ← h + RMSNorm(D(gelu(G n') ⊙ U n'))
+//! h ← s · (h + RMSNorm(Pₗ(gelu(Gₗ h) ⊙ eₗ)))
+//! ```
+
+use super::gemma3::{FULL, SLIDING, write_ropes};
+use super::kit::{
+    DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, KEY_NORM, LLAMA_LINEARS, LayerContext, LayerPlan,
+    LinearPlan, ModulesPlan, O_PROJ, POST_ATTENTION_NORM, POST_FEED_FORWARD_NORM,
+    PRE_FEED_FORWARD_NORM, Q_PROJ, QUERY_NORM, StartContext, TensorPlan, UP_PROJ, V_PROJ,
+};
+use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
+use crate::config::rope::{RopeDefaults, one_from_json};
+use crate::config::{Fields, LayerEmbeddings, ModelConfig, RopeConfig};
+use crate::error::Result;
+use crate::site::{Kind, Linear};
+use hydralora_kernels::Var;
+use hydralora_kernels::ops::elementwise::{add, scale};
+use serde_json::{Map, Value, json};
+
+pub(super) struct Gemma4;
+pub(super) static FAMILY: Gemma4 = Gemma4;
+
+const NAMES: GgufNames = GgufNames::new("gemma4").parts(PARTS).windowed().unsupported();
+const PARTS: &[(&str, &str)] = &[
+    ("attn_norm", INPUT_NORM),
+    ("post_attention_norm", POST_ATTENTION_NORM),
+    ("ffn_norm", PRE_FEED_FORWARD_NORM),
+    ("post_ffw_norm", POST_FEED_FORWARD_NORM),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", QUERY_NORM),
+    ("attn_k_norm", KEY_NORM),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("inp_gate", "per_layer_input_gate"),
+    ("proj", "per_layer_projection"),
+    ("post_norm", POST_LAYER_EMBEDDING_NORM),
+];
+
+/// Gate of a layer's own embedding.
+static LAYER_GATE: Linear = Linear::new("per_layer_input_gate", Kind::LAYER_EMBEDDING, 80);
+/// From a layer's own embedding to the residual stream.
+static LAYER_PROJECTION: Linear = Linear::new("per_layer_projection", Kind::LAYER_EMBEDDING, 90);
+/// From the first hidden states to the embeddings of all layers.
+static MODEL_PROJECTION: Linear =
+    Linear::outside("per_layer_model_projection", Kind::LAYER_EMBEDDING);
+/// Norm of those.
+const PROJECTION_NORM: &str = "per_layer_projection_norm";
+/// Norm of what a layer's own embedding adds.
+const POST_LAYER_EMBEDDING_NORM: &str = "post_per_layer_input_norm";
+/// Embeddings of all layers, side by side.
+const TABLE: &str = "embed_tokens_per_layer";
+/// What a layer's result is multiplied by.
+const LAYER_SCALAR: &str = "layer_scalar";
+
+static LINEARS: &[&Linear] = &[
+    &Q_PROJ,
+    &K_PROJ,
+    &V_PROJ,
+    &O_PROJ,
+    &GATE_PROJ,
+    &UP_PROJ,
+    &DOWN_PROJ,
+    &LAYER_GATE,
+    &LAYER_PROJECTION,
+    &MODEL_PROJECTION,
+];
+
+impl Family for Gemma4 {
+    fn model_type(&self) -> &'static str {
+        "gemma4_text"
+    }
+
+    fn about(&self) -> About {
+        About { models: "Gemma 4 (without experts), its text part", checked: CHECKED }
+    }
+
+    fn class(&self) -> &'static str {
+        "Gemma4ForCausalLM"
+    }
+
+    fn linears(&self) -> &'static [&'static Linear] {
+        debug_assert!(LLAMA_LINEARS.iter().zip(LINEARS).all(|(a, b)| a.name == b.name));
+        LINEARS
+    }
+
+    fn defaults(&self) -> Defaults {
+        Defaults { rope_theta: 1_000_000.0, ..gemma2::DEFAULTS }
+    }
+
+    fn gguf(&self) -> &'static GgufNames {
+        &NAMES
+    }
+
+    fn rope(&self, fields: &Fields<'_>) -> Result<RopeConfig> {
+        let kinds = fields.nested("rope_parameters")?;
+        let nested = kinds.map(|kinds| kinds.nested(FULL)).transpose()?.flatten();
+        let Some(nested) = nested else {
+            let scaling = crate::config::RopeScaling::Proportional { factor: 1.0 };
+            return Ok(RopeConfig { partial: 0.25, scaling, ..RopeConfig::plain(1_000_000.0) });
+        };
+        let defaults = RopeDefaults { theta: self.defaults().rope_theta, partial: Some(1.0) };
+        one_from_json(fields, Some(&nested), "rope_theta", defaults)
+    }
+
+    fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+        for (field, what) in
+            [("enable_moe_block", "experts"), ("attention_k_eq_v", "values that are the keys")]
+        {
+            if fields.flag(field)?.unwrap_or(false) {
+                return Err(fields.error(field, format!("{what} are not supported")));
+            }
+        }
+        let layers = config.num_hidden_layers;
+        config.arithmetic.logit_softcap = fields.positive("final_logit_softcapping")?;
+        config.arithmetic.attention_scale = Some(1.0);
+        gemma2::common(config);
+        gemma2::window_by_pattern(fields, config, 6, 512);
+        if let Some(last) = config.sliding_layers.as_mut().and_then(|windowed| windowed.last_mut())
+        {
+            *last = false;
+        }
+        let kinds = fields.nested("rope_parameters")?;
+        let nested = kinds.map(|kinds| kinds.nested(SLIDING)).transpose()?.flatten();
+        let defaults = RopeDefaults { theta: 10_000.0, partial: Some(1.0) };
+        config.sliding_rope =
+            Some(one_from_json(fields, nested.as_ref(), "rope_local_base_freq", defaults)?);
+        let shared = fields.optional("num_kv_shared_layers", "an integer", Value::as_u64)?;
+        let shared = usize::try_from(shared.unwrap_or(0)).unwrap_or(usize::MAX);
+        let width = fields.optional("hidden_size_per_layer_input", "an integer", Value::as_u64)?;
+        let width = usize::try_from(width.unwrap_or(256)).unwrap_or(usize::MAX);
+        let full_head_dim = full_head_dim(fields, config)?;
+        for unread in ["num_global_key_value_heads", "num_experts"] {
+            // Without experts or values that are keys they say nothing.
+            let _ = fields.value(unread);
+        }
+        // `vision` is about pictures.
+        let both_ways =
+            fields.optional("use_bidirectional_attention", "a string", Value::as_str)?;
+        if let Some(found) = both_ways.filter(|&found| found != "vision") {
+            let message = format!("expected null or \"vision\", found {found:?}");
+            return Err(fields.error("use_bidirectional_attention", message));
+        }
+        config.layer_embeddings = Some(LayerEmbeddings {
+            width,
+            vocab_size: fields
+                .optional_size("vocab_size_per_layer_input")?
+                .unwrap_or(config.vocab_size),
+            full_head_dim,
+            shared_layers: shared,
+            wide_shared: fields.flag("use_double_wide_mlp")?.unwrap_or(false),
+        });
+        let owned = layers.saturating_sub(shared);
+        for layer in owned..layers {
+            if owner(config, layer).is_none() {
+                let message = format!(
+                    "layer {layer} has no earlier layer of its kind whose keys it could use"
+                );
+                return Err(fields.error("num_kv_shared_layers", message));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, config: &ModelConfig, json: &mut Map<String, Value>) {
+        write_ropes(config, json);
+        let Some(of) = &config.layer_embeddings else { return };
+        let kinds: Vec<&str> = (0..config.num_hidden_layers)
+            .map(|layer| if config.window_of(layer).is_some() { SLIDING } else { FULL })
+            .collect();
+        for (key, value) in [
+            ("final_logit_softcapping", json!(config.arithmetic.logit_softcap)),
+            ("hidden_size_per_layer_input", json!(of.width)),
+            ("vocab_size_per_layer_input", json!(of.vocab_size)),
+            ("global_head_dim", json!(of.full_head_dim)),
+            ("num_kv_shared_layers", json!(of.shared_layers)),
+            ("use_double_wide_mlp", json!(of.wide_shared)),
+            ("layer_types", json!(kinds)),
+        ] {
+            json.insert(key.to_owned(), value);
+        }
+    }
+
+    fn outside(&self, config: &ModelConfig) -> ModulesPlan {
+        let Some(of) = config.layer_embeddings.filter(|of| of.width > 0) else {
+            return ModulesPlan::default();
+        };
+        let all = config.num_hidden_layers * of.width;
+        ModulesPlan {
+            linears: vec![LinearPlan {
+                linear: &MODEL_PROJECTION,
+                out_features: all,
+                in_features: config.hidden_size,
+                bias: false,
+            }],
+            tensors: vec![TensorPlan {
+                name: PROJECTION_NORM,
+                shape: vec![of.width],
+                is_weight: true,
+            }],
+            tables: vec![(TABLE, of.vocab_size, all)],
+        }
+    }
+
+    /// Checkpoints may hold what layers with others' keys do not use.
+    fn ignores(&self, config: &ModelConfig, name: &str) -> bool {
+        let Some((layer, rest)) =
+            name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'))
+        else {
+            return false;
+        };
+        let unused = ["k_proj", "v_proj", "k_norm", "v_norm"];
+        let of_keys = rest.strip_prefix("self_attn.").and_then(|rest| rest.split('.').next());
+        layer.parse().is_ok_and(|layer| owner(config, layer).is_some())
+            && of_keys.is_some_and(|module| unused.contains(&module))
+    }
+
+    fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
+        let hidden = config.hidden_size;
+        let mut plan = LayerPlan::new(config, index);
+        let of = config.layer_embeddings.unwrap_or_default();
+        plan.keys_of = owner(config, index);
+        if config.window_of(index).is_none() {
+            plan.attention.head_dim = of.full_head_dim;
+        }
+        let head_dim = plan.attention.head_dim;
+        let query = config.num_attention_heads * head_dim;
+        let key_value = config.num_key_value_heads * head_dim;
+        let owns = plan.keys_of.is_none();
+        let bias = config.attention_bias;
+        let inner = config.intermediate_size * if of.wide_shared && !owns { 2 } else { 1 };
+        plan = plan
+            .norm(INPUT_NORM, hidden)
+            .norm(QUERY_NORM, head_dim)
+            .linear(&Q_PROJ, query, hidden, bias);
+        if owns {
+            plan = plan
+                .norm(KEY_NORM, head_dim)
+                .linear(&K_PROJ, key_value, hidden, bias)
+                .linear(&V_PROJ, key_value, hidden, bias);
+        }
+        plan = plan
+            .linear(&O_PROJ, hidden, query, bias)
+            .norm(POST_ATTENTION_NORM, hidden)
+            .norm(PRE_FEED_FORWARD_NORM, hidden)
+            .linear(&GATE_PROJ, inner, hidden, false)
+            .linear(&UP_PROJ, inner, hidden, false)
+            .linear(&DOWN_PROJ, hidden, inner, false)
+            .norm(POST_FEED_FORWARD_NORM, hidden)
+            .list(LAYER_SCALAR, 1);
+        if of.width > 0 {
+            plan = plan
+                .linear(&LAYER_GATE, of.width, hidden, false)
+                .linear(&LAYER_PROJECTION, hidden, of.width, false)
+                .norm(POST_LAYER_EMBEDDING_NORM, hidden);
+        }
+        plan
+    }
+
+    fn start(&self, ctx: &StartContext<'_>, tokens: &[u32], h: &Var) -> Option<Var> {
+        let config = ctx.config();
+        let width = config.layer_embeddings.map(|of| of.width).filter(|&width| width > 0)?;
+        let projected = ctx.linear(&MODEL_PROJECTION, h);
+        let projected = scale(&projected, 1.0 / (config.hidden_size as f64).sqrt());
+        let projected = ctx.norm(PROJECTION_NORM, &projected);
+        let looked_up = scale(&ctx.gather(TABLE, tokens), (width as f64).sqrt());
+        Some(scale(&add(&projected, looked_up), std::f64::consts::FRAC_1_SQRT_2))
+    }
+
+    fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
+        let x = ctx.norm(INPUT_NORM, &h);
+        let attended = if ctx.owns_keys() {
+            let [query, key, value] = ctx.queries_keys_values(&x);
+            let width = key.value().cols() / ctx.config().num_key_value_heads;
+            let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
+            let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
+            let value = ctx.unit_norm(&value, width);
+            ctx.attend(query, key, value)
+        } else {
+            let query = ctx.linear(&Q_PROJ, &x);
+            let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
+            ctx.attend_again(query)
+        };
+        drop(x);
+        let width = ctx.config().layer_embeddings.map_or(0, |of| of.width);
+        let own = ctx.index() * width..(ctx.index() + 1) * width;
+        let own = (width > 0).then(|| ctx.shared(own));
+        let own = own.map(|own| ctx.wanted_rows(own));
+        let mut h = gemma2::after_attention(ctx, h, attended);
+        if let Some(own) = own {
+            let gate = ctx.linear(&LAYER_GATE, &h);
+            let update = ctx.linear(&LAYER_PROJECTION, &ctx.glu(&gate, &own));
+            h = ctx.add(&h, ctx.norm(POST_LAYER_EMBEDDING_NORM, &update));
+        }
+        scale(&h, ctx.number(LAYER_SCALAR))
+    }
+}
+
+/// Reads how wide heads are in layers that see everything.
+fn full_head_dim(fields: &Fields<'_>, config: &ModelConfig) -> Result<usize> {
+    let mut width = fields.optional_size("global_head_dim")?;
+    if let Some(by_layer) = fields.nested("per_layer_config")? {
+        for layer in 0..config.num_hidden_layers {
+            let Some(own) = by_layer.nested(&layer.to_string())? else { continue };
+            let Some(found) = own.optional_size("head_dim")? else {
+                own.refuse_unread()?;
+                continue;
+            };
+            own.refuse_unread()?;
+            if config.window_of(layer).is_some() && found != config.head_dim {
+                let message = format!("expected {} in a windowed layer", config.head_dim);
+                return Err(own.error("head_dim", message));
+            }
+            if config.window_of(layer).is_none() && *width.get_or_insert(found) != found {
+                return Err(own.error("head_dim", "expected the same in all layers of a kind"));
+            }
+        }
+        by_layer.refuse_unread()?;
+    }
+    Ok(width.unwrap_or(512))
+}
+
+/// The earlier layer whose keys and values layer `layer` uses: the last of its kind that has its own.
+fn owner(config: &ModelConfig, layer: usize) -> Option<usize> {
+    let shared = config.layer_embeddings.map_or(0, |of| of.shared_layers);
+    let owned = config.num_hidden_layers.saturating_sub(shared);
+    let same = |other: &usize| config.window_of(*other) == config.window_of(layer);
+    (layer >= owned).then(|| (0..owned).rev().find(same)).flatten()
+}

@@ -1,0 +1,149 @@
+//! Small models of every family that is read and written as GGUF: what a file says is what was written, and
+//! random models of every published shape can be made.
+//!
+//! `HYDRALORA_FAMILIES_DIR` names a folder of other models in the form of the parity fixtures.
+
+use hydralora_kernels::block::BlockFormat;
+use hydralora_kernels::{DType, Tensor, no_grad};
+use hydralora_model::save::{Saving, random_gguf};
+use hydralora_model::source::open_weights;
+use hydralora_model::{
+    Decoder, ModelConfig, ModelIdentity, ModelSource, Packed, RopeScaling, shapes,
+};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folders of one model each.
+fn models() -> Vec<PathBuf> {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/fixtures/parity/families");
+    let folder = std::env::var_os("HYDRALORA_FAMILIES_DIR").map_or(fixtures, PathBuf::from);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join("model"));
+    let mut found: Vec<PathBuf> =
+        entries.filter(|path| path.join("config.json").exists()).collect();
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+/// Logits of every token of some sequences.
+fn logits(decoder: &Decoder, batch: Packed<'_>) -> Vec<f64> {
+    let _guard = no_grad();
+    let pass = hydralora_model::adapter::Pass::inference();
+    let hidden = decoder.hidden(batch, &hydralora_model::adapter::NoAdapter, &pass).unwrap();
+    let rows: Vec<usize> = (0..batch.tokens.len()).collect();
+    decoder.logits(hidden.value(), &rows).to_f64()
+}
+
+fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+    let difference: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    (difference / expected.iter().map(|b| b * b).sum::<f64>()).sqrt()
+}
+
+/// Sets what files of the architecture imply and these models were made to differ in.
+fn as_files_imply(config: &mut ModelConfig) {
+    if config.model_type.starts_with("gemma") {
+        config.arithmetic.attention_scale = Some(1.0 / (config.head_dim as f64).sqrt());
+    }
+    if config.model_type == "smollm3" {
+        let rotated = (0..config.num_hidden_layers).map(|layer| (layer + 1) % 4 != 0);
+        config.rotated_layers = Some(rotated.collect());
+    }
+    if config.gguf_names().architecture == "llama" {
+        config.sliding_window = None;
+    }
+}
+
+#[test]
+fn what_a_file_cannot_say_is_refused_by_field() {
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = |name: &str, change: &dyn Fn(&mut ModelConfig), field: &str| {
+        let mut config = shapes::find(name).unwrap().config().unwrap();
+        change(&mut config);
+        let path = scratch.path().join("never.gguf");
+        let error = random_gguf(&config, BlockFormat::Q8_0, 1, &path).unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+        assert!(!path.exists());
+    };
+    let scale = |config: &mut ModelConfig| config.arithmetic.attention_scale = Some(0.5);
+    refused("gemma2-2b", &scale, "query_pre_attn_scalar");
+    let layers = |config: &mut ModelConfig| config.sliding_layers = None;
+    refused("gemma3-270m", &layers, "layer_types");
+    let rotated = |config: &mut ModelConfig| config.rotated_layers = None;
+    refused("smollm3-3b", &rotated, "no_rope_layers");
+    let window = |config: &mut ModelConfig| config.sliding_window = Some(8);
+    refused("mistral-7b", &window, "sliding_window");
+    let rope = |config: &mut ModelConfig| {
+        config.rope.scaling =
+            RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 8 };
+    };
+    refused("llama3.2-1b", &rope, "rope_parameters");
+}
+
+#[test]
+fn a_gguf_file_is_the_same_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tokens: Vec<u32> = (0..60).map(|i| (i * 37 + 11) % 300 + 3).collect();
+    let batch = Packed { tokens: &tokens, offsets: &[0, 40, 60] };
+    for path in models() {
+        let json: Value =
+            serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+        let Ok((mut config, weights)) = open_weights(&path) else {
+            hydralora_testing::skip("references", format!("no family {}", json["model_type"]));
+            continue;
+        };
+        let name = config.model_type.clone();
+        let file = scratch.path().join(format!("{name}.gguf"));
+        if !config.gguf_names().supported {
+            let error = random_gguf(&config, BlockFormat::F32, 1, &file).unwrap_err().to_string();
+            assert!(error.contains("are not written as GGUF"), "{error}");
+            continue;
+        }
+        // Any model with as many tokens has a tokenizer that fits.
+        let mut plain = shapes::find("smollm2-135m").unwrap().config().unwrap();
+        (plain.vocab_size, plain.num_hidden_layers) = (config.vocab_size, 1);
+        random_gguf(&plain, BlockFormat::Q8_0, 1, &file).unwrap();
+        let tokenizer = ModelSource::open(&file).unwrap().tokenizer;
+        as_files_imply(&mut config);
+        let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
+        let expected = logits(&decoder, batch);
+        let identity = ModelIdentity { name: name.clone(), fingerprint: String::new() };
+        let source = ModelSource { config: config.clone(), weights, tokenizer, identity };
+        let saving = Saving {
+            source: &source,
+            name: &name,
+            edit: &|_, tensor: Tensor| tensor,
+            format: BlockFormat::F32,
+            chat_template: None,
+        };
+        let written = scratch.path().join(format!("{name}-written.gguf"));
+        saving.gguf(&written).unwrap();
+        let (read, weights) = open_weights(&written).unwrap();
+        let decoder = Decoder::load(&read, &weights, DType::F64).unwrap();
+        let error = relative_error(&logits(&decoder, batch), &expected);
+        assert!(error < 1e-6, "{name}: logits from GGUF are off by {error}: {read:?}");
+        // And back to a folder.
+        let folder = scratch.path().join(format!("{name}-folder"));
+        let source = ModelSource::open(&written).unwrap();
+        let saving = Saving { source: &source, ..saving };
+        saving.folder(&folder).unwrap();
+        let (again, weights) = open_weights(&folder).unwrap();
+        let decoder = Decoder::load(&again, &weights, DType::F64).unwrap();
+        let error = relative_error(&logits(&decoder, batch), &expected);
+        assert!(error < 1e-6, "{name}: logits from the folder are off by {error}: {again:?}");
+        println!("{name}: {error:.1e}");
+    }
+}
+
+#[test]
+fn what_config_json_says_reads_back_the_same() {
+    let scratch = Path::new("written/config.json");
+    let shapes = shapes::SHAPES.iter().map(|shape| shape.config().unwrap());
+    let models = models().into_iter().filter_map(|path| Some(open_weights(&path).ok()?.0));
+    for config in shapes.chain(models) {
+        let json = config.to_json("float32");
+        let again = ModelConfig::from_json(&json, scratch).unwrap();
+        assert_eq!(again, config, "{json}");
+    }
+}
