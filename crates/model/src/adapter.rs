@@ -218,7 +218,9 @@ impl<'a> Pass<'a> {
 
     /// Keeps what was set aside as mere values, without the activations they were computed from.
     pub(crate) fn detach_set_aside(&self) {
-        for value in self.set_aside.borrow_mut().values_mut() {
+        // What was computed before the layers is not computed again.
+        let mut all = self.set_aside.borrow_mut();
+        for (_, value) in all.iter_mut().filter(|(site, _)| !site.linear.outside) {
             *value = value.detach();
         }
     }

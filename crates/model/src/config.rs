@@ -250,6 +250,14 @@ impl ModelConfig {
             let message = format!("expected {head_dim} (values as wide as keys), found {found}");
             return Err(Error::config(path, key(values), message));
         }
+        let turning = "rope.dimension_count";
+        if family.defaults().partial_rotary_factor.is_none()
+            && let Some(found) = optional(turning)?.filter(|&found| found != head_dim)
+        {
+            let message =
+                format!("expected {head_dim} (rotation of the whole head), found {found}");
+            return Err(Error::config(path, key(turning), message));
+        }
         let max_position_embeddings = required("context_length")?;
         let vocab_size = match (optional("vocab_size")?, file.tensor("token_embd.weight")) {
             (Some(size), _) => size,

@@ -416,6 +416,19 @@ impl ModelConfig {
         }
     }
 
+    /// Tells whether every layer has keys and values of its own, of the same width.
+    pub fn has_equal_keys(&self) -> bool {
+        let Some(family) = crate::family::find(&self.model_type) else { return false };
+        let width = |layer: usize| {
+            let plan = family.layer(self, layer);
+            let of = plan.attention;
+            let owns = plan.recurrent.is_none() && plan.keys_of.is_none();
+            owns.then_some(of.num_key_value_heads * of.head_dim)
+        };
+        let first = width(0);
+        first.is_some() && (1..self.num_hidden_layers).all(|layer| width(layer) == first)
+    }
+
     /// Counts the parameters of a model of these dimensions; a tied output layer counts once.
     pub fn num_parameters(&self) -> usize {
         let Some(family) = crate::family::find(&self.model_type) else { return 0 };

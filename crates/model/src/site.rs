@@ -95,9 +95,9 @@ impl Linear {
         Self { name, kind, order: 0, outside: true }
     }
 
-    /// The name of the block it belongs to: `self_attn`, `mlp`.
+    /// The name of the block it belongs to: `self_attn`, `mlp`. A layer of no block is one by itself.
     pub fn block(&self) -> &'static str {
-        self.name.rsplit_once('.').map_or("", |(block, _)| block)
+        self.name.rsplit_once('.').map_or(self.name, |(block, _)| block)
     }
 
     /// The last part of its name, as PEFT's `target_modules` lists it: `q_proj`.
@@ -130,7 +130,7 @@ impl Site {
     /// The checkpoint name of the block it belongs to: `model.layers.3.mlp`.
     pub fn block(self) -> String {
         match self.linear.outside {
-            true => "model".to_owned(),
+            true => format!("model.{}", self.linear.block()),
             false => format!("model.layers.{}.{}", self.layer, self.linear.block()),
         }
     }

@@ -295,8 +295,9 @@ pub(crate) fn plain_name(name: &str) -> String {
 
 /// The layer a tensor belongs to, by its name.
 pub(crate) fn site_of(name: &str) -> Option<Site> {
-    let end = name.match_indices('.').nth(4).map_or(name.len(), |(at, _)| at);
-    name[..end].parse().ok()
+    // A layer's name has as many parts as its family gives it.
+    let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
+    ends.skip(1).find_map(|end| name[..end].parse().ok())
 }
 
 /// Reads an adapter folder for a model whose layers are `sites`.

@@ -288,6 +288,15 @@ impl Persist for VirtualTokens {
 
 impl TrainHooks for VirtualTokens {
     fn start_from(&mut self, base: &Base<'_>) -> Result<()> {
+        let config = base.decoder.config();
+        if matches!(self.spec.place, Place::Prefix(_)) && !config.has_equal_keys() {
+            let message = format!(
+                "puts keys and values of one width into every layer, and layers of `{}` differ in \
+                 theirs or have none; expected another method",
+                config.model_type
+            );
+            return Err(Error::Options { faults: vec![Fault::new("method", message)] });
+        }
         let count = self.spec.num_virtual_tokens;
         let tokens: Vec<u32> = match &self.spec.start {
             Start::Normal | Start::Zero => return Ok(()),

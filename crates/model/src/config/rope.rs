@@ -380,10 +380,9 @@ pub(crate) struct RopeDefaults {
 /// Reads the rotation of all layers, in the older layout (`rope_theta`, `rope_scaling`) or the newer one
 /// (`rope_parameters`).
 pub(crate) fn from_json(fields: &Fields<'_>, defaults: RopeDefaults) -> Result<RopeConfig> {
-    let nested = match fields.nested("rope_parameters")? {
-        Some(nested) => Some(nested),
-        None => fields.nested("rope_scaling")?,
-    };
+    // A file may have both, which say the same.
+    let older = fields.nested("rope_scaling")?;
+    let nested = fields.nested("rope_parameters")?.or(older);
     one_from_json(fields, nested.as_ref(), "rope_theta", defaults)
 }
 

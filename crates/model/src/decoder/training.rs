@@ -159,8 +159,9 @@ impl MicroBatch<'_> {
 
         // What the adapter set aside for its own loss term gets a gradient here and hands it to the
         // layer that computes it again.
-        let aside: Vec<_> = (pass.take_set_aside().into_iter())
-            .map(|(site, value)| (site, Var::leaf(value.into_value())))
+        let set_aside = pass.take_set_aside();
+        let aside: Vec<_> = (set_aside.iter())
+            .map(|(site, value)| (*site, Var::leaf(value.value().clone())))
             .collect();
         for (site, leaf) in &aside {
             pass.set_aside(*site, leaf.clone());
@@ -193,6 +194,10 @@ impl MicroBatch<'_> {
                     seeds.extend(gradients.take(leaf).map(|gradient| (real.clone(), gradient)));
                 }
             }
+        }
+        for (site, leaf) in aside.iter().filter(|(site, _)| site.linear.outside) {
+            let gradient = gradients.take(leaf);
+            seeds.extend(gradient.map(|gradient| (set_aside[site].clone(), gradient)));
         }
         if let (Some(shared), Some(leaf)) = (shared, shared_leaf) {
             seeds.extend(gradients.take(&leaf).map(|gradient| (shared, gradient)));

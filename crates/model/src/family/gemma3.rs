@@ -49,11 +49,11 @@ impl Family for Gemma3 {
 
     /// Reads the rotation of the layers that see everything.
     fn rope(&self, fields: &Fields<'_>) -> Result<RopeConfig> {
-        let by_kind = fields.nested("rope_parameters")?;
+        let (by_kind, older) = (fields.nested("rope_parameters")?, fields.nested("rope_scaling")?);
         let nested = match &by_kind {
             Some(kinds) if kinds.has(FULL) => kinds.nested(FULL)?,
             Some(_) => by_kind,
-            None => fields.nested("rope_scaling")?,
+            None => older,
         };
         let defaults = RopeDefaults { theta: self.defaults().rope_theta, partial: None };
         one_from_json(fields, nested.as_ref(), "rope_theta", defaults)

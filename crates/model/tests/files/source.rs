@@ -214,7 +214,7 @@ fn a_file_without_what_it_needs_is_refused() {
         (
             "general.architecture",
             text("mamba"),
-            "model_type `mamba` is not supported; supported are llama",
+            "model_type `mamba` is not supported (it has state-space layers); supported are llama",
         ),
         (
             "general.architecture",

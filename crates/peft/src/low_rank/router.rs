@@ -86,12 +86,14 @@ impl RouterWeights {
 pub(super) struct Block {
     layer: usize,
     name: &'static str,
+    outside: bool,
 }
 
 impl Block {
     /// The block that a linear layer belongs to.
     pub(super) fn of(site: Site) -> Self {
-        Self { layer: site.layer, name: site.linear.block() }
+        let linear = site.linear;
+        Self { layer: site.layer, name: linear.block(), outside: linear.outside }
     }
 
     /// Linear layers whose input is the block's input, of which a model has some: families name the
@@ -125,6 +127,9 @@ fn reads_block_input(site: Site) -> bool {
 
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "model.layers.{}.{}", self.layer, self.name)
+        match self.outside {
+            true => write!(f, "model.{}", self.name),
+            false => write!(f, "model.layers.{}.{}", self.layer, self.name),
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! Training from files to checkpoints.
 
+mod families;
 mod matrix;
 mod parity;

@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const STEPS: usize = 20;
 
-struct Case {
-    method: &'static str,
-    options: Value,
+pub(crate) struct Case {
+    pub(crate) method: &'static str,
+    pub(crate) options: Value,
     start: Start,
     learning_rate: f64,
 }
@@ -38,7 +38,7 @@ enum Start {
 }
 
 /// Every method, and every option that changes what is computed.
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let low_rank =
         |method, options| Case { method, options, start: Start::Same, learning_rate: 5e-3 };
     let rounded = |method, options| Case {
@@ -217,7 +217,7 @@ impl Model {
 }
 
 impl Case {
-    fn options(&self) -> Box<dyn MethodOptions> {
+    pub(crate) fn options(&self) -> Box<dyn MethodOptions> {
         let section = self.options.as_object().unwrap();
         methods::find(self.method).unwrap().read_recipe(section).unwrap_or_else(|f| panic!("{f:?}"))
     }
@@ -228,7 +228,7 @@ impl Case {
         self.options["use_dora"] != json!(true) || tensor.ends_with("lora_magnitude_vector")
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{} {}", self.method, self.options)
     }
 }

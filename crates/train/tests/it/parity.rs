@@ -216,7 +216,7 @@ impl Reference {
     }
 }
 
-fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+pub(crate) fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let difference: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
     let norm: f64 = expected.iter().map(|b| b * b).sum();
@@ -489,7 +489,7 @@ fn multiply(b: &Tensor, a: &Tensor) -> Vec<f64> {
 }
 
 /// A tokenizer where one has to be given and none is used.
-fn source_of_any_tokenizer() -> ModelSource {
+pub(crate) fn source_of_any_tokenizer() -> ModelSource {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/stories260K");
     ModelSource::open(&folder).unwrap()
 }
