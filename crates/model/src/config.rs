@@ -362,38 +362,6 @@ impl ModelConfig {
     }
 }
 
-impl RopeScaling {
-    /// The scaling whose frequencies a GGUF file divides by `factors`, one per pair of a head,
-    /// when `theta` is the base; the published Llama 3 models are the ones that hold such factors.
-    ///
-    /// Returns `None` if no scaling this crate knows has these factors.
-    pub fn from_factors(factors: &[f32], theta: f64) -> Option<Self> {
-        if factors.iter().all(|&factor| factor == 1.0) {
-            return Some(Self::None);
-        }
-        let factor = factors.iter().copied().fold(1.0f32, f32::max);
-        if factors.iter().all(|&found| found == factor) {
-            return Some(Self::Linear { factor: factor.into() });
-        }
-        let (low, high, original) = (1.0, 4.0, 8192);
-        let scaling = Self::Llama3 {
-            factor: factor.into(),
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_position_embeddings: original,
-        };
-        let pairs = factors.len() as f64;
-        let matches = factors.iter().enumerate().all(|(i, &found)| {
-            let frequency = theta.powf(-(i as f64) / pairs);
-            let turns = original as f64 * frequency / (2.0 * std::f64::consts::PI);
-            let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            let expected = 1.0 / (smooth + (1.0 - smooth) / f64::from(factor));
-            (f64::from(found) - expected).abs() <= 1e-3 * expected
-        });
-        matches.then_some(scaling)
-    }
-}
-
 /// Finds the fields that describe the decoder of text, and its family.
 fn text_of<'a>(outer: &Fields<'a>) -> Result<(Fields<'a>, &'static dyn Family)> {
     let model_type =

@@ -142,14 +142,17 @@ fn locate(path: &Path) -> Result<(Weights, PathBuf)> {
 }
 
 fn frequency_scaling(weights: &Weights, config: &ModelConfig) -> Result<RopeScaling> {
-    let factors = weights.take_f32(FREQUENCY_FACTORS, &[config.head_dim / 2])?;
-    RopeScaling::from_factors(&factors, config.rope.theta).ok_or_else(|| {
-        let message = format!(
-            "the tensor `{FREQUENCY_FACTORS}` holds divisors of the rotary frequencies that are \
-             not those of Llama 3"
-        );
-        Error::malformed(weights.path(), message)
-    })
+    let pairs = config.rope.rotary_dim(config.head_dim) / 2;
+    let factors = weights.take_f32(FREQUENCY_FACTORS, &[pairs])?;
+    if let Some(found) = factors.iter().find(|&&factor| !(factor > 0.0 && factor.is_finite())) {
+        let message = format!("the tensor `{FREQUENCY_FACTORS}` holds the divisor {found}");
+        return Err(Error::malformed(weights.path(), message));
+    }
+    let mut scaling = RopeScaling::from_factors(&factors, config.rope.theta);
+    if let RopeScaling::LongRope { original_max_position_embeddings, .. } = &mut scaling {
+        *original_max_position_embeddings = config.max_position_embeddings;
+    }
+    Ok(scaling)
 }
 
 /// LongRoPE's divisors, which a GGUF file holds as tensors.

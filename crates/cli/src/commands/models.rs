@@ -27,7 +27,8 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<ExitCode> {
         }));
     }
     let mut sizes = vec![words(&["shape", "model_type", "parameters"])];
-    sizes[0].extend(FORMATS.iter().map(|format| format!("{format} (GB)").to_lowercase()));
+    sizes[0]
+        .extend(FORMATS.iter().map(|format| format!("{} (GB)", format.to_string().to_lowercase())));
     let mut shapes = Vec::new();
     for shape in SHAPES {
         let parameters = shape.config()?.num_parameters();

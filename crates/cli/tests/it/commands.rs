@@ -223,3 +223,71 @@ fn the_number_of_threads_changes_nothing() {
     };
     assert!(adapter("one") == adapter("three"));
 }
+
+#[test]
+fn families_and_sizes_are_listed_as_in_the_guide() {
+    let place = Place::new();
+    let printed = place.succeed(&["models"]).stdout;
+    let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/models.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    for line in printed.lines() {
+        assert!(guide.lines().any(|known| known == line), "docs/models.md lacks: {line}");
+    }
+    let listed = json(&place.succeed(&["models", "--json"]).stdout);
+    let types: Vec<&str> = (listed["families"].as_array().unwrap().iter())
+        .map(|family| family["model_type"].as_str().unwrap())
+        .collect();
+    assert!(types.contains(&"qwen3") && types.contains(&"gemma3_text"));
+    assert!(listed["shapes"][0]["gigabytes"]["q4_0"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn random_models_of_a_known_size_load_and_train() {
+    let place = Place::new();
+    let refused = place.run(&["model", "random", "--shape", "qwen9", "--to", "x.gguf"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("`qwen9` is unknown; expected one of smollm2-135m"));
+    let written = place.succeed(&[
+        "model",
+        "random",
+        "--shape",
+        "gemma3-270m",
+        "--format",
+        "q4_0",
+        "--to",
+        "x.gguf",
+        "--json",
+    ]);
+    assert_eq!(json(&written.stdout)["parameters"], 268_098_176);
+    place.succeed(&[
+        "generate",
+        "--model",
+        "x.gguf",
+        "--dtype",
+        "stored",
+        "--max-new-tokens",
+        "2",
+        "--raw",
+        "--prompt",
+        "Hi",
+    ]);
+    let timed = place.succeed(&[
+        "bench",
+        "train",
+        "--shape",
+        "smollm2-135m",
+        "--dtype",
+        "q4_0",
+        "--method",
+        "hydralora",
+        "--batches",
+        "1",
+        "--batch-size",
+        "1",
+        "--seq-len",
+        "8",
+        "--no-memory",
+        "--json",
+    ]);
+    assert_eq!(json(&timed.stdout)["methods"][0]["method"], "hydralora");
+}

@@ -322,15 +322,21 @@ impl RopeConfig {
                 attention_factor,
                 truncate: true,
                 original_max_position_embeddings,
-            } => vec![
-                kind("yarn"),
-                ("factor", number(*factor)),
-                ("original_context_length", size(*original_max_position_embeddings)),
-                ("yarn_beta_fast", number(*beta_fast)),
-                ("yarn_beta_slow", number(*beta_slow)),
-                // On top of YaRN's own.
-                ("yarn_attn_factor", number(attention_factor / (0.1 * factor.ln() + 1.0))),
-            ],
+            } => {
+                let mut all = vec![
+                    kind("yarn"),
+                    ("factor", number(*factor)),
+                    ("original_context_length", size(*original_max_position_embeddings)),
+                    ("yarn_beta_fast", number(*beta_fast)),
+                    ("yarn_beta_slow", number(*beta_slow)),
+                ];
+                if (attention_factor - 1.0).abs() < 1e-9 {
+                    all.push(("yarn_log_multiplier", number(1.0)));
+                } else if (attention_factor - yarn_factor(*factor, 1.0)).abs() > 1e-9 {
+                    return None;
+                }
+                all
+            }
             RopeScaling::LongRope {
                 attention_factor, original_max_position_embeddings, ..
             } => {
@@ -367,6 +373,56 @@ impl RopeConfig {
         }
         line
     }
+}
+
+impl RopeScaling {
+    /// The scaling whose frequencies a GGUF file divides by `factors`, one per pair of a head, when
+    /// `theta` is the base: Llama 3's where some original context explains them, else divisors that are
+    /// the same for every length.
+    pub fn from_factors(factors: &[f32], theta: f64) -> Self {
+        if factors.iter().all(|&factor| factor == 1.0) {
+            return Self::None;
+        }
+        let factor = factors.iter().copied().fold(1.0f32, f32::max);
+        if factors.iter().all(|&found| found == factor) {
+            return Self::Linear { factor: factor.into() };
+        }
+        let (low, high) = (1.0, 4.0);
+        let pairs = factors.len() as f64;
+        let explains = |original: usize| {
+            factors.iter().enumerate().all(|(i, &found)| {
+                let frequency = theta.powf(-(i as f64) / pairs);
+                let turns = original as f64 * frequency / (2.0 * PI);
+                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                let expected = 1.0 / (smooth + (1.0 - smooth) / f64::from(factor));
+                (f64::from(found) - expected).abs() <= 1e-3 * expected
+            })
+        };
+        // The published models' first, then other powers of two.
+        let originals = [8192].into_iter().chain((4..20).map(|power| 1 << power));
+        match originals.into_iter().find(|&original| explains(original)) {
+            Some(original_max_position_embeddings) => Self::Llama3 {
+                factor: factor.into(),
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings,
+            },
+            None => {
+                let divisors: Arc<[f64]> = factors.iter().map(|&f| f64::from(f)).collect();
+                Self::LongRope {
+                    short: divisors.clone(),
+                    long: divisors,
+                    attention_factor: 1.0,
+                    original_max_position_embeddings: usize::MAX,
+                }
+            }
+        }
+    }
+}
+
+/// YaRN's factor on cosines and sines, with its logarithm multiplied by `mscale`.
+fn yarn_factor(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// What a family assumes where a configuration is silent.
@@ -483,10 +539,7 @@ pub(crate) fn one_from_json(
                 Some(factor) => factor,
                 None => max_position_embeddings as f64 / original as f64,
             };
-            let scale = |mscale: f64| match factor <= 1.0 {
-                true => 1.0,
-                false => 0.1 * mscale * factor.ln() + 1.0,
-            };
+            let scale = |mscale: f64| yarn_factor(factor, mscale);
             let (mscale, all) = (nested.number("mscale")?, nested.number("mscale_all_dim")?);
             let attention_factor = match (optional("attention_factor")?, mscale, all) {
                 (Some(given), ..) => given,
@@ -554,13 +607,9 @@ pub(super) fn from_gguf(
         (Some("yarn"), factor) => {
             let factor = positive(factor)?;
             let beta = |name: &str| file.f64(&key(&format!("scaling.{name}")));
-            let log_multiplier = beta("yarn_log_multiplier")?;
-            // llama.cpp's own factor on top of YaRN's, 1 unless the file says otherwise.
-            let own = beta("yarn_attn_factor")?.or(beta("attn_factor")?).unwrap_or(1.0);
-            let attention_factor = match log_multiplier {
-                Some(multiplier) if multiplier != 0.0 => own,
-                _ => own * (0.1 * factor.ln() + 1.0),
-            };
+            // llama.cpp divides by the factor of a multiplier, where the file has one.
+            let multiplier = beta("yarn_log_multiplier")?.unwrap_or(0.0);
+            let attention_factor = yarn_factor(factor, 1.0) / yarn_factor(factor, multiplier);
             RopeScaling::Yarn {
                 factor,
                 beta_fast: beta("yarn_beta_fast")?.unwrap_or(32.0),

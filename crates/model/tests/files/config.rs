@@ -234,14 +234,17 @@ fn llama_3_is_recognised_by_its_frequency_divisors() {
             }
         })
         .collect();
-    let found = RopeScaling::from_factors(&factors, theta).unwrap();
+    let found = RopeScaling::from_factors(&factors, theta);
     assert!(matches!(found, RopeScaling::Llama3 { factor: 8.0, .. }), "{found:?}");
-    assert_eq!(RopeScaling::from_factors(&[1.0; 8], theta), Some(RopeScaling::None));
-    assert_eq!(
-        RopeScaling::from_factors(&[2.0; 8], theta),
-        Some(RopeScaling::Linear { factor: 2.0 })
-    );
-    assert_eq!(RopeScaling::from_factors(&[1.0, 3.0, 2.0, 8.0], theta), None);
+    assert_eq!(RopeScaling::from_factors(&[1.0; 8], theta), RopeScaling::None);
+    assert_eq!(RopeScaling::from_factors(&[2.0; 8], theta), RopeScaling::Linear { factor: 2.0 });
+    // Any other divisors are taken as they are.
+    let found = RopeScaling::from_factors(&[1.0, 3.0, 2.0, 8.0], theta);
+    let RopeScaling::LongRope { short, long, attention_factor, .. } = found else {
+        panic!("{found:?}")
+    };
+    assert_eq!((&short[..], attention_factor), (&[1.0, 3.0, 2.0, 8.0][..], 1.0));
+    assert_eq!(short, long);
 }
 
 #[test]

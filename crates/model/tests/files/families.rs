@@ -1,7 +1,9 @@
 //! Small models of every family that is read and written as GGUF: what a file says is what was written, and
 //! random models of every published shape can be made.
 //!
-//! `HYDRALORA_FAMILIES_DIR` names a folder of other models in the form of the parity fixtures.
+//! `HYDRALORA_FAMILIES_DIR` names a folder of other models in the form of the parity fixtures. With
+//! `HYDRALORA_GGUF_OUT` the files stay in that folder, each beside a prompt and what follows it, for
+//! `tests/llama_cpp.py` to compare with llama.cpp.
 
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::{DType, Tensor, no_grad};
@@ -36,6 +38,18 @@ fn logits(decoder: &Decoder, batch: Packed<'_>) -> Vec<f64> {
     decoder.logits(hidden.value(), &rows).to_f64()
 }
 
+/// The tokens that follow `prompt` greedily.
+fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        let batch = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
+        let logits = decoder.last_logits(batch).unwrap().to_f64();
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        tokens.push(best as u32);
+    }
+    tokens.split_off(prompt.len())
+}
+
 fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
     let difference: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
     (difference / expected.iter().map(|b| b * b).sum::<f64>()).sqrt()
@@ -49,6 +63,12 @@ fn as_files_imply(config: &mut ModelConfig) {
     if config.model_type == "smollm3" {
         let rotated = (0..config.num_hidden_layers).map(|layer| (layer + 1) % 4 != 0);
         config.rotated_layers = Some(rotated.collect());
+    }
+    // llama.cpp goes by the context it is opened with, which is longer than these sequences.
+    if let RopeScaling::LongRope { original_max_position_embeddings, .. } = &mut config.rope.scaling
+    {
+        *original_max_position_embeddings = 4096;
+        config.max_position_embeddings = 8192;
     }
     if config.gguf_names().architecture == "llama" {
         config.sliding_window = None;
@@ -112,13 +132,21 @@ fn a_gguf_file_is_the_same_model() {
         let source = ModelSource { config: config.clone(), weights, tokenizer, identity };
         let saving = Saving {
             source: &source,
-            name: &name,
+            name: "small",
             edit: &|_, tensor: Tensor| tensor,
             format: BlockFormat::F32,
             chat_template: None,
         };
         let written = scratch.path().join(format!("{name}-written.gguf"));
         saving.gguf(&written).unwrap();
+        if let Some(out) = std::env::var_os("HYDRALORA_GGUF_OUT").map(PathBuf::from) {
+            let fixture = path.parent().and_then(Path::file_name).unwrap().to_string_lossy();
+            fs::copy(&written, out.join(format!("{fixture}.gguf"))).unwrap();
+            let prompt = &tokens[..12];
+            let follows = greedy(&decoder, prompt, 20);
+            let json = serde_json::json!({"prompt": prompt, "greedy": follows});
+            fs::write(out.join(format!("{fixture}.json")), json.to_string()).unwrap();
+        }
         let (read, weights) = open_weights(&written).unwrap();
         let decoder = Decoder::load(&read, &weights, DType::F64).unwrap();
         let error = relative_error(&logits(&decoder, batch), &expected);

@@ -229,7 +229,7 @@ fn a_file_without_what_it_needs_is_refused() {
             Some(Value::U32(4)),
             "expected 8 (rotation of the whole head), found 4",
         ),
-        ("llama.rope.scaling.type", text("yarn"), "`yarn` is not supported"),
+        ("llama.rope.scaling.type", text("spiral"), "`spiral` is not supported"),
         ("tokenizer.ggml.tokens", None, "no tokenizer found"),
         (
             "tokenizer.ggml.model",
