@@ -195,6 +195,7 @@ impl<E: TensorElement> Shared<E> {
         }
     }
 
+    /// Normalises queries and keys and computes `K Kᵀ`.
     fn load(&mut self, source: &Source<'_, E>, chunk: &Range<usize>, head: usize) {
         let (len, dim) = (chunk.len(), self.dim);
         self.chunk = chunk.clone();
@@ -212,11 +213,16 @@ impl<E: TensorElement> Shared<E> {
                 }
             },
         );
-        let (queries, keys) = (Mat::new(queries, len, dim), Mat::new(keys, len, dim));
-        let out = MatMut::new(&mut self.query_products, len, len);
-        product(out, queries, keys.t(), Write::Set);
-        let out = MatMut::new(&mut self.key_products, len, len);
-        product(out, keys, keys.t(), Write::Set);
+        let keys = Mat::new(keys, len, dim);
+        product(MatMut::new(&mut self.key_products, len, len), keys, keys.t(), Write::Set);
+    }
+
+    /// Computes `Q Kᵀ`.
+    fn compare(&mut self) {
+        let (len, dim) = (self.len(), self.dim);
+        let queries = Mat::new(&self.queries, len, dim);
+        let keys = Mat::new(&self.keys, len, dim).t();
+        product(MatMut::new(&mut self.query_products, len, len), queries, keys, Write::Set);
     }
 
     fn len(&self) -> usize {
@@ -455,6 +461,7 @@ pub(super) fn forward<E: TensorElement>(
     let mut updates = Buffer::<E>::scratch(rows.len().min(CHUNK) * width);
     for chunk in chunks_of(rows) {
         shared.load(source, &chunk, head);
+        shared.compare();
         let begun = carried.begun || chunk.start > rows.start;
         let updates = &mut updates[..chunk.len() * width];
         let states = carried.states.chunks_exact_mut(config.state_len());

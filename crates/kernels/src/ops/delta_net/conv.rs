@@ -69,24 +69,45 @@ fn sigmoid<E: Element>(x: E) -> E {
     E::ONE / (E::ONE + (-x).exp())
 }
 
+/// `[K, C]` of `weight: [C, K]`. Four taps, which models have, are moved by vectors: generation does this for
+/// every token.
+fn transposed<E: TensorElement>(weight: &[E], kernel: usize) -> Buffer<E> {
+    let mut taps = Buffer::<E>::scratch(weight.len());
+    let channels = weight.len() / kernel;
+    vectorize(
+        #[inline(always)]
+        || {
+            if kernel == 4 {
+                let (weight, _) = weight.as_chunks::<4>();
+                let (first, last) = taps.split_at_mut(2 * channels);
+                let [(a, b), (c, d)] = [first, last].map(|half| half.split_at_mut(channels));
+                let rows = a.iter_mut().zip(b).zip(c.iter_mut().zip(d));
+                for (((a, b), (c, d)), w) in rows.zip(weight) {
+                    [*a, *b, *c, *d] = *w;
+                }
+            } else {
+                for (tap, out) in taps.chunks_exact_mut(channels).enumerate() {
+                    let weight = weight.iter().skip(tap).step_by(kernel);
+                    out.iter_mut().zip(weight).for_each(|(out, &w)| *out = w);
+                }
+            }
+        },
+    );
+    taps
+}
+
 impl Conv {
     fn new(x: &Tensor, weight: &Tensor, past: Vec<Option<Tensor>>, offsets: &[usize]) -> Self {
         check_offsets(offsets, x.rows());
         let (channels, kernel) = (weight.rows(), weight.cols());
         assert_eq!(channels, x.cols(), "one row of taps per channel");
-        assert!(kernel > 0, "a convolution has taps");
+        assert!(kernel > 0 && channels > 0, "a convolution has channels and taps");
         assert!(past.is_empty() || past.len() + 1 == offsets.len(), "one past per sequence");
         for past in past.iter().flatten() {
             assert_eq!(past.shape(), [kernel - 1, channels], "the inputs before the first");
         }
         let taps = dispatch!(x.dtype(), |E| {
-            let mut taps = Buffer::<E>::scratch(weight.len());
-            for (channel, from) in weight.data::<E>().chunks_exact(kernel).enumerate() {
-                for (tap, &from) in from.iter().enumerate() {
-                    taps[tap * channels + channel] = from;
-                }
-            }
-            Tensor::new(taps, [kernel, channels])
+            Tensor::new(transposed(weight.data::<E>(), kernel), [kernel, channels])
         });
         Self { x: x.clone(), taps, past, offsets: offsets.to_vec() }
     }

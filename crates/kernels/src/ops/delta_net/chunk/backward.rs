@@ -64,6 +64,7 @@ pub(in super::super) fn backward<E: TensorElement>(
         if chunk.end < rows.end {
             shared.load(source, &chunk, head);
         }
+        shared.compare();
         let (len, first) = (chunk.len(), chunk.start - rows.start);
         let d_queries = &mut sums.queries[first * dim..][..len * dim];
         let d_keys = &mut sums.keys[first * dim..][..len * dim];
