@@ -175,3 +175,71 @@ fn what_config_json_says_reads_back_the_same() {
         assert_eq!(again, config, "{json}");
     }
 }
+
+/// Copies the tensors of `from` to `to`, under the names that `rename` gives, with one more that nobody reads.
+fn renamed(from: &Path, to: &Path, rename: impl Fn(&str) -> String, extra: &str) {
+    let bytes = fs::read(from).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<(String, _)> =
+        file.iter().map(|(name, view)| (rename(name), view)).collect();
+    tensors.push((extra.to_owned(), tensors[0].1.clone()));
+    fs::write(to, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_multimodal_folder_opens_as_its_text_part() {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/fixtures/parity/families");
+    let path = fixtures.join("gemma3_text/model");
+    let (config, weights) = open_weights(&path).unwrap();
+    let tokens: Vec<u32> = (3..23).collect();
+    let batch = Packed { tokens: &tokens, offsets: &[0, 20] };
+    let expected = logits(&Decoder::load(&config, &weights, DType::F64).unwrap(), batch);
+    let text: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    for (newer, prefix) in [(true, "model.language_model."), (false, "language_model.model.")] {
+        let folder = tempfile::tempdir().unwrap();
+        let outer = serde_json::json!({
+            "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+            "text_config": text, "vision_config": {"hidden_size": 8, "num_experts": 3},
+        });
+        fs::write(folder.path().join("config.json"), outer.to_string()).unwrap();
+        let rename = |name: &str| name.replacen("model.", prefix, 1);
+        let extra = match newer {
+            true => "model.vision_tower.patches.weight",
+            false => "vision_tower.patches.weight",
+        };
+        let to = folder.path().join("model.safetensors");
+        renamed(&path.join("model.safetensors"), &to, rename, extra);
+        let (again, weights) = open_weights(folder.path()).unwrap();
+        assert_eq!(again, config);
+        let found = logits(&Decoder::load(&again, &weights, DType::F64).unwrap(), batch);
+        assert_eq!(found, expected);
+        // What is no part of it still counts as left over.
+        renamed(&path.join("model.safetensors"), &to, rename, "model.other.weight");
+        let (again, weights) = open_weights(folder.path()).unwrap();
+        let error = Decoder::load(&again, &weights, DType::F64).err().unwrap().to_string();
+        assert!(error.contains("model.other.weight"), "{error}");
+    }
+}
+
+#[test]
+fn tensors_of_another_layout_are_refused_by_name() {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../train/tests/fixtures/parity/families");
+    for (family, from, to) in [
+        ("qwen3", "self_attn.q_norm", "self_attn.query_norm"),
+        ("phi3_longrope", "self_attn.qkv_proj", "self_attn.q_proj"),
+        ("qwen2", "mlp.gate_proj", "mlp.gate_up_proj"),
+    ] {
+        let path = fixtures.join(family).join("model");
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(path.join("config.json"), folder.path().join("config.json")).unwrap();
+        let file = folder.path().join("model.safetensors");
+        let rename = |name: &str| name.replace(from, to);
+        renamed(&path.join("model.safetensors"), &file, rename, "model.layers.0.extra.weight");
+        let (config, weights) = open_weights(folder.path()).unwrap();
+        let error = Decoder::load(&config, &weights, DType::F64).err().unwrap().to_string();
+        let missing = format!("tensor `model.layers.0.{from}.weight` is missing; the nearest");
+        assert!(error.contains(&missing), "{family}: {error}");
+    }
+}

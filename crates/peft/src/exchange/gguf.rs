@@ -15,11 +15,16 @@ use std::path::Path;
 /// Writes `lora` for a model of `config`, its numbers in `f32`.
 ///
 /// # Errors
-/// If the file system refuses.
+/// If models of the family have no form in GGUF, or the file system refuses.
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let mut writer = GgufWriter::new();
     let text = |value: &str| Value::String(value.to_owned());
     let names = config.gguf_names();
+    if !names.supported {
+        let message =
+            format!("models of the type `{}` are not written as GGUF", config.model_type);
+        return Err(Error::Malformed { path: out.to_path_buf(), message });
+    }
     writer.metadata("general.architecture", text(names.architecture));
     writer.metadata("general.type", text("adapter"));
     writer.metadata("general.base_model.count", Value::U32(1));
