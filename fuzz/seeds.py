@@ -194,10 +194,22 @@ def gguf_seeds():
     odd["nested"] = (9, struct.pack("<IQIQ", 9, 1, 0, 2) + b"ab")
     odd["general.alignment"] = gguf_u32(64)
     seed("gguf", "odd", gguf(odd, {}))
-    # Q8_0: blocks of 32 numbers in 34 bytes; Q4_0: in 18; the K formats: 256 in 84 to 210.
-    for fmt, block, width in [(8, 32, 34), (2, 32, 18), (12, 256, 144), (14, 256, 210)]:
+    # Q8_0: blocks of 32 numbers in 34 bytes; Q4_0: in 18; MXFP4: in 17; the K formats: 256 in 84 to
+    # 210; IQ4_XS: in 136.
+    formats = [(8, 32, 34), (2, 32, 18), (39, 32, 17), (10, 256, 84), (11, 256, 110)]
+    formats += [(12, 256, 144), (14, 256, 210), (23, 256, 136)]
+    for fmt, block, width in formats:
         blocks = lambda count: bytes(count // block * width)
         seed("gguf", f"format{fmt}", gguf({}, {"t": [2, block]}, fmt=fmt, data=blocks))
+    tokenizer, vocabulary = gguf_tokenizer("llama")
+    tensors = list(model_tensors(vocabulary, gguf=True).items())
+    marks = lambda part: {
+        "split.no": gguf_u32(part),
+        "split.count": gguf_u32(2),
+        "split.tensors.count": gguf_u32(len(tensors)),
+    }
+    first = {**gguf_config(vocabulary), **tokenizer, **marks(0)}
+    seed("gguf_split", "two", gguf(first, dict(tensors[:5])), gguf(marks(1), dict(tensors[5:])))
 
 
 def model_seeds():

@@ -79,6 +79,14 @@ pub enum Error {
         /// The architectures there are.
         supported: String,
     },
+    /// A file holds something else than a dense text model.
+    #[error("{path}: this is {what}", path = path.display())]
+    NotTextModel {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        what: String,
+    },
     /// There is no model at a path.
     #[error(
         "{path}: no model here; expected a folder with config.json and *.safetensors, or a .gguf file",

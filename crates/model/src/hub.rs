@@ -6,6 +6,7 @@
 //! is reachable.
 
 use crate::error::{Error, Result};
+use crate::weights::split;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -41,7 +42,8 @@ pub fn known_names() -> Vec<&'static str> {
 }
 
 /// The folder or file of a model: a path, a known name, or a hub id
-/// `organisation/name[@revision][:file.gguf]`. `say` is told what takes long.
+/// `organisation/name[@revision][:file.gguf]`, where one of several files that a model was split
+/// into stands for all. `say` is told what takes long.
 ///
 /// # Errors
 /// If it cannot be had, with everything that was tried.
@@ -179,7 +181,7 @@ impl Hub {
             None => folder.to_path_buf(),
         };
         let there = match &reference.file {
-            Some(file) => folder.join(file).exists(),
+            Some(file) => split::all_files(file).iter().all(|file| folder.join(file).exists()),
             None => complete.exists(),
         };
         if there {
@@ -214,7 +216,7 @@ impl Hub {
     ) -> std::result::Result<(), String> {
         let Reference { repository, revision, file } = reference;
         let names = match file {
-            Some(file) => vec![file.clone()],
+            Some(file) => split::all_files(file),
             None => {
                 let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
                 let mut text = String::new();
@@ -515,6 +517,26 @@ mod tests {
             let refused = online.dataset_file("org/set", "main", name, None, &mut |_| {});
             assert!(refused.unwrap_err().contains("no name of a file"), "{name}");
         }
+    }
+
+    #[test]
+    fn all_files_of_a_split_model_are_fetched() {
+        let (first, second) = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf");
+        let endpoint = serve(vec![
+            ("/org/m/resolve/main/m-00001-of-00002.gguf", 200, None, vec![1; 10]),
+            ("/org/m/resolve/main/m-00002-of-00002.gguf", 200, None, vec![2; 10]),
+        ]);
+        let cache = tempfile::tempdir().unwrap();
+        let online = hub(Some(endpoint), cache.path());
+        let path = online.resolve(&format!("org/m:{second}"), &mut |_| {}).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [2; 10]);
+        let beside = path.with_file_name(first);
+        assert_eq!(fs::read(&beside).unwrap(), [1; 10]);
+        let offline = hub(None, cache.path());
+        assert_eq!(offline.resolve(&format!("org/m:{first}"), &mut |_| {}).unwrap(), beside);
+        // Without all of them there is no model in the cache.
+        fs::remove_file(&beside).unwrap();
+        assert!(offline.resolve(&format!("org/m:{second}"), &mut |_| {}).is_err());
     }
 
     #[test]

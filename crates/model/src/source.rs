@@ -5,7 +5,7 @@ use crate::config::{Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, R
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::tokenizer::Tokenizer;
-use crate::weights::Weights;
+use crate::weights::{Weights, split};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,8 +41,9 @@ pub struct ModelSource {
 }
 
 impl ModelSource {
-    /// Opens a Hugging Face folder, a folder with one `.gguf` file, a `.gguf` file, or a
-    /// `.safetensors` file that has the model's other files beside it.
+    /// Opens a Hugging Face folder, a folder with one `.gguf` file or those of one model, a `.gguf`
+    /// file (one of several stands for all), or a `.safetensors` file that has the model's other
+    /// files beside it.
     ///
     /// # Errors
     /// If there is no model, or one of its files is missing, malformed or not supported.
@@ -51,6 +52,10 @@ impl ModelSource {
         let name = resolved.file_stem().filter(|_| path.is_file()).or(resolved.file_name());
         let name = name.unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned();
         let (config, weights, folder) = open_parts(path)?;
+        let name = match weights.gguf() {
+            Some(_) if path.is_file() => split::model_name(&name).to_owned(),
+            _ => name,
+        };
         let tokenizer = match weights.gguf() {
             Some(file) => Tokenizer::from_gguf(file)?,
             None => Tokenizer::from_folder(&folder, &config.eos_token_ids)?,
@@ -121,6 +126,9 @@ fn locate(path: &Path) -> Result<(Weights, PathBuf)> {
             if path.extension().is_some_and(|extension| extension == "gguf") {
                 files.push(path);
             }
+        }
+        if let Some(first) = split::one_series(&files) {
+            return Ok((Weights::open(first)?, path.to_path_buf()));
         }
         return match files.as_slice() {
             [file] => Ok((Weights::open(file)?, path.to_path_buf())),

@@ -1,6 +1,7 @@
 //! What a user sees when something is wrong: the place, the cause, exit status 2.
 
 use crate::support::{Place, model};
+use hydralora_model::gguf::{GgufWriter, Value};
 use std::fs;
 
 fn refused(place: &Place, arguments: &[&str], parts: &[&str]) {
@@ -147,6 +148,16 @@ fn a_model_that_is_not_whole_is_refused() {
         &place,
         &["check", "recipe.yaml", "--set", "model.path=text.gguf"],
         &["not a GGUF file"],
+    );
+    GgufWriter::new()
+        .metadata("general.architecture", Value::String("qwen3moe".to_owned()))
+        .metadata("qwen3moe.expert_count", Value::U32(128))
+        .write(&place.path("experts.gguf"))
+        .unwrap();
+    refused(
+        &place,
+        &["check", "recipe.yaml", "--set", "model.path=experts.gguf"],
+        &["experts.gguf: this is a mixture of experts (`qwen3moe`, 128 experts a layer)"],
     );
 }
 

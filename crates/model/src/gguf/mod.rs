@@ -10,7 +10,9 @@
 //! All numbers are little endian. Extents come innermost first; here shapes are outermost first,
 //! `[out, in]`, as elsewhere in this crate.
 
+pub(crate) mod kind;
 mod reader;
+mod types;
 mod value;
 mod writer;
 
@@ -27,5 +29,5 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// Most dimensions a tensor may have.
 const MAX_RANK: usize = 4;
 /// Formats that can be read, for messages.
-pub(crate) const SUPPORTED_FORMATS: &str =
-    "F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
+pub(crate) const SUPPORTED_FORMATS: &str = "F64, F32, F16, BF16, Q8_0, Q8_1, Q4_0, Q4_1, Q5_0, \
+     Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K, IQ4_NL, IQ4_XS and MXFP4";

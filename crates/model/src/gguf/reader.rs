@@ -1,7 +1,7 @@
 //! Reading a GGUF file out of its bytes.
 
 use super::value::{Array, Value, type_id};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_RANK, SUPPORTED_FORMATS};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_RANK, SUPPORTED_FORMATS, kind, types};
 use crate::error::{Error, Result};
 use crate::weights::map::MappedFile;
 use hydralora_kernels::block::BlockFormat;
@@ -34,7 +34,9 @@ pub struct GgufTensor {
     pub format: BlockFormat,
     /// Extents, outermost first: `[out, in]`.
     pub shape: Vec<usize>,
-    /// The tensor's bytes within the file.
+    /// Which file of a model in several holds it, from 0 on.
+    pub part: usize,
+    /// The tensor's bytes within that file.
     pub range: Range<usize>,
 }
 
@@ -71,7 +73,7 @@ impl GgufFile {
         &self.metadata
     }
 
-    /// All tensors, in the order of the file.
+    /// All tensors, in the order of the file; of a model in several files, those of all of them.
     pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
     }
@@ -124,6 +126,12 @@ impl GgufFile {
     /// If the value is of another type.
     pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
         self.typed(key, "an array of strings", Value::as_strings)
+    }
+
+    /// Adds the tensors of `next`, the file of number `part` of the same model.
+    pub(crate) fn append(&mut self, part: usize, next: Self) {
+        let of_part = |tensor| GgufTensor { part, ..tensor };
+        self.tensors.extend(next.tensors.into_iter().map(of_part));
     }
 
     fn typed<'a, T>(
@@ -183,10 +191,18 @@ impl<'a> Parser<'a> {
             metadata.push((key, value));
         }
         let num_tensors = self.count(num_tensors, SMALLEST_TENSOR, "tensors")?;
-        let mut tensors = Vec::new();
+        let path = self.path.to_path_buf();
+        let mut file = GgufFile { path, version, metadata, tensors: Vec::new() };
         let mut names = HashSet::new();
         for _ in 0..num_tensors {
-            let tensor = self.tensor()?;
+            let tensor = match self.tensor() {
+                // What kind of file this is says more than that one of its tensors is not read.
+                Err(error @ Error::UnknownDtype { .. }) => {
+                    kind::check_metadata(&file)?;
+                    return Err(error);
+                }
+                tensor => tensor?,
+            };
             if !names.insert(tensor.name.clone()) {
                 return Err(Error::DuplicateTensor {
                     name: tensor.name,
@@ -194,9 +210,8 @@ impl<'a> Parser<'a> {
                     second: self.path.to_path_buf(),
                 });
             }
-            tensors.push(tensor);
+            file.tensors.push(tensor);
         }
-        let mut file = GgufFile { path: self.path.to_path_buf(), version, metadata, tensors };
         self.place(&mut file)?;
         Ok(file)
     }
@@ -219,7 +234,7 @@ impl<'a> Parser<'a> {
         let format = BlockFormat::from_ggml(id).ok_or_else(|| Error::UnknownDtype {
             path: self.path.to_path_buf(),
             name: name.clone(),
-            dtype: format!("number {id}"),
+            dtype: types::name(id),
             supported: SUPPORTED_FORMATS,
         })?;
         let offset = self.u64(&format!("the offset of tensor `{name}`"))?;
@@ -239,7 +254,7 @@ impl<'a> Parser<'a> {
             .ok_or_else(|| self.too_large(&name))?;
         let start = usize::try_from(offset).map_err(|_| self.too_large(&name))?;
         let end = start.checked_add(size).ok_or_else(|| self.too_large(&name))?;
-        Ok(GgufTensor { name, format, shape, range: start..end })
+        Ok(GgufTensor { name, format, shape, part: 0, range: start..end })
     }
 
     /// Turns ranges within the data section into ranges within the file.

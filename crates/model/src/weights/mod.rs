@@ -1,11 +1,13 @@
 //! A base model's tensors, wherever they are stored.
 //!
 //! Opened from a folder (`model.safetensors`, or shards listed in
-//! `model.safetensors.index.json`), a `.safetensors` file or a GGUF file; all are memory-mapped.
+//! `model.safetensors.index.json`), a `.safetensors` file or a GGUF file, with the other files it was
+//! split into; all are memory-mapped.
 //! Names, shapes `[out, in]` and the order of rows are Hugging Face's, whatever the file has.
 
 pub(crate) mod map;
 mod safetensors;
+pub(crate) mod split;
 
 use crate::error::{Error, Result};
 use crate::family;
@@ -168,11 +170,10 @@ impl Weights {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let file = MappedFile::open(path)?;
-        let gguf = GgufFile::parse(file.bytes(), path)?;
+        let (files, gguf) = split::open(path)?;
         let mut weights = Self {
             path: path.to_path_buf(),
-            files: vec![Arc::new(file)],
+            files: files.into_iter().map(Arc::new).collect(),
             entries: BTreeMap::new(),
             gguf: None,
         };
@@ -205,7 +206,7 @@ impl Weights {
             weights.insert(
                 name,
                 Entry {
-                    file: 0,
+                    file: tensor.part,
                     format: tensor.format,
                     shape: tensor.shape.clone(),
                     range: tensor.range.clone(),

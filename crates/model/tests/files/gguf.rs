@@ -47,7 +47,8 @@ fn value() -> impl Strategy<Value = Value> {
 fn tensor() -> impl Strategy<Value = (BlockFormat, Vec<usize>, Vec<u8>)> {
     use BlockFormat::*;
     let format = prop::sample::select(vec![
-        F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
+        F64, F32, F16, BF16, Q8_0, Q8_1, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,
+        Q8_K, IQ4_NL, IQ4_XS, MXFP4,
     ]);
     (format, prop::collection::vec(0usize..4, 0..3), 0usize..3, any::<u8>()).prop_map(
         |(format, mut shape, blocks, fill)| {
@@ -176,13 +177,24 @@ fn an_unknown_number_format_is_named() {
     let name = bytes.windows(9).position(|w| w == b"\x01\0\0\0\0\0\0\0t").unwrap();
     let format = name + 9 + 4 + 16;
     assert_eq!(bytes[format], 8);
-    bytes[format] = 10;
-    let error = parse(&bytes).unwrap_err();
-    assert!(
-        matches!(&error, Error::UnknownDtype { name, dtype, .. } if name == "t" && dtype == "number 10"),
-        "{error}"
-    );
-    assert!(error.to_string().contains("Q4_K"), "{error}");
+    for (number, called) in [
+        (4, "Q4_2"),
+        (16, "IQ2_XXS"),
+        (26, "I32"),
+        (31, "Q4_0_4_4"),
+        (34, "TQ1_0"),
+        (38, "IQ4_NL_8_8"),
+        (40, "NVFP4"),
+        (77, "number 77"),
+    ] {
+        bytes[format] = number;
+        let error = parse(&bytes).unwrap_err();
+        assert!(
+            matches!(&error, Error::UnknownDtype { name, dtype, .. } if name == "t" && dtype == called),
+            "{error}"
+        );
+        assert!(error.to_string().contains("Q4_K"), "{error}");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 mod config;
 mod families;
 mod gguf;
+mod kinds;
 mod save;
 mod smollm2;
 mod source;
+mod split;
 mod tokenizer;
 mod weights;
 

@@ -40,7 +40,7 @@ fn interleaved(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
 }
 
 /// Metadata of the small model; `change` may alter it.
-fn write_gguf(path: &Path, change: impl Fn(&mut Vec<(String, Value)>)) {
+pub(crate) fn write_gguf(path: &Path, change: impl Fn(&mut Vec<(String, Value)>)) {
     let source = ModelSource::open(&fixture("stories260K")).unwrap();
     let config = &source.config;
     let tokenizer: Json =
