@@ -20,13 +20,13 @@ use half::f16;
 #[inline(always)]
 pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     let d = half_at(b, 0);
-    nibbles(&b[2..], y, |q, _| d * (f32::from(q) - 8.0));
+    nibbles(&b[2..2 + loop_of(16)], y, |q, _| d * (f32::from(q) - 8.0));
 }
 
 #[inline(always)]
 pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     let (d, m) = (half_at(b, 0), half_at(b, 2));
-    nibbles(&b[4..], y, |q, _| d * f32::from(q) + m);
+    nibbles(&b[4..4 + loop_of(16)], y, |q, _| d * f32::from(q) + m);
 }
 
 #[inline(always)]
@@ -52,10 +52,18 @@ pub(super) fn q8_1(b: &[u8; 36], y: &mut [f32; 32]) {
     signed(half_at(b, 0), &b[4..], y);
 }
 
+/// `len`, without the compiler's knowing it: it would write out a short loop step by step, and find no
+/// vectors in that.
+#[inline(always)]
+pub(super) fn loop_of(len: usize) -> usize {
+    std::hint::black_box(len)
+}
+
 /// `d` times signed bytes.
 #[inline(always)]
 pub(super) fn signed(d: f32, quants: &[u8], y: &mut [f32]) {
-    for (y, &q) in y.iter_mut().zip(quants) {
+    let len = loop_of(y.len());
+    for (y, &q) in y[..len].iter_mut().zip(&quants[..len]) {
         *y = d * f32::from(q as i8);
     }
 }
@@ -64,9 +72,9 @@ pub(super) fn signed(d: f32, quants: &[u8], y: &mut [f32]) {
 #[inline(always)]
 pub(super) fn nibbles(bytes: &[u8], out: &mut [f32], f: impl Fn(u8, usize) -> f32) {
     let (low, high) = out.split_at_mut(16);
-    for (i, &byte) in bytes.iter().enumerate() {
-        low[i] = f(byte & 15, i);
-        high[i] = f(byte >> 4, i + 16);
+    for (i, ((low, high), &byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
+        *low = f(byte & 15, i);
+        *high = f(byte >> 4, i + 16);
     }
 }
 

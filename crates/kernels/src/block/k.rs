@@ -13,31 +13,30 @@
 //! ```
 //!
 //! A run is 32 numbers, one from each of 32 bytes: byte `l` of a group holds number `l` of several
-//! runs, of the first one in its lowest bits.
+//! runs, of the first one in its lowest bits. Runs that share bytes are widened in one loop, which is
+//! then long enough for the compiler to leave it a loop and make vectors of it.
 
-use super::classic::signed;
+use super::classic::{loop_of, signed};
 use super::plain::half_at;
+use std::array::from_fn;
 
 /// Numbers of a run.
 const RUN: usize = 32;
 
-/// The runs of a block, numbered.
-#[inline(always)]
-fn runs(y: &mut [f32; 256]) -> impl Iterator<Item = (usize, &mut [f32; RUN])> {
-    y.as_chunks_mut::<RUN>().0.iter_mut().enumerate()
-}
-
 #[inline(always)]
 pub(super) fn q2(b: &[u8; 84], y: &mut [f32; 256]) {
     let (d, m) = (half_at(b, 80), half_at(b, 82));
-    for (run, y) in runs(y) {
-        let quants = &b[16 + run / 4 * RUN..][..RUN];
-        let shift = run % 4 * 2;
-        for (part, (y, quants)) in y.chunks_exact_mut(16).zip(quants.chunks_exact(16)).enumerate() {
-            let packed = b[run * 2 + part];
-            let (scale, offset) = (d * f32::from(packed & 15), m * f32::from(packed >> 4));
-            for (y, &q) in y.iter_mut().zip(quants) {
-                *y = scale * f32::from(q >> shift & 3) - offset;
+    for (half, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+        let quants = &b[16 + half * RUN..][..RUN];
+        for part in 0..2 {
+            let packed: [u8; 4] = from_fn(|run| b[half * 8 + run * 2 + part]);
+            let scales = packed.map(|packed| d * f32::from(packed & 15));
+            let offsets = packed.map(|packed| m * f32::from(packed >> 4));
+            for l in part * 16..part * 16 + 16 {
+                for run in 0..4 {
+                    let q = quants[l] >> (run * 2) & 3;
+                    y[run * RUN + l] = scales[run] * f32::from(q) - offsets[run];
+                }
             }
         }
     }
@@ -46,14 +45,17 @@ pub(super) fn q2(b: &[u8; 84], y: &mut [f32; 256]) {
 #[inline(always)]
 pub(super) fn q3(b: &[u8; 110], y: &mut [f32; 256]) {
     let d = half_at(b, 108);
-    for (run, y) in runs(y) {
-        let (low, high) = (&b[32 + run / 4 * RUN..][..RUN], &b[..RUN]);
-        let shift = run % 4 * 2;
+    for (half, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+        let (low, high) = (&b[32 + half * RUN..][..RUN], &b[..RUN]);
         for part in 0..2 {
-            let scale = d * (f32::from(third_scale(b, run * 2 + part)) - 32.0);
+            let scales: [f32; 4] =
+                from_fn(|run| d * (f32::from(third_scale(b, half * 8 + run * 2 + part)) - 32.0));
             for l in part * 16..part * 16 + 16 {
-                let q = low[l] >> shift & 3 | (high[l] >> run & 1) << 2;
-                y[l] = scale * (f32::from(q) - 4.0);
+                let high = high[l] >> (half * 4);
+                for run in 0..4 {
+                    let q = low[l] >> (run * 2) & 3 | (high >> run & 1) << 2;
+                    y[run * RUN + l] = scales[run] * (f32::from(q) - 4.0);
+                }
             }
         }
     }
@@ -69,24 +71,28 @@ fn third_scale(block: &[u8; 110], part: usize) -> u8 {
 
 #[inline(always)]
 pub(super) fn q4(b: &[u8; 144], y: &mut [f32; 256]) {
-    for (run, y) in runs(y) {
-        let (d, m) = scale_and_offset(b, run);
-        let quants = &b[16 + run / 2 * RUN..][..RUN];
-        let shift = run % 2 * 4;
-        for (y, &q) in y.iter_mut().zip(quants) {
-            *y = d * f32::from(q >> shift & 15) - m;
+    let scales: [(f32, f32); 8] = from_fn(|run| scale_and_offset(b, run));
+    for (pair, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let [(d, m), (d_next, m_next)] = [scales[pair * 2], scales[pair * 2 + 1]];
+        let quants = &b[16 + pair * RUN..][..loop_of(RUN)];
+        let (y, y_next) = y.split_at_mut(RUN);
+        for ((y, y_next), &q) in y.iter_mut().zip(y_next).zip(quants) {
+            *y = d * f32::from(q & 15) - m;
+            *y_next = d_next * f32::from(q >> 4) - m_next;
         }
     }
 }
 
 #[inline(always)]
 pub(super) fn q5(b: &[u8; 176], y: &mut [f32; 256]) {
-    for (run, y) in runs(y) {
-        let (d, m) = scale_and_offset(b, run);
-        let quants = &b[48 + run / 2 * RUN..][..RUN];
-        let shift = run % 2 * 4;
-        for ((y, &q), &high) in y.iter_mut().zip(quants).zip(&b[16..48]) {
-            *y = d * f32::from(q >> shift & 15 | (high >> run & 1) << 4) - m;
+    let scales: [(f32, f32); 8] = from_fn(|run| scale_and_offset(b, run));
+    for (pair, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let [(d, m), (d_next, m_next)] = [scales[pair * 2], scales[pair * 2 + 1]];
+        let (low, high) = (&b[48 + pair * RUN..][..RUN], &b[16..48]);
+        for l in 0..RUN {
+            let high = high[l] >> (pair * 2);
+            y[l] = d * f32::from(low[l] & 15 | (high & 1) << 4) - m;
+            y[RUN + l] = d_next * f32::from(low[l] >> 4 | (high >> 1 & 1) << 4) - m_next;
         }
     }
 }
@@ -109,16 +115,18 @@ fn scale_and_offset(block: &[u8], run: usize) -> (f32, f32) {
 #[inline(always)]
 pub(super) fn q6(b: &[u8; 210], y: &mut [f32; 256]) {
     let d = half_at(b, 208);
-    for (run, y) in runs(y) {
+    for (half, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {
         // Four runs share the bytes of `high`, two of them those of `low`.
-        let (half, run) = (run / 4, run % 4);
-        let low = &b[half * 64 + run % 2 * RUN..][..RUN];
-        let high = &b[128 + half * RUN..][..RUN];
+        let (low, high) = (&b[half * 64..][..2 * RUN], &b[128 + half * RUN..][..RUN]);
         for part in 0..2 {
-            let scale = d * f32::from(b[192 + half * 8 + run * 2 + part] as i8);
+            let scales: [f32; 4] =
+                from_fn(|run| d * f32::from(b[192 + half * 8 + run * 2 + part] as i8));
             for l in part * 16..part * 16 + 16 {
-                let q = low[l] >> (run / 2 * 4) & 15 | (high[l] >> (run * 2) & 3) << 4;
-                y[l] = scale * (f32::from(q) - 32.0);
+                for run in 0..4 {
+                    let low = low[run % 2 * RUN + l] >> (run / 2 * 4) & 15;
+                    let q = low | (high[l] >> (run * 2) & 3) << 4;
+                    y[run * RUN + l] = scales[run] * (f32::from(q) - 32.0);
+                }
             }
         }
     }

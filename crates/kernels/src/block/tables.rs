@@ -11,7 +11,7 @@
 //!
 //! `d` is in half precision; bytes of two quants are as in [`classic`](super::classic).
 
-use super::classic::nibbles;
+use super::classic::signed;
 use super::plain::half_at;
 
 /// Twice the numbers of a sign, two bits of exponent and one of mantissa. The unit is halved with
@@ -22,26 +22,32 @@ pub(super) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -
 pub(super) const UNEVEN: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// `table[q]` for `q < 16`, by choosing halves of the table bit by bit: reading it from memory would
-/// keep a loop from becoming vectors.
+/// `d table[q]` for the quants of 16 bytes.
 #[inline(always)]
-fn entry(table: &[i8; 16], q: u8) -> f32 {
-    #[inline(always)]
-    fn choose<const N: usize, const HALF: usize>(of: [i8; N], q: u8, bit: u32) -> [i8; HALF] {
-        let mask = 0u8.wrapping_sub(q >> bit & 1) as i8;
-        std::array::from_fn(|i| of[2 * i] ^ (of[2 * i] ^ of[2 * i + 1]) & mask)
+fn entries(d: f32, table: &[i8; 16], bytes: &[u8], y: &mut [f32; 32]) {
+    let mut found = [0; 32];
+    for (i, &byte) in bytes[..16].iter().enumerate() {
+        found[i] = entry(table, byte & 15);
+        found[16 + i] = entry(table, byte >> 4);
     }
-    let eight: [i8; 8] = choose(*table, q, 0);
-    let four: [i8; 4] = choose(eight, q, 1);
-    let two: [i8; 2] = choose(four, q, 2);
-    let [one]: [i8; 1] = choose(two, q, 3);
-    f32::from(one)
+    signed(d, &found, y);
+}
+
+/// `table[q]` for `q < 16`, as a byte, by choosing halves of the table bit by bit: reading it from
+/// memory would keep a loop from becoming vectors.
+#[inline(always)]
+fn entry(table: &[i8; 16], q: u8) -> u8 {
+    let mask = |bit: u32| 0u8.wrapping_sub(q >> bit & 1);
+    let choose = |mask: u8, low: u8, high: u8| low ^ (low ^ high) & mask;
+    let two = |i: usize| choose(mask(0), table[i] as u8, table[i + 1] as u8);
+    let four = |i: usize| choose(mask(1), two(i), two(i + 2));
+    let eight = |i: usize| choose(mask(2), four(i), four(i + 4));
+    choose(mask(3), eight(0), eight(8))
 }
 
 #[inline(always)]
 pub(super) fn mxfp4(b: &[u8; 17], y: &mut [f32; 32]) {
-    let d = power(b[0]);
-    nibbles(&b[1..], y, |q, _| d * entry(&E2M1, q));
+    entries(power(b[0]), &E2M1, &b[1..], y);
 }
 
 /// `2^(exponent − 128)`. The largest exponent, which the format's specification keeps for what is no
@@ -55,8 +61,7 @@ fn power(exponent: u8) -> f32 {
 
 #[inline(always)]
 pub(super) fn iq4_nl(b: &[u8; 18], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
-    nibbles(&b[2..], y, |q, _| d * entry(&UNEVEN, q));
+    entries(half_at(b, 0), &UNEVEN, &b[2..], y);
 }
 
 #[inline(always)]
@@ -64,7 +69,6 @@ pub(super) fn iq4_xs(b: &[u8; 136], y: &mut [f32; 256]) {
     let (d, upper) = (half_at(b, 0), u16::from_le_bytes([b[2], b[3]]));
     for (part, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let scale = b[4 + part / 2] >> (part % 2 * 4) & 15 | ((upper >> (part * 2) & 3) as u8) << 4;
-        let scale = d * (f32::from(scale) - 32.0);
-        nibbles(&b[8 + part * 16..][..16], y, |q, _| scale * entry(&UNEVEN, q));
+        entries(d * (f32::from(scale) - 32.0), &UNEVEN, &b[8 + part * 16..], y);
     }
 }
