@@ -54,6 +54,8 @@ impl ModelConfig {
             ("use_sliding_window", json!(self.sliding_window.is_some())),
             ("bos_token_id", json!(self.bos_token_id)),
             ("eos_token_id", eos),
+            // Families have one by default, which need not be inside the vocabulary.
+            ("pad_token_id", Value::Null),
         ] {
             config.insert(key.to_owned(), value);
         }

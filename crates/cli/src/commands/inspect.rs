@@ -9,7 +9,7 @@ use crate::plan::Parameters;
 use crate::ui::{result, table, thousands};
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
-use hydralora_model::{Decoder, ModelSource, Packed, hub};
+use hydralora_model::{Decoder, Held, ModelSource, Packed, hub};
 use hydralora_peft::io;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -23,7 +23,10 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
         Some(spec) => {
             let path = hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
             let source = ModelSource::open(&path)?;
-            let decoder = placed(Decoder::load(&source.config, &source.weights, DType::F32)?);
+            // Only logits are computed; to be counted, weights stay as they are in the file.
+            let held = if arguments.logits.is_some() { Held::Wide } else { Held::Stored };
+            let (config, weights) = (&source.config, &source.weights);
+            let decoder = placed(Decoder::load_held(config, weights, DType::F32, held)?);
             let (value, shown) = model(&source, &decoder);
             json.insert("model".to_owned(), value);
             text.push(shown);

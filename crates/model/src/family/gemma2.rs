@@ -147,7 +147,8 @@ pub(super) fn window_by_pattern(
 
 pub(super) fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     let of = &config.arithmetic;
-    let width = of.attention_scale.map(|scale| scale.powi(-2).round());
+    // transformers takes whole numbers alone.
+    let width = of.attention_scale.map(|scale| scale.powi(-2).round() as u64);
     json.insert("query_pre_attn_scalar".to_owned(), json!(width));
     json.insert(ATTENTION_CAP.to_owned(), json!(of.attention_softcap));
     json.insert(LOGIT_CAP.to_owned(), json!(of.logit_softcap));

@@ -38,10 +38,11 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     // Of a GGUF file only what it says is left to write; a folder has files to carry over.
     let from = weights.gguf().is_none().then(|| beside(weights.path()));
     replace_folder(out, |folder| {
-        let config = match &from {
+        let carried = match &from {
             Some(from) => carried_config(&from.join("config.json"), name)?,
-            None => saving.source.config.to_json(name),
+            None => None,
         };
+        let config = carried.unwrap_or_else(|| saving.source.config.to_json(name));
         write_json(&folder.join("config.json"), &config)?;
         match &from {
             Some(from) => {
@@ -75,13 +76,17 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     Ok(fs_err::write(path, format!("{value:#}\n"))?)
 }
 
-fn carried_config(path: &Path, dtype: &str) -> Result<Value> {
+fn carried_config(path: &Path, dtype: &str) -> Result<Option<Value>> {
     let text = fs_err::read(path)?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
         .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
+    // Of a model of pictures and text only the text's part is written.
+    if config.contains_key("text_config") {
+        return Ok(None);
+    }
     let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
     config.insert(key.to_owned(), json!(dtype));
-    Ok(Value::Object(config))
+    Ok(Some(Value::Object(config)))
 }
 
 /// A tensor that is computed when the file's writer comes to it.
