@@ -113,7 +113,7 @@ fn model(source: &ModelSource, decoder: &Decoder) -> (Value, String) {
         ("vocabulary", thousands(config.vocab_size)),
         ("context", thousands(config.max_position_embeddings)),
         ("on disk", format!("{} MB", thousands(source.weights.stored_bytes() >> 20))),
-        ("in memory (f32)", format!("{} MB", thousands(decoder.weight_bytes() >> 20))),
+        ("in memory (f32)", format!("{} MB", thousands((4 * decoder.num_parameters()) >> 20))),
         ("fingerprint", source.identity.fingerprint.clone()),
     ];
     let shown: Vec<String> =

@@ -60,7 +60,10 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 
 #[test]
 fn the_base_model_names_no_method() {
-    for (path, text) in sources(&root().join("crates/model/src")) {
+    // But for the one that tells which files hold no model: llama.cpp's adapters are among them.
+    let named = |path: &PathBuf| !path.ends_with("gguf/kind.rs");
+    let all = sources(&root().join("crates/model/src")).into_iter();
+    for (path, text) in all.filter(|(path, _)| named(path)) {
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//!")) {
             let code = line.to_lowercase().replace("hydralora", "");
             let named = ["lora", "ia3", "prefix_tuning"].iter().any(|name| code.contains(name));
