@@ -253,7 +253,9 @@ pub(crate) fn by_adapter<const I: usize, const O: usize>(
     mut apply: impl FnMut([&Var; I], &[&Var], Range<usize>) -> [Var; O],
 ) -> [Var; O] {
     let all = inputs.first().map_or(0, |x| x.value().rows());
-    let mut groups: SmallVec<[(Range<usize>, SmallVec<[&Var; 4]>); 1]> = SmallVec::new();
+    /// The rows of an adapter, and its tensors.
+    type Group<'a> = (Range<usize>, SmallVec<[&'a Var; 4]>);
+    let mut groups: SmallVec<[Group<'_>; 1]> = SmallVec::new();
     for (_, rows, adapter) in adapters.groups(all) {
         let own = tensors.iter().map(|tensor| adapter.tensor(tensor.site, &tensor.value));
         groups.push((rows, own.collect()));

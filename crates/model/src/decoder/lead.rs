@@ -9,6 +9,7 @@ use hydralora_kernels::ops::delta_net::{DeltaConfig, causal_conv, gated_delta_ru
 use hydralora_kernels::ops::rows::{lead_offsets, prepend_rows};
 use hydralora_kernels::{Gradients, Tensor, Var};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 /// What an adapter puts before every sequence.
@@ -110,11 +111,16 @@ impl SharedKeys {
     fn keep(&mut self, layer: usize, pair: [Var; 2]) {
         if !self.cut_off {
             self.kept.insert(layer, pair);
-        } else if self.kept.contains_key(&layer) {
-            self.again.insert(layer, pair);
-        } else {
+            return;
+        }
+        match self.kept.entry(layer) {
+            Entry::Occupied(_) => {
+                self.again.insert(layer, pair);
+            }
             // The layer's input was cut off too: whether a gradient is wanted shows only on the way back.
-            self.kept.insert(layer, pair.map(|var| Var::leaf(var.into_value())));
+            Entry::Vacant(free) => {
+                free.insert(pair.map(|var| Var::leaf(var.into_value())));
+            }
         }
     }
 

@@ -140,7 +140,7 @@ pub(super) fn window_by_pattern(
         config.sliding_window = Some(window);
     }
     if fields.value("layer_types").is_none() {
-        let windowed = |layer: usize| (layer + 1) % period.max(1) != 0;
+        let windowed = |layer: usize| !(layer + 1).is_multiple_of(period.max(1));
         config.sliding_layers = Some((0..config.num_hidden_layers).map(windowed).collect());
     }
 }
@@ -193,7 +193,7 @@ pub(super) fn gguf_fault(
         let why = format!("GGUF files imply {}", scale.powi(-2).round());
         return Some(("query_pre_attn_scalar", why));
     }
-    let usual = |layer: usize| (layer + 1) % period != 0;
+    let usual = |layer: usize| !(layer + 1).is_multiple_of(period);
     let layers = 0..config.num_hidden_layers;
     let differs = |layer: usize| config.window_of(layer).is_some() != usual(layer);
     (config.sliding_window.is_some() && layers.into_iter().any(differs)).then(|| {

@@ -87,7 +87,7 @@ impl Family for Gemma3 {
         let period = file.u64("gemma3.attention.sliding_window_pattern");
         let period = period.ok().flatten().and_then(|n| usize::try_from(n).ok());
         let period = period.unwrap_or(PERIOD).max(1);
-        let windowed = |layer: usize| (layer + 1) % period != 0;
+        let windowed = |layer: usize| !(layer + 1).is_multiple_of(period);
         config.sliding_layers = Some((0..config.num_hidden_layers).map(windowed).collect());
         Ok(())
     }

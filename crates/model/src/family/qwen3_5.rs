@@ -84,7 +84,7 @@ impl Family for Qwen35 {
         let interval = fields.optional_size("full_attention_interval")?.unwrap_or(INTERVAL).max(1);
         let linear = match fields.by_layer("layer_types", layers)? {
             Some(kinds) => kinds.iter().map(|kind| kind == "linear_attention").collect(),
-            None => (0..layers).map(|layer| (layer + 1) % interval != 0).collect(),
+            None => (0..layers).map(|layer| !(layer + 1).is_multiple_of(interval)).collect(),
         };
         let size = |field: &str, usual: usize| -> Result<usize> {
             Ok(fields.optional_size(field)?.unwrap_or(usual))

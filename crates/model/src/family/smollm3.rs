@@ -90,5 +90,5 @@ impl Family for SmolLm3 {
 }
 
 fn by_interval(layers: usize, interval: usize) -> Vec<bool> {
-    (0..layers).map(|layer| (layer + 1) % interval.max(1) != 0).collect()
+    (0..layers).map(|layer| !(layer + 1).is_multiple_of(interval.max(1))).collect()
 }

@@ -61,7 +61,7 @@ fn as_files_imply(config: &mut ModelConfig) {
         config.arithmetic.attention_scale = Some(1.0 / (config.head_dim as f64).sqrt());
     }
     if config.model_type == "smollm3" {
-        let rotated = (0..config.num_hidden_layers).map(|layer| (layer + 1) % 4 != 0);
+        let rotated = (0..config.num_hidden_layers).map(|layer| !(layer + 1).is_multiple_of(4));
         config.rotated_layers = Some(rotated.collect());
     }
     // llama.cpp goes by the context it is opened with, which is longer than these sequences.

@@ -310,14 +310,15 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     let exact = reference.exact_loss();
     let rounded = reference.result["loss_f32"].as_f64().unwrap_or(exact);
     let allowed = (100.0 * ((rounded - exact) / exact).abs()).max(1e-4);
-    // Gemma 4 does not divide its scores by the width of a head, and its curve is not determined in single
-    // precision: PyTorch's own leaves the double-precision one by up to 2.2e-2 from the second step on.
-    let ill = dtype == DType::F32 && decoder.config().model_type == "gemma4_text";
+    // Not determined in single precision: PyTorch's own leaves these curves, made in double precision, from the
+    // second step on, by up to 2.2e-2 (Gemma 4) and 4.3e-2 (Qwen3.5).
+    let ill = dtype == DType::F32
+        && ["gemma4_text", "qwen3_5_text"].contains(&&*decoder.config().model_type);
     let learning_rate = reference.result["lr"].as_f64().unwrap_or(2e-4);
     let mut steps = 0;
     for (step, expected) in curve.iter().enumerate() {
         let (loss, gradients) = reference.loss(decoder, tuned.as_ref(), true);
-        let allowed = if ill && step > 1 { 2.5e-2 } else { allowed };
+        let allowed = if ill && step > 1 { 5e-2 } else { allowed };
         assert!(
             (loss - expected).abs() < allowed * expected.abs().max(1.0),
             "{}: loss {loss} before step {step}, reference {expected}",
