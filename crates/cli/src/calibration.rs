@@ -37,7 +37,7 @@ pub(crate) fn load_on(source: &ModelSource, folder: &Path) -> anyhow::Result<Loa
         let identity = &source.identity;
         io::check_base(folder, &metadata, &identity.name, &identity.fingerprint)?;
     }
-    Ok(io::load(folder, &source.config.sites(), DType::F32)?)
+    Ok(io::load(folder, &source.config, DType::F32)?)
 }
 
 /// Records to measure on, some of them kept apart.

@@ -49,7 +49,7 @@ impl Base {
 
     /// Reads an adapter and makes sure it belongs to this model.
     pub(crate) fn load_adapter(&self, folder: &Path) -> anyhow::Result<LoadedAdapter> {
-        let loaded = io::load(folder, &self.decoder.sites(), self.decoder.dtype())?;
+        let loaded = io::load(folder, self.decoder.config(), self.decoder.dtype())?;
         if let Some(metadata) = &loaded.metadata {
             let identity = &self.source.identity;
             io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
@@ -81,6 +81,15 @@ pub(crate) fn encode_chat(
     }
     Ok(ids)
 }
+
+/// Options of methods that came after the first release; empty ones are the default.
+const LATER_OPTIONS: [&str; 5] = [
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+];
 
 /// A recipe with everything it names opened.
 pub(crate) struct Plan {
@@ -164,8 +173,8 @@ impl Plan {
             )));
         }
         let all = base.decoder.sites();
-        let sites =
-            if recipe.method.whole_model() { all } else { recipe.method.targets().select(&all)? };
+        let sites = if recipe.method.whole_model() { all } else { recipe.method.select(&all)? };
+        recipe.method.check_layers(&sites)?;
         refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
@@ -240,6 +249,17 @@ impl Plan {
         for key in ["save_every", "keep_checkpoints"] {
             resolved["train"][key] = serde_json::Value::Null;
         }
+        // Options that earlier builds did not have count where they say something, so that runs of those
+        // builds go on.
+        if let Some(method) = resolved["method"].as_object_mut() {
+            let says = |value: &serde_json::Value| match value {
+                serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+                serde_json::Value::Array(items) => !items.is_empty(),
+                serde_json::Value::Object(entries) => !entries.is_empty(),
+                _ => true,
+            };
+            method.retain(|key, value| !LATER_OPTIONS.contains(&key.as_str()) || says(value));
+        }
         // Nor does where token ids are kept.
         resolved["data"]["streaming"] = serde_json::Value::Null;
         let mut hash = Sha256::new();
@@ -281,8 +301,9 @@ impl Plan {
         let whole = self.recipe.method.whole_model();
         let output_layer = working_len(config.vocab_size, config.hidden_size, whole);
         let Parameters { trainable, weights, .. } = self.parameters();
-        // Weights that are trained themselves are not held twice.
-        let frozen = self.base.decoder.weight_bytes().saturating_sub(weights * element);
+        // Weights of a model that is trained itself are not held twice.
+        let taken_over = if whole { weights * element } else { 0 };
+        let frozen = self.base.decoder.weight_bytes().saturating_sub(taken_over);
         MemoryPlan {
             weights: frozen,
             trainable: 4 * trainable * element,

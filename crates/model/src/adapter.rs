@@ -14,7 +14,10 @@ use hydralora_kernels::{Tensor, Var};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-pub use update::{Choice, CustomLinear, HeadGates, LowRankUpdate, Reads, Router, Side, Update};
+pub use update::{
+    Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer, Reads, Router, Side,
+    Update,
+};
 
 /// Keys and values of learned positions, each `[p, kv_heads · head_dim]`. The keys are used as they
 /// are, without rotation.
@@ -52,9 +55,10 @@ pub trait Adapter: Send + Sync {
         frozen
     }
 
-    /// The weight `[vocab_size, hidden_size]` of the output layer, where it is not the frozen one.
-    fn head(&self) -> Option<&Var> {
-        None
+    /// Says what it does to the output layer for final hidden states `[T, hidden_size]`.
+    fn output(&self, hidden: &Var, layer: OutputLayer<'_>, pass: &Pass<'_>) -> Output<'_> {
+        let _ = (hidden, layer, pass);
+        Output::Frozen
     }
 
     /// Whether what [`update`](Self::update) does to a row depends on that row alone, so that it may

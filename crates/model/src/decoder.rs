@@ -12,20 +12,21 @@ pub(crate) mod modules;
 mod training;
 pub(crate) mod tree;
 
-use crate::adapter::{Adapter, Adapters, NoAdapter, Pass};
+use crate::adapter::{Adapter, Adapters, NoAdapter, Output, OutputLayer, Pass};
 use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::kit::{LinearPlan, ModulesPlan, StartContext};
 use crate::family::{Family, GgufNames};
-use crate::site::{Kind, Site, SiteShape};
+use crate::site::{Kind, Site, SiteShape, TensorSite};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::ops::cross_entropy::{
-    CrossEntropy, linear_cross_entropy, trained_cross_entropy,
+    CrossEntropy, adapted_cross_entropy, linear_cross_entropy, trained_cross_entropy,
 };
 use hydralora_kernels::ops::delta_net::DeltaState;
 use hydralora_kernels::ops::elementwise::scale;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
+use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::rows::{drop_rows, select_rows};
 use hydralora_kernels::ops::softcap::softcap;
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
@@ -123,6 +124,41 @@ impl Decoder {
             all.insert(tensor.site.to_string(), tensor.value.value().clone());
         }
         all
+    }
+
+    /// Gives the tensor of that name in a checkpoint, as plain numbers; a tied output layer is the
+    /// embedding.
+    pub fn weight(&self, name: &str) -> Option<Tensor> {
+        let (module, part) = name.rsplit_once('.')?;
+        let of_tensor = || self.tensors().find(|tensor| tensor.site.to_string() == name);
+        match (self.matrix(module), part) {
+            (Some(linear), "weight") => Some(linear.dense_weight()),
+            (Some(linear), "bias") => linear.bias().cloned(),
+            _ => of_tensor().map(|tensor| tensor.value.value().clone()),
+        }
+    }
+
+    /// Gives the rows `ids` of the matrix of that name, likewise.
+    ///
+    /// # Panics
+    /// If it has fewer.
+    pub fn rows_of(&self, name: &str, ids: &[u32]) -> Option<Tensor> {
+        Some(self.matrix(name.strip_suffix(".weight")?)?.gather(ids))
+    }
+
+    fn matrix(&self, module: &str) -> Option<&FrozenLinear> {
+        let mut linears = self.modules().flat_map(|modules| &modules.linears);
+        let mut tables = self.modules().flat_map(|modules| &modules.tables);
+        match module {
+            "model.embed_tokens" => Some(&self.embedding),
+            "lm_head" => Some(&self.head),
+            _ => match linears.find(|(site, _)| site.to_string() == module) {
+                Some((_, linear)) => Some(linear),
+                None => tables
+                    .find(|(name, _)| module.strip_prefix("model.") == Some(*name))
+                    .map(|(_, table)| table),
+            },
+        }
     }
 
     /// Drops the weights for which `taken_over` returns true, by checkpoint name, so that an adapter
@@ -276,7 +312,7 @@ impl Decoder {
     /// Computes the cross-entropy of `hidden` against `labels` (the token each row predicts,
     /// [`IGNORE_LABEL`] for none), times `factor`, through the frozen output layer.
     pub fn loss(&self, hidden: &Var, labels: &[u32], factor: f64) -> CrossEntropy {
-        self.loss_with(&NoAdapter, hidden, labels, factor)
+        self.loss_with(&NoAdapter, hidden, labels, factor, &Pass::inference())
     }
 
     /// [`loss`](Self::loss) through the output layer that `adapter` has, which may train one.
@@ -286,14 +322,24 @@ impl Decoder {
         hidden: &Var,
         labels: &[u32],
         factor: f64,
+        pass: &Pass<'_>,
     ) -> CrossEntropy {
         let cap = self.config.arithmetic.logit_softcap;
-        match adapter.head() {
-            Some(weight) => {
+        let head = &self.head;
+        match adapter.output(hidden, self.output_layer(), pass) {
+            Output::Frozen => linear_cross_entropy(hidden, head, labels, IGNORE_LABEL, factor, cap),
+            Output::Replace(weight) => {
                 trained_cross_entropy(hidden, weight, labels, IGNORE_LABEL, factor, cap)
             }
-            None => linear_cross_entropy(hidden, &self.head, labels, IGNORE_LABEL, factor, cap),
+            Output::Add { layer, z, b } => {
+                let (layer, added) = (layer.unwrap_or(head), [&z, &b]);
+                adapted_cross_entropy(hidden, layer, added, labels, IGNORE_LABEL, factor, cap)
+            }
         }
+    }
+
+    fn output_layer(&self) -> OutputLayer<'_> {
+        OutputLayer { frozen: &self.head, is_tied: self.config.tie_word_embeddings }
     }
 
     /// Computes logits `[rows, vocab_size]` of some rows of `hidden`, through the frozen output layer.
@@ -303,11 +349,19 @@ impl Decoder {
 
     /// [`logits`](Self::logits) through the output layer that `adapter` has.
     pub fn logits_with(&self, adapter: &dyn Adapter, hidden: &Tensor, rows: &[usize]) -> Tensor {
-        let rows = select_rows(hidden, rows);
-        self.announce_first(rows.rows());
-        let logits = match adapter.head() {
-            Some(weight) => FrozenLinear::dense(weight.value().clone()).apply(&rows),
-            None => self.head.apply(&rows),
+        let _guard = no_grad();
+        let rows = Var::constant(select_rows(hidden, rows));
+        self.announce_first(rows.value().rows());
+        let logits = match adapter.output(&rows, self.output_layer(), &Pass::inference()) {
+            Output::Frozen => self.head.apply(rows.value()),
+            Output::Replace(weight) => {
+                FrozenLinear::dense(weight.value().clone()).apply(rows.value())
+            }
+            Output::Add { layer, z, b } => {
+                let mut logits = layer.unwrap_or(&self.head).apply(rows.value());
+                logits.add_assign(linear(&z, &b, None).value());
+                logits
+            }
         };
         match self.config.arithmetic.logit_softcap {
             Some(cap) => softcap(logits, cap),
@@ -442,6 +496,41 @@ impl ModelConfig {
         let ends =
             self.vocab_size * self.hidden_size * if self.tie_word_embeddings { 1 } else { 2 };
         layers.sum::<usize>() + of(family.outside(self)) + self.norm_parameters() + ends
+    }
+
+    /// Gives the shape of every tensor that the decoder computes with, by its name in a checkpoint; a tied
+    /// output layer is left out.
+    pub fn named_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let Some(family) = crate::family::find(&self.model_type) else { return BTreeMap::new() };
+        let ends = vec![self.vocab_size, self.hidden_size];
+        let mut all = BTreeMap::from([
+            ("model.embed_tokens.weight".to_owned(), ends.clone()),
+            (TensorSite::FINAL_NORM.to_string(), vec![self.hidden_size]),
+        ]);
+        if !self.tie_word_embeddings {
+            all.insert("lm_head.weight".to_owned(), ends);
+        }
+        let mut add = |layer: Option<usize>, plan: ModulesPlan| {
+            for linear in plan.linears {
+                let site = Site { layer: layer.unwrap_or(0), linear: linear.linear };
+                let shape = vec![linear.out_features, linear.in_features];
+                all.insert(format!("{site}.weight"), shape);
+                if linear.bias {
+                    all.insert(format!("{site}.bias"), vec![linear.out_features]);
+                }
+            }
+            for (name, rows, cols) in plan.tables {
+                all.insert(format!("model.{name}.weight"), vec![rows, cols]);
+            }
+            for tensor in plan.tensors {
+                let site = TensorSite { layer, name: tensor.name, is_weight: tensor.is_weight };
+                all.insert(site.to_string(), tensor.shape);
+            }
+        };
+        (0..self.num_hidden_layers)
+            .for_each(|layer| add(Some(layer), family.layer(self, layer).modules));
+        add(None, family.outside(self));
+        all
     }
 
     /// Counts the numbers in all norms and other small tensors.

@@ -9,6 +9,7 @@ use crate::options::refuse_unknown;
 use crate::trainable::TensorMap;
 use crate::tuned::Tuned;
 use hydralora_kernels::{DType, Tensor, dispatch};
+use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
 use hydralora_model::durable::replace_folder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -163,7 +164,7 @@ fn write_parts(
     let tensors = tensors
         .into_iter()
         .map(|(name, tensor)| {
-            let of_layer = name.starts_with("model.");
+            let of_layer = name.starts_with("model.") || name.starts_with("lm_head.");
             (if of_layer { format!("{PEFT_PREFIX}{name}") } else { name }, tensor)
         })
         .collect();
@@ -300,19 +301,43 @@ pub(crate) fn site_of(name: &str) -> Option<Site> {
     ends.skip(1).find_map(|end| name[..end].parse().ok())
 }
 
-/// Reads an adapter folder for a model whose layers are `sites`.
+/// The layer that a tensor updates, by its name; none for one that takes the place of the layer's own.
+fn updated_site(name: &str) -> Option<Site> {
+    let own =
+        |site: &Site| [".weight", ".bias"].iter().any(|part| *name == format!("{site}{part}"));
+    site_of(name).filter(|site| !own(site))
+}
+
+/// Reads an adapter folder for a model of these dimensions.
 ///
 /// # Errors
 /// If a file is missing or malformed, the method or one of its options is not supported, or the
 /// tensors are not exactly those the adapter needs on this model.
-pub fn load(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAdapter> {
+pub fn load(folder: &Path, config: &ModelConfig, dtype: DType) -> Result<LoadedAdapter> {
+    load_with(folder, &config.sites(), Some(config), dtype)
+}
+
+/// [`load`] for a model of which only the layers are known, so that nothing may be trained beside them.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_unbound(folder: &Path, sites: &[SiteShape], dtype: DType) -> Result<LoadedAdapter> {
+    load_with(folder, sites, None, dtype)
+}
+
+fn load_with(
+    folder: &Path,
+    sites: &[SiteShape],
+    model: Option<&ModelConfig>,
+    dtype: DType,
+) -> Result<LoadedAdapter> {
     let path = stored_tensors(folder);
     let config = read_config(folder)?;
     let tensors = decode(&path, dtype)?;
     let targets = every_layer_of(&config);
     let options = options_of(folder, config, &tensors)?;
     let options = options.as_stored().unwrap_or(options);
-    let tuned = attach(&path, options.as_ref(), tensors, sites, dtype)?;
+    let tuned = attach_layers(&path, options.as_ref(), tensors, sites, model, dtype)?;
     check_targets(&path, &targets, tuned.as_ref(), sites)?;
     Ok(LoadedAdapter { tuned, metadata: read_metadata(folder)? })
 }
@@ -444,11 +469,24 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn attach(
     path: &Path,
     options: &dyn MethodOptions,
-    mut tensors: TensorMap,
-    sites: &[SiteShape],
+    tensors: TensorMap,
+    config: &ModelConfig,
     dtype: DType,
 ) -> Result<Box<dyn Tuned>> {
-    let named: BTreeSet<Site> = tensors.keys().filter_map(|name| site_of(name)).collect();
+    attach_layers(path, options, tensors, &config.sites(), Some(config), dtype)
+}
+
+/// [`attach`] for a model of these layers; without `model` nothing may be trained beside them.
+pub(crate) fn attach_layers(
+    path: &Path,
+    options: &dyn MethodOptions,
+    mut tensors: TensorMap,
+    sites: &[SiteShape],
+    model: Option<&ModelConfig>,
+    dtype: DType,
+) -> Result<Box<dyn Tuned>> {
+    let of = if options.replaces_weights() { site_of } else { updated_site };
+    let named: BTreeSet<Site> = tensors.keys().filter_map(|name| of(name)).collect();
     let whole = options.whole_model();
     let wanted: Vec<SiteShape> =
         sites.iter().copied().filter(|shape| whole || named.contains(&shape.site)).collect();
@@ -469,7 +507,13 @@ pub fn attach(
         }
         _ => format!("`{name}` {:?} is not used by this method", tensor.shape()),
     }));
-    if named.is_empty() && !whole && mismatches.is_empty() {
+    mismatches.extend(match model {
+        Some(config) => tuned.belong_to(config).err().unwrap_or_default(),
+        None => Vec::from_iter(tuned.beside_layers().map(|more| {
+            format!("trains {more} beside its layers, so the base model is needed too")
+        })),
+    });
+    if tuned.trainables().is_empty() && !whole && mismatches.is_empty() {
         mismatches.push("holds no tensor of a layer".to_owned());
     }
     if mismatches.is_empty() {
@@ -553,7 +597,8 @@ mod tests {
                 config[option] = value;
             }
             let folder = folder(&config, tensors);
-            let error = load(folder.path(), &sites(), DType::F32).err().unwrap().to_string();
+            let error =
+                load_unbound(folder.path(), &sites(), DType::F32).err().unwrap().to_string();
             assert!(error.contains("holds 8 numbers"), "{config}: {error}");
         }
     }
@@ -569,7 +614,7 @@ mod tests {
                    "prefix_projection": true, "encoder_hidden_size": 1_u64 << 40}),
         ] {
             let folder = folder(&config, &tensors);
-            let loaded = load(folder.path(), &sites(), DType::F32).unwrap();
+            let loaded = load_unbound(folder.path(), &sites(), DType::F32).unwrap();
             assert_eq!(loaded.tuned.tensors().len(), 1, "{config}");
         }
     }

@@ -17,6 +17,7 @@ pub mod merge;
 mod method;
 pub mod methods;
 mod options;
+mod patterns;
 mod random;
 mod section;
 mod targets;

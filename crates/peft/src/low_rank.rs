@@ -7,6 +7,7 @@
 
 mod balance;
 mod dora;
+mod ends;
 mod files;
 mod fold;
 pub(crate) mod layout;
@@ -15,7 +16,10 @@ mod spec;
 mod start;
 
 pub(crate) use balance::{Balance, Penalty};
-pub(crate) use spec::{DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope};
+pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved};
+pub(crate) use spec::{
+    DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
+};
 pub(crate) use start::Start;
 
 use crate::error::{Error, Fault, Result};
@@ -25,12 +29,13 @@ use crate::trainable::{Role, Trainable};
 use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
 use balance::Balancer;
 use dora::Magnitude;
+use ends::Ends;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::low_rank::{Mask, Output};
+use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput};
 use hydralora_kernels::{DType, Var};
 use hydralora_model::adapter::{
-    self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Pass, Site, SiteShape,
-    Update,
+    self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer,
+    Pass, Site, SiteShape, TensorSite, Update,
 };
 use router::{Block, RouterWeights};
 use start::{Draw, Pair, StartStrategy};
@@ -39,6 +44,7 @@ use std::collections::BTreeMap;
 /// The tensors of a linear layer.
 struct Layer {
     shape: SiteShape,
+    size: Size,
     /// `[r, in]`, or `[N·r, in]` when every expert has its own; a file holds those one by one.
     a: Trainable,
     /// `[out, N·r]`; a file holds the heads one by one.
@@ -49,20 +55,22 @@ struct Layer {
 
 impl Layer {
     /// A fresh layer; `start` draws its `A` and `B`.
-    fn new(shape: SiteShape, draw: Draw, start: &mut dyn StartStrategy) -> Self {
-        let Draw { spec, dtype, seed } = draw;
+    fn new(shape: SiteShape, draw: &Draw, start: &mut dyn StartStrategy) -> Self {
+        let &Draw { ref spec, dtype, seed } = draw;
+        let size = spec.sizes.at(shape.site);
         let SiteShape { site, in_features, out_features } = shape;
         let [a, b] = start.draw(shape);
         let router = spec.mixing.router(RouterScope::Linear).map(|kind| {
             let inputs = match kind.route_on {
                 RouteOn::X => in_features,
-                RouteOn::A => spec.num_a() * spec.rank,
+                RouteOn::A => spec.num_a() * size.rank,
             };
             let extents = [spec.num_experts, inputs];
             RouterWeights::new(&site.to_string(), extents, kind.bias, dtype, seed)
         });
         Self {
             shape,
+            size,
             a: Trainable::new(format!("{site}.lora_A.weight"), Role::A, a),
             b: Trainable::new(format!("{site}.lora_B.weight"), Role::B, b),
             magnitude: spec.decomposed.then(|| Magnitude::new(site, out_features, dtype)),
@@ -92,6 +100,7 @@ pub(crate) struct LowRankAdapter {
     blocks: BTreeMap<Block, RouterWeights>,
     start: Box<dyn StartStrategy>,
     balancer: Option<Balancer>,
+    ends: Ends,
 }
 
 impl LowRankAdapter {
@@ -104,10 +113,12 @@ impl LowRankAdapter {
         seed: u64,
     ) -> Self {
         let draw = Draw { spec, dtype, seed };
-        let mut start = spec.start.strategy(draw);
-        let layer = |&shape: &SiteShape| (shape.site, Layer::new(shape, draw, start.as_mut()));
+        let mut start = draw.spec.start.strategy(draw.clone());
+        let layer = |&shape: &SiteShape| (shape.site, Layer::new(shape, &draw, start.as_mut()));
         let layers = sites.iter().map(layer).collect();
-        Self { options, spec, layers, blocks: block_routers(sites, draw), start, balancer: None }
+        let blocks = block_routers(sites, &draw);
+        let ends = Ends::new(&draw.spec, dtype, seed);
+        Self { options, spec: draw.spec, layers, blocks, start, balancer: None, ends }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
@@ -156,15 +167,15 @@ impl LowRankAdapter {
             b: layer.b.var().clone(),
             num_experts: self.spec.num_experts,
             gates,
-            scale: self.spec.scale,
+            scale: layer.size.scale,
             mask: self.mask(site, pass),
         }
     }
 }
 
 /// Fresh routers of the blocks that `sites` belong to, if routers serve blocks.
-fn block_routers(sites: &[SiteShape], draw: Draw) -> BTreeMap<Block, RouterWeights> {
-    let Draw { spec, dtype, seed } = draw;
+fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeights> {
+    let &Draw { ref spec, dtype, seed } = draw;
     let mut routers = BTreeMap::new();
     let Some(kind) = spec.mixing.router(RouterScope::Block) else { return routers };
     for &shape in sites {
@@ -185,12 +196,24 @@ impl Adapter for LowRankAdapter {
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
         match self.layers.get(&site) {
-            None => Update::None,
+            None => self.ends.update(site).unwrap_or(Update::None),
             Some(layer) if layer.magnitude.is_some() || self.taken_out(site).is_some() => {
                 Update::Custom(self)
             }
             Some(layer) => Update::LowRank(self.low_rank(layer, pass)),
         }
+    }
+
+    fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
+        self.ends.embed(tokens, frozen)
+    }
+
+    fn tensor<'a>(&'a self, site: TensorSite, frozen: &'a Var) -> &'a Var {
+        self.ends.tensor(site, frozen)
+    }
+
+    fn output(&self, hidden: &Var, layer: OutputLayer<'_>, pass: &Pass<'_>) -> Output<'_> {
+        self.ends.output(hidden, layer, pass)
     }
 
     fn block_router(&self, site: Site) -> Option<model::Router> {
@@ -217,7 +240,7 @@ impl CustomLinear for LowRankAdapter {
             return magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some());
         }
         let Some(less) = self.taken_out(site) else { return frozen.forward(x) };
-        let Output { y, gates } = self.start.layer(x, frozen, &update, less);
+        let LayerOutput { y, gates } = self.start.layer(x, frozen, &update, less);
         if let Some(gates) = &gates {
             pass.report_gates(site, gates);
         }
@@ -235,15 +258,15 @@ impl TrainHooks for LowRankAdapter {
             }
             if let Some(magnitude) = &mut layer.magnitude {
                 let (a, b) = (layer.a.parameter.value(), layer.b.parameter.value());
-                magnitude.measure(frozen, a, b, self.spec.scale);
+                magnitude.measure(frozen, a, b, layer.size.scale);
             }
         }
-        Ok(())
+        self.ends.start_from(base)
     }
 
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         let mut magnitudes = self.layers.values().filter_map(|layer| layer.magnitude.as_ref());
-        if self.start.waits() || magnitudes.any(Magnitude::waits) {
+        if self.start.waits() || self.ends.waits() || magnitudes.any(Magnitude::waits) {
             let message = "starts from the base model's weights, which were not given";
             return Err(Error::Options { faults: vec![Fault::new("method", message)] });
         }

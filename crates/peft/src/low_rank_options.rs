@@ -36,6 +36,19 @@ macro_rules! low_rank_options {
             dropout: f64,
             /// The layers to change.
             targets: crate::targets::Targets,
+            /// Other ranks for some of them, by patterns of their names.
+            rank_pattern: crate::patterns::Patterns<usize>,
+            /// Other numerators of the scale, likewise.
+            alpha_pattern: crate::patterns::Patterns<f64>,
+            /// Modules of which whole copies are trained: norms, `embed_tokens`, `lm_head`.
+            modules_to_save: Vec<String>,
+            /// Tokens whose rows of the embedding are trained.
+            trainable_token_indices: Option<crate::low_rank::TokenIndices>,
+            /// Keep a tied output layer the embedding when that is in `modules_to_save`.
+            ensure_weight_tying: bool,
+            /// The start that a file named.
+            #[serde(skip)]
+            start_as_read: Option<serde_json::Value>,
             $($(#[$field_meta])* $field: $type,)*
         }
 
@@ -47,6 +60,12 @@ macro_rules! low_rank_options {
                     use_rslora: false,
                     dropout: 0.0,
                     targets: crate::targets::Targets::One($targets.to_owned()),
+                    rank_pattern: crate::patterns::Patterns::default(),
+                    alpha_pattern: crate::patterns::Patterns::default(),
+                    modules_to_save: Vec::new(),
+                    trainable_token_indices: None,
+                    ensure_weight_tying: false,
+                    start_as_read: None,
                     $($field: $default,)*
                 }
             }
@@ -60,13 +79,30 @@ macro_rules! low_rank_options {
                     use_rslora: self.use_rslora,
                     dropout: self.dropout,
                     targets: self.targets.clone(),
+                    rank_pattern: self.rank_pattern.clone(),
+                    alpha_pattern: self.alpha_pattern.clone(),
+                    modules_to_save: self.modules_to_save.clone(),
+                    trainable_token_indices: self.trainable_token_indices.clone(),
+                    ensure_weight_tying: self.ensure_weight_tying,
+                    start: self.start_as_read.clone(),
                 }
             }
 
             fn with_keys(self, keys: crate::options::LoraConfigKeys) -> Self {
-                let crate::options::LoraConfigKeys { rank, alpha, use_rslora, dropout, targets } =
-                    keys;
-                Self { rank, alpha, use_rslora, dropout, targets, ..self }
+                Self {
+                    rank: keys.rank,
+                    alpha: keys.alpha,
+                    use_rslora: keys.use_rslora,
+                    dropout: keys.dropout,
+                    targets: keys.targets,
+                    rank_pattern: keys.rank_pattern,
+                    alpha_pattern: keys.alpha_pattern,
+                    modules_to_save: keys.modules_to_save,
+                    trainable_token_indices: keys.trainable_token_indices,
+                    ensure_weight_tying: keys.ensure_weight_tying,
+                    start_as_read: keys.start,
+                    ..self
+                }
             }
 
             fn targets(&self) -> &crate::targets::Targets {
@@ -147,10 +183,19 @@ impl<O: LowRankOptions> MethodOptions for O {
         let spec = self.spec();
         let num_a = if spec.own_a { spec.num_experts } else { 1 };
         let of_site = |shape: &SiteShape| {
-            let a = product(&[num_a, spec.rank, shape.in_features.max(1)]);
-            a.saturating_add(product(&[spec.num_experts, spec.rank, shape.out_features.max(1)]))
+            let rank = spec.sizes.at(shape.site).rank;
+            let a = product(&[num_a, rank, shape.in_features.max(1)]);
+            a.saturating_add(product(&[spec.num_experts, rank, shape.out_features.max(1)]))
         };
         sites.iter().map(of_site).fold(0, usize::saturating_add)
+    }
+
+    fn select(&self, sites: &[SiteShape]) -> Result<Vec<SiteShape>> {
+        Shared::targets(self).layers().select(sites)
+    }
+
+    fn check_layers(&self, sites: &[SiteShape]) -> Result<()> {
+        self.keys().check_layers(sites)
     }
 
     fn router_clusters(&self) -> Option<usize> {
@@ -179,6 +224,17 @@ impl<O: LowRankOptions> Described for O {
     fn faults(&self) -> Vec<Fault> {
         let keys = self.keys();
         let mut faults = check_common(keys.rank, keys.alpha, keys.dropout, &keys.targets);
+        faults.extend(keys.pattern_faults("method."));
+        faults.extend(keys.end_faults("method."));
+        let ends = keys.targets.ends();
+        if !ends.is_empty() && !self.spec().takes_pairs() {
+            let message = format!(
+                "{} get a single pair A, B with the usual start and scale; expected `name: lora` without \
+                 use_dora and another init_lora_weights, or modules_to_save",
+                ends.join(" and ")
+            );
+            faults.push(Fault::new("method.targets", message));
+        }
         faults.extend(self.num_experts().and_then(check_experts));
         faults.extend(self.own_faults());
         faults
@@ -186,7 +242,7 @@ impl<O: LowRankOptions> Described for O {
 
     /// The number of experts is `lora_nums`, as the published code calls it.
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, O::OWN_KEYS)?;
+        let keys = LoraConfigKeys::read(config, O::OWN_KEYS, true)?;
         let own: Map<String, Value> = (O::OWN_KEYS.iter())
             .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))

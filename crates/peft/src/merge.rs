@@ -237,9 +237,15 @@ impl Merge<'_> {
 }
 
 /// An adapter ready to be folded.
-#[derive(Debug)]
 pub struct MergePlan<'a> {
     sites: BTreeMap<Site, Merge<'a>>,
+    tuned: &'a dyn Tuned,
+}
+
+impl fmt::Debug for MergePlan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MergePlan").field("sites", &self.sites).finish_non_exhaustive()
+    }
 }
 
 impl<'a> MergePlan<'a> {
@@ -258,7 +264,7 @@ impl<'a> MergePlan<'a> {
                 }
             }
         }
-        Ok(Self { sites })
+        Ok(Self { sites, tuned })
     }
 
     /// What happens at each layer that changes.
@@ -266,8 +272,14 @@ impl<'a> MergePlan<'a> {
         &self.sites
     }
 
+    /// Whether a tied output layer gets another weight than the embedding.
+    pub fn unties(&self) -> bool {
+        self.tuned.unties()
+    }
+
     /// What becomes of the base's tensor `name`, given in `f32`.
     pub fn edit(&self, name: &str, tensor: Tensor) -> Tensor {
+        let tensor = self.tuned.merge_tensor(name, tensor);
         let of = |suffix: &str| {
             let site = name.strip_suffix(suffix)?.parse::<Site>().ok()?;
             self.sites.get(&site)

@@ -45,6 +45,10 @@ pub trait MethodOptions: Send + Sync {
     fn whole_model(&self) -> bool {
         false
     }
+    /// Whether its tensors are the layers' own weights, under their names.
+    fn replaces_weights(&self) -> bool {
+        false
+    }
     /// The fewest numbers that a file of such an adapter on `sites` holds, as far as these options
     /// decide it.
     fn stored_numbers(&self, sites: &[SiteShape]) -> usize {
@@ -54,6 +58,21 @@ pub trait MethodOptions: Send + Sync {
     /// What a file of such an adapter can be built from, where that is less than what trains it.
     fn as_stored(&self) -> Option<Box<dyn MethodOptions>> {
         None
+    }
+    /// The layers of `sites` that the method changes, in order.
+    ///
+    /// # Errors
+    /// If a target matches nothing.
+    fn select(&self, sites: &[SiteShape]) -> Result<Vec<SiteShape>> {
+        self.targets().select(sites)
+    }
+    /// Checks what the options say of single layers, for the layers `sites` that they choose.
+    ///
+    /// # Errors
+    /// If something is said of no layer.
+    fn check_layers(&self, sites: &[SiteShape]) -> Result<()> {
+        let _ = sites;
+        Ok(())
     }
     /// The number of clusters of the training data that the routers start from; none where they
     /// start at random.

@@ -1,6 +1,7 @@
 //! Which linear layers a method changes.
 
 use crate::error::{Error, Result};
+use crate::low_rank::{EMBEDDING, HEAD};
 use hydralora_model::adapter::{Kind, Site, SiteShape};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -57,14 +58,39 @@ impl Targets {
         Ok(sites.iter().copied().filter(|shape| self.contain(shape)).collect())
     }
 
+    /// The entries without those that name the embedding or the output layer.
+    pub(crate) fn layers(&self) -> Targets {
+        let of_layer = |entry: &&String| end_of(entry).is_none();
+        Targets::Many(self.entries().iter().filter(of_layer).cloned().collect())
+    }
+
+    /// The ends that entries name.
+    pub(crate) fn ends(&self) -> Vec<&'static str> {
+        self.entries().iter().filter_map(|entry| end_of(entry)).collect()
+    }
+
+    /// Whether an entry names that end.
+    pub(crate) fn name_end(&self, end: &str) -> bool {
+        self.ends().contains(&end)
+    }
+
     /// Whether any entry means this layer.
     pub(crate) fn contain(&self, shape: &SiteShape) -> bool {
         self.entries().iter().any(|entry| matches(entry, shape))
     }
 }
 
+/// The embedding or the output layer, where that is what an entry names.
+fn end_of(entry: &str) -> Option<&'static str> {
+    match entry {
+        "embed_tokens" | EMBEDDING => Some(EMBEDDING),
+        HEAD => Some(HEAD),
+        _ => None,
+    }
+}
+
 /// The last parts of the layers' names, each once, in order.
-fn modules(sites: &[SiteShape]) -> Vec<&'static str> {
+pub(crate) fn modules(sites: &[SiteShape]) -> Vec<&'static str> {
     let mut found = Vec::new();
     for shape in sites {
         let module = shape.site.linear.module();

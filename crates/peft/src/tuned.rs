@@ -10,7 +10,7 @@ use crate::targets::module_names;
 use crate::trainable::{TensorMap, Trainable};
 use hydralora_kernels::{Gradients, Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape};
-use hydralora_model::{Decoder, Tokenizer};
+use hydralora_model::{Decoder, ModelConfig, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,6 +110,15 @@ pub trait Persist: Parameters {
         config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
         config
     }
+    /// Makes sure that what was loaded fits a model of these dimensions, as far as it is no matter of
+    /// single linear layers.
+    ///
+    /// # Errors
+    /// Every tensor that does not.
+    fn belong_to(&mut self, config: &ModelConfig) -> Result<(), Vec<String>> {
+        let _ = config;
+        Ok(())
+    }
     /// What a checkpoint must hold beside the tensors so that training goes on bit for bit.
     fn state(&self) -> TensorMap {
         TensorMap::new()
@@ -161,6 +170,20 @@ pub trait Mergeable: Adapter {
     fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
         let _guard = no_grad();
         Merge::of(site, self.update(site, 0, &Pass::inference()), gates)
+    }
+    /// What becomes of the base's tensor `name`, in `f32`, beside that; of a tied output layer too, which
+    /// comes as the embedding's weight.
+    fn merge_tensor(&self, name: &str, tensor: Tensor) -> Tensor {
+        let _ = name;
+        tensor
+    }
+    /// Whether a tied output layer gets another weight than the embedding.
+    fn unties(&self) -> bool {
+        false
+    }
+    /// What it changes that is no linear layer inside the decoder's, in words.
+    fn beside_layers(&self) -> Option<String> {
+        None
     }
 }
 

@@ -60,7 +60,7 @@ pub fn evaluate(
         let pass = Pass::inference().observed_by(&log).of_sequences(&batch.offsets, &batch.domains);
         let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
         let hidden = decoder.hidden(packed, adapter, &pass)?;
-        let found = decoder.loss_with(adapter, &hidden, &batch.labels, 1.0);
+        let found = decoder.loss_with(adapter, &hidden, &batch.labels, 1.0, &pass);
         for (&row, loss) in found.rows.iter().zip(&found.token_losses) {
             let sum = &mut sums[of_token[row] as usize];
             sum.0 += loss;

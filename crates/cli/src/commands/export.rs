@@ -46,7 +46,7 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
                 };
                 MergePlan::new(tuned.as_ref(), &[any], &Gates::Uniform)?;
             }
-            (io::load(folder, &shapes, DType::F32)?, shapes)
+            (io::load_unbound(folder, &shapes, DType::F32)?, shapes)
         }
     };
     if arguments.form != ExportForm::HydraloraOfficial {

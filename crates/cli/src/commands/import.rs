@@ -121,7 +121,7 @@ fn from_official(
         Some(source) => load_on(source, folder)?,
         None => {
             let tensors = io::decode(&io::stored_tensors(folder), DType::F32)?;
-            io::load(folder, &shapes_in(&tensors), DType::F32)?
+            io::load_unbound(folder, &shapes_in(&tensors), DType::F32)?
         }
     };
     let base = config.get("base_model_name_or_path").and_then(Value::as_str);

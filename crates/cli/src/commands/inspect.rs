@@ -74,7 +74,7 @@ fn logits(
     if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
         tokens.insert(0, bos);
     }
-    let load = |folder: &PathBuf| io::load(folder, &decoder.sites(), decoder.dtype());
+    let load = |folder: &PathBuf| io::load(folder, decoder.config(), decoder.dtype());
     let mut loaded = arguments.adapter.as_ref().map(load).transpose()?;
     if let Some(loaded) = &mut loaded {
         domain::choose(loaded.tuned.as_mut(), arguments.domain.as_deref())?;
@@ -143,7 +143,7 @@ fn adapter(
     let mut value = json!({"options": recipe, "base_model": base});
     match opened {
         Some((source, decoder)) => {
-            let loaded = io::load(folder, &decoder.sites(), decoder.dtype())?;
+            let loaded = io::load(folder, decoder.config(), decoder.dtype())?;
             if let Some(metadata) = &metadata {
                 let identity = &source.identity;
                 io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;

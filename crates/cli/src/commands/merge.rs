@@ -58,6 +58,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         chat_template: metadata.and_then(|metadata| metadata.chat_template.as_deref()),
         name: &name,
         edit: &|name, tensor| plan.edit(name, tensor),
+        untie: plan.unties(),
     };
     match format {
         ModelFormat::Hf => saving.folder(&arguments.out)?,

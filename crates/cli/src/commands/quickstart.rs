@@ -203,7 +203,7 @@ fn lora_rank_of_equal_size(base: &Base, hydra: &Value) -> anyhow::Result<usize> 
         let options = methods::find(name)?
             .read_recipe(&options)
             .map_err(|faults| hydralora_peft::Error::Options { faults })?;
-        let sites = options.targets().select(&base.decoder.sites())?;
+        let sites = options.select(&base.decoder.sites())?;
         let tuned = options.build(&sites, hydralora_kernels::DType::F32, 0);
         Ok(hydralora_peft::count(tuned.as_ref()).values().sum())
     };

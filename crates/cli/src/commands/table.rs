@@ -99,7 +99,7 @@ fn parameters_on(
         // One layer is enough: all are alike.
         let mut layer = config.sites();
         layer.retain(|shape| shape.site.layer == 0);
-        (options.targets().select(&layer)?, config.num_hidden_layers)
+        (options.select(&layer)?, config.num_hidden_layers)
     };
     let tuned = options.build(&sites, DType::F32, 0);
     let counted = Parameters::of(0, tuned.as_ref());

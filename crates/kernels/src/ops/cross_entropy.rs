@@ -18,6 +18,7 @@ use crate::ops::rows::select_rows;
 use crate::ops::softcap::{Softcap, softcap};
 use crate::simd::{self, vectorize};
 use crate::tensor::{Tensor, TensorElement};
+pub use adapted::adapted_cross_entropy;
 use hydralora_runtime::{chunks_mut, map};
 
 /// Rows whose logits are held at once where all of them are.
@@ -192,6 +193,7 @@ fn cross_entropy(
     CrossEntropy { loss, rows, token_losses }
 }
 
+mod adapted;
 mod columns;
 mod streamed;
 mod transposed;

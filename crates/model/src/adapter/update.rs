@@ -22,6 +22,32 @@ pub enum Update<'a> {
     Custom(&'a dyn CustomLinear),
 }
 
+/// The base's output layer.
+#[derive(Clone, Copy)]
+pub struct OutputLayer<'a> {
+    /// Its weight `[vocab_size, hidden_size]`.
+    pub frozen: &'a FrozenLinear,
+    /// Whether that is the embedding's too.
+    pub is_tied: bool,
+}
+
+/// What an adapter does to the output layer `l = W₀ h`.
+pub enum Output<'a> {
+    /// Nothing.
+    Frozen,
+    /// Computes with another weight `[vocab_size, hidden_size]`.
+    Replace(&'a Var),
+    /// Adds `z Bᵀ` to the logits.
+    Add {
+        /// What to compute with instead of `W₀`.
+        layer: Option<&'a FrozenLinear>,
+        /// `[T, k]`, computed from the hidden states.
+        z: Var,
+        /// `[vocab_size, k]`.
+        b: Var,
+    },
+}
+
 /// A side of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {

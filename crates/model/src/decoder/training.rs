@@ -120,7 +120,7 @@ impl MicroBatch<'_> {
         let hidden = self.decoder.final_norm(&h, &self.run.adapters);
         check_finite(hidden.value())?;
         let found: CrossEntropy =
-            self.decoder.loss_with(adapter, &hidden, &self.rows.labels, self.factor);
+            self.decoder.loss_with(adapter, &hidden, &self.rows.labels, self.factor, pass);
         let loss = found.loss.value().item();
         Ok(match (self.added)(pass) {
             Some(term) => {

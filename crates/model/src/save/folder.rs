@@ -42,7 +42,10 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             Some(from) => carried_config(&from.join("config.json"), name)?,
             None => None,
         };
-        let config = carried.unwrap_or_else(|| saving.source.config.to_json(name));
+        let mut config = carried.unwrap_or_else(|| saving.source.config.to_json(name));
+        if saving.unties() {
+            untie(&mut config);
+        }
         write_json(&folder.join("config.json"), &config)?;
         match &from {
             Some(from) => {
@@ -74,6 +77,13 @@ fn beside(path: &Path) -> PathBuf {
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     Ok(fs_err::write(path, format!("{value:#}\n"))?)
+}
+
+/// Says that the output layer has a weight of its own.
+fn untie(config: &mut Value) {
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert("tie_word_embeddings".to_owned(), json!(false));
+    }
 }
 
 fn carried_config(path: &Path, dtype: &str) -> Result<Option<Value>> {

@@ -32,7 +32,12 @@ pub struct Saving<'a> {
     pub name: &'a str,
     /// Gives what to write for the tensor of a Hugging Face name, `f32` in its own shape.
     pub edit: &'a dyn Fn(&str, Tensor) -> Tensor,
+    /// Whether a tied output layer gets a weight of its own, which is edited from the embedding's.
+    pub untie: bool,
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 impl fmt::Debug for Saving<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,17 +66,28 @@ impl Saving<'_> {
         gguf::write(self, out)
     }
 
-    /// Names of the tensors the decoder computes with, sorted.
+    /// Names of the tensors to write, those the decoder computes with, sorted.
     fn names(&self) -> impl Iterator<Item = &str> {
         let tied = self.source.config.tie_word_embeddings;
-        self.source.weights.names().filter(move |name| {
-            let repeated = tied && *name == "lm_head.weight";
+        let own = self.source.weights.names().filter(move |name| {
+            let repeated = tied && *name == HEAD;
             !repeated && !crate::weights::is_derived(name)
-        })
+        });
+        self.unties().then_some(HEAD).into_iter().chain(own)
+    }
+
+    /// Whether the output layer was tied and no longer is.
+    fn unties(&self) -> bool {
+        self.untie && self.source.config.tie_word_embeddings
+    }
+
+    /// The tensor of the source that `name` is made of.
+    fn origin<'b>(&self, name: &'b str) -> &'b str {
+        if self.unties() && name == HEAD { EMBEDDING } else { name }
     }
 
     fn shape(&self, name: &str) -> &[usize] {
-        self.source.weights.describe(name).map_or(&[], |(shape, _)| shape)
+        self.source.weights.describe(self.origin(name)).map_or(&[], |(shape, _)| shape)
     }
 
     /// The changed tensor `name` plus `shift`, its rows reordered by `order`, as bytes of `format`.
@@ -83,7 +99,7 @@ impl Saving<'_> {
         shift: f32,
     ) -> Result<Vec<u8>> {
         let shape = self.shape(name).to_vec();
-        let values = self.source.weights.take_f32(name, &shape)?;
+        let values = self.source.weights.take_f32(self.origin(name), &shape)?;
         let mut tensor = (self.edit)(name, Tensor::new(values, &shape));
         let path = self.source.weights.path();
         if tensor.shape() != shape {

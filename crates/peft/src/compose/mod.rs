@@ -84,7 +84,7 @@ pub static COMPOSITIONS: &[&dyn Composition] = &[
 pub fn compose(way: &dyn Composition, loras: &[Lora], options: &ComposeOptions) -> Result<Lora> {
     check(way, loras, options)?;
     let all: BTreeSet<Site> = loras.iter().flat_map(|lora| lora.sites.keys().copied()).collect();
-    let mut sites = BTreeMap::new();
+    let mut sites: BTreeMap<Site, Pair> = BTreeMap::new();
     for site in all {
         let parts: Vec<Part<'_>> = loras
             .iter()
@@ -96,8 +96,9 @@ pub fn compose(way: &dyn Composition, loras: &[Lora], options: &ComposeOptions) 
             .collect();
         sites.insert(site, way.pair(site, &parts, options));
     }
-    let rank = sites.values().map(|pair: &Pair| pair.a.rows()).max().unwrap_or(0);
-    let sites = sites.into_iter().map(|(site, pair)| (site, widened(pair, rank))).collect();
+    let rank = sites.values().map(|pair| pair.a.rows()).max().unwrap_or(0);
+    // For layers that fewer LoRAs have.
+    sites.values_mut().for_each(|pair| pair.widen(rank));
     let mut composed = Lora {
         path: PathBuf::new(),
         rank,
@@ -156,23 +157,6 @@ fn same_rank(name: &str, loras: &[Lora]) -> Result<()> {
             ),
         }),
     }
-}
-
-/// The same pair with rows and columns of zeros up to `rank`, for layers that fewer LoRAs have.
-fn widened(pair: Pair, rank: usize) -> Pair {
-    let own = pair.a.rows();
-    if own == rank {
-        return pair;
-    }
-    let (inputs, outputs) = (pair.a.cols(), pair.b.rows());
-    let mut a = pair.a.to_f32();
-    a.resize(rank * inputs, 0.0);
-    let mut b = Vec::with_capacity(outputs * rank);
-    for row in pair.b.to_f32().chunks_exact(own.max(1)) {
-        b.extend_from_slice(row);
-        b.resize(b.len() + rank - own, 0.0);
-    }
-    Pair { a: Tensor::new(a, [rank, inputs]), b: Tensor::new(b, [outputs, rank]) }
 }
 
 /// Both factors put through `combine`, which gets the tensors and their weights: `√|w s|` for either

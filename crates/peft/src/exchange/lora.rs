@@ -4,6 +4,7 @@
 use super::shapes_in;
 use crate::error::{Error, Result};
 use crate::io::{self, Metadata};
+use crate::low_rank::{Size, Sizes};
 use crate::merge::{Factors, Gates, Merge, MergePlan};
 use crate::methods;
 use crate::options;
@@ -23,6 +24,26 @@ pub struct Pair {
     pub a: Tensor,
     /// `[out, r]`.
     pub b: Tensor,
+}
+
+impl Pair {
+    /// Adds rows and columns of zeros up to `rank`.
+    pub(crate) fn widen(&mut self, rank: usize) {
+        let (own, inputs, outputs) = (self.a.rows(), self.a.cols(), self.b.rows());
+        if own >= rank {
+            return;
+        }
+        let mut a = self.a.to_f64();
+        a.resize(rank * inputs, 0.0);
+        let values = self.b.to_f64();
+        let mut b = Vec::with_capacity(outputs * rank);
+        for row in 0..outputs {
+            b.extend_from_slice(&values[row * own..(row + 1) * own]);
+            b.resize((row + 1) * rank, 0.0);
+        }
+        self.a = Tensor::from_f64(self.a.dtype(), &a, [rank, inputs]);
+        self.b = Tensor::from_f64(self.b.dtype(), &b, [outputs, rank]);
+    }
 }
 
 /// A LoRA: `y = W0 x + scale · B A x` at some layers, tensors in `f32`.
@@ -47,7 +68,7 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Reads a LoRA's folder.
+    /// Reads a LoRA's folder. Layers of several ranks or scales are brought to one.
     ///
     /// # Errors
     /// If it is not a plain LoRA, or something in it is malformed or not supported.
@@ -67,14 +88,16 @@ impl Lora {
                 message: format!("is no plain LoRA ({found}); expected one"),
             });
         }
-        let number = |key: &str| options.get(key).and_then(Value::as_f64).unwrap_or_default();
-        let rank = number("r") as usize;
+        let keys = options::LoraConfigKeys::read(&options, &["use_dora"], true)
+            .map_err(|faults| Error::Options { faults })?;
+        let sizes = Sizes::of(&keys);
         let path = io::stored_tensors(folder);
         let mut tensors = io::decode(&path, DType::F32)?;
         let shapes = shapes_in(&tensors);
         let mut mismatches = Vec::new();
-        let mut sites = BTreeMap::new();
+        let (mut sites, mut scales) = (BTreeMap::new(), BTreeMap::new());
         for SiteShape { site, in_features, out_features } in shapes {
+            let Size { rank, scale } = sizes.at(site);
             let mut take = |part: &str, shape: [usize; 2]| {
                 let name = format!("{site}.{part}.weight");
                 crate::trainable::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
@@ -83,6 +106,7 @@ impl Lora {
                 (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
             if let (Some(a), Some(b)) = (a, b) {
                 sites.insert(site, Pair { a, b });
+                scales.insert(site, scale);
             }
         }
         mismatches.extend(tensors.keys().map(|name| format!("`{name}` is not LoRA's")));
@@ -94,11 +118,19 @@ impl Lora {
             return Err(Error::Tensors { path, mismatches });
         }
         let base = config.get("base_model_name_or_path").and_then(Value::as_str);
+        let one_size = sites.keys().all(|&site| sizes.at(site) == sizes.general());
+        let (rank, alpha, use_rslora) = match one_size {
+            true => (keys.rank, keys.alpha, keys.use_rslora),
+            false => {
+                let (rank, scale) = even_out(&mut sites, &scales);
+                (rank, scale * rank as f64, false)
+            }
+        };
         Ok(Self {
             path: folder.to_path_buf(),
             rank,
-            alpha: number("lora_alpha"),
-            use_rslora: options.get("use_rslora") == Some(&json!(true)),
+            alpha,
+            use_rslora,
             sites,
             target_modules: config.get("target_modules").cloned().unwrap_or(Value::Null),
             base_model: base.unwrap_or_default().to_owned(),
@@ -118,8 +150,15 @@ impl Lora {
         gates: &Gates,
         compact: bool,
     ) -> Result<Self> {
+        if let Some(more) = tuned.beside_layers() {
+            let reason = format!(
+                "it trains {more} beside its layers, which a LoRA of layers has no place for; merge it \
+                 into the base instead"
+            );
+            return Err(Error::CannotMerge { reason });
+        }
         let plan = MergePlan::new(tuned, all, gates)?;
-        let (mut sites, mut scales) = (BTreeMap::new(), Vec::new());
+        let (mut sites, mut scales) = (BTreeMap::new(), BTreeMap::new());
         for (&site, merge) in plan.sites() {
             let Merge::Delta(factors) = merge else {
                 let reason = format!(
@@ -129,18 +168,11 @@ impl Lora {
                 return Err(Error::CannotMerge { reason });
             };
             let (a, b) = if compact { factors.compact() } else { factors.stacked() };
-            scales.push(factors.scale);
+            scales.insert(site, factors.scale);
             let pair = Pair { a: a.to_dtype(DType::F32), b: b.to_dtype(DType::F32) };
             sites.insert(site, pair);
         }
-        let rank = sites.values().map(|pair: &Pair| pair.a.rows()).max().unwrap_or(0);
-        let scale = scales.first().copied().unwrap_or(1.0);
-        if scales.iter().any(|other| *other != scale)
-            || sites.values().any(|pair| pair.a.rows() != rank)
-        {
-            let reason = "its layers differ in rank or scale, which one LoRA cannot say";
-            return Err(Error::CannotMerge { reason: reason.to_owned() });
-        }
+        let (rank, scale) = even_out(&mut sites, &scales);
         let names = module_names(&sites.keys().copied().collect::<Vec<_>>(), all);
         Ok(Self {
             path: PathBuf::new(),
@@ -179,7 +211,7 @@ impl Lora {
             .read_peft(&config)
             .map_err(|faults| Error::Options { faults })?;
         let tensors = self.tensors().into_iter().map(|(name, t)| (name, t.to_dtype(dtype)));
-        io::attach(&self.path, options.as_ref(), tensors.collect(), all, dtype)
+        io::attach_layers(&self.path, options.as_ref(), tensors.collect(), all, None, dtype)
     }
 
     /// The `adapter_config.json`.
@@ -188,8 +220,7 @@ impl Lora {
             rank: self.rank,
             alpha: self.alpha,
             use_rslora: self.use_rslora,
-            dropout: 0.0,
-            targets: crate::targets::Targets::default(),
+            ..options::LoraConfigKeys::default()
         };
         let mut config = keys.write("LORA");
         config.insert("target_modules".to_owned(), self.target_modules.clone());
@@ -243,6 +274,21 @@ impl Lora {
             metadata
         });
     }
+}
+
+/// Gives all pairs the largest rank and the first scale, doing what they did: with rows and columns of
+/// zeros, and the rest of each scale in `B`.
+fn even_out(sites: &mut BTreeMap<Site, Pair>, scales: &BTreeMap<Site, f64>) -> (usize, f64) {
+    let rank = sites.values().map(|pair| pair.a.rows()).max().unwrap_or(0);
+    let scale = scales.values().next().copied().unwrap_or(1.0);
+    for (site, pair) in sites {
+        let own = scales.get(site).copied().unwrap_or(scale);
+        if own != scale {
+            pair.b.scale(own / scale);
+        }
+        pair.widen(rank);
+    }
+    (rank, scale)
 }
 
 /// Reads several LoRAs that were trained on the same base.

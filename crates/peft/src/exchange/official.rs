@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 /// Options that the published code has one fixed value for.
-fn fixed() -> [(&'static str, Value); 7] {
+fn fixed() -> [(&'static str, Value); 9] {
     [
         ("gate", json!("softmax")),
         ("route_on", json!("x")),
@@ -22,6 +22,8 @@ fn fixed() -> [(&'static str, Value); 7] {
         ("use_rslora", json!(false)),
         // The published code has no place for what another start takes out of the weight.
         ("init_lora_weights", json!("kaiming")),
+        ("rank_pattern", json!({})),
+        ("alpha_pattern", json!({})),
     ]
 }
 
@@ -48,6 +50,11 @@ pub fn write_official(
         }
     }
     if !faults.is_empty() {
+        return Err(Error::Options { faults });
+    }
+    if let Some(more) = tuned.beside_layers() {
+        let message = format!("it trains {more}, for which the published code has no place");
+        let faults = vec![Fault::new("modules_to_save", message)];
         return Err(Error::Options { faults });
     }
     let mut config = Map::new();

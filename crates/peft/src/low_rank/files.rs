@@ -9,6 +9,7 @@ use crate::targets::module_names;
 use crate::trainable::{Role, TensorMap, Trainable, load_by_name, take_tensor};
 use crate::tuned::{Mergeable, Parameters, Persist};
 use hydralora_kernels::Tensor;
+use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
 use serde_json::{Map, Value, json};
 
@@ -39,19 +40,22 @@ impl Parameters for LowRankAdapter {
 
     fn trainables(&self) -> Vec<&Trainable> {
         let layers = self.layers.values().flat_map(|layer| layer.trainables());
-        layers.chain(self.blocks.values().flat_map(|router| router.trainables())).collect()
+        let blocks = self.blocks.values().flat_map(|router| router.trainables());
+        layers.chain(blocks).chain(self.ends.trainables()).collect()
     }
 
     fn trainables_mut(&mut self) -> Vec<&mut Trainable> {
         let layers = self.layers.values_mut().flat_map(|layer| layer.trainables_mut());
-        layers.chain(self.blocks.values_mut().flat_map(|router| router.trainables_mut())).collect()
+        let blocks = self.blocks.values_mut().flat_map(|router| router.trainables_mut());
+        layers.chain(blocks).chain(self.ends.trainables_mut()).collect()
     }
 
     fn export(&self, pick: &dyn Fn(&Trainable) -> Tensor) -> TensorMap {
         let whole = self.trainables().into_iter().filter(|trainable| is_whole(trainable));
         let mut map: TensorMap = whole.map(|t| (t.parameter.name().to_owned(), pick(t))).collect();
-        let (spec, rank) = (self.spec, self.spec.rank);
+        let spec = &self.spec;
         for (&site, layer) in &self.layers {
+            let rank = layer.size.rank;
             let a = pick(&layer.a);
             for expert in 0..spec.num_a() {
                 map.insert(a_name(spec, site, expert), rows(&a, expert * rank, rank));
@@ -61,6 +65,7 @@ impl Parameters for LowRankAdapter {
                 map.insert(head_name(spec, site, head), head_columns(&b, head, rank));
             }
         }
+        self.ends.export(pick, &mut map);
         map
     }
 }
@@ -69,8 +74,9 @@ impl Persist for LowRankAdapter {
     fn load(&mut self, tensors: &mut TensorMap) -> Result<(), Vec<String>> {
         let whole = self.trainables_mut().into_iter().filter(|trainable| is_whole(trainable));
         let mut faults = load_by_name(whole, tensors).err().unwrap_or_default();
-        let (spec, rank) = (self.spec, self.spec.rank);
+        let spec = &self.spec;
         for (&site, layer) in &mut self.layers {
+            let rank = layer.size.rank;
             let SiteShape { in_features, out_features, .. } = layer.shape;
             for expert in 0..spec.num_a() {
                 let name = a_name(spec, site, expert);
@@ -90,12 +96,14 @@ impl Persist for LowRankAdapter {
                 magnitude.loaded();
             }
         }
+        faults.extend(self.ends.load(tensors));
         or_faults(faults)
     }
 
     fn file_tensors(&self) -> TensorMap {
         let mut map = self.tensors();
         self.start.to_file(&mut map, &self.layers);
+        self.ends.to_file(&mut map);
         map
     }
 
@@ -103,14 +111,21 @@ impl Persist for LowRankAdapter {
         let mut faults = self.load(tensors).err().unwrap_or_default();
         let shapes = self.shapes();
         faults.extend(self.start.load_file(tensors, &shapes));
+        self.ends.load_file(tensors);
         or_faults(faults)
     }
 
     fn peft_config(&self, all: &[SiteShape]) -> Map<String, Value> {
         let mut config = self.options().to_peft();
-        config.insert("target_modules".to_owned(), json!(module_names(&self.sites(), all)));
+        let mut targets = module_names(&self.sites(), all);
+        targets.extend(self.ends.targets().into_iter().map(str::to_owned));
+        config.insert("target_modules".to_owned(), json!(targets));
         self.start.to_config(&mut config);
         config
+    }
+
+    fn belong_to(&mut self, config: &ModelConfig) -> Result<(), Vec<String>> {
+        or_faults(self.ends.belong_to(config))
     }
 
     fn state(&self) -> TensorMap {
@@ -125,6 +140,22 @@ impl Persist for LowRankAdapter {
 
 impl Mergeable for LowRankAdapter {
     fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
-        self.fold(site, gates)
+        match self.ends.update(site).filter(|_| !self.layers.contains_key(&site)) {
+            // As a tensor of the base; see `merge_tensor`.
+            Some(_) => Merge::Unchanged,
+            None => self.fold(site, gates),
+        }
+    }
+
+    fn merge_tensor(&self, name: &str, tensor: Tensor) -> Tensor {
+        self.ends.merge(name, tensor)
+    }
+
+    fn unties(&self) -> bool {
+        self.ends.unties()
+    }
+
+    fn beside_layers(&self) -> Option<String> {
+        self.ends.in_words()
     }
 }

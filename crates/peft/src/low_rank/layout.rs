@@ -5,7 +5,7 @@ use super::{HeadNames, LowRankSpec};
 use hydralora_kernels::{Tensor, dispatch};
 use hydralora_model::adapter::Site;
 
-pub(super) fn head_name(spec: LowRankSpec, site: Site, head: usize) -> String {
+pub(super) fn head_name(spec: &LowRankSpec, site: Site, head: usize) -> String {
     match spec.names {
         HeadNames::Single => format!("{site}.lora_B.weight"),
         HeadNames::Numbered => format!("{site}.lora_B{head}.weight"),
@@ -17,7 +17,7 @@ pub(super) fn start_names(site: Site) -> [String; 2] {
     ["A", "B"].map(|part| format!("{site}.lora_{part}_start.weight"))
 }
 
-pub(super) fn a_name(spec: LowRankSpec, site: Site, expert: usize) -> String {
+pub(super) fn a_name(spec: &LowRankSpec, site: Site, expert: usize) -> String {
     if spec.own_a {
         format!("{site}.lora_A{expert}.weight")
     } else {

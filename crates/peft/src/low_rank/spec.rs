@@ -1,7 +1,10 @@
 //! What decides the shape and the computation of a [`LowRankAdapter`](super::LowRankAdapter).
 
+use super::ends::{EMBEDDING, EndsSpec, HEAD};
 use super::start::Start;
 use crate::options::{self, LoraConfigKeys};
+use crate::patterns::Patterns;
+use hydralora_model::adapter::Site;
 use serde::{Deserialize, Serialize};
 
 /// What the router reads.
@@ -83,14 +86,63 @@ pub(crate) enum HeadNames {
     Numbered,
 }
 
-/// Everything that decides the shape and the computation of a [`LowRankAdapter`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LowRankSpec {
+/// Rank of a layer's pair and the factor on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Size {
     pub(crate) rank: usize,
+    pub(crate) scale: f64,
+}
+
+/// What the sizes of layers follow from.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    rank: usize,
+    alpha: f64,
+    use_rslora: bool,
+    rank_pattern: Patterns<usize>,
+    alpha_pattern: Patterns<f64>,
+}
+
+impl Sizes {
+    /// Those of these options.
+    pub(crate) fn of(keys: &LoraConfigKeys) -> Self {
+        Self {
+            rank: keys.rank,
+            alpha: keys.alpha,
+            use_rslora: keys.use_rslora,
+            rank_pattern: keys.rank_pattern.clone(),
+            alpha_pattern: keys.alpha_pattern.clone(),
+        }
+    }
+
+    /// The size of layers that no pattern names.
+    pub(crate) fn general(&self) -> Size {
+        let scale = options::scale(self.alpha, self.rank, self.use_rslora);
+        Size { rank: self.rank, scale }
+    }
+
+    /// The size of the layer at `site`.
+    pub(crate) fn at(&self, site: Site) -> Size {
+        self.named(&site.to_string())
+    }
+
+    /// The size of the module of that name.
+    fn named(&self, name: &str) -> Size {
+        let rank = self.rank_pattern.find(name).copied().unwrap_or(self.rank);
+        let alpha = self.alpha_pattern.find(name).copied().unwrap_or(self.alpha);
+        Size { rank, scale: options::scale(alpha, rank, self.use_rslora) }
+    }
+}
+
+/// Everything that decides the shape and the computation of a [`LowRankAdapter`].
+#[derive(Clone, Debug)]
+pub(crate) struct LowRankSpec {
+    pub(crate) sizes: Sizes,
+    /// What is trained beside the layers.
+    pub(crate) ends: EndsSpec,
     pub(crate) num_experts: usize,
     /// Whether every expert has an `A` of its own.
     pub(crate) own_a: bool,
-    pub(crate) scale: f64,
     pub(crate) dropout: f64,
     pub(crate) dropout_mask: DropoutMask,
     pub(crate) mixing: Mixing,
@@ -103,11 +155,12 @@ pub(crate) struct LowRankSpec {
 impl LowRankSpec {
     /// Plain LoRA with these options.
     pub(crate) fn of(keys: &LoraConfigKeys) -> Self {
+        let sizes = Sizes::of(keys);
         Self {
-            rank: keys.rank,
+            ends: EndsSpec::of(keys, [EMBEDDING, HEAD].map(|end| sizes.named(end))),
+            sizes,
             num_experts: 1,
             own_a: false,
-            scale: options::scale(keys.alpha, keys.rank, keys.use_rslora),
             dropout: keys.dropout,
             dropout_mask: DropoutMask::Shared,
             mixing: Mixing::Sum,
@@ -115,6 +168,12 @@ impl LowRankSpec {
             start: Start::Kaiming,
             decomposed: false,
         }
+    }
+
+    /// Whether what the method computes at a layer is a single pair, as it can be at the ends too.
+    pub(crate) fn takes_pairs(&self) -> bool {
+        let single = self.num_experts == 1 && self.names == HeadNames::Single;
+        single && !self.decomposed && self.start == Start::Kaiming
     }
 
     /// How many `A` a site has.

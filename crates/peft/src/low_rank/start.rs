@@ -104,7 +104,7 @@ impl StartStrategy for Kaiming {
 }
 
 /// What the tensors of fresh layers are drawn by.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Draw {
     pub(super) spec: LowRankSpec,
     pub(super) dtype: DType,
@@ -114,31 +114,32 @@ pub(super) struct Draw {
 impl Draw {
     /// Draws `A` Kaiming-uniform and leaves `B` zero.
     fn kaiming(&self, shape: SiteShape) -> [Tensor; 2] {
-        let Self { spec, dtype, seed } = *self;
+        let &Self { ref spec, dtype, seed } = self;
+        let rank = spec.sizes.at(shape.site).rank;
         let inputs = shape.in_features;
         let a = self.each_a(shape, &|name| {
-            uniform(seed, name, kaiming_bound(inputs), dtype, [spec.rank, inputs])
+            uniform(seed, name, kaiming_bound(inputs), dtype, [rank, inputs])
         });
-        [a, Tensor::zeros(dtype, [shape.out_features, spec.num_experts * spec.rank])]
+        [a, Tensor::zeros(dtype, [shape.out_features, spec.num_experts * rank])]
     }
 
     /// Draws every `A: [r, in]` of a layer by its name in a file and puts them one below the other.
     fn each_a(&self, shape: SiteShape, draw: &dyn Fn(&str) -> Tensor) -> Tensor {
-        let spec = self.spec;
-        let mut all = Tensor::zeros(self.dtype, [spec.num_a() * spec.rank, shape.in_features]);
+        let (spec, rank) = (&self.spec, self.spec.sizes.at(shape.site).rank);
+        let mut all = Tensor::zeros(self.dtype, [spec.num_a() * rank, shape.in_features]);
         for expert in 0..spec.num_a() {
-            set_rows(&mut all, expert * spec.rank, &draw(&a_name(spec, shape.site, expert)));
+            set_rows(&mut all, expert * rank, &draw(&a_name(spec, shape.site, expert)));
         }
         all
     }
 
     /// Draws every head `[out, r]` of a layer by its name in a file and puts them side by side.
     fn each_head(&self, shape: SiteShape, draw: &dyn Fn(&str) -> Tensor) -> Tensor {
-        let spec = self.spec;
-        let mut all = Tensor::zeros(self.dtype, [shape.out_features, spec.num_experts * spec.rank]);
+        let (spec, rank) = (&self.spec, self.spec.sizes.at(shape.site).rank);
+        let mut all = Tensor::zeros(self.dtype, [shape.out_features, spec.num_experts * rank]);
         for head in 0..spec.num_experts {
             let drawn = draw(&head_name(spec, shape.site, head));
-            set_head_columns(&mut all, head, spec.rank, &drawn);
+            set_head_columns(&mut all, head, rank, &drawn);
         }
         all
     }
@@ -212,9 +213,9 @@ impl TakenOut {
     /// Takes what [`export`](Self::export) gave for the layers `shapes` out of `tensors`; gives every
     /// fault.
     fn load(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape], draw: &Draw) -> Vec<String> {
-        let rank = draw.spec.rank;
         let mut faults = Vec::new();
         for shape in shapes {
+            let rank = draw.spec.sizes.at(shape.site).rank;
             let [a, b] = start_names(shape.site);
             let a = take_tensor(tensors, &a, &[rank, shape.in_features], &mut faults);
             let b = take_tensor(tensors, &b, &[shape.out_features, rank], &mut faults);

@@ -153,7 +153,7 @@ impl Described for Options {
         let mut common = config.clone();
         common.insert("r".to_owned(), json!(options.init_r));
         let pattern = common.remove("rank_pattern");
-        let keys = LoraConfigKeys::read(&common, &[])?;
+        let keys = LoraConfigKeys::read(&common, &[], false)?;
         let mut faults = Vec::new();
         if keys.use_rslora {
             faults.push(Fault::new("use_rslora", "`true` is not supported here"));
@@ -219,6 +219,7 @@ impl MethodOptions for Options {
             use_rslora: false,
             dropout: self.dropout,
             targets: self.targets.clone(),
+            ..LoraConfigKeys::default()
         }
         .write("ADALORA");
         let recipe = self.to_recipe();

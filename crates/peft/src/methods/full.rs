@@ -17,7 +17,9 @@ use crate::tuned::{
 use hydralora_kernels::ops::embedding::embedding;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, Pass, Site, SiteShape, TensorSite, Update};
+use hydralora_model::adapter::{
+    Adapter, Output, OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
+};
 use hydralora_model::durable::write_file;
 use hydralora_model::{ModelConfig, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -85,6 +87,10 @@ impl MethodOptions for Options {
 
     fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    fn replaces_weights(&self) -> bool {
+        true
     }
 
     fn build(&self, sites: &[SiteShape], _dtype: DType, _seed: u64) -> Box<dyn Tuned> {
@@ -164,11 +170,12 @@ impl Adapter for FullModel {
     }
 
     /// Without a weight of its own the output layer is the embedding.
-    fn head(&self) -> Option<&Var> {
+    fn output(&self, _: &Var, _: OutputLayer<'_>, _: &Pass<'_>) -> Output<'_> {
         if self.frozen.contains_key(HEAD) {
-            return None;
+            return Output::Frozen;
         }
-        self.var(HEAD).or_else(|| self.var(EMBEDDING))
+        let weight = self.var(HEAD).or_else(|| self.var(EMBEDDING));
+        weight.map_or(Output::Frozen, Output::Replace)
     }
 }
 

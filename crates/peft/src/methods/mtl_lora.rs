@@ -103,14 +103,14 @@ impl Described for Options {
     }
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, &[])?;
+        let keys = LoraConfigKeys::read(config, &[], false)?;
         let own: Map<String, Value> = OWN_KEYS
             .into_iter()
             .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
             .collect();
         let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
-        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets } = keys;
+        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } = keys;
         let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
         let mut faults = options.faults();
         // The layers are taken from the tensors.
@@ -131,6 +131,7 @@ impl MethodOptions for Options {
             use_rslora: self.use_rslora,
             dropout: self.dropout,
             targets: self.targets.clone(),
+            ..LoraConfigKeys::default()
         };
         let mut config = keys.write(Self::PEFT_TYPE);
         config.insert("lora_nums".to_owned(), json!(self.num_experts));

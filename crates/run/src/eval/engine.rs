@@ -192,8 +192,9 @@ impl<'a> Engine<'a> {
                 last += 1;
             }
             let packed = Packed { tokens: &tokens, offsets: &offsets };
-            let hidden = self.decoder.hidden(packed, self.adapter, &Pass::inference())?;
-            let found = self.decoder.loss_with(self.adapter, &hidden, &labels, 1.0);
+            let pass = Pass::inference();
+            let hidden = self.decoder.hidden(packed, self.adapter, &pass)?;
+            let found = self.decoder.loss_with(self.adapter, &hidden, &labels, 1.0, &pass);
             for (&row, loss) in found.rows.iter().zip(&found.token_losses) {
                 out[owner[row]].0 += loss;
                 out[owner[row]].1 += 1;

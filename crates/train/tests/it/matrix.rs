@@ -3,6 +3,7 @@
 mod batches;
 mod domains;
 mod merge;
+mod options;
 
 use hydralora_data::{DataReport, Dataset, Example, Examples};
 use hydralora_kernels::ops::dropout::mix;
@@ -49,7 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let full = |options| Case { method: "full", options, start: Start::Same, learning_rate: 1e-3 };
     let prompt =
         |method, options| Case { method, options, start: Start::Other, learning_rate: 2e-2 };
-    vec![
+    let mut cases = vec![
         low_rank("lora", json!({})),
         low_rank("lora", json!({"dropout": 0.1, "targets": "qv", "use_rslora": true})),
         rounded("lora", json!({"use_dora": true, "rank": 4})),
@@ -137,7 +138,9 @@ pub(crate) fn cases() -> Vec<Case> {
         prompt("prefix-tuning", json!({"num_virtual_tokens": 5})),
         prompt("prefix-tuning", json!({"num_virtual_tokens": 5, "init": "zero"})),
         prompt("prefix-tuning", json!({"num_virtual_tokens": 5, "projection": true})),
-    ]
+    ];
+    cases.extend(options::cases());
+    cases
 }
 
 struct Model {
@@ -198,7 +201,7 @@ impl Model {
     }
 
     fn build(&self, options: &dyn MethodOptions) -> Box<dyn Tuned> {
-        let sites = options.targets().select(&self.decoder.sites()).unwrap();
+        let sites = options.select(&self.decoder.sites()).unwrap();
         let mut tuned = options.build(&sites, self.decoder.dtype(), 7);
         let base = Base { decoder: &self.decoder, tokenizer: &self.source.tokenizer };
         tuned.start_from(&base).unwrap();
@@ -430,11 +433,11 @@ fn training_lowers_the_loss_resumes_bit_for_bit_and_leaves_the_base_alone() {
             let text = "Ann has a red car.";
             let ids = |model: &Model| model.source.tokenizer.encode(text).unwrap();
             assert_eq!(ids(&opened), ids(&model), "{name}");
-            let refused = io::load(&saved, &model.decoder.sites(), DType::F32).err().unwrap();
+            let refused = io::load(&saved, model.decoder.config(), DType::F32).err().unwrap();
             assert!(refused.to_string().contains("give it as the model"), "{refused}");
             continue;
         }
-        let mut loaded = io::load(&saved, &model.decoder.sites(), DType::F32).unwrap().tuned;
+        let mut loaded = io::load(&saved, model.decoder.config(), DType::F32).unwrap().tuned;
         // The domains of the data, which a file does not know.
         let plan = TrainingPlan { total_steps: STEPS, domains: &model.dataset.domains };
         loaded.begin(&plan).unwrap();
@@ -704,7 +707,7 @@ fn a_run_that_cannot_be_what_the_options_need_is_refused() {
     let refusal = |method: &str, options: Value| {
         let options = methods::find(method).unwrap().read_recipe(options.as_object().unwrap());
         let options = options.unwrap();
-        let sites = options.targets().select(&model.decoder.sites()).unwrap();
+        let sites = options.select(&model.decoder.sites()).unwrap();
         let mut tuned = options.build(&sites, DType::F32, 1);
         let plan = TrainingPlan { total_steps: 10, domains: &model.dataset.domains };
         tuned.begin(&plan).unwrap_err().to_string()
@@ -746,7 +749,7 @@ fn adalora_reads_files_that_hold_only_the_kept_rows() {
         let tensors =
             parts.into_iter().map(|(name, t)| (format!("{site}.{name}"), t.clone())).collect();
         let path = Path::new("adapter");
-        io::attach(path, options.as_ref(), tensors, &model.decoder.sites(), DType::F32).unwrap()
+        io::attach(path, options.as_ref(), tensors, model.decoder.config(), DType::F32).unwrap()
     };
     let pruned = model.logits(read(&a, &e, &b).as_adapter());
     // The same with the row between them at a singular value of zero.

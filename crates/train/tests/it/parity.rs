@@ -267,7 +267,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
         true => read("adapter.safetensors"),
         false => decoder.named_weights(),
     };
-    let attached = io::attach(&reference.path, options.as_ref(), start, &decoder.sites(), dtype);
+    let attached = io::attach(&reference.path, options.as_ref(), start, decoder.config(), dtype);
     let mut tuned = attached.unwrap();
     let curve = reference.curve();
     let domains = tuned.as_domain_aware().map_or(Vec::new(), |aware| aware.domains().to_vec());
@@ -295,7 +295,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
     reference.check_logits(decoder, tuned.as_ref(), "the start");
     let folder = reference.path.join("peft_format");
     if folder.join(io::TENSOR_FILE).exists() {
-        let loaded = io::load(&folder, &decoder.sites(), dtype).unwrap();
+        let loaded = io::load(&folder, decoder.config(), dtype).unwrap();
         reference.check_logits(decoder, loaded.tuned.as_ref(), "PEFT's own folder");
         // Written again, it holds the same tensors under PEFT's names.
         let again = tempfile::tempdir().unwrap();
@@ -425,7 +425,7 @@ fn pissa_starts_and_converts_as_peft_does() {
         "init_lora_weights": "pissa",
     });
     let options = methods::find("lora").unwrap().read_recipe(section.as_object().unwrap()).unwrap();
-    let sites = options.targets().select(&decoder.sites()).unwrap();
+    let sites = options.select(&decoder.sites()).unwrap();
     let tokenizer = source_of_any_tokenizer().tokenizer;
     let mut tuned = options.build(&sites, DType::F64, 0);
     tuned.start_from(&Base { decoder: &decoder, tokenizer: &tokenizer }).unwrap();
@@ -476,7 +476,7 @@ fn pissa_starts_and_converts_as_peft_does() {
         assert_eq!(written[key], theirs[key], "{key}");
     }
     // PEFT's conversion, read here, is the same model.
-    let loaded = io::load(&folder.join("converted"), &decoder.sites(), DType::F64).unwrap();
+    let loaded = io::load(&folder.join("converted"), decoder.config(), DType::F64).unwrap();
     let (ours, _) = reference.loss(&decoder, tuned.as_ref(), false);
     let (theirs, _) = reference.loss(&decoder, loaded.tuned.as_ref(), false);
     assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");

@@ -115,7 +115,7 @@ fn adapter(base: &Base) -> anyhow::Result<Box<dyn Tuned>> {
     let Some((_, method)) = read_method(Some(&section), &mut faults) else {
         return Err(bad_input(format!("hydralora: {faults:?}")));
     };
-    let sites = method.targets().select(&base.decoder.sites())?;
+    let sites = method.select(&base.decoder.sites())?;
     let mut tuned = method.build(&sites, base.decoder.dtype(), 41);
     for trainable in tuned.trainables_mut() {
         let value = trainable.parameter.value_mut();

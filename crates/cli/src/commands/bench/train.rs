@@ -133,7 +133,7 @@ impl Contender {
         let mut tuned = None;
         if let Some(method) = &method.options {
             let all = base.decoder.sites();
-            let sites = if method.whole_model() { all } else { method.targets().select(&all)? };
+            let sites = if method.whole_model() { all } else { method.select(&all)? };
             refuse_larger_than_memory(method.as_ref(), &sites)?;
             let mut fresh = method.build(&sites, base.decoder.dtype(), 41);
             fresh.start_from(&hydralora_peft::Base {

@@ -36,8 +36,8 @@ impl StartStrategy for Pissa {
     }
 
     fn start_from(&mut self, site: Site, frozen: &FrozenLinear) -> Result<Option<[Tensor; 2]>> {
-        let (spec, dtype) = (self.draw.spec, self.draw.dtype);
-        let found = principal(&frozen.dense_weight(), spec.rank, spec.scale);
+        let (size, dtype) = (self.draw.spec.sizes.at(site), self.draw.dtype);
+        let found = principal(&frozen.dense_weight(), size.rank, size.scale);
         let [a, b] = found.ok_or_else(|| {
             let message = format!("pissa: the singular values of {site}.weight were not found");
             Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] }
@@ -64,7 +64,7 @@ impl StartStrategy for Pissa {
     }
 
     fn to_file(&self, map: &mut TensorMap, layers: &BTreeMap<Site, Layer>) {
-        let spec = self.draw.spec;
+        let spec = &self.draw.spec;
         for (&site, less) in self.taken_out.iter() {
             let Some(layer) = layers.get(&site) else { continue };
             let [a, b] = less.joined(&layer.a.var().detach(), &layer.b.var().detach());
@@ -78,15 +78,29 @@ impl StartStrategy for Pissa {
             return;
         }
         // Twice the rank at the same scale.
-        let rank = 2 * self.draw.spec.rank;
         let stabilised = config.get("use_rslora") == Some(&json!(true));
-        let per_rank = if stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        config.insert("r".to_owned(), json!(rank));
-        config.insert("lora_alpha".to_owned(), whole_if_possible(self.draw.spec.scale * per_rank));
+        let alphas = if stabilised { 2f64.sqrt() } else { 2.0 };
+        for (key, factor) in
+            [("r", 2.0), ("rank_pattern", 2.0), ("lora_alpha", alphas), ("alpha_pattern", alphas)]
+        {
+            match config.get_mut(key) {
+                Some(Value::Object(patterns)) => {
+                    patterns.values_mut().for_each(|value| multiply(value, factor));
+                }
+                Some(value) => multiply(value, factor),
+                None => {}
+            }
+        }
     }
 
     fn load_state(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
         self.taken_out.load(tensors, shapes, &self.draw)
+    }
+}
+
+fn multiply(value: &mut Value, factor: f64) {
+    if let Some(number) = value.as_f64() {
+        *value = whole_if_possible(factor * number);
     }
 }
 

@@ -26,21 +26,22 @@ impl Rlora {
 
 impl StartStrategy for Rlora {
     fn draw(&mut self, shape: SiteShape) -> [Tensor; 2] {
-        let Draw { spec, dtype, seed } = self.draw;
+        let &Draw { ref spec, dtype, seed } = &self.draw;
         let SiteShape { site, in_features, out_features } = shape;
+        let rank = spec.sizes.at(site).rank;
         // Normal numbers of variance 1/width, times r^¼ / √γ.
-        let shrunk = (spec.rank as f64).powf(0.25) / GAMMA.sqrt();
+        let shrunk = (rank as f64).powf(0.25) / GAMMA.sqrt();
         let a = self.draw.each_a(shape, &|name| {
             let deviation = kaiming_bound(in_features) * shrunk;
-            normal(seed, name, deviation, dtype, [spec.rank, in_features])
+            normal(seed, name, deviation, dtype, [rank, in_features])
         });
         let b = self.draw.each_head(shape, &|name| {
             let deviation = shrunk / (out_features as f64).sqrt();
-            normal(seed, name, deviation, dtype, [out_features, spec.rank])
+            normal(seed, name, deviation, dtype, [out_features, rank])
         });
-        let mut mean = Tensor::zeros(dtype, [out_features, spec.rank]);
+        let mut mean = Tensor::zeros(dtype, [out_features, rank]);
         for head in 0..spec.num_experts {
-            mean.add_assign(&head_columns(&b, head, spec.rank));
+            mean.add_assign(&head_columns(&b, head, rank));
         }
         mean.scale(1.0 / spec.num_experts as f64);
         self.taken_out.insert(site, Pair::less(&a, &mean, dtype));
