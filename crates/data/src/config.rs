@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::catalogue::{self, NamedSource};
 use crate::error::Result;
@@ -33,6 +34,13 @@ pub struct DataConfig {
     /// A built-in chat template's name or a jinja file; none means the model's own.
     #[serde(default)]
     pub template: Option<String>,
+    /// Arguments of the chat template beside those of the conversation, as the keywords of
+    /// `apply_chat_template` in `transformers`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_arguments: Map<String, Value>,
+    /// Short for the template argument `enable_thinking`; none leaves it to the template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<bool>,
     /// Whether prompts are trained too; otherwise only answers are.
     #[serde(default)]
     pub train_on_prompt: bool,
@@ -155,6 +163,31 @@ impl fmt::Display for Fault {
     }
 }
 
+/// The template argument that switches reasoning on and off in most models that can do both.
+pub const THINKING: &str = "enable_thinking";
+
+/// What is wrong with the name of a template argument, if anything is: names that are no jinja
+/// names, and what every conversation brings itself.
+pub fn template_argument_fault(name: &str) -> Option<String> {
+    let of_conversation = [
+        "messages",
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "tools",
+        "documents",
+        "continue_final_message",
+    ];
+    let letters = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    if name.is_empty() || !letters || name.starts_with(|c: char| c.is_numeric()) {
+        Some("is no name; expected letters, digits and `_`, such as `enable_thinking`".to_owned())
+    } else if of_conversation.contains(&name) {
+        Some("comes from the conversation and cannot be set".to_owned())
+    } else {
+        None
+    }
+}
+
 fn default_valid_fraction() -> f64 {
     0.05
 }
@@ -191,6 +224,8 @@ impl Default for DataConfig {
             valid_fraction: default_valid_fraction(),
             max_seq_len: default_max_seq_len(),
             template: None,
+            template_arguments: Map::new(),
+            thinking: None,
             train_on_prompt: false,
             overlong: Overlong::default(),
             shuffle: default_true(),
@@ -292,6 +327,31 @@ impl DataConfig {
         self.template.as_deref().map(|name| ChatTemplate::resolve(name, base_dir)).transpose()
     }
 
+    /// `template_arguments` with `thinking` among them.
+    pub fn all_template_arguments(&self) -> Map<String, Value> {
+        let mut arguments = self.template_arguments.clone();
+        if let Some(thinking) = self.thinking {
+            arguments.insert(THINKING.to_owned(), Value::from(thinking));
+        }
+        arguments
+    }
+
+    fn check_template(&self, base_dir: &Path, faults: &mut Vec<Fault>) {
+        if let Err(error) = self.resolve_template(base_dir) {
+            faults.push(Fault::new("data.template", error.to_string()));
+        }
+        let given = self.template_arguments.get(THINKING);
+        if self.thinking.is_some() && given.is_some() {
+            let message = format!("is given in `template_arguments` too, as `{THINKING}`");
+            faults.push(Fault::new("data.thinking", message));
+        }
+        for name in self.template_arguments.keys() {
+            if let Some(message) = template_argument_fault(name) {
+                faults.push(Fault::new(format!("data.template_arguments.{name}"), message));
+            }
+        }
+    }
+
     /// Everything wrong with the section, all at once; empty when nothing is. Relative paths are
     /// those of `base_dir`. File contents are not read, the template's excepted.
     pub fn validate(&self, base_dir: &Path) -> Vec<Fault> {
@@ -346,9 +406,7 @@ impl DataConfig {
                 faults.push(Fault::new(format!("data.overlap_check[{index}]"), message));
             }
         }
-        if let Err(error) = self.resolve_template(base_dir) {
-            faults.push(Fault::new("data.template", error.to_string()));
-        }
+        self.check_template(base_dir, &mut faults);
         faults
     }
 
@@ -450,6 +508,23 @@ mod tests {
         assert_eq!(parsed, expected);
         assert_eq!(parsed.weights(), [1.0]);
         assert_eq!(parsed.train[0].domain_name(), "x");
+    }
+
+    #[test]
+    fn template_arguments_are_checked() {
+        let json = r#"{"train": [], "thinking": false, "template_arguments": {"date": "x", "a b": 1,
+            "tools": [], "enable_thinking": true}}"#;
+        let config: DataConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.all_template_arguments()["enable_thinking"], false);
+        let faults = config.validate(Path::new(""));
+        let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
+        let at = "data.template_arguments.";
+        assert_eq!(
+            paths,
+            ["data.train", "data.thinking", &format!("{at}a b"), &format!("{at}tools")]
+        );
+        let written = serde_json::to_string(&DataConfig::default()).unwrap();
+        assert!(!written.contains("thinking") && !written.contains("template_arguments"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::store::{Counts, Entry, Examples, NewExample, Part, PartWriter, hash_f
 use crate::template::ChatTemplate;
 
 /// Changes whenever the same input could give other tokens than before.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// Everything to train and validate on.
 #[derive(Debug, Clone)]
@@ -102,6 +102,8 @@ impl Dataset {
             return Err(Error::Config(faults));
         }
         let template = config.resolve_template(base_dir)?.or_else(|| template.cloned());
+        let template =
+            template.map(|template| template.with_arguments(&config.all_template_arguments()));
         let encode = EncodeOptions {
             encoder,
             template: template.as_ref(),
@@ -215,7 +217,8 @@ fn cache_key(
         }).collect::<Vec<_>>(),
         "named": source.source, "format": source.format, "fields": source.fields,
         "limit": source.limit, "system": source.system, "domain": source.domain_name(),
-        "template": template, "date": dated.then_some(today),
+        "template": template, "arguments": encode.template.map(ChatTemplate::arguments),
+        "date": dated.then_some(today),
         "tokenizer": options.tokenizer, "probe": probe,
         "bos": encode.encoder.bos_token(), "eos": encode.encoder.eos_token(),
         "add_bos": encode.encoder.add_bos(), "max_seq_len": encode.max_seq_len,

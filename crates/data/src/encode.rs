@@ -23,6 +23,8 @@
 
 use std::ops::Range;
 
+use serde_json::{Map, Value};
+
 use crate::config::Overlong;
 use crate::error::{Error, Result};
 use crate::record::{Body, Message, Record};
@@ -145,13 +147,13 @@ pub fn encode_record(record: &Record, options: &EncodeOptions<'_>) -> Result<Enc
     let marked = match &record.body {
         Body::Chat(messages) => {
             let answers = || messages.iter().filter(|message| message.is_assistant());
-            if answers().next().is_none() || answers().any(|turn| turn.content.trim().is_empty()) {
+            if answers().next().is_none() || answers().any(Message::is_blank) {
                 return dropped(DropReason::EmptyAnswer);
             }
             let template = options
                 .template
                 .ok_or_else(|| Error::NoTemplate { path: record.location.path.clone() })?;
-            mark_chat(messages, template, options.encoder)
+            mark_chat(messages, &record.variables, template, options.encoder)
                 .map_err(|error| fail(error.to_string()))?
         }
         Body::Completion { prompt, completion } => {
@@ -234,13 +236,15 @@ fn tokenize(
 
 fn mark_chat(
     messages: &[Message],
+    variables: &Map<String, Value>,
     template: &ChatTemplate,
     encoder: &dyn TextEncoder,
 ) -> Result<Marked> {
     let bos = encoder.bos_token().map_or("", |(_, text)| text);
     let eos = encoder.eos_token().map_or("", |(_, text)| text);
-    let render =
-        |messages: &[Message], generate: bool| template.render(messages, generate, bos, eos);
+    let render = |messages: &[Message], generate: bool| {
+        template.render_with(messages, variables, generate, bos, eos)
+    };
     let text = render(messages, false)?;
     let mut spans = Vec::new();
     let mut untrained_turns = 0;
@@ -251,7 +255,8 @@ fn mark_chat(
         }
         match turn_span(&text, messages, index, &render) {
             Some(span) => {
-                endless = text[span.clone()].ends_with(message.content.trim_end());
+                let said = message.content.trim_end();
+                endless = !said.is_empty() && text[span.clone()].ends_with(said);
                 spans.push(span);
             }
             None => untrained_turns += 1,
@@ -297,7 +302,12 @@ fn turn_span(
                 Err(_) if index == 0 => 0,
                 Err(_) => return None,
             };
-            before + through[before..].find(messages[index].content.trim())?
+            // What a turn says before its text, reasoning, is looked for too.
+            let said = messages[index].reasoning().unwrap_or_default();
+            let texts = [said, &messages[index].content];
+            let found = texts.map(|text| Some(text.trim()).filter(|text| !text.is_empty()));
+            let found = found.into_iter().flatten();
+            before + found.filter_map(|text| through[before..].find(text)).min()?
         }
     };
     (start < through.len()).then_some(start..through.len())
@@ -313,7 +323,7 @@ mod tests {
 
     fn record(body: Body) -> Record {
         let location = Location { path: PathBuf::from("x.jsonl"), line: 3, record: None };
-        Record { location, row: 2, body, domain: None }
+        Record { location, row: 2, body, domain: None, variables: Map::new() }
     }
 
     fn encoder() -> ByteEncoder {

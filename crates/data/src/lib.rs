@@ -72,7 +72,9 @@ mod template;
 pub use batch::{Batch, Batches, Sampler, valid_batches};
 pub use byte_encoder::ByteEncoder;
 pub use catalogue::{Fetch, NamedSource, Shape, locate, named_sources};
-pub use config::{DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig};
+pub use config::{
+    DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig, THINKING, template_argument_fault,
+};
 pub use dataset::{Dataset, LoadOptions};
 pub use encode::{EncodeOptions, Encoded, Example, IGNORE_LABEL, TextEncoder, encode_record};
 pub use error::{Error, Location, Result};

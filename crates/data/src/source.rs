@@ -17,7 +17,7 @@ use crate::config::SourceConfig;
 use crate::error::{Error, Location, Result, excerpt};
 use crate::format::{self, Fields, Format};
 use crate::input::Input;
-use crate::layout::{self, Asked, Content, Raw};
+use crate::layout::{self, Asked, Content, Parsed, Raw};
 use crate::record::{Body, Message, Record};
 
 /// A file's records and the format they were read with.
@@ -256,13 +256,14 @@ impl Reading<'_> {
             .into_par_iter()
             .enumerate()
             .map(|(index, raw)| {
-                let (location, mut body, domain) = layout::parse(raw, format, fields)?;
+                let Parsed { location, mut body, domain, variables } =
+                    layout::parse(raw, format, fields)?;
                 if let (Body::Chat(messages), Some(system)) = (&mut body, system)
                     && messages.first().is_none_or(|first| first.role != "system")
                 {
                     messages.insert(0, Message::system(system));
                 }
-                Ok(Record { location, row: (first + index) as u32, body, domain })
+                Ok(Record { location, row: (first + index) as u32, body, domain, variables })
             })
             .collect();
         (self.handle)(records.into_iter().collect::<Result<_>>()?)

@@ -1,8 +1,10 @@
 //! `messages`: `{messages: [{role, content}, …]}`, as chat APIs write conversations.
 //!
-//! `content` is a string, or a list of `{type: "text", text}` parts that are joined.
+//! `content` is a string, or a list of `{type: "text", text}` parts that are joined; an assistant
+//! that only calls tools may have none. Everything else in a message (`tool_calls`,
+//! `reasoning_content`, `name`) is kept for the chat template.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{FieldFault, Fields, Format, describe};
 use crate::record::{Body, Message};
@@ -52,9 +54,19 @@ fn message(turn: &Fields<'_>) -> Result<Message, FieldFault> {
             };
             parts.iter().enumerate().map(text).collect::<Result<String, _>>()?
         }
+        None if calls(turn) => String::new(),
         _ => turn.text("content")?.to_owned(),
     };
-    Ok(Message::new(role, content))
+    let mut fields: Map<String, Value> = turn.others(&["role", "content"]);
+    if turn.get("content").is_none() {
+        fields.insert("content".to_owned(), Value::Null);
+    }
+    Ok(Message { fields, ..Message::new(role, content) })
+}
+
+/// Whether a turn does something without saying anything.
+fn calls(turn: &Fields<'_>) -> bool {
+    ["tool_calls", "function_call"].iter().any(|name| turn.get(name).is_some())
 }
 
 #[cfg(test)]
@@ -73,8 +85,29 @@ mod tests {
             ]}"#,
             &[],
         );
-        let expected = vec![Message::system("s"), Message::user("ab"), Message::assistant("c")];
+        let mut expected = vec![Message::system("s"), Message::user("ab"), Message::assistant("c")];
+        expected[2].fields.insert("weight".into(), 1.into());
         assert_eq!(body.unwrap(), Body::Chat(expected));
+    }
+
+    #[test]
+    fn calls_and_reasoning_are_kept_for_the_template() {
+        let body = parse(
+            &Messages,
+            r#"{"messages": [
+                {"role": "user", "content": "a", "name": null},
+                {"role": "assistant", "content": null, "tool_calls": [{"id": "c1"}], "reasoning": "b"}
+            ]}"#,
+            &[],
+        );
+        let Ok(Body::Chat(turns)) = body else { panic!("{body:?}") };
+        assert_eq!(turns[0], Message::user("a"));
+        assert!(!turns[1].is_blank());
+        let expected = serde_json::json!({
+            "thinking": "b", "role": "assistant", "tool_calls": [{"id": "c1"}], "reasoning": "b",
+            "reasoning_content": "b"
+        });
+        assert_eq!(turns[1].to_json(), expected);
     }
 
     #[test]

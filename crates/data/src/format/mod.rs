@@ -34,6 +34,12 @@ pub(crate) const AUTO: &str = "auto";
 /// The field any format takes a record's own domain from, if it is mapped.
 pub(crate) const DOMAIN: &str = "domain";
 
+/// The fields of a conversation's record that a chat template sees as they are.
+pub(crate) const TEMPLATE_LISTS: [&str; 2] = ["tools", "documents"];
+
+/// The field of a record with further arguments for its chat template, as TRL names it.
+pub(crate) const TEMPLATE_ARGUMENTS: &str = "chat_template_kwargs";
+
 /// How one kind of record is read.
 pub(crate) trait Format: Sync {
     /// The name in recipes.
@@ -219,6 +225,57 @@ impl<'a> Fields<'a> {
             }
         };
         items.iter().enumerate().map(object).collect()
+    }
+
+    /// All that is not null and not under one of these names.
+    pub(crate) fn others(&self, known: &[&'a str]) -> Map<String, Value> {
+        let used: Vec<&str> = known.iter().map(|field| self.name(field)).collect();
+        let left = self.object.iter();
+        let left = left.filter(|(name, value)| !value.is_null() && !used.contains(&name.as_str()));
+        left.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// What a chat template is to see beside the messages: `tools` and `documents`, each a list of
+    /// objects, and the entries of `chat_template_kwargs`. Each may be written as a text of JSON,
+    /// as files without nested types have it.
+    pub(crate) fn variables(&self) -> Result<Map<String, Value>, FieldFault> {
+        let parsed = |name: &'static str, expected: &str| -> Result<Option<Value>, FieldFault> {
+            let fault = |found: String| FieldFault::new(&self.full_name(name), expected, found);
+            match self.get(name) {
+                Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+                Some(Value::String(text)) => {
+                    let value = serde_json::from_str(text);
+                    value.map(Some).map_err(|_| fault(describe(&Value::from(text.as_str()))))
+                }
+                other => Ok(other.cloned()),
+            }
+        };
+        let mut variables = Map::new();
+        let options = "an object of template arguments";
+        match parsed(TEMPLATE_ARGUMENTS, options)? {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(object)) => variables = object,
+            Some(other) => {
+                let name = self.full_name(TEMPLATE_ARGUMENTS);
+                return Err(FieldFault::new(&name, options, describe(&other)));
+            }
+        }
+        for name in TEMPLATE_LISTS {
+            let list = "a list of objects, or JSON text of one";
+            match parsed(name, list)? {
+                None | Some(Value::Null) => {}
+                Some(Value::Array(items)) if items.iter().all(Value::is_object) => {
+                    // As in `transformers`, no tools are the same as an empty list of them.
+                    if !items.is_empty() {
+                        variables.insert(name.to_owned(), Value::Array(items));
+                    }
+                }
+                Some(other) => {
+                    return Err(FieldFault::new(&self.full_name(name), list, describe(&other)));
+                }
+            }
+        }
+        Ok(variables)
     }
 
     fn missing(&self, field: &'a str, expected: &str) -> FieldFault {

@@ -156,6 +156,14 @@ impl Content {
     }
 }
 
+/// A record that has been taken apart.
+pub(crate) struct Parsed {
+    pub(crate) location: Location,
+    pub(crate) body: Body,
+    pub(crate) domain: Option<String>,
+    pub(crate) variables: Map<String, Value>,
+}
+
 /// What a record says, with its own domain if a field for it is mapped.
 ///
 /// # Errors
@@ -164,7 +172,7 @@ pub(crate) fn parse(
     raw: Raw,
     format: &dyn Format,
     names: &BTreeMap<String, String>,
-) -> Result<(Location, Body, Option<String>)> {
+) -> Result<Parsed> {
     let Raw { location, content } = raw;
     let (object, shown) = content.object(&location)?;
     let fields = Fields::new(&object, names);
@@ -173,10 +181,14 @@ pub(crate) fn parse(
             true => Some(fields.text(format::DOMAIN)?.to_owned()),
             false => None,
         };
-        Ok((body, domain))
+        let variables = match body {
+            Body::Chat(_) => fields.variables()?,
+            _ => Map::new(),
+        };
+        Ok((body, domain, variables))
     });
     match parsed {
-        Ok((body, domain)) => Ok((location, body, domain)),
+        Ok((body, domain, variables)) => Ok(Parsed { location, body, domain, variables }),
         Err(fault) => Err(Error::Field {
             location: Box::new(location),
             field: fault.field,
