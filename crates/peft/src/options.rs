@@ -240,7 +240,7 @@ impl LoraConfigKeys {
         let mut faults = refuse_unless(config, REFUSED_UNLESS);
         faults.retain(|fault| {
             let field = fault.field.as_str();
-            !own.contains(&field) && !(of_family && OF_FAMILY.contains(&field))
+            !(own.contains(&field) || of_family && OF_FAMILY.contains(&field))
         });
         let start = config.get("init_lora_weights").filter(|_| !own.contains(&"init_lora_weights"));
         faults.extend(start.and_then(start_fault));
@@ -390,19 +390,28 @@ impl LoraConfigKeys {
             "lora_alpha": whole_if_possible(self.alpha),
             "lora_dropout": self.dropout,
             "use_rslora": self.use_rslora,
-            "rank_pattern": self.rank_pattern,
-            "alpha_pattern": whole_numbers(&self.alpha_pattern),
             "target_modules": self.targets.entries(),
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": self.start.unwrap_or(json!(true)),
             "modules_to_save": (!self.modules_to_save.is_empty()).then_some(self.modules_to_save),
-            "trainable_token_indices": self.trainable_token_indices,
-            "ensure_weight_tying": self.ensure_weight_tying,
         });
-        match value {
+        let mut map = match value {
             Value::Object(map) => map,
             _ => unreachable!("an object literal"),
-        }
+        };
+        // What is not used is not written: files stay those of earlier builds.
+        let mut used = |key: &str, value: Value, is_used: bool| {
+            if is_used {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        let (ranks, alphas) = (&self.rank_pattern, whole_numbers(&self.alpha_pattern));
+        used("rank_pattern", json!(ranks), ranks.iter().next().is_some());
+        used("alpha_pattern", json!(alphas), self.alpha_pattern.iter().next().is_some());
+        let tokens = self.trainable_token_indices;
+        used("trainable_token_indices", json!(tokens), tokens.is_some());
+        used("ensure_weight_tying", json!(true), self.ensure_weight_tying);
+        map
     }
 }

@@ -57,8 +57,7 @@ pub struct About {
 }
 
 /// What is compared for every family that is in the tests.
-pub(crate) const CHECKED: &str =
-    "logits, greedy text, gradients and 10 steps of adapters";
+pub(crate) const CHECKED: &str = "logits, greedy text, gradients and 10 steps of adapters";
 
 /// A model family.
 pub trait Family: Sync {

@@ -21,8 +21,7 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let text = |value: &str| Value::String(value.to_owned());
     let names = config.gguf_names();
     if !names.supported {
-        let message =
-            format!("models of the type `{}` are not written as GGUF", config.model_type);
+        let message = format!("models of the type `{}` are not written as GGUF", config.model_type);
         return Err(Error::Malformed { path: out.to_path_buf(), message });
     }
     writer.metadata("general.architecture", text(names.architecture));

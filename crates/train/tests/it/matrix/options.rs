@@ -49,11 +49,11 @@ pub(super) fn cases() -> Vec<Case> {
                 "alpha_pattern": {"embed_tokens": 2}, "use_rslora": true,
             }),
         ),
-        case("lora", json!({"trainable_token_indices": [400, 13, 261], "targets": "qv"})),
+        case("lora", json!({"trainable_token_indices": [302, 13, 261], "targets": "qv"})),
         case(
             "lora",
             json!({
-                "trainable_token_indices": {"embed_tokens": [400, 13], "lm_head": [411]},
+                "trainable_token_indices": {"embed_tokens": [302, 13], "lm_head": [265]},
                 "targets": "qv",
             }),
         ),
@@ -61,7 +61,7 @@ pub(super) fn cases() -> Vec<Case> {
             "hydralora",
             json!({
                 "modules_to_save": ["model.norm", "lm_head"], "rank_pattern": {"layers.[01].*": 2},
-                "trainable_token_indices": {"embed_tokens": [400, 13]}, "route_on": "a",
+                "trainable_token_indices": {"embed_tokens": [302, 13]}, "route_on": "a",
             }),
         ),
         case(
