@@ -2,9 +2,10 @@
 //! attention scores and logits, embeddings times `√hidden_size`.
 
 use super::kit::{
-    INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
-    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM, QUERY_NORM,
+    INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
+    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM,
 };
+use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
@@ -16,21 +17,15 @@ use serde_json::{Map, Value, json};
 pub(super) struct Gemma2;
 pub(super) static FAMILY: Gemma2 = Gemma2;
 
-pub(super) const PARTS: &[(&str, &str)] = &[
+/// Norms before and after both blocks.
+pub(super) const NORMS: Parts = &[
     ("attn_norm", INPUT_NORM),
     ("post_attention_norm", POST_ATTENTION_NORM),
     ("ffn_norm", PRE_FEED_FORWARD_NORM),
     ("post_ffw_norm", POST_FEED_FORWARD_NORM),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", QUERY_NORM),
-    ("attn_k_norm", KEY_NORM),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+/// The layer of Gemma 2 and 3.
+pub(super) const PARTS: &[Parts] = &[NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("gemma2").parts(PARTS).windowed();
 
 /// What all Gemmas assume.

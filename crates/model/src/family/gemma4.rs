@@ -14,6 +14,7 @@ use super::kit::{
     LinearPlan, ModulesPlan, O_PROJ, POST_ATTENTION_NORM, POST_FEED_FORWARD_NORM,
     PRE_FEED_FORWARD_NORM, Q_PROJ, QUERY_NORM, StartContext, TensorPlan, UP_PROJ, V_PROJ,
 };
+use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
 use crate::config::rope::{RopeDefaults, one_from_json};
 use crate::config::{Fields, LayerEmbeddings, ModelConfig, RopeConfig};
@@ -27,24 +28,14 @@ pub(super) struct Gemma4;
 pub(super) static FAMILY: Gemma4 = Gemma4;
 
 const NAMES: GgufNames = GgufNames::new("gemma4").parts(PARTS).windowed().unsupported();
-const PARTS: &[(&str, &str)] = &[
-    ("attn_norm", INPUT_NORM),
-    ("post_attention_norm", POST_ATTENTION_NORM),
-    ("ffn_norm", PRE_FEED_FORWARD_NORM),
-    ("post_ffw_norm", POST_FEED_FORWARD_NORM),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", QUERY_NORM),
-    ("attn_k_norm", KEY_NORM),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
+/// What lies beside Gemma 3's layer.
+const LAYER_EMBEDDING: Parts = &[
     ("inp_gate", "per_layer_input_gate"),
     ("proj", "per_layer_projection"),
     ("post_norm", POST_LAYER_EMBEDDING_NORM),
 ];
+const PARTS: &[Parts] =
+    &[gemma2::NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, LAYER_EMBEDDING];
 
 /// Gate of a layer's own embedding.
 static LAYER_GATE: Linear = Linear::new("per_layer_input_gate", Kind::LAYER_EMBEDDING, 80);

@@ -5,6 +5,7 @@ use super::kit::{
     DOWN_PROJ, GATE_UP_PROJ, INPUT_NORM, K_PROJ, LayerContext, LayerPlan, O_PROJ,
     POST_ATTENTION_NORM, Q_PROJ, V_PROJ,
 };
+use super::names::{ATTENTION, FUSED_FEED_FORWARD, Parts};
 use super::{About, CHECKED, Defaults, Family, GgufNames};
 use crate::config::ModelConfig;
 use crate::site::Linear;
@@ -19,18 +20,13 @@ const POST_SELF_ATTENTION_NORM: &str = "post_self_attn_layernorm";
 /// Norm of what the feed-forward block adds.
 const POST_MLP_NORM: &str = "post_mlp_layernorm";
 
-const PARTS: &[(&str, &str)] = &[
+const NORMS: Parts = &[
     ("attn_norm", INPUT_NORM),
     ("post_attention_norm", POST_SELF_ATTENTION_NORM),
     ("ffn_norm", POST_ATTENTION_NORM),
     ("post_ffw_norm", POST_MLP_NORM),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_up", "mlp.gate_up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+const PARTS: &[Parts] = &[NORMS, ATTENTION, FUSED_FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("glm4").parts(PARTS);
 
 static LINEARS: &[&Linear] = &[&Q_PROJ, &K_PROJ, &V_PROJ, &O_PROJ, &GATE_UP_PROJ, &DOWN_PROJ];

@@ -7,8 +7,8 @@ use crate::gguf::GgufFile;
 pub struct GgufNames {
     /// `general.architecture`, which also starts the names of its metadata.
     pub architecture: &'static str,
-    /// Parts of a layer: GGUF's name and Hugging Face's.
-    pub parts: &'static [(&'static str, &'static str)],
+    /// Parts of a layer, in groups.
+    parts: &'static [Parts],
     /// Whether files of the architecture are read and written.
     pub supported: bool,
     /// Whether files of the architecture can say how far attention reaches.
@@ -25,20 +25,31 @@ const OUTSIDE: &[(&str, &str)] = &[
     ("output.weight", "lm_head.weight"),
 ];
 
-/// The parts of Llama's layer, and norms of queries and keys.
-const PARTS: &[(&str, &str)] = &[
-    ("attn_norm", "input_layernorm"),
-    ("ffn_norm", "post_attention_layernorm"),
+/// Some parts of a layer: GGUF's name and Hugging Face's.
+pub(super) type Parts = &'static [(&'static str, &'static str)];
+
+/// The norms of Llama's layer.
+pub(super) const NORMS: Parts =
+    &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+/// The projections of attention.
+pub(super) const ATTENTION: Parts = &[
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
     ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+/// Norms of queries and keys.
+pub(super) const QUERY_KEY_NORMS: Parts =
+    &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+/// The gated feed-forward block.
+pub(super) const FEED_FORWARD: Parts =
+    &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
+/// The same with gate and up-projection in one.
+pub(super) const FUSED_FEED_FORWARD: Parts =
+    &[("ffn_up", "mlp.gate_up_proj"), ("ffn_down", "mlp.down_proj")];
+
+/// Most architectures' layers.
+const PARTS: &[Parts] = &[NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD];
 
 impl GgufNames {
     /// Files of the architecture `llama`.
@@ -64,8 +75,12 @@ impl GgufNames {
     }
 
     /// Names the parts of a layer otherwise.
-    pub(super) const fn parts(self, parts: &'static [(&'static str, &'static str)]) -> Self {
+    pub(super) const fn parts(self, parts: &'static [Parts]) -> Self {
         Self { parts, ..self }
+    }
+
+    fn all_parts(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        self.parts.iter().copied().flatten()
     }
 
     /// Translates a GGUF tensor's name; one that is not known stays as it is.
@@ -77,7 +92,7 @@ impl GgufNames {
             let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
             let layer: usize = layer.parse().ok()?;
             let (part, kind) = rest.rsplit_once('.')?;
-            let (_, part) = self.parts.iter().find(|(known, _)| *known == part)?;
+            let (_, part) = self.all_parts().find(|(known, _)| *known == part)?;
             matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{kind}"))
         };
         block().unwrap_or_else(|| name.to_owned())
@@ -90,7 +105,7 @@ impl GgufNames {
         }
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let (part, kind) = rest.rsplit_once('.')?;
-        let (stored, _) = self.parts.iter().find(|(_, known)| *known == part)?;
+        let (stored, _) = self.all_parts().find(|(_, known)| *known == part)?;
         Some(format!("blk.{layer}.{stored}.{kind}"))
     }
 }

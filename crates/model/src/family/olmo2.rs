@@ -10,6 +10,7 @@ use super::kit::{
     KEY_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM, POST_FEED_FORWARD_NORM,
     QUERY_NORM,
 };
+use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames};
 use crate::config::ModelConfig;
 use hydralora_kernels::Var;
@@ -17,19 +18,11 @@ use hydralora_kernels::Var;
 pub(super) struct Olmo2;
 pub(super) static FAMILY: Olmo2 = Olmo2;
 
-const PARTS: &[(&str, &str)] = &[
+const NORMS: Parts = &[
     ("post_attention_norm", POST_ATTENTION_NORM),
     ("post_ffw_norm", POST_FEED_FORWARD_NORM),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", QUERY_NORM),
-    ("attn_k_norm", KEY_NORM),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+const PARTS: &[Parts] = &[NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("olmo2").parts(PARTS);
 
 impl Family for Olmo2 {

@@ -5,6 +5,7 @@ use super::kit::{
     DOWN_PROJ, GATE_UP_PROJ, INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
     QKV_PROJ,
 };
+use super::names::{FUSED_FEED_FORWARD, NORMS, Parts};
 use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
 use crate::config::ModelConfig;
 use crate::site::Linear;
@@ -13,14 +14,11 @@ use hydralora_kernels::Var;
 pub(super) struct Phi3;
 pub(super) static FAMILY: Phi3 = Phi3;
 
-const PARTS: &[(&str, &str)] = &[
-    ("attn_norm", INPUT_NORM),
-    ("ffn_norm", POST_ATTENTION_NORM),
+const ATTENTION: Parts = &[
     ("attn_qkv", "self_attn.qkv_proj"),
     ("attn_output", "self_attn.o_proj"),
-    ("ffn_up", "mlp.gate_up_proj"),
-    ("ffn_down", "mlp.down_proj"),
 ];
+const PARTS: &[Parts] = &[NORMS, ATTENTION, FUSED_FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("phi3").parts(PARTS).windowed();
 
 static LINEARS: &[&Linear] = &[&QKV_PROJ, &O_PROJ, &GATE_UP_PROJ, &DOWN_PROJ];
