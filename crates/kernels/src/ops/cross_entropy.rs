@@ -98,11 +98,7 @@ fn cross_entropy(
     let _part = crate::profile::part("cross_entropy");
     let h = hidden.value();
     assert_eq!(h.rows(), labels.len(), "one label per row");
-    let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
-    let vocabulary = head.out_features();
-    if let Some(target) = rows.iter().map(|&t| labels[t]).find(|&t| t as usize >= vocabulary) {
-        panic!("label {target} is not below the vocabulary {vocabulary}");
-    }
+    let rows = labelled_rows(labels, ignore, head.out_features());
     // A device knows no cap.
     if weight.is_none() && cap.is_none() {
         on_device!(cross_entropy::linear_cross_entropy(hidden, head, labels, &rows, factor));
@@ -134,18 +130,8 @@ fn cross_entropy(
             continue;
         }
         let mut logits = head.apply(&selected);
-        if let Some(cap) = cap {
-            logits = softcap(logits, cap);
-        }
-        let capped = cap.map(|cap| (cap, logits.clone()));
         dispatch!(dtype, |E| {
-            softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses);
-            if let Some((cap, capped)) = capped {
-                let slopes = Softcap::<E>::new(cap, 1.0).slopes(capped.data::<E>());
-                for (logit, &slope) in logits.data_mut::<E>().iter_mut().zip(&slopes[..]) {
-                    *logit *= slope;
-                }
-            }
+            capped_softmax_loss::<E>(&mut logits, &targets, factor, cap, &mut token_losses);
         });
         if wanted {
             chunks.push(head.input_gradient(&logits, None));
@@ -174,21 +160,10 @@ fn cross_entropy(
             }
             parents.add(1, sum);
         }
-        if !parents.needs(0) {
-            return;
+        if parents.needs(0) {
+            let rows = gradient_rows.chunks(chunk_rows);
+            parents.add(0, placed(&chunks, rows, Tensor::zeros(dtype, shape), seed));
         }
-        let mut out = Tensor::zeros(dtype, shape);
-        dispatch!(dtype, |E| {
-            let out = out.data_mut::<E>();
-            for (rows, chunk) in gradient_rows.chunks(chunk_rows).zip(&chunks) {
-                for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {
-                    for (to, &from) in out[row * cols..(row + 1) * cols].iter_mut().zip(from) {
-                        *to = from * seed as E;
-                    }
-                }
-            }
-        });
-        parents.add(0, out);
     });
     CrossEntropy { loss, rows, token_losses }
 }
@@ -197,6 +172,58 @@ mod adapted;
 mod columns;
 mod streamed;
 mod transposed;
+
+/// The rows that carry a label.
+///
+/// # Panics
+/// If a label is not below `vocabulary`.
+fn labelled_rows(labels: &[u32], ignore: u32, vocabulary: usize) -> Vec<usize> {
+    let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
+    if let Some(target) = rows.iter().map(|&t| labels[t]).find(|&t| t as usize >= vocabulary) {
+        panic!("label {target} is not below the vocabulary {vocabulary}");
+    }
+    rows
+}
+
+/// Puts the rows of `chunks` times `factor` at the places `rows` of `out: [T, cols]`, which is zero.
+fn placed<'a>(
+    chunks: &[Tensor],
+    rows: impl Iterator<Item = &'a [usize]>,
+    mut out: Tensor,
+    factor: f64,
+) -> Tensor {
+    let cols = out.cols();
+    dispatch!(out.dtype(), |E| {
+        let out = out.data_mut::<E>();
+        for (rows, chunk) in rows.zip(chunks) {
+            for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {
+                for (to, &from) in out[row * cols..(row + 1) * cols].iter_mut().zip(from) {
+                    *to = from * factor as E;
+                }
+            }
+        }
+    });
+    out
+}
+
+/// [`softmax_loss`] of logits that `cap` keeps small, if there is one; the gradient is that of the logits
+/// before it.
+fn capped_softmax_loss<E: TensorElement>(
+    logits: &mut Tensor,
+    targets: &[u32],
+    factor: f64,
+    cap: Option<f64>,
+    losses: &mut Vec<f64>,
+) {
+    let Some(cap) = cap else { return softmax_loss::<E>(logits, targets, factor, losses) };
+    let dtype = logits.dtype();
+    *logits = softcap(std::mem::replace(logits, Tensor::empty(dtype)), cap);
+    let slopes = Softcap::<E>::new(cap, 1.0).slopes(logits.data::<E>());
+    softmax_loss::<E>(logits, targets, factor, losses);
+    for (logit, &slope) in logits.data_mut::<E>().iter_mut().zip(&slopes[..]) {
+        *logit *= slope;
+    }
+}
 
 /// Appends each row's loss and turns its logits into `factor · (softmax − onehot)`.
 fn softmax_loss<E: TensorElement>(

@@ -11,6 +11,7 @@ use crate::dispatch;
 use crate::element::Element;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
+use crate::ops::activation::sigmoid;
 use crate::ops::product::{add_product, column_sums, product};
 use crate::tensor::{Tensor, TensorElement};
 
@@ -56,10 +57,6 @@ pub fn lstm(x: &Var, layer: &Lstm<'_>, reverse: bool) -> Var {
 
 fn order(rows: usize, reverse: bool) -> Vec<usize> {
     if reverse { (0..rows).rev().collect() } else { (0..rows).collect() }
-}
-
-fn sigmoid<E: Element>(x: E) -> E {
-    E::ONE / (E::ONE + (-x).exp())
 }
 
 fn tanh<E: Element>(x: E) -> E {

@@ -4,13 +4,12 @@
 //! l_t = W h_t + b + B z_t        dz_t = Bᵀ dl_t        dB = Σ_t dl_t ⊗ z_t
 //! ```
 
-use super::{CHUNK_ROWS, CrossEntropy, softmax_loss};
+use super::{CHUNK_ROWS, CrossEntropy, capped_softmax_loss, labelled_rows, placed};
 use crate::dispatch;
 use crate::graph::Var;
 use crate::matmul::{Mat, MatMut, Threads, Write, gemm};
 use crate::ops::frozen_linear::FrozenLinear;
 use crate::ops::rows::select_rows;
-use crate::ops::softcap::{Softcap, softcap};
 use crate::tensor::Tensor;
 
 /// [`linear_cross_entropy`](super::linear_cross_entropy) with `z Bᵀ` added to the logits before the cap,
@@ -32,10 +31,7 @@ pub fn adapted_cross_entropy(
     let (vocabulary, thin) = (head.out_features(), z.value().cols());
     assert_eq!([h.rows(), z.value().rows()], [labels.len(); 2], "one label per row");
     assert_eq!(b.value().shape(), [vocabulary, thin], "a row of B for every token");
-    let rows: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] != ignore).collect();
-    if let Some(target) = rows.iter().map(|&t| labels[t]).find(|&t| t as usize >= vocabulary) {
-        panic!("label {target} is not below the vocabulary {vocabulary}");
-    }
+    let rows = labelled_rows(labels, ignore, vocabulary);
     let mut b_gradient = b.needs_grad().then(|| Tensor::zeros(dtype, b.value().shape()));
     let (mut of_hidden, mut of_z, mut token_losses) = (Vec::new(), Vec::new(), Vec::new());
     for rows in rows.chunks(CHUNK_ROWS) {
@@ -51,17 +47,7 @@ pub fn adapted_cross_entropy(
                 Write::Add,
                 Threads::All,
             );
-            let mut slopes = None;
-            if let Some(cap) = cap {
-                logits = softcap(logits, cap);
-                slopes = Some(Softcap::<E>::new(cap, 1.0).slopes(logits.data::<E>()));
-            }
-            softmax_loss::<E>(&mut logits, &targets, factor, &mut token_losses);
-            if let Some(slopes) = slopes {
-                for (logit, &slope) in logits.data_mut::<E>().iter_mut().zip(&slopes[..]) {
-                    *logit *= slope;
-                }
-            }
+            capped_softmax_loss::<E>(&mut logits, &targets, factor, cap, &mut token_losses);
             if z.needs_grad() {
                 let mut gradient = Tensor::zeros(dtype, [rows.len(), thin]);
                 gemm(
@@ -96,7 +82,8 @@ pub fn adapted_cross_entropy(
         let seed = seed.item();
         for (parent, chunks) in [(0, of_hidden), (1, of_z)] {
             if parents.needs(parent) && !chunks.is_empty() {
-                parents.add(parent, placed(&chunks, &at, all, seed));
+                let out = Tensor::zeros(dtype, [all, chunks[0].cols()]);
+                parents.add(parent, placed(&chunks, at.chunks(CHUNK_ROWS), out, seed));
             }
         }
         if let Some(mut sum) = b_gradient.filter(|_| parents.needs(2)) {
@@ -105,24 +92,6 @@ pub fn adapted_cross_entropy(
         }
     });
     CrossEntropy { loss, rows, token_losses }
-}
-
-/// The rows of `chunks` times `factor` at the places `at` of `all` rows, zeros between them.
-fn placed(chunks: &[Tensor], at: &[usize], all: usize, factor: f64) -> Tensor {
-    let first = &chunks[0];
-    let cols = first.cols();
-    let mut out = Tensor::zeros(first.dtype(), [all, cols]);
-    dispatch!(first.dtype(), |E| {
-        let out = out.data_mut::<E>();
-        for (rows, chunk) in at.chunks(CHUNK_ROWS).zip(chunks) {
-            for (&row, from) in rows.iter().zip(chunk.data::<E>().chunks_exact(cols)) {
-                for (to, &from) in out[row * cols..(row + 1) * cols].iter_mut().zip(from) {
-                    *to = from * factor as E;
-                }
-            }
-        }
-    });
-    out
 }
 
 #[cfg(test)]
