@@ -42,20 +42,12 @@ fn raise(peaks: &mut [f32], logits: &[f32]) {
 /// Raises `peaks: [rows]` to the highest of `logits: [count, rows]`, turns those into
 /// `exp(logit − peak)` and adds them to `sums: [rows]`.
 pub(super) fn exponentials(logits: &mut [f32], peaks: &mut [f32], sums: &mut [f32]) {
-    let rows = peaks.len();
-    vectorize(
+    turned_exponentials(
+        logits,
+        peaks,
+        sums,
         #[inline(always)]
-        || {
-            raise(peaks, logits);
-            for logits in logits.chunks_exact_mut(rows) {
-                for ((logit, &peak), sum) in
-                    logits.iter_mut().zip(peaks.iter()).zip(sums.iter_mut())
-                {
-                    *logit = Element::exp(*logit - peak);
-                    *sum += *logit;
-                }
-            }
-        },
+        |_, exponential| exponential,
     );
 }
 
@@ -66,6 +58,23 @@ pub(super) fn sloped_exponentials(
     peaks: &mut [f32],
     sums: &mut [f32],
     cap: Softcap<f32>,
+) {
+    turned_exponentials(
+        logits,
+        peaks,
+        sums,
+        #[inline(always)]
+        |logit, exponential| exponential * cap.slope(logit),
+    );
+}
+
+/// Raises the peaks, adds `exp(logit − peak)` to the sums and turns logits into `of(logit, exp(logit − peak))`.
+#[inline(always)]
+fn turned_exponentials(
+    logits: &mut [f32],
+    peaks: &mut [f32],
+    sums: &mut [f32],
+    of: impl Fn(f32, f32) -> f32,
 ) {
     let rows = peaks.len();
     vectorize(
@@ -78,7 +87,7 @@ pub(super) fn sloped_exponentials(
                 {
                     let exponential = Element::exp(*logit - peak);
                     *sum += exponential;
-                    *logit = exponential * cap.slope(*logit);
+                    *logit = of(*logit, exponential);
                 }
             }
         },
