@@ -42,7 +42,8 @@ pub(crate) struct LayerCache {
 }
 
 impl Cache {
-    /// Makes an empty cache for layers with these settings. A layer without settings has no keys and values; some have a state in their place.
+    /// Makes an empty cache for layers with these settings. A layer without settings has no keys and
+    /// values; some have a state in their place.
     pub(crate) fn new(
         dtype: DType,
         layers: impl Iterator<Item = (Option<AttentionConfig>, Option<DeltaState>)>,

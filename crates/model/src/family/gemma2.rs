@@ -3,7 +3,7 @@
 
 use super::kit::{
     INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
-    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM,
+    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM, all_but_every,
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames};
@@ -59,7 +59,7 @@ impl Family for Gemma2 {
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
         read(fields, config)?;
-        window_by_pattern(fields, config, 2, 4096);
+        window_by_pattern(fields, config, PERIOD, 4096);
         let absent = |field: &str| !fields.has(field);
         let of = &mut config.arithmetic;
         // Where the field is missing, rather than null, the caps of the published models hold.
@@ -75,8 +75,7 @@ impl Family for Gemma2 {
     fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
         read_gguf(file, "gemma2", config)?;
         config.arithmetic.attention_scale = Some(scale_in_gguf(config, LARGEST));
-        config.sliding_layers =
-            Some((0..config.num_hidden_layers).map(|layer| layer % 2 == 0).collect());
+        config.sliding_layers = Some(all_but_every(PERIOD, config.num_hidden_layers));
         Ok(())
     }
 
@@ -85,7 +84,7 @@ impl Family for Gemma2 {
     }
 
     fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
-        gguf_fault(config, scale_in_gguf(config, LARGEST), 2)
+        gguf_fault(config, scale_in_gguf(config, LARGEST), PERIOD)
     }
 
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
@@ -135,8 +134,7 @@ pub(super) fn window_by_pattern(
         config.sliding_window = Some(window);
     }
     if fields.value("layer_types").is_none() {
-        let windowed = |layer: usize| !(layer + 1).is_multiple_of(period.max(1));
-        config.sliding_layers = Some((0..config.num_hidden_layers).map(windowed).collect());
+        config.sliding_layers = Some(all_but_every(period, config.num_hidden_layers));
     }
 }
 
@@ -165,6 +163,8 @@ pub(super) fn read_gguf(
 
 /// Layers of the largest model.
 const LARGEST: usize = 46;
+/// One layer in so many sees everything.
+const PERIOD: usize = 2;
 
 /// The factor on scores that GGUF files leave out: the largest model, of `largest` layers, divides by the
 /// residual stream's share of a head, the others by the head's width.
@@ -188,10 +188,9 @@ pub(super) fn gguf_fault(
         let why = format!("GGUF files imply {}", scale.powi(-2).round());
         return Some(("query_pre_attn_scalar", why));
     }
-    let usual = |layer: usize| !(layer + 1).is_multiple_of(period);
-    let layers = 0..config.num_hidden_layers;
-    let differs = |layer: usize| config.window_of(layer).is_some() != usual(layer);
-    (config.sliding_window.is_some() && layers.into_iter().any(differs)).then(|| {
+    let usual = all_but_every(period, config.num_hidden_layers);
+    let windowed = (0..usual.len()).map(|layer| config.window_of(layer).is_some());
+    (config.sliding_window.is_some() && !windowed.eq(usual)).then(|| {
         let why = format!("GGUF files imply a window in all layers but every {period}th");
         ("layer_types", why)
     })

@@ -1,7 +1,7 @@
 //! Gemma 3: Gemma 2's layer with norms of query and key heads, five windowed layers to one, and a rotation
 //! of its own for the windowed ones.
 
-use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, QUERY_NORM};
+use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, QUERY_NORM, all_but_every};
 use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
 use crate::config::rope::{RopeDefaults, one_from_json};
 use crate::config::{Fields, ModelConfig, RopeConfig};
@@ -66,11 +66,7 @@ impl Family for Gemma3 {
             period = fields.optional_size(field)?.unwrap_or(period);
         }
         gemma2::window_by_pattern(fields, config, period, 4096);
-        let by_kind = fields.nested("rope_parameters")?;
-        let nested = by_kind.map(|kinds| kinds.nested(SLIDING)).transpose()?.flatten();
-        let defaults = RopeDefaults { theta: LOCAL_THETA, partial: None };
-        let local = one_from_json(fields, nested.as_ref(), "rope_local_base_freq", defaults)?;
-        config.sliding_rope = Some(local);
+        config.sliding_rope = Some(read_sliding_rope(fields, None)?);
         Ok(())
     }
 
@@ -86,9 +82,8 @@ impl Family for Gemma3 {
         config.sliding_rope = Some(RopeConfig::plain(local));
         let period = file.u64("gemma3.attention.sliding_window_pattern");
         let period = period.ok().flatten().and_then(|n| usize::try_from(n).ok());
-        let period = period.unwrap_or(PERIOD).max(1);
-        let windowed = |layer: usize| !(layer + 1).is_multiple_of(period);
-        config.sliding_layers = Some((0..config.num_hidden_layers).map(windowed).collect());
+        let period = period.unwrap_or(PERIOD);
+        config.sliding_layers = Some(all_but_every(period, config.num_hidden_layers));
         Ok(())
     }
 
@@ -110,8 +105,8 @@ impl Family for Gemma3 {
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
         let x = ctx.norm(INPUT_NORM, &h);
         let [query, key, value] = ctx.queries_keys_values(&x);
-        let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
-        let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
+        let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
+        let key = ctx.rope(ctx.norm(KEY_NORM, &key));
         let attended = ctx.attend(query, key, value);
         drop(x);
         gemma2::after_attention(ctx, h, attended)
@@ -120,6 +115,14 @@ impl Family for Gemma3 {
 
 pub(super) const FULL: &str = "full_attention";
 pub(super) const SLIDING: &str = "sliding_attention";
+
+/// Reads the rotation of windowed layers; `partial` is that of [`RopeDefaults`].
+pub(super) fn read_sliding_rope(fields: &Fields<'_>, partial: Option<f64>) -> Result<RopeConfig> {
+    let by_kind = fields.nested("rope_parameters")?;
+    let nested = by_kind.map(|kinds| kinds.nested(SLIDING)).transpose()?.flatten();
+    let defaults = RopeDefaults { theta: LOCAL_THETA, partial };
+    one_from_json(fields, nested.as_ref(), "rope_local_base_freq", defaults)
+}
 
 /// Writes a rotation for each kind of layer.
 pub(super) fn write_ropes(config: &ModelConfig, json: &mut Map<String, Value>) {

@@ -8,7 +8,7 @@
 //! h ← s · (h + RMSNorm(Pₗ(gelu(Gₗ h) ⊙ eₗ)))
 //! ```
 
-use super::gemma3::{FULL, SLIDING, write_ropes};
+use super::gemma3::{FULL, SLIDING, read_sliding_rope, write_ropes};
 use super::kit::{
     DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, KEY_NORM, LLAMA_LINEARS, LayerContext, LayerPlan,
     LinearPlan, ModulesPlan, O_PROJ, POST_ATTENTION_NORM, POST_FEED_FORWARD_NORM,
@@ -120,11 +120,7 @@ impl Family for Gemma4 {
         {
             *last = false;
         }
-        let kinds = fields.nested("rope_parameters")?;
-        let nested = kinds.map(|kinds| kinds.nested(SLIDING)).transpose()?.flatten();
-        let defaults = RopeDefaults { theta: 10_000.0, partial: Some(1.0) };
-        config.sliding_rope =
-            Some(one_from_json(fields, nested.as_ref(), "rope_local_base_freq", defaults)?);
+        config.sliding_rope = Some(read_sliding_rope(fields, Some(1.0))?);
         let shared = fields.optional("num_kv_shared_layers", "an integer", Value::as_u64)?;
         let shared = usize::try_from(shared.unwrap_or(0)).unwrap_or(usize::MAX);
         let width = fields.optional("hidden_size_per_layer_input", "an integer", Value::as_u64)?;
@@ -272,13 +268,13 @@ impl Family for Gemma4 {
         let attended = if ctx.owns_keys() {
             let [query, key, value] = ctx.queries_keys_values(&x);
             let width = key.value().cols() / ctx.config().num_key_value_heads;
-            let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
-            let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
+            let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
+            let key = ctx.rope(ctx.norm(KEY_NORM, &key));
             let value = ctx.unit_norm(&value, width);
             ctx.attend(query, key, value)
         } else {
             let query = ctx.linear(&Q_PROJ, &x);
-            let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
+            let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
             ctx.attend_again(query)
         };
         drop(x);

@@ -58,6 +58,11 @@ pub const PRE_FEED_FORWARD_NORM: &str = "pre_feedforward_layernorm";
 /// Norm of what the feed-forward block adds.
 pub const POST_FEED_FORWARD_NORM: &str = "post_feedforward_layernorm";
 
+/// Marks all of `layers` layers but every `period`-th; a period of 0 counts as 1.
+pub(super) fn all_but_every(period: usize, layers: usize) -> Vec<bool> {
+    (0..layers).map(|layer| !(layer + 1).is_multiple_of(period.max(1))).collect()
+}
+
 /// The weights of a decoder layer, or of what a decoder has outside its layers.
 #[derive(Clone, Debug, Default)]
 pub struct ModulesPlan {
@@ -273,14 +278,10 @@ impl LayerContext<'_> {
         }
     }
 
-    /// Normalises `x` by the root mean square of its rows, with the weight of that name.
+    /// Normalises stretches of the rows of `x` as wide as the weight of that name, each by its root mean
+    /// square: whole rows, or every head by itself.
     pub fn norm(&self, name: &'static str, x: &Var) -> Var {
         norm(self.adapters, self.layer.modules.tensor(name), x, self.config.rms_norm_eps)
-    }
-
-    /// Normalises every head of `x: [T, heads · head_dim]` by itself, with a weight `[head_dim]`.
-    pub fn head_norm(&self, name: &'static str, x: &Var) -> Var {
-        self.norm(name, x)
     }
 
     /// Normalises every `width` neighbouring numbers of `x` by themselves, without a weight.

@@ -45,8 +45,8 @@ impl Family for Qwen3 {
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
         let x = ctx.norm(INPUT_NORM, &h);
         let [query, key, value] = ctx.queries_keys_values(&x);
-        let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
-        let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
+        let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
+        let key = ctx.rope(ctx.norm(KEY_NORM, &key));
         let attended = ctx.attend(query, key, value);
         let h = ctx.add(&h, ctx.linear(&O_PROJ, &attended));
         drop((x, attended));

@@ -9,7 +9,7 @@
 
 use super::kit::{
     DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, KEY_NORM, LayerContext, LayerPlan, O_PROJ,
-    POST_ATTENTION_NORM, Q_PROJ, QUERY_NORM, UP_PROJ, V_PROJ,
+    POST_ATTENTION_NORM, Q_PROJ, QUERY_NORM, UP_PROJ, V_PROJ, all_but_every,
 };
 use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
 use crate::config::{Fields, LinearAttention, ModelConfig};
@@ -81,10 +81,10 @@ impl Family for Qwen35 {
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
         let layers = config.num_hidden_layers;
-        let interval = fields.optional_size("full_attention_interval")?.unwrap_or(INTERVAL).max(1);
+        let interval = fields.optional_size("full_attention_interval")?.unwrap_or(INTERVAL);
         let linear = match fields.by_layer("layer_types", layers)? {
             Some(kinds) => kinds.iter().map(|kind| kind == "linear_attention").collect(),
-            None => (0..layers).map(|layer| !(layer + 1).is_multiple_of(interval)).collect(),
+            None => all_but_every(interval, layers),
         };
         let size = |field: &str, usual: usize| -> Result<usize> {
             Ok(fields.optional_size(field)?.unwrap_or(usual))
@@ -206,8 +206,8 @@ fn gated_attention(ctx: &mut LayerContext<'_>, x: &Var) -> Var {
     // Query and gate of a head lie side by side.
     let query = columns_of_each(&both, 2 * dim, 0..dim);
     let gate = columns_of_each(&both, 2 * dim, dim..2 * dim);
-    let query = ctx.rope(ctx.head_norm(QUERY_NORM, &query));
-    let key = ctx.rope(ctx.head_norm(KEY_NORM, &key));
+    let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
+    let key = ctx.rope(ctx.norm(KEY_NORM, &key));
     let attended = ctx.attend(query, key, value);
     ctx.linear(&O_PROJ, &sigmoid_gate(&attended, &gate))
 }

@@ -1,6 +1,6 @@
 //! SmolLM3: Llama's layer, in every few layers without a rotation.
 
-use super::kit::{LayerContext, LayerPlan};
+use super::kit::{LayerContext, LayerPlan, all_but_every};
 use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
@@ -50,7 +50,7 @@ impl Family for SmolLm3 {
                     _ => Err(fields.error("no_rope_layers", "expected a list of 0 and 1")),
                 })
                 .collect::<Result<_>>()?,
-            None => by_interval(layers, interval),
+            None => all_but_every(interval, layers),
         });
         if !fields.flag("use_sliding_window")?.unwrap_or(false) {
             config.sliding_window = None;
@@ -68,12 +68,12 @@ impl Family for SmolLm3 {
     }
 
     fn read_gguf(&self, _file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        config.rotated_layers = Some(by_interval(config.num_hidden_layers, INTERVAL));
+        config.rotated_layers = Some(all_but_every(INTERVAL, config.num_hidden_layers));
         Ok(())
     }
 
     fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
-        let usual = by_interval(config.num_hidden_layers, INTERVAL);
+        let usual = all_but_every(INTERVAL, config.num_hidden_layers);
         (config.rotated_layers.as_ref() != Some(&usual)).then(|| {
             let why = format!("GGUF files leave out the rotation of every {INTERVAL}th layer");
             ("no_rope_layers", why)
@@ -87,8 +87,4 @@ impl Family for SmolLm3 {
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
         llama::forward(ctx, h)
     }
-}
-
-fn by_interval(layers: usize, interval: usize) -> Vec<bool> {
-    (0..layers).map(|layer| !(layer + 1).is_multiple_of(interval.max(1))).collect()
 }

@@ -352,8 +352,7 @@ impl Ends {
     /// A fresh pair: `A` zero and `B` normal at the embedding, as PEFT starts it; `A` Kaiming-uniform and
     /// `B` zero at the output layer.
     fn fresh_pair(&self, end: &str, size: Size, [inputs, outputs]: [usize; 2]) -> EndPair {
-        let (dtype, rank, [_, b_name]) = (self.dtype, size.rank, pair_names(end));
-        let [a_name, _] = pair_names(end);
+        let (dtype, rank, [a_name, b_name]) = (self.dtype, size.rank, pair_names(end));
         let [a, b] = match end == EMBEDDING {
             true => [
                 Tensor::zeros(dtype, [inputs, rank]),
