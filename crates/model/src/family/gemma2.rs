@@ -2,8 +2,8 @@
 //! attention scores and logits, embeddings times `√hidden_size`.
 
 use super::kit::{
-    INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM,
-    POST_FEED_FORWARD_NORM, PRE_FEED_FORWARD_NORM, all_but_every,
+    INPUT_NORM, LayerContext, LayerPlan, O_PROJ, POST_ATTENTION_NORM, POST_FEED_FORWARD_NORM,
+    PRE_FEED_FORWARD_NORM, all_but_every,
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames};

@@ -34,8 +34,7 @@ const LAYER_EMBEDDING: Parts = &[
     ("proj", "per_layer_projection"),
     ("post_norm", POST_LAYER_EMBEDDING_NORM),
 ];
-const PARTS: &[Parts] =
-    &[gemma2::NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, LAYER_EMBEDDING];
+const PARTS: &[Parts] = &[gemma2::NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, LAYER_EMBEDDING];
 
 /// Gate of a layer's own embedding.
 static LAYER_GATE: Linear = Linear::new("per_layer_input_gate", Kind::LAYER_EMBEDDING, 80);

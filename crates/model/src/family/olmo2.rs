@@ -18,10 +18,8 @@ use hydralora_kernels::Var;
 pub(super) struct Olmo2;
 pub(super) static FAMILY: Olmo2 = Olmo2;
 
-const NORMS: Parts = &[
-    ("post_attention_norm", POST_ATTENTION_NORM),
-    ("post_ffw_norm", POST_FEED_FORWARD_NORM),
-];
+const NORMS: Parts =
+    &[("post_attention_norm", POST_ATTENTION_NORM), ("post_ffw_norm", POST_FEED_FORWARD_NORM)];
 const PARTS: &[Parts] = &[NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("olmo2").parts(PARTS);
 

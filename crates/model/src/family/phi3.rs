@@ -14,10 +14,7 @@ use hydralora_kernels::Var;
 pub(super) struct Phi3;
 pub(super) static FAMILY: Phi3 = Phi3;
 
-const ATTENTION: Parts = &[
-    ("attn_qkv", "self_attn.qkv_proj"),
-    ("attn_output", "self_attn.o_proj"),
-];
+const ATTENTION: Parts = &[("attn_qkv", "self_attn.qkv_proj"), ("attn_output", "self_attn.o_proj")];
 const PARTS: &[Parts] = &[NORMS, ATTENTION, FUSED_FEED_FORWARD];
 const NAMES: GgufNames = GgufNames::new("phi3").parts(PARTS).windowed();
 

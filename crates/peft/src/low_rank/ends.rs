@@ -538,18 +538,17 @@ impl Ends {
         for (name, end) in &self.brought {
             check(name, end.weight.value().shape(), Some(&vec![vocabulary, hidden]));
         }
-        let mut of_pair = |pair: &EndPair, a: [usize; 2], b: usize| {
-            let rank = pair.b.parameter.value().cols();
-            let a = a.map(|extent| if extent == 0 { rank } else { extent });
-            for (part, wanted) in [(&pair.a, a.to_vec()), (&pair.b, vec![b, rank])] {
+        let ends = [
+            (&self.embedding, [Some(vocabulary), None], hidden),
+            (&self.head, [None, Some(hidden)], vocabulary),
+        ];
+        for (pair, of_a, outputs) in ends {
+            let Some(EndPair { a, b, .. }) = pair else { continue };
+            let rank = b.parameter.value().cols();
+            let of_a = of_a.map(|extent| extent.unwrap_or(rank)).to_vec();
+            for (part, wanted) in [(a, of_a), (b, vec![outputs, rank])] {
                 check(part.parameter.name(), part.parameter.value().shape(), Some(&wanted));
             }
-        };
-        if let Some(pair) = &self.embedding {
-            of_pair(pair, [vocabulary, 0], hidden);
-        }
-        if let Some(pair) = &self.head {
-            of_pair(pair, [0, hidden], vocabulary);
         }
         for rows in self.rows() {
             let value = rows.values.parameter.value();

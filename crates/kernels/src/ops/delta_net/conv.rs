@@ -3,8 +3,8 @@
 use super::{DeltaState, check_offsets};
 use crate::buffer::Buffer;
 use crate::dispatch;
-use crate::element::Element;
 use crate::graph::{ParentGradients, Var};
+use crate::ops::activation::sigmoid;
 use crate::simd::{rows_per_task, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use hydralora_runtime::{each_mut, for_each, map};
@@ -62,11 +62,6 @@ struct Conv {
     taps: Tensor,
     past: Vec<Option<Tensor>>,
     offsets: Vec<usize>,
-}
-
-#[inline(always)]
-fn sigmoid<E: Element>(x: E) -> E {
-    E::ONE / (E::ONE + (-x).exp())
 }
 
 /// `[K, C]` of `weight: [C, K]`. Four taps, which models have, are moved by vectors: generation does this for

@@ -4,6 +4,7 @@
 use crate::dispatch;
 use crate::element::Element;
 use crate::graph::Var;
+use crate::ops::activation::sigmoid;
 use crate::tensor::{Tensor, TensorElement};
 
 /// Above it `softplus(x) = x`, as PyTorch has it; what is left out is below `2.1e-9`.
@@ -21,10 +22,6 @@ pub fn decay_and_beta(a: &Var, b: &Var, a_log: &Var, dt_bias: &Var) -> (Var, Var
         assert_eq!(learned.value().len(), a.value().cols(), "one learned number per value head");
     }
     (decay(a, a_log, dt_bias), beta(b))
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 fn softplus(x: f64) -> f64 {

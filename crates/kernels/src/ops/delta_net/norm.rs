@@ -4,6 +4,7 @@ use crate::buffer::Buffer;
 use crate::dispatch;
 use crate::element::Element;
 use crate::graph::{ParentGradients, Var};
+use crate::ops::activation::sigmoid;
 use crate::simd::{self, rows_per_task, vectorize};
 use crate::tensor::{Tensor, TensorElement};
 use hydralora_runtime::{chunks, chunks_mut, for_each, map};
@@ -40,11 +41,6 @@ struct Norm {
 fn inverse_rms<E: Element>(head: &[E], epsilon: E) -> E {
     let mean = simd::dot(head, head) / E::from_f64(head.len() as f64);
     E::ONE / (mean + epsilon).sqrt()
-}
-
-#[inline(always)]
-fn sigmoid<E: Element>(x: E) -> E {
-    E::ONE / (E::ONE + (-x).exp())
 }
 
 impl Norm {
