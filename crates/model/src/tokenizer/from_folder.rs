@@ -1,7 +1,9 @@
-//! The tokenizer of a Hugging Face folder: `tokenizer.json`, and the files beside it that name
-//! special tokens and hold the chat template.
+//! The tokenizer of a Hugging Face folder: `tokenizer.json`, or `tekken.json` or `tokenizer.model`
+//! where there is none, and the files beside it that name special tokens and hold the chat
+//! template.
 
 use super::{CONFIG_FILE, Extras, Special, TOKENIZER_FILE, Tokenizer, guarded, missing};
+use super::{from_sentence_piece, from_tekken};
 use crate::config::token_ids;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -14,17 +16,45 @@ const GENERATION_FILE: &str = "generation_config.json";
 /// Chat template in a file of its own.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
+/// What a file of a vocabulary says.
+pub(super) struct Read {
+    pub(super) inner: tokenizers::Tokenizer,
+    /// The start-of-text token, where the file itself names it.
+    pub(super) bos: Option<Special>,
+    pub(super) eos: Option<Special>,
+    pub(super) add_bos: Option<bool>,
+}
+
+/// How such a file is read: by its path and bytes.
+type Reader = fn(&Path, &[u8]) -> Result<Read>;
+
+/// The files that hold a vocabulary, the first of those that are there counts.
+const KINDS: &[(&str, Reader)] = &[
+    (TOKENIZER_FILE, from_json),
+    ("tekken.json", from_tekken::read),
+    ("tokenizer.model", from_sentence_piece::read),
+];
+
+/// Files of vocabularies that are known and not read.
+const OTHERS: &[&str] = &["vocab.json", "merges.txt", "vocab.txt", "spiece.model"];
+
+fn from_json(path: &Path, bytes: &[u8]) -> Result<Read> {
+    let inner = guarded(path, || tokenizers::Tokenizer::from_bytes(bytes))?;
+    Ok(Read { inner, bos: None, eos: None, add_bos: None })
+}
+
 pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
-    let path = folder.join(TOKENIZER_FILE);
-    if !path.exists() {
-        let mut message = format!("expected {TOKENIZER_FILE}");
-        if folder.join("tokenizer.model").exists() {
-            message.push_str("; a tokenizer.model alone is not read, convert it first");
+    let found = KINDS.iter().map(|(name, read)| (folder.join(name), read));
+    let Some((path, read)) = found.into_iter().find(|(path, _)| path.exists()) else {
+        let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+        let mut message = format!("expected {}", names.join(" or "));
+        if let Some(other) = OTHERS.iter().find(|name| folder.join(name).exists()) {
+            message.push_str(&format!("; {other} alone is not read, convert it first"));
         }
         return Err(Error::MissingTokenizer { folder: folder.to_path_buf(), message });
-    }
+    };
     let bytes = fs_err::read(&path)?;
-    let inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
+    let Read { inner, bos: own_bos, eos: own_eos, add_bos: own_add_bos } = read(&path, &bytes)?;
     let config_path = folder.join(CONFIG_FILE);
     let special_path = folder.join(SPECIAL_TOKENS_FILE);
     let generation_path = folder.join(GENERATION_FILE);
@@ -58,11 +88,11 @@ pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
         default_template(&config["chat_template"])
     };
     let extras = Extras {
-        bos: find("bos")?,
-        eos: find("eos")?,
+        bos: find("bos")?.or(own_bos),
+        eos: find("eos")?.or(own_eos),
         pad: find("pad")?,
         end_ids,
-        add_bos: config["add_bos_token"].as_bool(),
+        add_bos: config["add_bos_token"].as_bool().or(own_add_bos),
         chat_template,
     };
     Tokenizer::assemble(&path, inner, extras)

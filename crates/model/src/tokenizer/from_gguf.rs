@@ -3,29 +3,14 @@
 //! Byte-level BPE (`gpt2`) is a vocabulary, merges and the name of the rule that cuts a text into
 //! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow.
 
+use super::sentence_piece::{CONTROL, NORMAL, Pieces, UNKNOWN, USER_DEFINED, vocabulary};
 use super::{Extras, Special, Tokenizer, missing, words};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, GgufFile, Value};
-use std::collections::{HashMap, HashSet};
-use tokenizers::decoders::DecoderWrapper;
-use tokenizers::decoders::byte_fallback::ByteFallback;
+use std::collections::HashMap;
+use tokenizers::AddedToken;
 use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::decoders::fuse::Fuse;
-use tokenizers::decoders::sequence::Sequence as DecoderSequence;
-use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, BpeBuilder};
-use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
-use tokenizers::{AddedToken, PreTokenizerWrapper};
-
-/// GGUF's kinds of token.
-const NORMAL: u64 = 1;
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-const BYTE: u64 = 6;
-
-/// What SentencePiece writes for a space.
-const SPACE: &str = "\u{2581}";
 
 /// The metadata of a tokenizer.
 struct Source<'a> {
@@ -125,17 +110,9 @@ impl Source<'_> {
         }
     }
 
-    /// Tokens and their ids. Where a text occurs twice the first id holds.
-    fn vocabulary(&self) -> HashMap<&str, u32> {
-        let mut ids = HashMap::with_capacity(self.tokens.len());
-        for (id, token) in self.tokens.iter().enumerate() {
-            ids.entry(token.as_str()).or_insert(id as u32);
-        }
-        ids
-    }
-
     fn model(&self, merges: Vec<(String, String)>) -> BpeBuilder {
-        let vocabulary = self.vocabulary().into_iter().map(|(text, id)| (text.to_owned(), id));
+        let vocabulary =
+            vocabulary(self.tokens).into_iter().map(|(text, id)| (text.to_owned(), id));
         BPE::builder().vocab_and_merges(vocabulary.collect::<HashMap<_, _, _>>(), merges)
     }
 
@@ -173,7 +150,6 @@ impl Source<'_> {
     }
 
     fn sentence_piece(&self) -> Result<tokenizers::Tokenizer> {
-        let fault = |error: tokenizers::Error| self.fault(error.to_string());
         if self.file.bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
             let message = "collapsing runs of spaces is not supported";
             let field = "tokenizer.ggml.remove_extra_whitespaces";
@@ -185,53 +161,17 @@ impl Source<'_> {
                 Error::config(self.file.path(), key, "expected an array of numbers")
             })?;
         self.same_length("scores", scores.len())?;
-        let mut model = self.model(self.merges(&scores)).byte_fallback(true).fuse_unk(true);
-        if let Some((_, unknown)) = self.of_kind(&[UNKNOWN]).next() {
-            model = model.unk_token(unknown.to_owned());
-        }
-        let mut inner = tokenizers::Tokenizer::new(model.build().map_err(fault)?);
-        let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
-        let mut decoders: Vec<DecoderWrapper> = vec![
-            Replace::new(SPACE, " ").map_err(fault)?.into(),
-            ByteFallback::default().into(),
-            Fuse::default().into(),
-        ];
-        if self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true) {
-            normalizers.push(Prepend::new(SPACE.to_owned()).into());
-            decoders.push(Strip::new(' ', 1, 0).into());
-        }
-        normalizers.push(Replace::new(" ", SPACE).map_err(fault)?.into());
-        inner.with_normalizer(Some(Sequence::new(normalizers))).map_err(fault)?;
-        inner
-            .with_pre_tokenizer(None::<PreTokenizerWrapper>)
-            .with_decoder(Some(DecoderSequence::new(decoders)));
-        Ok(inner)
-    }
-
-    /// SentencePiece always joins the neighbours whose union has the best score. So every way to
-    /// cut a piece into two known pieces is a merge, and the piece's score is the merge's rank.
-    fn merges(&self, scores: &[f64]) -> Vec<(String, String)> {
-        let ids = self.vocabulary();
-        let joinable = |id: usize| !matches!(self.kinds[id], UNKNOWN | CONTROL | BYTE);
-        let part = |text: &str| ids.get(text).map(|&id| id as usize).filter(|&id| joinable(id));
-        // Looking up every cut of a piece as long as the file would take forever.
-        let joinable_lengths: HashSet<usize> =
-            (self.tokens.iter().enumerate().filter(|(id, _)| joinable(*id)))
-                .map(|(_, token)| token.len())
-                .collect();
-        let mut merges = Vec::new();
-        for (id, piece) in self.tokens.iter().enumerate().filter(|(id, _)| joinable(*id)) {
-            for (at, _) in piece.char_indices().skip(1) {
-                let (left, right) = piece.split_at(at);
-                let as_long = |part: &str| joinable_lengths.contains(&part.len());
-                let known = |text: &str| part(text).is_some();
-                if as_long(left) && as_long(right) && known(left) && known(right) {
-                    merges.push((scores[id], id, left, right));
-                }
-            }
-        }
-        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        merges.into_iter().map(|(_, _, left, right)| (left.to_owned(), right.to_owned())).collect()
+        let pieces = Pieces {
+            tokens: self.tokens,
+            kinds: &self.kinds,
+            scores: &scores,
+            unigram: false,
+            byte_fallback: true,
+            prefix: self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+            collapse: false,
+            replaced: &[],
+        };
+        pieces.build().map_err(|error| self.fault(error.to_string()))
     }
 }
 

@@ -2,6 +2,9 @@
 
 mod from_folder;
 mod from_gguf;
+mod from_sentence_piece;
+mod from_tekken;
+mod sentence_piece;
 mod stream;
 mod to_gguf;
 mod words;
@@ -59,11 +62,12 @@ struct Extras {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and the files beside it; `config_end_ids` are the tokens at which
+    /// Reads `tokenizer.json`, or where there is none `tekken.json` or `tokenizer.model`, and the
+    /// files beside it; `config_end_ids` are the tokens at which
     /// the model's configuration says a text ends.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing, a file is malformed, or one names a special token that the
+    /// If there is none of them, a file is malformed, or one names a special token that the
     /// vocabulary lacks.
     pub fn from_folder(folder: &Path, config_end_ids: &[u32]) -> Result<Self> {
         from_folder::read(folder, config_end_ids)

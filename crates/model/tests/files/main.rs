@@ -2,6 +2,7 @@
 
 mod config;
 mod families;
+mod foreign_tokenizers;
 mod gguf;
 mod kinds;
 mod save;
