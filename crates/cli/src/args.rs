@@ -304,6 +304,25 @@ pub(crate) struct SamplingArguments {
     pub(crate) seed: u64,
 }
 
+/// Arguments of the chat template.
+#[derive(Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct TemplateArguments {
+    /// Whether the model reasons before it answers, where its chat template can switch that; by
+    /// default as the adapter was trained, else as the template has it.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true)]
+    pub(crate) thinking: Option<Switch>,
+    /// Argument of the chat template, in JSON or else a text; may be given several times.
+    #[arg(long = "template-arg", value_name = "KEY=VALUE")]
+    pub(crate) template_args: Vec<String>,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArguments {
     #[command(flatten)]
@@ -321,6 +340,8 @@ pub(crate) struct GenerateArguments {
     #[arg(long)]
     pub(crate) base_template: bool,
     #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArguments,
 }
 
@@ -331,6 +352,8 @@ pub(crate) struct ChatArguments {
     /// System message.
     #[arg(long)]
     pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
     #[command(flatten)]
     pub(crate) sampling: SamplingArguments,
 }

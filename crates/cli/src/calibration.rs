@@ -60,6 +60,8 @@ impl Measured {
             (None, None) => None,
         };
         let config = DataConfig {
+            template_arguments: metadata
+                .map_or_else(Default::default, |metadata| metadata.template_arguments.clone()),
             train: vec![SourceConfig::new(file)],
             valid_fraction: if held_out { HELD_OUT } else { 0.0 },
             max_seq_len: MAX_SEQ_LEN.min(source.config.max_position_embeddings),

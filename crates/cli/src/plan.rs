@@ -204,6 +204,10 @@ impl Plan {
             base_model: base.source.identity.name.clone(),
             base_fingerprint: base.source.identity.fingerprint.clone(),
             chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
+            template_arguments: dataset
+                .template
+                .as_ref()
+                .map_or_else(Default::default, |t| t.arguments().clone()),
             end_tokens: end_ids.filter_map(|&id| base.tokenizer().id_to_token(id)).collect(),
         };
         Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })

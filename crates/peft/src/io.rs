@@ -51,6 +51,10 @@ pub struct Metadata {
     pub base_fingerprint: String,
     /// The chat template's source, if records were put through one.
     pub chat_template: Option<String>,
+    /// Arguments of the chat template, such as `enable_thinking`; answers are asked for with the same
+    /// ones.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_arguments: Map<String, Value>,
     /// Text of the tokens that end an answer.
     pub end_tokens: Vec<String>,
 }

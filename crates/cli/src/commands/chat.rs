@@ -1,6 +1,6 @@
 //! `hydralora chat`: a conversation on the terminal.
 
-use super::generate::{Opened, print_piece, sampling};
+use super::generate::{Opened, print_piece, sampling, with_arguments};
 use crate::args::{ChatArguments, Global};
 use crate::failure::bad_input;
 use crate::plan::encode_chat;
@@ -18,6 +18,7 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
     let template = opened
         .template(global, false)?
         .ok_or_else(|| bad_input("the model has no chat template to talk with"))?;
+    let template = with_arguments(global, template, &arguments.template)?;
     let system: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     let decoder = &opened.base.decoder;
     let (mut messages, mut cache, mut seen) = (system.clone(), decoder.new_cache(), Vec::new());

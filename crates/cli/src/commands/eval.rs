@@ -140,12 +140,16 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         Some(path) => {
             let identities: Vec<&Value> =
                 subjects.iter().map(|subject| &subject.identity).collect();
-            let fingerprint = json!({
+            let mut fingerprint = json!({
                 "models": identities,
                 "seed": settings.seed,
                 "temperature": settings.temperature,
                 "chat_template": reader.template.map(ChatTemplate::source),
             });
+            let given = template.as_ref().map(ChatTemplate::arguments);
+            if let Some(given) = given.filter(|given| !given.is_empty()) {
+                fingerprint["template_arguments"] = json!(given);
+            }
             Some(Log::open(path, &fingerprint)?)
         }
         None => None,
@@ -305,16 +309,20 @@ fn template(
     arguments: &EvalArguments,
 ) -> anyhow::Result<Option<ChatTemplate>> {
     let own = base.template()?;
-    let mut trained: Vec<(&str, &str)> = Vec::new();
+    let mut trained: Vec<(&str, ChatTemplate)> = Vec::new();
     for adapter in adapters {
-        let metadata = adapter.loaded.metadata.as_ref();
-        if let Some(source) = metadata.and_then(|metadata| metadata.chat_template.as_deref()) {
-            trained.push((&adapter.name, source));
+        let Some(metadata) = &adapter.loaded.metadata else { continue };
+        if let Some(source) = metadata.chat_template.as_deref() {
+            let template = ChatTemplate::from_source("of the adapter", source)?;
+            let template = template.with_arguments(&metadata.template_arguments);
+            trained.push((&adapter.name, template));
         }
     }
-    let alone = arguments.skip_base || own.is_none();
+    // The base is asked with the adapter's arguments where the template is the same.
+    let same = |own: &ChatTemplate| trained.iter().all(|(_, t)| t.source() == own.source());
+    let alone = arguments.skip_base || own.as_ref().is_none_or(same);
     let template = match trained.first() {
-        Some((_, source)) if alone => Some(ChatTemplate::from_source("of the adapter", *source)?),
+        Some((_, template)) if alone => Some(template.clone()),
         _ => own,
     };
     if !arguments.apply_chat_template {
@@ -323,10 +331,14 @@ fn template(
     let Some(template) = template else {
         return Err(bad_input("--apply-chat-template: the model has no chat template"));
     };
-    if let Some((name, _)) = trained.iter().find(|(_, source)| *source != template.source()) {
+    if let Some((name, of_adapter)) = trained.iter().find(|(_, trained)| *trained != template) {
+        let what = match of_adapter.source() == template.source() {
+            true => "other arguments of the chat template",
+            false => "another chat template",
+        };
         return Err(bad_input(format!(
-            "--apply-chat-template: the adapter `{name}` was trained with another chat template; \
-             score it in a run of its own, with --skip-base"
+            "--apply-chat-template: the adapter `{name}` was trained with {what}; score it in a run of \
+             its own, with --skip-base"
         )));
     }
     let missing = missing_tokens(template.source(), base.tokenizer());

@@ -1,15 +1,17 @@
 //! `hydralora generate`: continue one prompt.
 
-use crate::args::{GenerateArguments, Global, ModelChoice, SamplingArguments};
+use crate::args::{
+    GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
+};
 use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::{Base, encode_chat, open_base};
 use crate::ui::{result, say};
-use hydralora_data::{ChatTemplate, Message};
+use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
 use hydralora_run::{Generator, Sampling};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,6 +21,11 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
     let opened = Opened::new(&arguments.model)?;
     let tokenizer = opened.base.tokenizer();
     let prompt = if arguments.raw {
+        if arguments.template != TemplateArguments::default() {
+            return Err(bad_input(
+                "--thinking and --template-arg: are for the chat template, which --raw leaves out",
+            ));
+        }
         let mut ids = tokenizer.encode(&arguments.prompt)?;
         if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
             ids.insert(0, bos);
@@ -28,6 +35,7 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
         let template = opened.template(global, arguments.base_template)?.ok_or_else(|| {
             bad_input("the model has no chat template; use --raw to continue the prompt as it is")
         })?;
+        let template = with_arguments(global, template, &arguments.template)?;
         let system = arguments.system.iter().map(Message::system);
         let messages: Vec<Message> = system.chain([Message::user(&arguments.prompt)]).collect();
         encode_chat(tokenizer, &template, &messages)?
@@ -81,6 +89,36 @@ pub(crate) fn sampling(arguments: &SamplingArguments) -> anyhow::Result<Sampling
     if faults.is_empty() { Ok(sampling) } else { Err(bad_input(faults.join("\n"))) }
 }
 
+/// The template with the arguments of the command line over those it has. One that its source
+/// does not name is noted: it changes nothing.
+pub(crate) fn with_arguments(
+    global: &Global,
+    template: ChatTemplate,
+    arguments: &TemplateArguments,
+) -> anyhow::Result<ChatTemplate> {
+    let mut given = Map::new();
+    for argument in &arguments.template_args {
+        let Some((name, value)) = argument.split_once('=') else {
+            return Err(bad_input(format!("--template-arg {argument}: expected KEY=VALUE")));
+        };
+        if let Some(fault) = template_argument_fault(name) {
+            return Err(bad_input(format!("--template-arg {name}: {fault}")));
+        }
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        given.insert(name.to_owned(), value);
+    }
+    if let Some(thinking) = arguments.thinking {
+        if given.contains_key(THINKING) {
+            return Err(bad_input(format!("--thinking: --template-arg gives {THINKING} too")));
+        }
+        given.insert(THINKING.to_owned(), Value::from(thinking == Switch::On));
+    }
+    for name in given.keys().filter(|name| !template.reads(name)) {
+        say(global, format!("note: the chat template does not use `{name}`"));
+    }
+    Ok(template.with_arguments(&given))
+}
+
 /// A base model and, possibly, an adapter on it.
 pub(crate) struct Opened {
     pub(crate) base: Base,
@@ -120,6 +158,9 @@ impl Opened {
         let own = self.base.template()?;
         let metadata = self.loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
         let trained = metadata.and_then(|metadata| metadata.chat_template.as_deref());
+        let given = metadata.map(|metadata| metadata.template_arguments.clone());
+        let given = given.unwrap_or_default();
+        let own = own.map(|template| template.with_arguments(&given));
         let Some(trained) = trained else { return Ok(own) };
         if prefer_base {
             if own.as_ref().is_some_and(|own| own.source() != trained) {
@@ -127,6 +168,7 @@ impl Opened {
             }
             return Ok(own);
         }
-        Ok(Some(ChatTemplate::from_source("of the adapter", trained)?))
+        let template = ChatTemplate::from_source("of the adapter", trained)?;
+        Ok(Some(template.with_arguments(&given)))
     }
 }

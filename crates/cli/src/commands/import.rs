@@ -51,6 +51,9 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
                 base_model: source.identity.name.clone(),
                 base_fingerprint: source.identity.fingerprint.clone(),
                 chat_template: metadata.as_ref().and_then(|m| m.chat_template.clone()),
+                template_arguments: metadata
+                    .as_ref()
+                    .map_or_else(Default::default, |m| m.template_arguments.clone()),
                 end_tokens: ends.filter_map(|&id| source.tokenizer.id_to_token(id)).collect(),
             };
             if let Some(metadata) = &metadata {

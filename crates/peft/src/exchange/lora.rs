@@ -264,12 +264,13 @@ impl Lora {
             json!(self.sites.keys().map(ToString::to_string).collect::<Vec<_>>())
         };
         self.metadata = first.metadata.clone().map(|mut metadata| {
-            let agree = others
-                .iter()
-                .filter_map(|other| other.metadata.as_ref())
-                .all(|other| other.chat_template == metadata.chat_template);
+            let agree = others.iter().filter_map(|other| other.metadata.as_ref()).all(|other| {
+                other.chat_template == metadata.chat_template
+                    && other.template_arguments == metadata.template_arguments
+            });
             if !agree {
                 metadata.chat_template = None;
+                metadata.template_arguments.clear();
             }
             metadata
         });

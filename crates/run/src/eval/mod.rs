@@ -21,7 +21,7 @@ pub use compare::{Comparison, Difference, compare};
 pub use engine::{Engine, Scored, Scoring, Writing};
 pub use error::{Error, Result};
 pub use log::Log;
-pub use prompt::{Prompt, Reader};
+pub use prompt::{Conversation, Prompt, Reader};
 pub use results::{Line, Results};
 pub use task::{
     Answer, Family, Group, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,

@@ -3,7 +3,16 @@
 use super::error::{Error, Result};
 use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+/// A conversation that is to be answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// Its turns.
+    pub turns: Vec<Message>,
+    /// What the record shows the template beside them, such as tools.
+    pub variables: Map<String, Value>,
+}
 
 /// A question behind examples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +26,7 @@ pub struct Prompt {
     /// Between a question and its answer.
     pub answer_delimiter: &'static str,
     /// A conversation that takes the place of all of this, for records that are one.
-    pub conversation: Option<Vec<Message>>,
+    pub conversation: Option<Conversation>,
 }
 
 impl Prompt {
@@ -43,7 +52,7 @@ impl Prompt {
     /// The description as the system's message, each example as a turn.
     fn messages(&self) -> Vec<Message> {
         if let Some(conversation) = &self.conversation {
-            return conversation.clone();
+            return conversation.turns.clone();
         }
         let system = (!self.description.is_empty()).then(|| Message::system(&self.description));
         let shots = self
@@ -83,7 +92,9 @@ impl Reader<'_> {
         let text =
             |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
         let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
-        Ok(template.render(&prompt.messages(), true, &bos, &eos)?)
+        let none = Map::new();
+        let variables = prompt.conversation.as_ref().map_or(&none, |asked| &asked.variables);
+        Ok(template.render_with(&prompt.messages(), variables, true, &bos, &eos)?)
     }
 
     /// Between a prompt and the answers that are compared; nothing behind a chat template.
@@ -152,11 +163,15 @@ impl Reader<'_> {
 
     /// How texts begin, for the record.
     pub fn describe(&self) -> Value {
-        json!({
+        let mut described = json!({
             "add_bos_token": self.tokenizer.add_bos(),
             "bos_token": self.tokenizer.bos().map(|(_, text)| text),
             "chat_template": self.template.map(|template| template.source()),
-        })
+        });
+        if let Some(template) = self.template.filter(|template| !template.arguments().is_empty()) {
+            described["template_arguments"] = json!(template.arguments());
+        }
+        described
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::loss::record_files;
 use crate::eval::error::{Error, Result};
-use crate::eval::prompt::{Prompt, Reader};
+use crate::eval::prompt::{Conversation, Prompt, Reader};
 use crate::eval::task::{
     Answer, Family, Info, Item, Metric, Opened, Score, Settings, Task, Work, hex, object,
 };
@@ -91,7 +91,8 @@ fn records(path: &Path) -> Result<Vec<Item>> {
             Body::Chat(turns) => {
                 let last = turns.iter().rposition(|turn| turn.is_assistant());
                 let last = last.filter(|last| *last > 0).ok_or_else(missing)?;
-                let conversation = Some(turns[..last].to_vec());
+                let variables = record.variables.clone();
+                let conversation = Some(Conversation { turns: turns[..last].to_vec(), variables });
                 (Prompt { conversation, ..Prompt::plain("") }, turns[last].content.clone())
             }
             Body::Text(_) => return Err(missing()),
