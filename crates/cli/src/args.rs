@@ -95,6 +95,9 @@ pub(crate) struct QuickstartArguments {
     /// Folder for the data, both runs and the report.
     #[arg(long, default_value = "runs/quickstart")]
     pub(crate) out: PathBuf,
+    /// Repeat it: the folder's earlier quickstart is replaced, once the new one is whole.
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Optimizer steps of each of the two runs.
     #[arg(long, default_value_t = 60)]
     pub(crate) max_steps: usize,

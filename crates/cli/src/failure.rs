@@ -68,7 +68,13 @@ fn of_model(error: &hydralora_model::Error) -> u8 {
 fn of_adapter(error: &hydralora_peft::Error) -> u8 {
     match error {
         // Reading what is not there is the user's to mend; failing to write is not.
-        hydralora_peft::Error::Io(error) if error.kind() != std::io::ErrorKind::NotFound => 1,
+        hydralora_peft::Error::Io(error) => match error.kind() {
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::InvalidInput => 2,
+            _ => 1,
+        },
+        hydralora_peft::Error::Model(error) => of_model(error),
         _ => 2,
     }
 }
@@ -77,6 +83,17 @@ fn of_adapter(error: &hydralora_peft::Error) -> u8 {
 mod tests {
     use super::*;
     use anyhow::Context;
+
+    #[test]
+    fn a_full_disk_is_no_bad_input() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let model = || hydralora_model::Error::Io(full());
+        let adapter = hydralora_peft::Error::Model(model());
+        assert_eq!(exit_code(&anyhow::Error::new(full())), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(model())), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(adapter)), 1);
+        assert_eq!(exit_code(&anyhow::Error::new(TrainError::Model(model()))), 1);
+    }
 
     #[test]
     fn causes_are_named_once() {

@@ -3,7 +3,7 @@
 use crate::args::Global;
 use crate::plan::Base;
 use crate::ui::say;
-use hydralora_model::durable::write_file;
+use hydralora_files::write_file;
 use hydralora_model::hub::Hub;
 use hydralora_run::probe::{self, MOST_TOKENS};
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ const LINE_EVERY: u64 = 20;
 /// [`probe::mean_hidden`], kept in the cache by model, layer and texts.
 ///
 /// # Errors
-/// If the model or the cache fails.
+/// If the model fails.
 pub(crate) fn mean_hidden(
     global: &Global,
     base: &Base,
@@ -41,10 +41,11 @@ pub(crate) fn mean_hidden(
     let features =
         probe::mean_hidden(&base.decoder, base.tokenizer(), texts, layer, &mut progress)?;
     let bytes: Vec<u8> = features.iter().flat_map(|value| value.to_le_bytes()).collect();
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    // What the model took long to find is not lost for a cache that cannot be written.
+    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+    if let Err(error) = folder.and_then(|()| write_file(&path, &bytes)) {
+        say(global, format!("note: the features are not kept for the next time: {error}"));
     }
-    write_file(&path, &bytes)?;
     Ok(features)
 }
 

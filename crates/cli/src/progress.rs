@@ -1,5 +1,6 @@
 //! The progress bar of a training run.
 
+use crate::ui::tell;
 use hydralora_train::{Event, Result, Sink};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
@@ -44,7 +45,7 @@ impl Progress {
         if self.terminal {
             self.bar.println(line);
         } else {
-            eprintln!("{line}");
+            tell(line);
         }
     }
 }
@@ -98,6 +99,7 @@ impl Sink for Progress {
                 ));
             }
             Event::Saved { .. } => {}
+            Event::Note(note) => self.line(format!("note: {note}")),
         }
         Ok(())
     }

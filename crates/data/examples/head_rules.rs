@@ -9,6 +9,8 @@
 //! that of answers off by one at most and the mean error. The last argument keeps every trial's
 //! curves, one JSON object a line.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints its numbers")]
+
 use hydralora_data::heads::{Choice, Corpus, Features, HeadsOptions, Rule, choose};
 use hydralora_data::{Error, SourceConfig};
 use rand::{Rng, SeedableRng};

@@ -9,6 +9,8 @@
 //! `hydralora heads` does with it: reading, features, the choice over 15 repetitions, the clustering
 //! of all rows, and the report.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints its numbers")]
+
 use hydralora_data::SourceConfig;
 use hydralora_data::heads::{Corpus, DIMENSIONS, Features, HeadsOptions, find_heads};
 use std::fmt::Write as _;

@@ -122,13 +122,22 @@ impl Dataset {
         let bytes: u64 = files.iter().flatten().map(weighed).sum();
         let streaming = config.streaming.unwrap_or(bytes > options.streaming_above);
         let mut loaded = Vec::new();
+        let mut unkept = Vec::new();
         for ((source, split), files) in listed.into_iter().zip(files) {
             let part = if streaming {
                 let key = cache_key(source, &files, &encode, options);
                 let path = options.cache.join(format!("{}.tokens", &key[..32]));
-                match Part::open(&path, &key)? {
-                    Some(part) => part,
-                    None => build(source, base_dir, &encode, PartWriter::disk(&path)?, &key)?,
+                let kept = Part::open(&path, &key).and_then(|found| match found {
+                    Some(part) => Ok(part),
+                    None => build(source, base_dir, &encode, PartWriter::disk(&path)?, &key),
+                });
+                match kept {
+                    // A cache saves memory and time; without one the token ids are held.
+                    Err(error @ Error::Cache { .. }) => {
+                        unkept.push(format!("token ids are held in memory: {error}"));
+                        build(source, base_dir, &encode, PartWriter::memory(), "")?
+                    }
+                    other => other?,
                 }
             } else {
                 build(source, base_dir, &encode, PartWriter::memory(), "")?
@@ -136,13 +145,15 @@ impl Dataset {
             let part = Arc::new(part);
             loaded.push(Loaded { source, split, files, part, repeats: Vec::new() });
         }
-        let scratch = streaming.then_some(options.cache.as_path());
+        let on_disk = streaming && unkept.is_empty();
+        let scratch = on_disk.then_some(options.cache.as_path());
         let overlap = compare(config, base_dir, &mut loaded, scratch)?;
         let mut dataset = assemble(config, &loaded, options.seed)?;
         dataset.template = template;
         dataset.report.streamed_bytes = loaded.iter().map(|l| l.part.disk_bytes()).sum();
         dataset.report.overlap = overlap;
         dataset.report.take_notes();
+        dataset.report.notes.extend(unkept);
         Ok(dataset)
     }
 

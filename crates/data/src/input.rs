@@ -45,6 +45,7 @@ impl Input {
     /// # Errors
     /// When it cannot be read, its compression is damaged at once, or it is of a kind not read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        hydralora_files::expect_file(path)?;
         let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
         let magic = file.fill_buf()?;
         let magic = &magic[..magic.len().min(4)];

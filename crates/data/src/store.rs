@@ -22,8 +22,9 @@ use std::sync::Arc;
 
 use fs_err::File;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
+
+use hydralora_files::NewFile;
 
 use crate::encode::{Example, IGNORE_LABEL};
 use crate::error::{Error, Result};
@@ -293,7 +294,7 @@ enum Sink {
         entries: Vec<Entry>,
     },
     Disk {
-        file: BufWriter<NamedTempFile>,
+        file: BufWriter<NewFile>,
         index: BufWriter<std::fs::File>,
         hash: Box<Xxh3>,
         path: PathBuf,
@@ -314,7 +315,7 @@ impl PartWriter {
         let folder = path.parent().unwrap_or(Path::new("."));
         let writer = (|| {
             std::fs::create_dir_all(folder)?;
-            let mut file = BufWriter::with_capacity(1 << 20, NamedTempFile::new_in(folder)?);
+            let mut file = BufWriter::with_capacity(1 << 20, NewFile::create(path)?);
             file.write_all(MAGIC)?;
             let index = BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(folder)?);
             let hash = Box::new(Xxh3::new());
@@ -407,10 +408,7 @@ impl PartWriter {
                     file.write_all(&footer)?;
                     file.write_all(&(footer.len() as u64).to_le_bytes())?;
                     file.write_all(MAGIC)?;
-                    let file = file.into_inner().map_err(|error| error.into_error())?;
-                    file.as_file().sync_all()?;
-                    file.persist(&path).map_err(|error| error.error)?;
-                    Ok(())
+                    file.into_inner().map_err(|error| error.into_error())?.finish()
                 })();
                 (path, written)
             }
@@ -577,6 +575,7 @@ impl FromIterator<Example> for Examples {
 /// The SHA-256 of a file, and its bytes.
 pub(crate) fn hash_file(path: &Path) -> Result<(String, u64)> {
     use sha2::{Digest, Sha256};
+    hydralora_files::expect_file(path)?;
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -75,6 +75,7 @@ pub fn gradients(shapes: &[&[usize]], f: impl Fn(&[Var]) -> Var) {
 /// # Panics
 /// If there is none although `HYDRALORA_REQUIRE` lists `gpu` or `all`.
 #[cfg(feature = "gpu")]
+#[allow(clippy::print_stderr, reason = "tests tell people")]
 pub fn device() -> Option<crate::gpu::Device> {
     use crate::gpu::{Backend, Device};
     static DEVICE: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();

@@ -110,7 +110,7 @@ impl ModelConfig {
     /// activation, rotary embedding or quantisation is not supported, or sizes contradict
     /// each other.
     pub fn from_json_file(path: &Path) -> Result<Self> {
-        let text = fs_err::read_to_string(path)?;
+        let text = hydralora_files::read_to_string(path)?;
         let root: Value = serde_json::from_str(&text)
             .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
         Self::from_json(&root, path)

@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::weights::split;
+use hydralora_files::NewFile;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -365,7 +366,7 @@ fn store(
     const ANNOUNCE: u64 = 100 << 20;
     let parent = target.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
-    let mut part = tempfile::NamedTempFile::new_in(parent).map_err(|error| error.to_string())?;
+    let mut part = NewFile::create(target).map_err(|error| error.to_string())?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let (mut total, mut announced) = (0_u64, 0);
@@ -375,8 +376,7 @@ fn store(
             break;
         }
         hash.update(&buffer[..read]);
-        part.write_all(&buffer[..read])
-            .map_err(|error| format!("{}: {error}", parent.display()))?;
+        part.write_all(&buffer[..read]).map_err(|error| error.to_string())?;
         total += read as u64;
         if total / ANNOUNCE > announced {
             announced = total / ANNOUNCE;
@@ -392,9 +392,7 @@ fn store(
             return Err(format!("has checksum {found}, expected {expected}; nothing was kept"));
         }
     }
-    part.as_file().sync_all().map_err(|error| error.to_string())?;
-    part.persist(target).map_err(|error| error.to_string())?;
-    Ok(())
+    part.finish().map_err(|error| error.to_string())
 }
 
 /// A hub id.

@@ -9,7 +9,6 @@ mod cache;
 mod config;
 mod config_json;
 mod decoder;
-pub mod durable;
 mod error;
 pub mod family;
 pub mod gguf;

@@ -48,6 +48,7 @@ impl ModelSource {
     /// # Errors
     /// If there is no model, or one of its files is missing, malformed or not supported.
     pub fn open(path: &Path) -> Result<Self> {
+        hydralora_files::expect_file(path)?;
         let resolved = std::path::absolute(path)?;
         let name = resolved.file_stem().filter(|_| path.is_file()).or(resolved.file_name());
         let name = name.unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned();

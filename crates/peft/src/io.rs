@@ -8,10 +8,10 @@ use crate::methods::METHODS;
 use crate::options::refuse_unknown;
 use crate::trainable::TensorMap;
 use crate::tuned::Tuned;
+use hydralora_files::{Kind, Proof, expect_file, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
-use hydralora_model::durable::replace_folder;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -32,6 +32,28 @@ pub const PICKLED_FILE: &str = "adapter_model.bin";
 pub const METADATA_FILE: &str = "hydralora.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// How builds that left no list of a folder's files are known to have written an adapter.
+const PROOF: Proof = Proof {
+    file: METADATA_FILE,
+    fields: &["version", "base_model", "base_fingerprint"],
+    files: &[
+        CONFIG_FILE,
+        TENSOR_FILE,
+        PICKLED_FILE,
+        METADATA_FILE,
+        TEMPLATE_FILE,
+        MODEL_FILE,
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+};
+
+/// The folder of an adapter, or of a model, that was trained.
+pub const TRAINED: Kind = Kind { name: "trained adapter", earlier: Some(PROOF) };
+/// The folder of an adapter made of others.
+pub const MADE: Kind = Kind { name: "exported adapter", earlier: Some(PROOF) };
 
 /// Numbers that an adapter's options may ask for whatever the file holds; up to here every tensor
 /// that is missing or misshapen is listed by name.
@@ -77,7 +99,7 @@ pub fn save(
     metadata: &Metadata,
     all: &[SiteShape],
 ) -> Result<()> {
-    replace_folder(folder, |folder| write_into(folder, tuned, metadata, all))
+    replace_folder(folder, &TRAINED, |folder| write_into(folder, tuned, metadata, all))
 }
 
 /// The same into an existing empty folder.
@@ -130,7 +152,7 @@ pub(crate) fn save_parts(
     tensors: TensorMap,
     metadata: Option<&Metadata>,
 ) -> Result<()> {
-    replace_folder(folder, |folder| {
+    replace_folder(folder, &MADE, |folder| {
         check_finite(folder, &tensors)?;
         write_parts(folder, &config, tensors, metadata)
     })
@@ -252,6 +274,7 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
         let tensors = crate::exchange::pickle::read(path, dtype)?;
         return Ok(tensors.into_iter().map(|(name, t)| (plain_name(&name), t)).collect());
     }
+    expect_file(path)?;
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
@@ -461,6 +484,7 @@ pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    expect_file(path)?;
     let text = fs::read(path).map_err(|error| naming(path, &error))?;
     serde_json::from_slice(&text)
         .map_err(|error| Error::Malformed { path: path.to_path_buf(), message: error.to_string() })

@@ -17,7 +17,10 @@ pub fn skip(thing: &str, why: impl std::fmt::Display) {
     let is_required = required.split(',').any(|entry| entry == "all" || entry == thing);
     assert!(!is_required, "HYDRALORA_REQUIRE={required}, but {thing} cannot be had: {why}");
     let line = format!("skipped: {test}: {thing}: {why}").replace('\n', " ");
-    eprintln!("{line}");
+    #[allow(clippy::print_stderr, reason = "tests tell people")]
+    {
+        eprintln!("{line}");
+    }
     if let Some(path) = std::env::var_os("HYDRALORA_SKIPS") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let noted = file.and_then(|mut file| writeln!(file, "{line}"));

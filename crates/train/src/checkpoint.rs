@@ -4,9 +4,9 @@
 
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
+use hydralora_files::{Kind, Proof, remove_folder, replace_folder};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
-use hydralora_model::durable::replace_folder;
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TensorMap, Tuned};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,30 @@ const TRAINABLES_FILE: &str = "trainables.safetensors";
 const METHOD_FILE: &str = "method.safetensors";
 const MOMENT_FILES: [&str; 2] = ["first_moments.safetensors", "second_moments.safetensors"];
 
+/// What such a folder is.
+const FOLDER: Kind = Kind {
+    name: "checkpoint",
+    earlier: Some(Proof {
+        file: STATE_FILE,
+        fields: &["step", "optimizer_steps", "run_fingerprint"],
+        files: &[
+            STATE_FILE,
+            TRAINABLES_FILE,
+            METHOD_FILE,
+            MOMENT_FILES[0],
+            MOMENT_FILES[1],
+            io::CONFIG_FILE,
+            io::TENSOR_FILE,
+            io::METADATA_FILE,
+            io::TEMPLATE_FILE,
+            io::MODEL_FILE,
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ],
+    }),
+};
+
 /// Where a run stood.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -31,13 +55,18 @@ pub struct Progress {
     pub best_loss: Option<f64>,
     /// Evaluations since the best one.
     pub evaluations_since_best: usize,
+    /// Whether the held-out records are still to be evaluated after `step`: the run was interrupted
+    /// while they were.
+    #[serde(default)]
+    pub evaluation_due: bool,
     /// Seconds of training so far.
     pub elapsed_s: f64,
     /// Hash of everything that decides how the run goes on.
     pub run_fingerprint: String,
 }
 
-/// Writes a checkpoint folder, whole or not at all.
+/// Writes a checkpoint folder, whole or not at all. Where somebody put files into one of the same
+/// name, that one is kept under the name that is returned.
 ///
 /// # Errors
 /// If the file system refuses.
@@ -48,8 +77,9 @@ pub fn save(
     progress: &Progress,
     metadata: &Metadata,
     all: &[SiteShape],
-) -> Result<()> {
-    replace_folder(folder, |folder| {
+) -> Result<Option<PathBuf>> {
+    let kept = hydralora_files::set_aside(folder, &FOLDER)?;
+    replace_folder::<Error>(folder, &FOLDER, |folder| {
         io::write_into(folder, tuned, metadata, all)?;
         for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
             io::write_tensors(&folder.join(name), &moments)?;
@@ -69,7 +99,26 @@ pub fn save(
         let state = serde_json::to_vec_pretty(progress).map_err(std::io::Error::other)?;
         fs::write(folder.join(STATE_FILE), state)?;
         Ok(())
-    })
+    })?;
+    Ok(kept)
+}
+
+/// Where a run stood at a checkpoint.
+///
+/// # Errors
+/// If the file is missing or malformed, or belongs to a run with other settings or data.
+pub fn read_state(folder: &Path, run_fingerprint: &str) -> Result<Progress> {
+    let path = folder.join(STATE_FILE);
+    let fault = |message: String| Error::Checkpoint { path: path.clone(), message };
+    let text = fs::read(&path).map_err(|error| fault(error.to_string()))?;
+    let progress: Progress =
+        serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+    if progress.run_fingerprint != run_fingerprint {
+        let message = "the recipe, the data or the base model changed since this checkpoint was \
+                       written; resume with the same ones or start a new run";
+        return Err(fault(message.to_owned()));
+    }
+    Ok(progress)
 }
 
 /// Loads a checkpoint into a run of the same shape.
@@ -86,15 +135,7 @@ pub fn load(
 ) -> Result<Progress> {
     let fault =
         |name: &str, message: String| Error::Checkpoint { path: folder.join(name), message };
-    let text = fs::read(folder.join(STATE_FILE)).map_err(|e| fault(STATE_FILE, e.to_string()))?;
-    let progress: Progress =
-        serde_json::from_slice(&text).map_err(|e| fault(STATE_FILE, e.to_string()))?;
-    if progress.run_fingerprint != run_fingerprint {
-        let message = "the recipe, the data or the base model changed since this checkpoint was \
-                       written; resume with the same ones or start a new run"
-            .to_owned();
-        return Err(fault(STATE_FILE, message));
-    }
+    let progress = read_state(folder, run_fingerprint)?;
     let take = |name: &str, into: &mut dyn Tuned| -> Result<()> {
         let path = folder.join(name);
         let mut tensors: TensorMap = io::decode(&path, dtype)?;
@@ -152,14 +193,14 @@ pub fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Deletes all but the newest `keep` checkpoints.
+/// Deletes all but the newest `keep` checkpoints, and says which could not be: a run does not end
+/// for that. One that somebody put files into is kept.
 ///
 /// # Errors
-/// If the file system refuses.
-pub fn prune(run: &Path, keep: usize) -> Result<()> {
+/// If the folder cannot be read.
+pub fn prune(run: &Path, keep: usize) -> Result<Vec<String>> {
     let all = list(run)?;
-    for (_, path) in &all[..all.len().saturating_sub(keep)] {
-        fs::remove_dir_all(path)?;
-    }
-    Ok(())
+    let old = &all[..all.len().saturating_sub(keep)];
+    let failed = old.iter().filter_map(|(_, path)| remove_folder(path, &FOLDER).err());
+    Ok(failed.map(|error| format!("an old checkpoint is kept: {error}")).collect())
 }

@@ -1,12 +1,13 @@
 //! Held-out loss, in total and per domain.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::routing::{Routing, RoutingLog};
 use hydralora_data::{Batch, Example, Examples, valid_batches};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Decoder, Packed};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens of an evaluation batch.
 const TOKENS_PER_BATCH: usize = 4096;
@@ -48,10 +49,29 @@ pub fn evaluate(
     examples: &Examples,
     domains: &[String],
 ) -> Result<Evaluation> {
+    let never = AtomicBool::new(false);
+    let found = evaluate_until(&never, decoder, adapter, examples, domains)?;
+    found.ok_or_else(|| Error::Nothing { message: "the evaluation was broken off".to_owned() })
+}
+
+/// The same until `stop` is set, which is looked at before every batch; none then.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_until(
+    stop: &AtomicBool,
+    decoder: &Decoder,
+    adapter: &dyn Adapter,
+    examples: &Examples,
+    domains: &[String],
+) -> Result<Option<Evaluation>> {
     let _guard = no_grad();
     let log = RoutingLog::new(domains.len());
     let mut sums = vec![(0.0, 0_usize, 0_usize); domains.len()];
     for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)).iter() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let chosen = indices.map(|index| examples.get(index));
         let chosen: Vec<Example> = chosen.collect::<hydralora_data::Result<_>>()?;
         let batch = Batch::pack(&chosen.iter().collect::<Vec<_>>());
@@ -73,7 +93,7 @@ pub fn evaluate(
     let label_tokens: usize = sums.iter().map(|sum| sum.1).sum();
     let total: f64 = sums.iter().map(|sum| sum.0).sum();
     let per_domain = domains.iter().zip(&sums).filter(|(_, sum)| sum.1 > 0);
-    Ok(Evaluation {
+    Ok(Some(Evaluation {
         loss: total / label_tokens.max(1) as f64,
         label_tokens,
         domains: per_domain
@@ -85,7 +105,7 @@ pub fn evaluate(
             })
             .collect(),
         routing: log.summary(domains),
-    })
+    }))
 }
 
 /// The domain of every token of a batch.

@@ -33,6 +33,8 @@ pub enum Event {
         /// Its folder.
         path: PathBuf,
     },
+    /// Something did not work out that the run does not need.
+    Note(String),
 }
 
 /// One optimizer step.

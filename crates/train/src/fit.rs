@@ -3,10 +3,11 @@
 use crate::checkpoint::{self, Progress};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, evaluate_until};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
 use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
+use hydralora_files::{set_aside, sweep_within};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::dropout::mix;
@@ -15,7 +16,8 @@ use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TrainingPlan, Tuned};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -150,6 +152,7 @@ pub fn fit(
         optimizer_steps: 0,
         best_loss: None,
         evaluations_since_best: 0,
+        evaluation_due: false,
         elapsed_s: 0.0,
         run_fingerprint: run.fingerprint.to_owned(),
     };
@@ -169,11 +172,62 @@ pub fn fit(
     let warmup =
         config.warmup_steps.unwrap_or((config.warmup_ratio * plan.total as f64).ceil() as usize);
     let total_steps = plan.total;
-    sink.record(&Event::Started { step: progress.step, total_steps })?;
-
-    let mut ending = Ending::Finished;
+    // Known before anything is written: then nothing is left to do but what a crash kept from being done.
+    let mut ending = over(&progress, &plan, config);
+    if ending.is_none() {
+        sink.record(&Event::Started { step: progress.step, total_steps })?;
+        if let Some(folder) = run.folder {
+            sweep_within(&folder.join("checkpoints"));
+        }
+    }
+    let mut notes = Notes::default();
+    let evaluated = |tuned: &dyn Tuned| {
+        let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
+        evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)
+    };
     let mut evaluation = None;
-    while progress.step < plan.total {
+    // Whether something happened since the last checkpoint.
+    let mut unsaved = false;
+    let ending = loop {
+        if progress.evaluation_due
+            && let Some(found) = evaluated(tuned)?
+        {
+            let best = progress.best_loss.is_none_or(|best| found.loss < best);
+            if best {
+                progress.best_loss = Some(found.loss);
+                progress.evaluations_since_best = 0;
+                if let Some(folder) = run.folder {
+                    save_adapter(&folder.join("best"), tuned, run, &mut notes, sink)?;
+                }
+            } else {
+                progress.evaluations_since_best += 1;
+            }
+            progress.evaluation_due = false;
+            unsaved = true;
+            let step = progress.step;
+            sink.record(&Event::Evaluated { step, evaluation: found.clone(), best })?;
+            evaluation = Some(found);
+        }
+        ending = ending.or_else(|| over(&progress, &plan, config));
+        if ending.is_none() && run.stop.load(Ordering::Relaxed) {
+            ending = Some(Ending::Interrupted);
+        }
+        let due = |every: usize| every > 0 && progress.step.is_multiple_of(every);
+        if unsaved
+            && (ending.is_some() || due(config.save_every))
+            && let Some(folder) = run.folder
+        {
+            let path = checkpoint::folder_of(folder, progress.step);
+            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run.metadata, &sites)?;
+            notes.set_aside(kept, sink)?;
+            for note in checkpoint::prune(folder, config.keep_checkpoints)? {
+                notes.add(note, sink)?;
+            }
+            sink.record(&Event::Saved { step: progress.step, path })?;
+        }
+        if let Some(ending) = ending {
+            break ending;
+        }
         let step_started = Instant::now();
         let (epoch, first_batch, batches) = plan.step(progress.step);
         let read = |indices: &Vec<usize>| -> Result<(Vec<Example>, Batch)> {
@@ -256,56 +310,89 @@ pub fn fit(
             elapsed_s: progress.elapsed_s,
         }))?;
 
+        unsaved = true;
         let last = progress.step == plan.total;
-        let due = |every: usize| every > 0 && progress.step.is_multiple_of(every);
-        if !run.dataset.valid.is_empty() && (last || due(config.eval_every)) {
-            let found = evaluate(
-                run.decoder,
-                tuned.as_adapter(),
-                &run.dataset.valid,
-                &run.dataset.domains,
-            )?;
-            let best = progress.best_loss.is_none_or(|best| found.loss < best);
-            if best {
-                progress.best_loss = Some(found.loss);
-                progress.evaluations_since_best = 0;
-                if let Some(folder) = run.folder {
-                    io::save(&folder.join("best"), tuned, run.metadata, &sites)?;
-                }
-            } else {
-                progress.evaluations_since_best += 1;
-            }
-            let step = progress.step;
-            sink.record(&Event::Evaluated { step, evaluation: found.clone(), best })?;
-            evaluation = Some(found);
-        }
-        let patience = config.early_stopping_patience;
-        if patience > 0 && progress.evaluations_since_best >= patience {
-            ending = Ending::EarlyStopped;
-        }
-        let interrupted = run.stop.load(Ordering::Relaxed) && !last;
-        if interrupted {
-            ending = Ending::Interrupted;
-        }
-        let over = last || ending != Ending::Finished;
-        if (over || due(config.save_every))
-            && let Some(folder) = run.folder
-        {
-            let path = checkpoint::folder_of(folder, progress.step);
-            checkpoint::save(&path, tuned, &optimizer, &progress, run.metadata, &sites)?;
-            checkpoint::prune(folder, config.keep_checkpoints)?;
-            sink.record(&Event::Saved { step: progress.step, path })?;
-        }
-        if over {
-            break;
+        let due = config.eval_every > 0 && progress.step.is_multiple_of(config.eval_every);
+        progress.evaluation_due = !run.dataset.valid.is_empty() && (last || due);
+    };
+    if ending == Ending::Interrupted {
+        return Ok(outcome(ending, &progress, evaluation));
+    }
+    if let Some(folder) = run.folder {
+        save_adapter(&folder.join("adapter"), tuned, run, &mut notes, sink)?;
+    }
+    // Of a run that lacked its adapter alone.
+    if evaluation.is_none() && !run.dataset.valid.is_empty() {
+        evaluation = evaluated(tuned)?;
+        if evaluation.is_none() {
+            return Ok(outcome(Ending::Interrupted, &progress, None));
         }
     }
-    if ending != Ending::Interrupted
-        && let Some(folder) = run.folder
-    {
-        io::save(&folder.join("adapter"), tuned, run.metadata, &sites)?;
+    Ok(outcome(ending, &progress, evaluation))
+}
+
+fn outcome(ending: Ending, progress: &Progress, evaluation: Option<Evaluation>) -> Outcome {
+    Outcome { ending, steps: progress.step, evaluation, best_loss: progress.best_loss }
+}
+
+/// How a run that stands at `progress` has ended; none while there is something left to do.
+fn over(progress: &Progress, plan: &Plan, config: &TrainConfig) -> Option<Ending> {
+    let patience = config.early_stopping_patience;
+    if progress.evaluation_due {
+        None
+    } else if patience > 0 && progress.evaluations_since_best >= patience {
+        Some(Ending::EarlyStopped)
+    } else {
+        (progress.step >= plan.total).then_some(Ending::Finished)
     }
-    Ok(Outcome { ending, steps: progress.step, evaluation, best_loss: progress.best_loss })
+}
+
+/// What came of a run that [`fit`] would find finished; none if there is something left to do, or
+/// no checkpoint. Nothing is written.
+///
+/// # Errors
+/// If the newest checkpoint is malformed, or belongs to a run with other settings or data.
+pub fn finished(run: &Run<'_>) -> Result<Option<Outcome>> {
+    let Some(folder) = run.folder else { return Ok(None) };
+    let Some((_, path)) = checkpoint::list(folder)?.pop() else { return Ok(None) };
+    let progress = checkpoint::read_state(&path, run.fingerprint)?;
+    let ending = over(&progress, &Plan::new(run)?, run.config);
+    Ok(ending.map(|ending| outcome(ending, &progress, None)))
+}
+
+/// What is told once of what did not work out.
+#[derive(Default)]
+struct Notes(BTreeSet<String>);
+
+impl Notes {
+    fn add(&mut self, note: String, sink: &mut dyn Sink) -> Result<()> {
+        match self.0.insert(note.clone()) {
+            true => sink.record(&Event::Note(note)),
+            false => Ok(()),
+        }
+    }
+
+    fn set_aside(&mut self, kept: Option<PathBuf>, sink: &mut dyn Sink) -> Result<()> {
+        let Some(kept) = kept else { return Ok(()) };
+        let kept = kept.display();
+        self.add(
+            format!("files that hydralora did not write were in the way; they are in {kept}"),
+            sink,
+        )
+    }
+}
+
+/// Writes an adapter of the run; what somebody put there is kept under another name, since a run of
+/// hours does not end for it.
+fn save_adapter(
+    folder: &Path,
+    tuned: &dyn Tuned,
+    run: &Run<'_>,
+    notes: &mut Notes,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    notes.set_aside(set_aside(folder, &io::TRAINED)?, sink)?;
+    Ok(io::save(folder, tuned, run.metadata, &run.decoder.sites())?)
 }
 
 /// File and record of each example of a batch.

@@ -17,9 +17,9 @@ mod sinks;
 
 pub use config::TrainConfig;
 pub use error::{Error, Result};
-pub use evaluate::{DomainLoss, Evaluation, evaluate};
+pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{Ending, Outcome, Run, fit};
+pub use fit::{Ending, Outcome, Run, finished, fit};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};
 pub use schedule::Schedule;

@@ -4,97 +4,115 @@ use crate::error::Result;
 use crate::event::{Event, Sink};
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Name of the metrics file in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// Appends to `metrics.jsonl`.
+/// Appends to `metrics.jsonl`, from when the run starts or goes on: one that is refused before changes
+/// nothing.
 pub struct MetricsFile {
     path: PathBuf,
-    file: File,
+    file: Option<File>,
     resume: bool,
 }
 
 impl MetricsFile {
-    /// Opens the file of a run, empty for a new one. What a resumed run finds beyond its checkpoint
-    /// is cut when it starts.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn open(folder: &Path, resume: bool) -> Result<Self> {
-        let path = folder.join(METRICS_FILE);
-        if !resume {
-            fs::write(&path, b"")?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        Ok(Self { path, file, resume })
+    /// The file of a run in `folder`: empty for a new one, without what lies beyond its checkpoint
+    /// for one that goes on.
+    pub fn new(folder: &Path, resume: bool) -> Self {
+        Self { path: folder.join(METRICS_FILE), file: None, resume }
     }
 
-    fn cut_after(&mut self, step: usize) -> Result<()> {
-        let kept: Vec<Value> = read_metrics(&self.path)?
-            .into_iter()
-            .filter(|row| row["step"].as_u64().is_some_and(|at| at as usize <= step))
-            .collect();
-        let text: String = kept.iter().map(|row| format!("{row}\n")).collect();
-        hydralora_model::durable::write_file(&self.path, text.as_bytes())?;
-        self.file = OpenOptions::new().append(true).open(&self.path)?;
+    /// Opens the file with the rows up to `step`.
+    fn open(&mut self, step: usize) -> Result<()> {
+        let mut kept = Vec::new();
+        if self.resume && self.path.exists() {
+            for line in lines(&fs::read(&self.path)?) {
+                let row: Option<Value> = serde_json::from_slice(line).ok();
+                let at = row.and_then(|row| row["step"].as_u64());
+                if at.is_some_and(|at| at as usize <= step) {
+                    kept.extend_from_slice(line);
+                    kept.push(b'\n');
+                }
+            }
+        }
+        hydralora_files::write_file(&self.path, &kept)?;
+        self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
         Ok(())
     }
 }
 
-/// The rows of a metrics file. A last line that a crash cut short is left out.
+/// The lines of a file, as bytes: a crash may have cut one inside a character.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|byte| *byte == b'\n')
+}
+
+/// The rows of a metrics file. A line that a crash cut short is left out.
 ///
 /// # Errors
 /// If the file cannot be read.
 pub fn read_metrics(path: &Path) -> Result<Vec<Value>> {
-    let lines = BufReader::new(File::open(path)?).lines();
-    let mut rows = Vec::new();
-    for line in lines {
-        rows.extend(serde_json::from_str(&line?).ok());
-    }
-    Ok(rows)
+    let bytes = fs::read(path).map_err(|error| naming(&error, path))?;
+    Ok(lines(&bytes).filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+fn naming(error: &io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 impl Sink for MetricsFile {
     fn record(&mut self, event: &Event) -> Result<()> {
         let row = match event {
-            Event::Started { step, .. } if self.resume => return self.cut_after(*step),
-            Event::Started { .. } | Event::Saved { .. } => return Ok(()),
+            Event::Started { step, .. } => return self.open(*step),
+            Event::Saved { .. } | Event::Note(_) => return Ok(()),
             Event::Step(metrics) => serde_json::to_value(metrics).unwrap_or_default(),
             Event::Evaluated { step, evaluation, best } => json!({
                 "step": step, "valid_loss": evaluation.loss, "best": best,
                 "valid_label_tokens": evaluation.label_tokens, "domains": evaluation.domains,
             }),
         };
-        writeln!(self.file, "{row}")?;
-        Ok(self.file.flush()?)
+        let Some(file) = &mut self.file else { return Ok(()) };
+        // In one piece, so that a crash cuts a line rather than several.
+        let written = file.write_all(format!("{row}\n").as_bytes());
+        Ok(written.map_err(|error| naming(&error, &self.path))?)
     }
 }
 
 /// Writes a TensorBoard event file: records framed as TFRecord (length, masked CRC-32C, payload,
-/// masked CRC-32C), each an `Event` message with scalar summaries.
+/// masked CRC-32C), each an `Event` message with scalar summaries. The file is made when there is
+/// something to write.
 pub struct TensorBoard {
-    file: File,
+    folder: PathBuf,
+    file: Option<File>,
 }
 
 impl TensorBoard {
     /// A new event file in `folder`.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn create(folder: &Path) -> Result<Self> {
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_path_buf(), file: None }
+    }
+
+    fn create(folder: &Path) -> io::Result<File> {
         fs::create_dir_all(folder)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let name = format!("events.out.tfevents.{:010}.{}", now.as_secs(), std::process::id());
-        let mut board = Self { file: File::create(folder.join(name))? };
+        // TensorBoard reads every file with this beginning; the number tells those of one second.
+        let named = |number: usize| {
+            let (now, process) = (now.as_secs(), std::process::id());
+            folder.join(format!("events.out.tfevents.{now:010}.{process}.{number}"))
+        };
+        let fresh = |path: PathBuf| OpenOptions::new().write(true).create_new(true).open(path);
+        let mut file = (0..).map(named).map(fresh).find(|made| {
+            !made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+        });
+        let mut file = file.take().unwrap_or_else(|| Err(io::ErrorKind::AlreadyExists.into()))?;
         let mut event = Vec::new();
         double_field(1, now.as_secs_f64(), &mut event);
         bytes_field(3, b"brain.Event:2", &mut event);
-        board.write(&event)?;
-        Ok(board)
+        file.write_all(&frame(&event))?;
+        Ok(file)
     }
 
     fn scalars(&mut self, step: usize, scalars: &[(String, f64)]) -> Result<()> {
@@ -104,8 +122,14 @@ impl TensorBoard {
     }
 
     fn write(&mut self, event: &[u8]) -> Result<()> {
-        self.file.write_all(&frame(event))?;
-        Ok(self.file.flush()?)
+        let written = (|| {
+            let file = match &mut self.file {
+                Some(file) => file,
+                none => none.insert(Self::create(&self.folder)?),
+            };
+            file.write_all(&frame(event))
+        })();
+        Ok(written.map_err(|error| naming(&error, &self.folder))?)
     }
 }
 
@@ -128,7 +152,7 @@ impl Sink for TensorBoard {
                 );
                 self.scalars(*step, &scalars)
             }
-            Event::Started { .. } | Event::Saved { .. } => Ok(()),
+            Event::Started { .. } | Event::Saved { .. } | Event::Note(_) => Ok(()),
         }
     }
 }
@@ -185,6 +209,33 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_cut_inside_a_character_costs_that_line_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let row = |step: usize| format!("{{\"step\":{step},\"domains\":\"字\"}}\n");
+        let mut bytes = (row(1) + &row(2)).into_bytes();
+        bytes.truncate(bytes.len() - 5);
+        assert!(std::str::from_utf8(&bytes).is_err());
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(read_metrics(&path).unwrap().len(), 1);
+        let mut metrics = MetricsFile::new(folder.path(), true);
+        assert_eq!(fs::read(&path).unwrap(), bytes, "nothing changes before the run goes on");
+        metrics.record(&Event::Started { step: 5, total_steps: 9 }).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), row(1));
+    }
+
+    #[test]
+    fn event_files_of_one_second_have_names_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..3 {
+            TensorBoard::new(folder.path()).scalars(1, &[("loss".to_owned(), 1.0)]).unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        drop(TensorBoard::new(&folder.path().join("unused")));
+        assert!(!folder.path().join("unused").exists());
+    }
 
     /// Bytes that `torch.utils.tensorboard` writes for the same event.
     #[test]

@@ -1,10 +1,10 @@
 //! `hydralora chat`: a conversation on the terminal.
 
-use super::generate::{Opened, print_piece, sampling, with_arguments};
+use super::generate::{Opened, Shown, sampling, with_arguments};
 use crate::args::{ChatArguments, Global};
 use crate::failure::bad_input;
 use crate::plan::encode_chat;
-use crate::ui::say;
+use crate::ui::{ask, say};
 use hydralora_data::Message;
 use hydralora_run::Finish;
 use std::io::{BufRead, IsTerminal};
@@ -29,7 +29,7 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
     }
     loop {
         if terminal {
-            eprint!("> ");
+            ask("> ");
         }
         let mut line = String::new();
         if stdin.lock().read_line(&mut line)? == 0 {
@@ -51,13 +51,14 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
         let common = common.min(prompt.len() - 1);
         cache.truncate(common);
         let common = cache.len();
+        let mut shown = Shown::default();
         let limit = arguments.sampling.max_new_tokens;
         let answer = opened.generator().generate(
             &prompt[common..],
             &mut cache,
             sampling,
             limit,
-            &mut print_piece,
+            &mut |piece| shown.piece(piece),
         );
         let generation = match answer {
             Ok(generation) => generation,
@@ -68,7 +69,8 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
             }
             Err(error) => return Err(error.into()),
         };
-        print_piece("\n");
+        shown.piece("\n");
+        shown.end()?;
         if generation.finish == Finish::Length {
             say(global, "(cut off at the limit)");
         }

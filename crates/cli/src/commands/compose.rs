@@ -4,7 +4,7 @@ use crate::args::Global;
 use crate::calibration::{Measured, open_decoder, open_source};
 use crate::exchange_args::{ComposeArguments, How};
 use crate::failure::bad_input;
-use crate::output::check_out;
+use crate::output::check_folder;
 use crate::ui::{result, say};
 use hydralora_kernels::DType;
 use hydralora_peft::compose::{COMPOSITIONS, ComposeOptions, compose, lorahub};
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &ComposeArguments) -> anyhow::Result<ExitCode> {
     let inputs: Vec<&Path> = arguments.adapters.iter().map(PathBuf::as_path).collect();
-    check_out(&arguments.out, io::CONFIG_FILE, &inputs)?;
+    check_folder(&arguments.out, &io::MADE, &inputs)?;
     let loras = read_loras(&arguments.adapters)?;
     if arguments.how == How::Lorahub {
         return search(global, arguments, &loras);

@@ -2,13 +2,15 @@
 
 use crate::args::{Global, spelling};
 use crate::failure::bad_input;
+use crate::output::check_file;
 use crate::plan::{Base, open_base};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
-use crate::ui::{result, say, table};
-use anyhow::Context;
+use crate::stop;
+use crate::ui::{result, say, table, tell};
 use clap::Args;
 use hydralora_data::ChatTemplate;
+use hydralora_files::try_place;
 use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_peft::io::{CONFIG_FILE, LoadedAdapter, TENSOR_FILE};
@@ -21,8 +23,6 @@ use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The name of the model without an adapter.
@@ -104,6 +104,25 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         result(global, &comparison_json(&comparison), &comparison_text(&comparison))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(out) = &arguments.out {
+        let ours = |path: &Path| {
+            let text = hydralora_files::read(path).ok();
+            let value: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
+            value.is_some_and(|value| value.get("hydralora_version").is_some())
+        };
+        let names = arguments.adapter.iter().map(|spec| match spec.split_once('=') {
+            Some((name, _)) => name.to_owned(),
+            None => name_of(Path::new(spec)),
+        });
+        let base = (!arguments.skip_base).then(|| BASE.to_owned());
+        let names: Vec<String> = base.into_iter().chain(names).collect();
+        for name in &names {
+            check_file("--out", &out_path(out, name, names.len()), &[], "results file", ours)?;
+        }
+    }
+    if let Some(samples) = &arguments.samples {
+        try_place(samples)?;
+    }
     let spec = arguments.model.as_deref().unwrap_or_default();
     let settings = settings(arguments)?;
     // Wrong names are found before the model is opened.
@@ -154,15 +173,13 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         }
         None => None,
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))
-        .context("cannot watch for interruption")?;
+    let stop = stop::flag("stopping; what was scored is kept in the log, if there is one");
     let mut bar = Bar::new(global);
-    let done = eval::run(run, &subjects, &opened, &settings, log.as_mut(), &mut |progress| {
+    let mut show = |progress: Progress<'_>| {
         bar.show(progress);
-        if interrupted.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
-    });
+        Ok(())
+    };
+    let done = eval::run_until(stop, run, &subjects, &opened, &settings, log.as_mut(), &mut show);
     bar.end();
     let results = match done {
         Err(Error::Interrupted) => {
@@ -533,7 +550,8 @@ impl Bar {
         if self.lines {
             if self.last.elapsed() >= LINE_EVERY {
                 self.last = Instant::now();
-                eprintln!("{}/{}  {}{left}", progress.done, progress.total, progress.task);
+                let Progress { done, total, task, .. } = progress;
+                tell(format!("{done}/{total}  {task}{left}"));
             }
             return;
         }

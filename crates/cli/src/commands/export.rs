@@ -7,10 +7,11 @@ use crate::calibration::{
 use crate::domain;
 use crate::exchange_args::{ExportArguments, ExportForm};
 use crate::failure::bad_input;
-use crate::output::check_out;
+use crate::output::{check_file, check_folder};
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
 use hydralora_model::family::kit::Q_PROJ;
+use hydralora_model::gguf::is_ours;
 use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
 use hydralora_peft::io;
 use hydralora_peft::merge::{Gates, MergePlan};
@@ -19,9 +20,13 @@ use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
     let folder = &arguments.adapter;
-    check_out(&arguments.out, io::CONFIG_FILE, &[folder])?;
-    let source = arguments.model.as_deref().map(open_source).transpose()?;
     let gguf = arguments.form == ExportForm::LoraGguf;
+    if gguf {
+        check_file("--out", &arguments.out, &[folder], "GGUF file", is_ours)?;
+    } else {
+        check_folder(&arguments.out, &io::MADE, &[folder])?;
+    }
+    let source = arguments.model.as_deref().map(open_source).transpose()?;
     if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {
         let option = if gguf { "--as lora-gguf" } else { "--calibration" };
         return Err(bad_input(format!("{option}: needs the base model; expected --model")));

@@ -6,13 +6,12 @@ use crate::args::{
 use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::{Base, encode_chat, open_base};
-use crate::ui::{result, say};
+use crate::ui::{print, result, say};
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
 use hydralora_run::{Generator, Sampling};
 use serde_json::{Map, Value, json};
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -45,15 +44,17 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
     }
     let started = Instant::now();
     let stream = !global.json;
+    let mut shown = Shown::default();
     let generation = opened.generator().generate(
         &prompt,
         &mut opened.base.decoder.new_cache(),
         sampling,
         arguments.sampling.max_new_tokens,
-        &mut |piece| !stream || print_piece(piece),
+        &mut |piece| !stream || shown.piece(piece),
     )?;
     if stream {
-        print_piece("\n");
+        shown.piece("\n");
+        shown.end()?;
     } else {
         let json = json!({
             "text": generation.text,
@@ -67,10 +68,35 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints without a line's end; false when nobody reads any more.
-pub(crate) fn print_piece(piece: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_ok()
+/// A text that is printed as it comes.
+#[derive(Default)]
+pub(crate) struct Shown {
+    /// What kept it from being printed.
+    failed: Option<anyhow::Error>,
+    /// Whether nobody reads any more.
+    closed: bool,
+}
+
+impl Shown {
+    /// Prints a piece; false when there is no use in going on.
+    pub(crate) fn piece(&mut self, piece: &str) -> bool {
+        if self.failed.is_some() || self.closed {
+            return false;
+        }
+        match print(piece) {
+            Ok(read) => self.closed = !read,
+            Err(error) => self.failed = Some(error),
+        }
+        self.failed.is_none() && !self.closed
+    }
+
+    /// Whether all could be printed, or was wanted no longer.
+    ///
+    /// # Errors
+    /// If a piece could not be printed although somebody may be reading.
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
 }
 
 /// The sampling options, checked.

@@ -13,10 +13,14 @@ use hydralora_data::heads::{
 use hydralora_data::{DataConfig, Error, SourceConfig, named_sources};
 use hydralora_peft::nearest;
 
-use hydralora_model::durable::write_file;
+use hydralora_files::{try_place, write_file};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// What a report consists of. The first tells that the others are ours.
+const FILES: [&str; 4] = ["heads.json", "heads.html", "elbow.svg", "map.svg"];
 
 /// Bytes of mean hidden states, and the texts that may have one whatever their size.
 const HIDDEN_BYTES: usize = 128 << 20;
@@ -33,6 +37,9 @@ pub(crate) fn run(global: &Global, arguments: &HeadsArguments) -> anyhow::Result
     if options.k_max < options.k_min {
         let (k_min, k_max) = (options.k_min, options.k_max);
         return Err(bad_input(format!("--k-max is {k_max}, below --k-min, which is {k_min}")));
+    }
+    if let Some(folder) = &arguments.out {
+        check(folder).map_err(|error| error.context("--out"))?;
     }
     let sources = sources(global, arguments)?;
     let named = |error: Error| match error {
@@ -161,11 +168,43 @@ pub(crate) fn write(folder: &Path, report: &HeadsReport) -> anyhow::Result<()> {
     fs::create_dir_all(folder).map_err(|error| {
         bad_input(format!("--out: cannot create {}: {error}", folder.display()))
     })?;
-    write_file(&folder.join("heads.json"), &serde_json::to_vec_pretty(report)?)?;
-    write_file(&folder.join("heads.html"), page(report).as_bytes())?;
-    write_file(&folder.join("elbow.svg"), elbow_svg(report).as_bytes())?;
-    write_file(&folder.join("map.svg"), map_svg(report).as_bytes())?;
+    for (name, bytes) in files(report)? {
+        write_file(&folder.join(name), &bytes)?;
+    }
     Ok(())
+}
+
+/// The files of a report, by their names.
+pub(crate) fn files(report: &HeadsReport) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
+    let contents = [
+        serde_json::to_vec_pretty(report)?,
+        page(report).into_bytes(),
+        elbow_svg(report).into_bytes(),
+        map_svg(report).into_bytes(),
+    ];
+    Ok(FILES.into_iter().zip(contents).collect())
+}
+
+/// Refuses a folder that cannot be written, or whose files of these names are no earlier report.
+pub(crate) fn check(folder: &Path) -> anyhow::Result<()> {
+    let report = |path: &Path| {
+        let text = hydralora_files::read(path).ok();
+        let value: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
+        value.is_some_and(|value| {
+            ["num_experts", "reasons", "clusters", "curve"]
+                .iter()
+                .all(|key| value.get(key).is_some())
+        })
+    };
+    let ours = report(&folder.join(FILES[0]));
+    let mut there = FILES.iter().map(|name| folder.join(name)).filter(|path| path.exists());
+    if let Some(path) = there.find(|path| !ours || !path.is_file()) {
+        let path = path.display();
+        return Err(bad_input(format!(
+            "{path} belongs to no report of heads, and would be lost; expected another folder"
+        )));
+    }
+    Ok(try_place(&folder.join(FILES[0]))?)
 }
 
 fn text(report: &HeadsReport, out: Option<&Path>) -> String {

@@ -4,7 +4,7 @@ use crate::args::Global;
 use crate::calibration::{load_on, open_source};
 use crate::exchange_args::{ImportArguments, ImportForm};
 use crate::failure::bad_input;
-use crate::output::check_out;
+use crate::output::check_folder;
 use crate::plan::Parameters;
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
@@ -26,7 +26,7 @@ struct Imported {
 
 pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Result<ExitCode> {
     let inputs: Vec<&Path> = arguments.adapters.iter().map(PathBuf::as_path).collect();
-    check_out(&arguments.out, io::CONFIG_FILE, &inputs)?;
+    check_folder(&arguments.out, &io::MADE, &inputs)?;
     let source = arguments.model.as_deref().map(open_source).transpose()?;
     let imported = match arguments.form {
         ImportForm::Lora => from_loras(arguments)?,

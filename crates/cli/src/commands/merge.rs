@@ -7,12 +7,12 @@ use crate::calibration::{
 use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
-use crate::output::check_out;
+use crate::output::{check_file, check_folder};
 use crate::ui::{result, say, thousands};
 use hydralora_kernels::block::BlockFormat;
-use hydralora_model::ModelSource;
 use hydralora_model::adapter::NoAdapter;
-use hydralora_model::save::Saving;
+use hydralora_model::save::{FOLDER, Saving};
+use hydralora_model::{ModelSource, gguf};
 use hydralora_peft::merge::{Gates, MergePlan};
 use serde_json::json;
 use std::process::ExitCode;
@@ -33,7 +33,13 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         NumberFormat::Q8 => BlockFormat::Q8_0,
     };
     let source = open_source(&arguments.model)?;
-    check_out(&arguments.out, "config.json", &[source.weights.path(), &arguments.adapter])?;
+    let inputs = [source.weights.path(), &arguments.adapter];
+    match format {
+        ModelFormat::Hf => check_folder(&arguments.out, &FOLDER, &inputs)?,
+        ModelFormat::Gguf => {
+            check_file("--out", &arguments.out, &inputs, "GGUF file", gguf::is_ours)?;
+        }
+    }
     let mut loaded = load_on(&source, &arguments.adapter)?;
     domain::choose(loaded.tuned.as_mut(), arguments.gates.domain.as_deref())?;
     let (tuned, metadata) = (loaded.tuned.as_ref(), loaded.metadata.as_ref());

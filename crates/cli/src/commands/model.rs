@@ -2,14 +2,18 @@
 
 use crate::args::{Global, ModelAction, ModelArguments};
 use crate::failure::bad_input;
+use crate::output::check_file;
 use crate::ui::{result, say, thousands};
 use anyhow::Context;
+use hydralora_files::{NewFile, expect_file, try_place};
 use hydralora_kernels::block::BlockFormat;
+use hydralora_model::gguf::is_ours;
 use hydralora_model::hub;
 use hydralora_model::save::random_gguf;
 use hydralora_model::shapes::{self, SHAPES, Shape};
 use serde_json::json;
 use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -35,6 +39,7 @@ fn random(
         "q8_0" => BlockFormat::Q8_0,
         _ => BlockFormat::Q4_0,
     };
+    check_file("--to", to, &[], "GGUF file", is_ours)?;
     random_gguf(&config, format, seed, to)?;
     let parameters = config.num_parameters();
     let text = format!("{}: {} parameters", to.display(), thousands(parameters));
@@ -51,6 +56,9 @@ pub(crate) fn known_shape(name: &str) -> anyhow::Result<&'static Shape> {
 }
 
 fn get(global: &Global, name: &str, to: Option<&Path>) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = to {
+        try_place(&folder.join("model"))?;
+    }
     let found = hub::resolve(name, &mut |line| say(global, line))?;
     let path = match to {
         None => found,
@@ -77,9 +85,36 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
-    // A copy under another name first, so that a half-copied model is never found.
-    let part = to.with_extension("part");
-    fs::copy(from, &part)?;
-    fs::File::open(&part)?.sync_all()?;
-    fs::rename(&part, to)
+    if to.exists() {
+        if same(from, to)? {
+            return Ok(());
+        }
+        let message = "there is another file of that name, which would be lost";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    let mut file = NewFile::create(to)?;
+    io::copy(&mut fs::File::open(from)?, &mut file)?;
+    file.finish()
+}
+
+/// Whether two files hold the same.
+fn same(one: &Path, other: &Path) -> io::Result<bool> {
+    expect_file(other)?;
+    let (one, other) = (fs::File::open(one)?, fs::File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let len = left.len().min(right.len());
+        if left[..len] != right[..len] {
+            return Ok(false);
+        }
+        if len == 0 {
+            return Ok(left.len() == right.len());
+        }
+        one.consume(len);
+        other.consume(len);
+    }
 }

@@ -1,20 +1,24 @@
 //! `hydralora quickstart`: a base model, HydraLoRA and a LoRA of the same size, compared on five
 //! small domains.
 
-use super::train::{Trained, open, train};
+use super::train::{Start, Trained, train};
 use crate::args::{Global, QuickstartArguments};
-use crate::plan::{Base, encode_chat, open_base};
+use crate::failure::bad_input;
+use crate::output::check_folder;
+use crate::plan::{Base, Plan, encode_chat, open_base};
 use crate::recipe::{ModelDtype, Recipe};
+use crate::stop::{self, Interrupted};
 use crate::ui::{result, say, table, thousands};
 use hydralora_data::{ChatTemplate, Message};
+use hydralora_files::mark::MARK_FILE;
+use hydralora_files::{Kind, replace_folder, write_file};
 use hydralora_model::adapter::{Adapter, NoAdapter};
-use hydralora_model::durable::write_file;
 use hydralora_peft::methods;
 use hydralora_run::{Generator, Sampling};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, report};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -30,14 +34,55 @@ const SAMPLE: &[(&str, &str)] = &[
 /// For a base model that brings no chat template.
 const FALLBACK_TEMPLATE: &str = "chatml";
 
+/// What the folder is.
+const FOLDER: Kind = Kind { name: "quickstart", earlier: None };
+
 /// Questions shown before and after, in the form of two of the domains.
 const QUESTIONS: &[&str] =
     &["Translate the word into German.\nhouse", "Write the plural of the word.\nwolf"];
 
 pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::Result<ExitCode> {
+    let out = &arguments.out;
+    check_folder(out, &FOLDER, &[])?;
+    // Unless it is empty, it is an earlier one: anything else was just refused.
+    let again = || -> anyhow::Result<()> {
+        if arguments.force || !out.join(MARK_FILE).exists() {
+            return Ok(());
+        }
+        let out = out.display();
+        Err(bad_input(format!(
+            "--out: {out} holds a quickstart already; repeat it with --force, or choose another folder"
+        )))
+    };
+    again()?;
+    let mut shown = None;
+    // All of it under another name first, so that an older one is there until this one is whole.
+    let done = replace_folder::<anyhow::Error>(out, &FOLDER, |folder| {
+        shown = Some(compare(global, arguments, folder)?);
+        again()
+    });
+    match (done, shown) {
+        (Err(error), _) if error.is::<Interrupted>() => {
+            say(global, error.to_string());
+            Ok(ExitCode::from(130))
+        }
+        (Ok(()), Some((json, text))) => {
+            result(global, &json, &text)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (done, _) => done.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Trains both into `folder`; gives what to print, as JSON and as text.
+fn compare(
+    global: &Global,
+    arguments: &QuickstartArguments,
+    folder: &Path,
+) -> anyhow::Result<(Value, String)> {
     let started = Instant::now();
     let out = &arguments.out;
-    let data = out.join("data");
+    let data = folder.join("data");
     fs::create_dir_all(&data)?;
     for (domain, records) in SAMPLE {
         write_file(&data.join(format!("{domain}.jsonl")), records.as_bytes())?;
@@ -55,10 +100,7 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
         global,
         "\n2/4  training HydraLoRA: one A, four B heads and a router per feed-forward layer",
     );
-    let run = train_one(global, base, "hydralora", &hydra, arguments, None)?;
-    if run.outcome.ending == Ending::Interrupted {
-        return Ok(ExitCode::from(130));
-    }
+    let run = train_one(global, base, "hydralora", &hydra, arguments, folder, None)?;
     let after = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
     let hydra_facts = Facts::of(&run);
     let baseline = run.baseline.clone();
@@ -67,10 +109,7 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
     let base = run.plan.base;
 
     say(global, format!("\n3/4  training a LoRA of the same size (rank {rank})"));
-    let run = train_one(global, base, "lora", &lora, arguments, baseline)?;
-    if run.outcome.ending == Ending::Interrupted {
-        return Ok(ExitCode::from(130));
-    }
+    let run = train_one(global, base, "lora", &lora, arguments, folder, baseline)?;
     let lora_facts = Facts::of(&run);
 
     say(global, "\n4/4  comparing");
@@ -117,7 +156,7 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
         text.push(format!("\n{}", table(&rows)));
     }
     let report_path = out.join("report.html");
-    write_comparison(&report_path, out, &hydra_facts, &lora_facts, routing.as_ref(), &recipe)?;
+    write_comparison(folder, &hydra_facts, &lora_facts, routing.as_ref(), &recipe)?;
     text.push(format!(
         "\nreport   {}\nadapter  {}\ntook     {:.0} s",
         report_path.display(),
@@ -143,8 +182,7 @@ pub(crate) fn run(global: &Global, arguments: &QuickstartArguments) -> anyhow::R
         "report": report_path,
         "seconds": started.elapsed().as_secs_f64(),
     });
-    result(global, &json, &text.join("\n"))?;
-    Ok(ExitCode::SUCCESS)
+    Ok((json, text.join("\n")))
 }
 
 /// What the comparison needs of a run.
@@ -165,13 +203,9 @@ fn train_one(
     name: &str,
     method: &Value,
     arguments: &QuickstartArguments,
+    folder: &Path,
     baseline: Option<Evaluation>,
 ) -> anyhow::Result<Trained> {
-    let output = arguments.out.join(name);
-    // A quickstart always starts afresh; its own folder holds nothing else.
-    if output.exists() {
-        fs::remove_dir_all(&output)?;
-    }
     let train_on = SAMPLE.iter().map(|(domain, _)| {
         json!({"path": format!("data/{domain}.jsonl"), "format": "alpaca", "domain": domain})
     });
@@ -187,12 +221,28 @@ fn train_one(
             "batch_size": 8, "max_steps": arguments.max_steps, "learning_rate": 1e-3,
             "eval_every": 0, "save_every": 0, "seed": 41,
         },
-        "output": output,
+        "output": arguments.out.join(name),
     });
-    let recipe = Recipe::from_value(&recipe, &arguments.out)
+    let recipe = Recipe::from_value(&recipe, folder)
         .map_err(|faults| hydralora_peft::Error::Options { faults })?;
-    let plan = open(recipe, Some(base), false)?;
-    train(global, plan, false, baseline)
+    let mut plan = Plan::open(recipe, Some(base))?;
+    // The records say where the data will be.
+    let there = |path: &mut PathBuf| {
+        if let Ok(inside) = path.strip_prefix(folder) {
+            *path = arguments.out.join(inside);
+        }
+    };
+    for source in &mut plan.dataset.report.sources {
+        there(&mut source.path);
+        source.files.iter_mut().for_each(|file| there(&mut file.path));
+    }
+    let stop = stop::flag("stopping; nothing will be kept");
+    let start = Start { folder: &folder.join(name), resume: false, baseline, stop };
+    let trained = train(global, plan, start)?;
+    match trained.outcome.ending {
+        Ending::Interrupted => Err(Interrupted.into()),
+        Ending::Finished | Ending::EarlyStopped => Ok(trained),
+    }
 }
 
 /// The rank whose LoRA on the same layers comes closest in parameters.
@@ -233,8 +283,7 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
 }
 
 fn write_comparison(
-    path: &Path,
-    out: &Path,
+    folder: &Path,
     hydra: &Facts,
     lora: &Facts,
     routing: Option<&hydralora_train::Routing>,
@@ -253,7 +302,7 @@ fn write_comparison(
             ),
             ("LoRA".to_owned(), format!("{} trainable parameters", thousands(lora.trainable))),
         ],
-        metrics: &hydralora_train::read_metrics(&out.join("hydralora").join(METRICS_FILE))?,
+        metrics: &hydralora_train::read_metrics(&folder.join("hydralora").join(METRICS_FILE))?,
         comparison: &[
             ("base".to_owned(), pick(hydra, true)),
             ("LoRA".to_owned(), pick(lora, false)),
@@ -262,5 +311,5 @@ fn write_comparison(
         routing,
         recipe,
     });
-    Ok(write_file(path, page.as_bytes())?)
+    Ok(write_file(&folder.join("report.html"), page.as_bytes())?)
 }

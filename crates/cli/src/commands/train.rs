@@ -2,61 +2,114 @@
 
 use crate::args::{Global, TrainArguments};
 use crate::failure::bad_input;
-use crate::plan::{Base, Plan};
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::stop;
 use crate::ui::{result, say, table};
 use anyhow::Context;
+use hydralora_files::{Lock, check_replaceable, write_file};
 use hydralora_model::adapter::NoAdapter;
-use hydralora_model::durable::write_file;
+use hydralora_peft::io::TRAINED;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
-    Ending, Evaluation, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard, checkpoint,
-    evaluate, fit, read_metrics,
+    Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard,
+    checkpoint, evaluate_until, finished, fit, read_metrics,
 };
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
+const RECIPE_FILE: &str = "recipe.yaml";
+const DATA_FILE: &str = "data.json";
 const BASELINE_FILE: &str = "baseline.json";
+const ROUTING_FILE: &str = "routing.json";
+const REPORT_FILE: &str = "report.html";
 const HEADS_FILE: &str = "heads.json";
+
+/// What a run writes into its folder beside adapters and checkpoints.
+const FILES: [&str; 6] =
+    [RECIPE_FILE, DATA_FILE, BASELINE_FILE, METRICS_FILE, ROUTING_FILE, REPORT_FILE];
 
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
-    let plan = open(recipe, None, arguments.resume)?;
-    let trained = train(global, plan, arguments.resume, None)?;
-    let text = trained.summary();
-    result(global, &trained.to_json(), &text)?;
-    Ok(match trained.outcome.ending {
-        Ending::Interrupted => ExitCode::from(130),
-        Ending::Finished | Ending::EarlyStopped => ExitCode::SUCCESS,
-    })
+    if !arguments.resume {
+        spare_the_recipe(&recipe, &arguments.recipe.recipe)?;
+    }
+    let plan = open(recipe, arguments.resume)?;
+    let folder = plan.recipe.output.clone();
+    let stop = stop::flag("stopping after this step; the run will be saved");
+    let start = Start { folder: &folder, resume: arguments.resume, baseline: None, stop };
+    let trained = train(global, plan, start)?;
+    let shown = result(global, &trained.to_json(), &trained.summary());
+    if trained.outcome.ending == Ending::Interrupted {
+        // The terminal may be gone, and what counts is saved.
+        return Ok(ExitCode::from(130));
+    }
+    shown?;
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Opens a run, refusing to write over another one.
-pub(crate) fn open(mut recipe: Recipe, base: Option<Base>, resume: bool) -> anyhow::Result<Plan> {
-    let folder = &recipe.output;
-    let there = !checkpoint::list(folder)?.is_empty() || folder.join("adapter").exists();
-    if there && !resume {
+/// Refuses a recipe in the place where the run would put its own, with every value spelt out.
+fn spare_the_recipe(recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
+    let record = recipe.output.join(RECIPE_FILE);
+    let same = matches!((record.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same && fs::read(path).ok() != Some(recipe.to_yaml()?.into_bytes()) {
         return Err(bad_input(format!(
-            "output: {} holds a run already; go on with --resume, or choose another folder",
-            folder.display()
+            "output: {} is the recipe itself, and the run would write over it; choose another folder",
+            record.display()
         )));
     }
-    if resume && checkpoint::list(folder)?.is_empty() {
-        return Err(bad_input(format!(
-            "--resume: {} holds no checkpoint to go on from",
-            folder.display()
-        )));
+    Ok(())
+}
+
+/// Opens a run, refusing to write over another one or over files that no run wrote.
+fn open(mut recipe: Recipe, resume: bool) -> anyhow::Result<Plan> {
+    check_output(&recipe.output, resume)?;
+    if !resume && !Lock::was_in(&recipe.output) {
+        check_foreign(&recipe)?;
     }
     if resume && recipe.auto_experts {
         let found = recorded_experts(&recipe.output.join(HEADS_FILE))?;
         recipe.set_num_experts(found)?;
     }
-    Plan::open(recipe, base)
+    Plan::open(recipe, None)
+}
+
+fn check_output(folder: &Path, resume: bool) -> anyhow::Result<()> {
+    let checkpoints = !checkpoint::list(folder)?.is_empty();
+    if !resume && (checkpoints || folder.join("adapter").exists()) {
+        return Err(bad_input(format!(
+            "output: {} holds a run already; go on with --resume, or choose another folder",
+            folder.display()
+        )));
+    }
+    if resume && !checkpoints {
+        return Err(bad_input(format!(
+            "--resume: {} holds no checkpoint to go on from",
+            folder.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a folder in which no run was, and which holds what a run would write over.
+fn check_foreign(recipe: &Recipe) -> anyhow::Result<()> {
+    let folder = &recipe.output;
+    if let Some(found) = FILES.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
+        return Err(bad_input(format!(
+            "output: {} was written by no run, and would be lost; choose another folder",
+            found.display()
+        )));
+    }
+    check_replaceable(&folder.join("best"), &TRAINED)
+        .map_err(|error| bad_input(format!("output: {error}; choose another folder")))?;
+    if recipe.auto_experts {
+        super::heads::check(folder).map_err(|error| error.context("output"))?;
+    }
+    Ok(())
 }
 
 /// The number of experts that a run found when it began.
@@ -78,6 +131,8 @@ pub(crate) struct Trained {
     pub(crate) outcome: Outcome,
     pub(crate) baseline: Option<Evaluation>,
     pub(crate) plan: Plan,
+    /// Whether there was nothing left to do.
+    already: bool,
 }
 
 impl Trained {
@@ -99,16 +154,21 @@ impl Trained {
             rows.push(vec![domain, format!("{before:.4}"), format!("{after:.4}"), change]);
         }
         let folder = self.plan.recipe.output.display();
-        let how = match self.outcome.ending {
-            Ending::Finished => format!("trained {} steps", self.outcome.steps),
-            Ending::EarlyStopped => {
-                format!("stopped early after {} steps", self.outcome.steps)
+        let steps = self.outcome.steps;
+        let how = match (&self.outcome.ending, self.already) {
+            (Ending::Finished, false) => format!("trained {steps} steps"),
+            (Ending::Finished, true) => {
+                format!("already finished after {steps} steps; nothing was done")
             }
-            Ending::Interrupted => {
-                return format!(
-                    "interrupted after step {}; go on with --resume ({folder})",
-                    self.outcome.steps
-                );
+            (Ending::EarlyStopped, false) => format!("stopped early after {steps} steps"),
+            (Ending::EarlyStopped, true) => {
+                format!("already stopped early after {steps} steps; nothing was done")
+            }
+            (Ending::Interrupted, _) if steps == 0 => {
+                return "interrupted before the first step; nothing to go on from".to_owned();
+            }
+            (Ending::Interrupted, _) => {
+                return format!("interrupted after step {steps}; go on with --resume ({folder})");
             }
         };
         let losses = if rows.len() > 1 {
@@ -124,52 +184,63 @@ impl Trained {
         let folder = &self.plan.recipe.output;
         json!({
             "ending": format!("{:?}", self.outcome.ending).to_lowercase(),
+            "already_finished": self.already,
             "steps": self.outcome.steps,
             "baseline": self.baseline,
             "evaluation": self.outcome.evaluation,
             "best_loss": self.outcome.best_loss,
             "parameters": self.plan.parameters(),
             "adapter": folder.join("adapter"),
-            "report": folder.join("report.html"),
+            "report": folder.join(REPORT_FILE),
         })
     }
 }
 
-/// The flag that Ctrl-C and termination set. A second one ends the process at once.
-fn stop_flag() -> Arc<AtomicBool> {
-    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    FLAG.get_or_init(|| {
-        let flag = Arc::new(AtomicBool::new(false));
-        let set = flag.clone();
-        let handler = move || {
-            if set.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("stopping after this step; the run will be saved");
-        };
-        // Without a handler Ctrl-C ends the process, as it would anyway.
-        let _ = ctrlc::set_handler(handler);
-        flag
-    })
-    .clone()
+/// How a run is begun.
+pub(crate) struct Start<'a> {
+    /// Where it is written.
+    pub(crate) folder: &'a Path,
+    /// Whether it goes on from the newest checkpoint there.
+    pub(crate) resume: bool,
+    /// The base model's held-out loss where it is known already.
+    pub(crate) baseline: Option<Evaluation>,
+    /// Set to end it; it saves first.
+    pub(crate) stop: &'a AtomicBool,
 }
 
-/// Trains a plan and writes its folder. `baseline` is the base model's held-out loss where it is
-/// known already.
-pub(crate) fn train(
-    global: &Global,
-    mut plan: Plan,
-    resume: bool,
-    baseline: Option<Evaluation>,
-) -> anyhow::Result<Trained> {
-    let folder = plan.recipe.output.clone();
-    fs::create_dir_all(&folder)
-        .with_context(|| format!("output: cannot create {}", folder.display()))?;
-    let recipe = plan.recipe.to_yaml()?;
-    write_file(&folder.join("recipe.yaml"), recipe.as_bytes())?;
-    write_file(&folder.join("data.json"), &serde_json::to_vec_pretty(&plan.dataset.report)?)?;
+/// What is written when a run starts or goes on, and not before: one that is refused leaves its
+/// folder as it was.
+struct Records {
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Sink for Records {
+    fn record(&mut self, event: &Event) -> hydralora_train::Result<()> {
+        if matches!(event, Event::Started { .. }) {
+            for (path, bytes) in self.files.drain(..) {
+                write_file(&path, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Trains a plan and writes its folder.
+pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow::Result<Trained> {
+    let Start { folder, resume, baseline, stop } = start;
+    let _lock = Lock::folder(folder).context("output")?;
+    // Somebody may have been here while the data were read.
+    check_output(folder, resume)?;
+    let fingerprint = plan.fingerprint();
+    let weights = plan.dataset.report.weights();
+    if resume && let Some(outcome) = finished(&run_of(&plan, &fingerprint, &weights, folder, stop))?
+    {
+        let whole = [folder.join("adapter"), folder.join(REPORT_FILE)].iter().all(|p| p.exists());
+        if whole {
+            return already_finished(plan, folder, outcome);
+        }
+    }
     if let Some(heads) = &plan.heads {
-        super::heads::write(&folder, heads)?;
         say(global, format!("experts  {}: {}", heads.num_experts, heads.reasons.join("; ")));
     }
     say(global, format!("model    {}", plan.metadata.base_model));
@@ -179,59 +250,104 @@ pub(crate) fn train(
     if !resume {
         plan.start_routers()?;
     }
-    let stop = stop_flag();
-    let baseline = match baseline {
+    let recipe = plan.recipe.to_yaml()?;
+    let data = serde_json::to_vec_pretty(&plan.dataset.report)?;
+    let mut files = vec![(RECIPE_FILE, recipe.clone().into_bytes()), (DATA_FILE, data)];
+    if let Some(heads) = &plan.heads {
+        files.extend(super::heads::files(heads)?);
+    }
+    let kept = kept_baseline(folder).filter(|_| resume);
+    let baseline = match baseline.or(kept) {
         Some(known) => Some(known),
-        None => measure_baseline(global, &plan, resume)?,
+        None => measure_baseline(global, &plan, stop)?,
     };
+    if let Some(found) = &baseline {
+        files.push((BASELINE_FILE, serde_json::to_vec_pretty(found)?));
+    }
     let Plan { base, tuned, .. } = &mut plan;
     if let Some(model) = tuned.as_whole_model() {
         base.decoder.release(|name| model.takes_over(name));
     }
-    let fingerprint = plan.fingerprint();
-    let weights = plan.dataset.report.weights();
-    let run = Run {
-        decoder: &plan.base.decoder,
-        dataset: &plan.dataset,
-        weights: &weights,
-        shuffle: plan.recipe.data.shuffle,
-        config: &plan.recipe.train,
-        metadata: &plan.metadata,
-        fingerprint: &fingerprint,
-        folder: Some(&folder),
-        stop: &stop,
-    };
+    let files = files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)).collect();
     let mut sinks: Vec<Box<dyn Sink>> = vec![
-        Box::new(MetricsFile::open(&folder, resume)?),
-        Box::new(TensorBoard::create(&folder.join("tensorboard"))?),
+        Box::new(Records { files }),
+        Box::new(MetricsFile::new(folder, resume)),
+        Box::new(TensorBoard::new(&folder.join("tensorboard"))),
         Box::new(Progress::new(global.quiet)),
     ];
-    let outcome = fit(&run, plan.tuned.as_mut(), resume, &mut sinks)?;
+    let Plan { recipe: of_run, base, dataset, tuned, metadata, .. } = &mut plan;
+    let run = Run {
+        decoder: &base.decoder,
+        dataset,
+        weights: &weights,
+        shuffle: of_run.data.shuffle,
+        config: &of_run.train,
+        metadata,
+        fingerprint: &fingerprint,
+        folder: Some(folder),
+        stop,
+    };
+    let outcome = fit(&run, tuned.as_mut(), resume, &mut sinks)?;
     drop(sinks);
-    let metrics = read_metrics(&folder.join(METRICS_FILE))?;
-    let trained = Trained { outcome, baseline, plan };
-    write_report(&trained, &metrics, &recipe, &folder)?;
+    let trained = Trained { outcome, baseline, plan, already: false };
+    if trained.outcome.steps > 0 {
+        let metrics = read_metrics(&folder.join(METRICS_FILE))?;
+        write_report(&trained, &metrics, &recipe, folder)?;
+    }
     Ok(trained)
 }
 
-/// Held-out loss of the base model, kept in the folder for a resumed run.
+fn run_of<'a>(
+    plan: &'a Plan,
+    fingerprint: &'a str,
+    weights: &'a [f64],
+    folder: &'a Path,
+    stop: &'a AtomicBool,
+) -> Run<'a> {
+    Run {
+        decoder: &plan.base.decoder,
+        dataset: &plan.dataset,
+        weights,
+        shuffle: plan.recipe.data.shuffle,
+        config: &plan.recipe.train,
+        metadata: &plan.metadata,
+        fingerprint,
+        folder: Some(folder),
+        stop,
+    }
+}
+
+/// A run with nothing left to do: its losses are those it wrote.
+fn already_finished(plan: Plan, folder: &Path, mut outcome: Outcome) -> anyhow::Result<Trained> {
+    let metrics = read_metrics(&folder.join(METRICS_FILE)).unwrap_or_default();
+    let last = metrics.iter().rev().find(|row| row.get("valid_loss").is_some());
+    outcome.evaluation = last.and_then(|row| {
+        let fields = json!({
+            "loss": row["valid_loss"], "label_tokens": row["valid_label_tokens"],
+            "domains": row["domains"],
+        });
+        serde_json::from_value(fields).ok()
+    });
+    Ok(Trained { outcome, baseline: kept_baseline(folder), plan, already: true })
+}
+
+/// Held-out loss of the base model as the run began with it.
+fn kept_baseline(folder: &Path) -> Option<Evaluation> {
+    serde_json::from_slice(&fs::read(folder.join(BASELINE_FILE)).ok()?).ok()
+}
+
+/// Held-out loss of the base model; none without held-out records, or when told to stop.
 fn measure_baseline(
     global: &Global,
     plan: &Plan,
-    resume: bool,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Option<Evaluation>> {
-    if plan.dataset.valid.is_empty() {
+    if plan.dataset.valid.is_empty() || stop.load(Ordering::Relaxed) {
         return Ok(None);
-    }
-    let path = plan.recipe.output.join(BASELINE_FILE);
-    if resume && let Ok(text) = fs::read(&path) {
-        return Ok(serde_json::from_slice(&text).ok());
     }
     say(global, "measuring the base model's held-out loss");
     let (examples, domains) = (&plan.dataset.valid, &plan.dataset.domains);
-    let found = evaluate(&plan.base.decoder, &NoAdapter, examples, domains)?;
-    write_file(&path, &serde_json::to_vec_pretty(&found)?)?;
-    Ok(Some(found))
+    Ok(evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains)?)
 }
 
 fn write_report(
@@ -254,7 +370,7 @@ fn write_report(
     };
     let routing = trained.outcome.evaluation.as_ref().and_then(|e| e.routing.as_ref());
     if let Some(routing) = routing {
-        write_file(&folder.join("routing.json"), &serde_json::to_vec_pretty(routing)?)?;
+        write_file(&folder.join(ROUTING_FILE), &serde_json::to_vec_pretty(routing)?)?;
     }
     let report = &plan.dataset.report;
     let facts = [
@@ -281,5 +397,5 @@ fn write_report(
         routing,
         recipe,
     });
-    Ok(write_file(&folder.join("report.html"), page.as_bytes())?)
+    Ok(write_file(&folder.join(REPORT_FILE), page.as_bytes())?)
 }

@@ -297,3 +297,43 @@ fn an_interrupted_run_goes_on_from_its_log() {
     let kept = &before[..before.rfind('\n').unwrap()];
     assert!(log.starts_with(kept), "what was answered was not asked again");
 }
+
+#[test]
+fn logs_are_shared_by_tasks_cut_at_bytes_and_foreign_ones_kept() {
+    let place = Place::new();
+    let (model, data) = (model().display().to_string(), sample());
+    let japanese: String = (0..8)
+        .map(|i| format!("{{\"prompt\": \"日本語 {i}\", \"completion\": \"文\"}}\n"))
+        .collect();
+    place.write("ja.jsonl", &japanese);
+    let eval = |tasks: &'static str| {
+        let first = ["eval", "--model", &model, "--data", &data, "--tasks", tasks];
+        [&first[..], &["--max-new-tokens", "4", "--samples", "log.jsonl", "--json"]].concat()
+    };
+    place.succeed(&eval("mmlu"));
+    let one = place.read("log.jsonl").lines().count();
+    place.succeed(&eval("exact:ja.jsonl"));
+    let both = fs::read(place.path("log.jsonl")).unwrap();
+    assert_eq!(both.iter().filter(|byte| **byte == b'\n').count(), one + 8);
+    // A disk that was full cut the last row inside a character.
+    let at = both.iter().rposition(|byte| *byte >= 0x80).unwrap();
+    fs::write(place.path("log.jsonl"), &both[..at]).unwrap();
+    place.succeed(&eval("exact:ja.jsonl,mmlu"));
+    assert_eq!(fs::read(place.path("log.jsonl")).unwrap(), both);
+    // While another process scores, nobody else writes.
+    let lock = hydralora_files::Lock::file(&place.path("log.jsonl")).unwrap();
+    let ran = place.run(&eval("mmlu"));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("process {}", std::process::id())), "{}", ran.stderr);
+    drop(lock);
+    // A header that a crash cut short is begun again, any other text is somebody's.
+    fs::write(place.path("log.jsonl"), &both[..20]).unwrap();
+    place.succeed(&eval("exact:ja.jsonl"));
+    for foreign in ["my notes without a line's end", "my notes\n", "{\"a\": 1}\n"] {
+        place.write("log.jsonl", foreign);
+        let ran = place.run(&eval("mmlu"));
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains("is no log of samples"), "{}", ran.stderr);
+        assert_eq!(place.read("log.jsonl"), foreign);
+    }
+}

@@ -470,7 +470,7 @@ fn what_cannot_be_merged_says_why() {
     merge(&["--out", &lora], &["--out", "another place"]);
     merge(&["--out", &folder()], &["--out", "another place"]);
     place.write("mine/notes.txt", "keep me");
-    merge(&["--out", "mine"], &["--out", "no config.json", "would be lost"]);
+    merge(&["--out", "mine"], &["--out", "notes.txt", "would be lost"]);
     for command in ["export", "compose", "import"] {
         let rest: &[&str] = match command {
             "export" => &["--adapter", &lora, "--as", "lora"],

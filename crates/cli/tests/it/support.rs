@@ -92,7 +92,7 @@ impl Place {
         folder
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydralora"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("HYDRALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");

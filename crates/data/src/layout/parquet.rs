@@ -38,6 +38,7 @@ impl Layout for Parquet {
             row,
             message,
         };
+        hydralora_files::expect_file(&path)?;
         let file = fs_err::File::open(&path)?;
         // The library checks what it reads, but not everything: foreign bytes have made it panic.
         let guarded =

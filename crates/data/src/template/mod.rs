@@ -142,7 +142,7 @@ impl ChatTemplate {
         if BUILTIN.iter().any(|(known, _)| *known == name) {
             Self::builtin(name)
         } else if path.is_file() || looks_like_file(name) {
-            let source = fs_err::read_to_string(&path)?;
+            let source = hydralora_files::read_to_string(&path)?;
             Self::from_source(path.display().to_string(), source)
         } else {
             let known = suggest::unknown("chat template", name, &builtin_template_names());

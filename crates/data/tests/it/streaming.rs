@@ -137,13 +137,28 @@ fn a_cut_cache_is_made_anew_and_a_failed_one_leaves_nothing() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_is_named() {
+fn without_a_cache_token_ids_are_held_and_the_report_says_why() {
     let folder = folder(&[("a.jsonl", &lines("a", 400)), ("file", b"in the way")]);
     let options = options(&folder.path().join("file/cache"));
-    let error =
-        Dataset::load_with(&config(&["a.jsonl"]), folder.path(), &encoder(), None, &options);
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("file/cache") && error.contains("cannot be written"), "{error}");
+    let load = |options: &LoadOptions| {
+        Dataset::load_with(&config(&["a.jsonl"]), folder.path(), &encoder(), None, options).unwrap()
+    };
+    let held = load(&options);
+    let notes = held.report.notes.join("\n");
+    assert!(notes.contains("file/cache") && notes.contains("cannot be written"), "{notes}");
+    assert_eq!(held.fingerprint(), load(&LoadOptions::new(41)).fingerprint());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_is_as_readable_as_any_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder(&[("a.jsonl", &lines("a", 400))]);
+    let options = options(&folder.path().join("cache"));
+    Dataset::load_with(&config(&["a.jsonl"]), folder.path(), &encoder(), None, &options).unwrap();
+    let mode = |path: &Path| fs_err::metadata(path).unwrap().permissions().mode();
+    let cache = folder.path().join("cache").join(&caches(folder.path())[0]);
+    assert_eq!(mode(&cache), mode(&folder.path().join("a.jsonl")));
 }
 
 #[test]

@@ -63,6 +63,7 @@ impl Decoder {
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { path: weights.path().to_path_buf(), names: unused });
         }
+        weights.check_unchanged()?;
         // What reading the files took, and each packed weight while it was wide.
         release_kept();
         Ok(Self {

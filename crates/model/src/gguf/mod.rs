@@ -20,8 +20,17 @@ pub use reader::{GgufFile, GgufTensor};
 pub use value::{Array, Value};
 pub use writer::GgufWriter;
 
+use std::path::Path;
+
+/// Whether `path` is a GGUF file that this program wrote, and may therefore replace.
+pub fn is_ours(path: &Path) -> bool {
+    GgufFile::open(path).is_ok_and(|file| file.get(VERSION_KEY).is_some())
+}
+
 /// First bytes of a file.
 const MAGIC: &[u8; 4] = b"GGUF";
+/// Key of the version of this program that wrote a file.
+pub(crate) const VERSION_KEY: &str = "hydralora.version";
 /// Key of the alignment of tensor offsets.
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Alignment where the file does not say.

@@ -1,8 +1,9 @@
 //! Writing a GGUF file, version 3.
 
 use super::value::{Array, Value, type_id};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_RANK};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_RANK, VERSION_KEY};
 use crate::error::{Error, Result};
+use hydralora_files::NewFile;
 use hydralora_kernels::block::BlockFormat;
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -45,6 +46,13 @@ impl<'a> GgufWriter<'a> {
     /// An empty file.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty file that says which version of this program wrote it, by which it is known later.
+    pub fn marked() -> Self {
+        let mut writer = Self::default();
+        writer.metadata(VERSION_KEY, Value::String(env!("CARGO_PKG_VERSION").to_owned()));
+        writer
     }
 
     /// Adds a metadata entry. `general.alignment` sets the alignment of the tensors.
@@ -99,28 +107,9 @@ impl<'a> GgufWriter<'a> {
     /// power of two, or the file system refuses; then `path` is as it was.
     pub fn write(&self, path: &Path) -> Result<()> {
         let alignment = self.check(path)?;
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let in_folder = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
-        };
-        let mut temporary = tempfile::Builder::new();
-        // As readable as a file made in the usual way; a temporary one is its owner's alone.
-        #[cfg(unix)]
-        temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = temporary.tempfile_in(folder).map_err(in_folder)?;
-        let mut out = BufWriter::new(file);
-        self.write_to(&mut out, alignment, path).map_err(|error| match error {
-            Error::Io(error) => in_folder(error).into(),
-            other => other,
-        })?;
-        let file = out.into_inner().map_err(|error| in_folder(error.into_error()))?;
-        file.as_file().sync_all().map_err(in_folder)?;
-        file.persist(path).map_err(|error| in_folder(error.error))?;
-        fs_err::File::open(folder)?.sync_all()?;
-        Ok(())
+        let mut out = BufWriter::new(NewFile::create(path)?);
+        self.write_to(&mut out, alignment, path)?;
+        Ok(out.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?)
     }
 
     fn check(&self, path: &Path) -> Result<usize> {

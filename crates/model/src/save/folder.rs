@@ -1,8 +1,8 @@
 //! A Hugging Face folder.
 
 use super::Saving;
-use crate::durable::replace_folder;
 use crate::error::{Error, Result};
+use hydralora_files::{Kind, replace_folder};
 use hydralora_kernels::block::BlockFormat;
 use safetensors::Dtype;
 use safetensors::tensor::View;
@@ -10,6 +10,10 @@ use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+
+/// What such a folder is. Builds that left no list of its files wrote what any program writes, so
+/// their folders cannot be told from a model that somebody put there.
+pub const FOLDER: Kind = Kind { name: "merged model", earlier: None };
 
 /// Files of a folder that stay as they are.
 const CARRIED: &[&str] = &[
@@ -38,7 +42,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     let weights = &saving.source.weights;
     // Of a GGUF file only what it says is left to write; a folder has files to carry over.
     let from = weights.gguf().is_none().then(|| beside(weights.path()));
-    replace_folder(out, |folder| {
+    replace_folder(out, &FOLDER, |folder| {
         let carried = match &from {
             Some(from) => carried_config(&from.join("config.json"), name)?,
             None => None,
@@ -88,7 +92,7 @@ fn untie(config: &mut Value) {
 }
 
 fn carried_config(path: &Path, dtype: &str) -> Result<Option<Value>> {
-    let text = fs_err::read(path)?;
+    let text = hydralora_files::read(path)?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
         .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     // Of a model of pictures and text only the text's part is written.

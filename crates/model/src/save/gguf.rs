@@ -4,17 +4,18 @@ use super::Saving;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::{self, GgufNames, interleaved_row};
-use crate::gguf::{GgufFile, GgufWriter, Value};
+use crate::gguf::{GgufFile, GgufWriter, VERSION_KEY, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
 /// Metadata that is written anew, or holds only for the file it was in.
-const NOT_CARRIED: &[&str] = &["general.file_type", "general.name", "general.alignment"];
+const NOT_CARRIED: &[&str] =
+    &["general.file_type", "general.name", "general.alignment", VERSION_KEY];
 
 pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     let config = &saving.source.config;
     let file_type = file_type(saving.format, out)?;
-    let mut writer = GgufWriter::new();
+    let mut writer = GgufWriter::marked();
     let base = saving.source.weights.gguf();
     match base {
         Some(base) => carry_metadata(&mut writer, base, saving),

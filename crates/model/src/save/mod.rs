@@ -8,6 +8,7 @@ mod folder;
 mod gguf;
 mod random;
 
+pub use folder::FOLDER;
 pub use random::random_gguf;
 
 use crate::error::{Error, Result};

@@ -24,7 +24,7 @@ pub fn random_gguf(config: &ModelConfig, format: BlockFormat, seed: u64, out: &P
     let file_type = file_type(format, out)?;
     let family = family::find(&config.model_type)
         .ok_or_else(|| Error::malformed(out, format!("`{}` is unknown", config.model_type)))?;
-    let mut writer = GgufWriter::new();
+    let mut writer = GgufWriter::marked();
     metadata_of_config(&mut writer, config, "random", out)?;
     writer.metadata("general.file_type", Value::U32(file_type));
     for (key, value) in byte_tokenizer(config) {

@@ -53,7 +53,7 @@ pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
         }
         return Err(Error::MissingTokenizer { folder: folder.to_path_buf(), message });
     };
-    let bytes = fs_err::read(&path)?;
+    let bytes = hydralora_files::read(&path)?;
     let Read { inner, bos: own_bos, eos: own_eos, add_bos: own_add_bos } = read(&path, &bytes)?;
     let config_path = folder.join(CONFIG_FILE);
     let special_path = folder.join(SPECIAL_TOKENS_FILE);
@@ -83,7 +83,7 @@ pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
     }
     let template_path = folder.join(TEMPLATE_FILE);
     let chat_template = if template_path.exists() {
-        Some(fs_err::read_to_string(&template_path)?)
+        Some(hydralora_files::read_to_string(&template_path)?)
     } else {
         default_template(&config["chat_template"])
     };
@@ -103,7 +103,7 @@ fn optional_object(path: &Path) -> Result<Value> {
     if !path.exists() {
         return Ok(Value::Null);
     }
-    let bytes = fs_err::read(path)?;
+    let bytes = hydralora_files::read(path)?;
     let value: Value = serde_json::from_slice(&bytes)
         .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     if !value.is_object() {

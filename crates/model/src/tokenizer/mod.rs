@@ -11,7 +11,6 @@ mod words;
 
 pub use stream::TokenStream;
 
-use crate::durable;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use serde_json::{Map, Value, json};
@@ -234,7 +233,7 @@ impl Tokenizer {
         let mut whole = self.inner.clone();
         whole.with_post_processor(self.post_processor.clone());
         let text = whole.to_string(true).map_err(|error| self.fault(&error))?;
-        durable::write_file(&folder.join(TOKENIZER_FILE), text.as_bytes())?;
+        hydralora_files::write_file(&folder.join(TOKENIZER_FILE), text.as_bytes())?;
         let mut config = Map::new();
         let token = |special: &Option<Special>| special.as_ref().map(|(_, text)| json!(text));
         for (key, value) in [
@@ -249,7 +248,7 @@ impl Tokenizer {
             config.extend(value.map(|value| (key.to_owned(), value)));
         }
         let text = format!("{:#}\n", Value::Object(config));
-        durable::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?;
+        hydralora_files::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?;
         Ok(())
     }
 

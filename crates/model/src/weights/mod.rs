@@ -240,6 +240,11 @@ impl Weights {
         &self.path
     }
 
+    /// Refuses weights whose files were written to since they were opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
+    }
+
     /// The description of the GGUF file, if that is where the weights are.
     pub fn gguf(&self) -> Option<&GgufFile> {
         self.gguf.as_ref()

@@ -86,7 +86,7 @@ pub(super) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = fs_err::read_to_string(path)?;
+    let text = hydralora_files::read_to_string(path)?;
     let index: Index = serde_json::from_str(&text)
         .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
     // A name with a folder in it could lead out of the model's own.

@@ -17,7 +17,7 @@ use std::path::Path;
 /// # Errors
 /// If models of the family have no form in GGUF, or the file system refuses.
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
-    let mut writer = GgufWriter::new();
+    let mut writer = GgufWriter::marked();
     let text = |value: &str| Value::String(value.to_owned());
     let names = config.gguf_names();
     if !names.supported {

@@ -6,7 +6,6 @@ use crate::error::{Error, Fault, Result};
 use crate::io::{CONFIG_FILE, PEFT_PREFIX, PICKLED_FILE};
 use crate::tuned::Tuned;
 use hydralora_model::adapter::SiteShape;
-use hydralora_model::durable::replace_folder;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
@@ -80,7 +79,7 @@ pub fn write_official(
         .map(|(name, tensor)| (format!("{PEFT_PREFIX}{name}"), tensor))
         .collect();
     let pickled = pickle::write(&tensors, &folder.join(PICKLED_FILE))?;
-    replace_folder(folder, |folder| {
+    hydralora_files::replace_folder(folder, &crate::io::MADE, |folder| {
         fs::write(folder.join(CONFIG_FILE), format!("{:#}\n", Value::Object(config)))?;
         fs::write(folder.join(PICKLED_FILE), pickled)?;
         Ok(())

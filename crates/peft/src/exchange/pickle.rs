@@ -147,6 +147,7 @@ const ALLOWED: &[&str] = &[
 /// finite.
 pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
     let fault = |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    hydralora_files::expect_file(path)?;
     let file = File::open(path).map_err(|error| {
         Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     })?;

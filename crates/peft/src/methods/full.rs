@@ -14,13 +14,13 @@ use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name}
 use crate::tuned::{
     Base, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned, WholeModel,
 };
+use hydralora_files::write_file;
 use hydralora_kernels::ops::embedding::embedding;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
     Adapter, Output, OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
 };
-use hydralora_model::durable::write_file;
 use hydralora_model::{ModelConfig, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -117,7 +117,7 @@ pub fn compare(first: &Path, second: &Path) -> Result<Comparison> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = fs_err::read(path)?;
+    let text = hydralora_files::read(path)?;
     let value: Value = serde_json::from_slice(&text)
         .map_err(|error| Error::malformed(path, Some(error.line()), error.to_string()))?;
     if !value["scores"].is_object() {

@@ -5,7 +5,7 @@
 //! than fits one pass goes into a cache, which is kept for the next requests too. Only rows whose
 //! next token is wanted meet the output layer.
 
-use super::error::Result;
+use super::error::{Error, Result};
 use super::filter::cut;
 use super::trie::{Trie, common};
 use crate::sample::{Sampler, Sampling};
@@ -14,6 +14,7 @@ use hydralora_kernels::{Element, Tensor, dispatch, no_grad};
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Cache, Decoder, IGNORE_LABEL, Packed, Run, Tokenizer, Tree};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens of one pass.
 const TOKENS_PER_PASS: usize = 2048;
@@ -70,6 +71,7 @@ pub struct Engine<'a> {
     limit: usize,
     has_lead: bool,
     kept: Option<(Vec<u32>, Cache)>,
+    stop: Option<&'a AtomicBool>,
 }
 
 /// Which row of which pass predicts which token of which request.
@@ -91,7 +93,19 @@ impl<'a> Engine<'a> {
         let lead = decoder.lead_rows(adapter, &Pass::inference());
         let limit = decoder.config().max_position_embeddings.saturating_sub(lead);
         let (end_ids, has_lead) = (end_ids.to_vec(), lead > 0);
-        Self { decoder, tokenizer, adapter, end_ids, limit, has_lead, kept: None }
+        Self { decoder, tokenizer, adapter, end_ids, limit, has_lead, kept: None, stop: None }
+    }
+
+    /// Gives up with [`Error::Interrupted`] before the next pass once `stop` is set.
+    pub fn until(self, stop: &'a AtomicBool) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
     }
 
     /// Tokens of context the model has.
@@ -176,6 +190,7 @@ impl<'a> Engine<'a> {
         let mut out = vec![(0.0, 0); sequences.len()];
         let mut first = 0;
         while first < sequences.len() {
+            self.go_on()?;
             let (mut tokens, mut labels, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
             let mut owner = Vec::new();
             let mut last = first;
@@ -253,6 +268,7 @@ impl<'a> Engine<'a> {
             if writers.is_empty() {
                 return Ok(());
             }
+            self.go_on()?;
             let logits = self.step(&writers, &mut caches)?;
             // Backwards, so that the last can take a finished one's place.
             for slot in (0..writers.len()).rev() {
@@ -343,6 +359,7 @@ impl<'a> Engine<'a> {
     fn extend_one(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<Tensor>> {
         let mut hidden = Vec::new();
         for tokens in tokens.chunks(TOKENS_PER_PASS) {
+            self.go_on()?;
             let packed = Packed { tokens, offsets: &[0, tokens.len()] };
             let caches = std::slice::from_mut(cache);
             hidden.push(self.decoder.extend(packed, caches, self.adapter, &Pass::inference())?);
@@ -436,6 +453,7 @@ impl Walk<'_, '_> {
         }
         let tree = Tree { tokens: &tokens, runs: &runs };
         let engine = self.engine;
+        engine.go_on()?;
         let hidden = engine.decoder.hidden_tree(tree, cache, engine.adapter, &Pass::inference())?;
         let mut at = Vec::with_capacity(order.len());
         let mut first = 0_usize;

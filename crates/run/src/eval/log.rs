@@ -1,14 +1,15 @@
 //! The per-sample log: one JSON object a line, written as answers come in, from which an
 //! interrupted run goes on.
 //!
-//! The first line says which run it belongs to. A line whose prompt is no longer asked is not used.
+//! Only one process has a log open. The first line says which run it belongs to. A line whose prompt is no longer asked is not used.
 
 use super::error::{Error, Result};
 use super::task::{Answer, Item, Metric, Score};
 use fs_err::{File, OpenOptions};
+use hydralora_files::Lock;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Model, task, record.
@@ -18,6 +19,7 @@ type Key = (String, String, usize);
 pub struct Log {
     path: PathBuf,
     file: File,
+    _lock: Lock,
     known: HashMap<Key, (String, Value)>,
 }
 
@@ -25,19 +27,27 @@ impl Log {
     /// Opens `path`, reading what an earlier run with the same `fingerprint` left there.
     ///
     /// # Errors
-    /// If the file belongs to another run or is no log.
+    /// If the file belongs to another run or is no log, which is then as it was, or if another
+    /// process has it open.
     pub fn open(path: &Path, fingerprint: &Value) -> Result<Self> {
         let fault = |message: String| Error::Log { path: path.to_path_buf(), message };
-        let text = if path.exists() { fs_err::read_to_string(path)? } else { String::new() };
-        // A run that was killed may have left half a line.
-        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-        let mut lines = whole.lines().enumerate();
+        let foreign = || fault("is no log of samples; name another file".to_owned());
+        let lock = Lock::file(path)?;
+        let bytes = if path.exists() { hydralora_files::read(path)? } else { Vec::new() };
+        let header = line_of(&json!({"run": fingerprint}));
+        // A run that was killed, or found the disk full, may have left half a line, cut inside a
+        // character. Of a file without a whole line only that can be told which begins as ours.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if whole == 0 && !header.as_bytes().starts_with(&bytes) {
+            return Err(foreign());
+        }
+        let mut lines = bytes[..whole].split_inclusive(|byte| *byte == b'\n').enumerate();
         let mut known = HashMap::new();
         let mut fresh = true;
         if let Some((_, first)) = lines.next() {
-            let header: Value = serde_json::from_str(first)
-                .map_err(|_| fault("is no log of samples; name another file".to_owned()))?;
-            if header.get("run") != Some(fingerprint) {
+            let found: Value = serde_json::from_slice(first).map_err(|_| foreign())?;
+            let Some(run) = found.get("run") else { return Err(foreign()) };
+            if run != fingerprint {
                 let message = "belongs to a run with another model, adapter, template or seed; \
                                remove it or name another file";
                 return Err(fault(message.to_owned()));
@@ -45,7 +55,7 @@ impl Log {
             fresh = false;
         }
         for (index, line) in lines {
-            let row: Value = serde_json::from_str(line)
+            let row: Value = serde_json::from_slice(line)
                 .map_err(|error| Error::malformed(path, Some(index + 1), error.to_string()))?;
             let text = |key: &str| row[key].as_str().map(str::to_owned);
             if let (Some(model), Some(task), Some(id), Some(prompt)) =
@@ -54,10 +64,11 @@ impl Log {
                 known.insert((model, task, id as usize), (prompt, row["scores"].clone()));
             }
         }
-        let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        file.set_len(whole.len() as u64)?;
-        file.seek(SeekFrom::End(0))?;
-        let mut log = Self { path: path.to_path_buf(), file, known };
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        if whole < bytes.len() {
+            file.set_len(whole as u64)?;
+        }
+        let mut log = Self { path: path.to_path_buf(), file, _lock: lock, known };
         if fresh {
             log.write(&json!({"run": fingerprint}))?;
         }
@@ -65,10 +76,7 @@ impl Log {
     }
 
     fn write(&mut self, row: &Value) -> Result<()> {
-        let mut line = row.to_string();
-        line.push('\n');
-        self.file.write_all(line.as_bytes())?;
-        Ok(())
+        Ok(self.file.write_all(line_of(row).as_bytes())?)
     }
 
     /// The logged scores of a record, if it was asked the same then.
@@ -139,4 +147,8 @@ impl Log {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn line_of(row: &Value) -> String {
+    format!("{row}\n")
 }

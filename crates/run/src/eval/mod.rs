@@ -32,6 +32,7 @@ use hydralora_model::Decoder;
 use hydralora_model::adapter::Adapter;
 use rayon::prelude::*;
 use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use task::hex;
 
@@ -122,12 +123,29 @@ fn joined(opened: &[Opened]) -> Vec<Group> {
     groups
 }
 
-/// Asks all `subjects` everything in `opened` and gives each one's results. `log` is read for
-/// records already answered, and added to.
+/// [`run_until`] nothing but `progress` ends the run.
 ///
 /// # Errors
-/// The first error of a task, a model, the log, or of `progress`, which may end the run.
+/// As [`run_until`].
 pub fn run(
+    base: Base<'_>,
+    subjects: &[Subject<'_>],
+    opened: &[Opened],
+    settings: &Settings,
+    log: Option<&mut Log>,
+    progress: &mut dyn FnMut(Progress<'_>) -> Result<()>,
+) -> Result<Vec<Results>> {
+    run_until(&AtomicBool::new(false), base, subjects, opened, settings, log, progress)
+}
+
+/// Asks all `subjects` everything in `opened` and gives each one's results. `log` is read for
+/// records already answered, and added to. Before every pass `stop` is looked at.
+///
+/// # Errors
+/// [`Error::Interrupted`] once `stop` is set; the first error of a task, a model, the log, or of
+/// `progress`, which may end the run.
+pub fn run_until(
+    stop: &AtomicBool,
     base: Base<'_>,
     subjects: &[Subject<'_>],
     opened: &[Opened],
@@ -143,6 +161,7 @@ pub fn run(
         .iter()
         .map(|subject| {
             Engine::new(base.decoder, base.reader.tokenizer, subject.adapter, base.end_ids)
+                .until(stop)
         })
         .collect();
     let mut results: Vec<Results> =
@@ -186,7 +205,8 @@ pub fn run(
                     }
                     found[open[index]] = Some(scored);
                     done += 1;
-                    progress(Progress { done, total, resumed, task: name })
+                    progress(Progress { done, total, resumed, task: name })?;
+                    if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
                 })?;
                 scores.extend(found.into_iter().flatten());
             }

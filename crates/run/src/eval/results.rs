@@ -4,7 +4,6 @@ use super::error::{Error, Result};
 use super::metrics::{Weighted, mean, pooled_stderr, stderr};
 use super::task::{Group, Metric, Settings, Task};
 use super::{Base, Scores, Subject};
-use hydralora_model::durable;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -218,6 +217,6 @@ impl Results {
     /// Whatever the file system says.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = format!("{:#}\n", self.to_json());
-        durable::write_file(path, text.as_bytes()).map_err(Error::Io)
+        hydralora_files::write_file(path, text.as_bytes()).map_err(Error::Io)
     }
 }

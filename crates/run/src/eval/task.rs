@@ -312,7 +312,7 @@ pub(crate) struct Files {
 impl Files {
     /// The text of `path`.
     pub(crate) fn read(&mut self, path: &Path) -> Result<String> {
-        let bytes = fs_err::read(path)?;
+        let bytes = hydralora_files::read(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.hashes.insert(name, hex(&bytes));
         String::from_utf8(bytes).map_err(|error| {
@@ -338,7 +338,7 @@ impl Files {
         let mut found: Vec<(Value, T)> = Vec::new();
         let mut count = 0;
         for path in paths {
-            let bytes = fs_err::read(path)?;
+            let bytes = hydralora_files::read(path)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.hashes.insert(name, hex(&bytes));
             let mut fault = None;

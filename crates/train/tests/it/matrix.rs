@@ -2,6 +2,7 @@
 
 mod batches;
 mod domains;
+mod ends;
 mod merge;
 mod options;
 

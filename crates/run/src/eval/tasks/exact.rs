@@ -45,7 +45,7 @@ impl Family for ExactFamily {
                 output_type: "generate_until",
                 metrics: ["none", "normalised"].map(|f| Metric::new("exact_match", f)).to_vec(),
                 config: serde_json::Map::new(),
-                data: [(path.display().to_string(), hex(&fs_err::read(&path)?))].into(),
+                data: [(path.display().to_string(), hex(&hydralora_files::read(&path)?))].into(),
                 original: 0,
             };
             let mut items = records(&path)?;

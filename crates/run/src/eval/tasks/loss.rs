@@ -37,7 +37,7 @@ impl Family for LossFamily {
         let mut data = BTreeMap::new();
         let mut sources = Vec::new();
         for path in record_files(name, &settings.data)? {
-            data.insert(path.display().to_string(), hex(&fs_err::read(&path)?));
+            data.insert(path.display().to_string(), hex(&hydralora_files::read(&path)?));
             sources.push(SourceConfig::new(path));
         }
         let config = DataConfig {
