@@ -7,7 +7,7 @@ use hydralora_data::heads::{DIMENSIONS, Rule};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-/// Fine-tunes, evaluates and serves language models with HydraLoRA.
+/// Fine-tunes and evaluates language models with HydraLoRA, and with what it is compared with.
 #[derive(Debug, Parser)]
 #[command(version, about, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -19,9 +19,11 @@ pub(crate) struct Arguments {
 
 /// Options of every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// What to compute on; a GPU needs a build with the feature `gpu`.
-    #[arg(long, global = true, value_enum, default_value_t = Device::Cpu)]
+    /// What to compute on: cpu, gpu (the best one found), vulkan, metal, dx12 or gl; a GPU needs a
+    /// build with the feature `gpu`.
+    #[arg(long, global = true, value_enum, default_value_t = Device::Cpu, hide_possible_values = true)]
     pub(crate) device: Device,
     /// Threads to use [default: all cores].
     #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..))]
@@ -64,13 +66,20 @@ pub(crate) enum Command {
     Model(ModelArguments),
     /// List the model families that load, what was checked of each, and the memory that sizes take
     Models,
+    /// Write a recipe to begin with
+    Init(InitArguments),
+    /// Print the JSON schema of recipes, for editors
+    Schema,
+    /// Print the guide's command reference
+    #[command(hide = true)]
+    Reference,
     /// Fine-tune as a recipe says
     Train(TrainArguments),
     /// Do everything but the training: all faults at once, the plan, a sample of tokens
     Check(CheckArguments),
     /// Find out how many experts a data set needs
     Heads(HeadsArguments),
-    /// Continue a prompt
+    /// Continue a prompt, or each of a file
     Generate(GenerateArguments),
     /// Talk to a model
     Chat(ChatArguments),
@@ -149,6 +158,29 @@ pub(crate) struct RecipeArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hydralora init recipe.yaml --data law.jsonl math.jsonl
+  hydralora init lora.yaml --method lora --model path/of/a/model --data train.jsonl")]
+pub(crate) struct InitArguments {
+    /// The recipe to write; it must not be there yet.
+    #[arg(default_value = "recipe.yaml")]
+    pub(crate) recipe: PathBuf,
+    /// Files to train on, from the recipe's folder on; each is a domain.
+    #[arg(long, num_args = 1.., default_value = "train.jsonl")]
+    pub(crate) data: Vec<String>,
+    /// Base model: a folder, a .gguf file, a known name or a hub id.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// The method.
+    #[arg(long, default_value = "hydralora")]
+    pub(crate) method: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hydralora train recipe.yaml
+  hydralora train recipe.yaml --set train.learning_rate=1e-4 --set output=runs/slower
+  hydralora train recipe.yaml --resume")]
 pub(crate) struct TrainArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
@@ -302,9 +334,18 @@ pub(crate) struct SamplingArguments {
     /// Draw from the likeliest tokens that together reach this probability.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) top_p: f64,
+    /// Draw from tokens at least this many times as probable as the likeliest.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) min_p: f64,
+    /// Makes tokens of the prompt and of the text so far less likely; 1 does not.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f64,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Text at which an answer ends, and which is left out; may be given several times.
+    #[arg(long = "stop", value_name = "TEXT")]
+    pub(crate) stops: Vec<String>,
 }
 
 /// Arguments of the chat template.
@@ -327,12 +368,20 @@ pub(crate) enum Switch {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  hydralora generate --model smollm2-135m --prompt 'Name a river.'
+  hydralora generate --model smollm2-135m --adapter runs/mine/adapter --prompts questions.jsonl > answers.jsonl
+  cat letter.txt | hydralora generate --model smollm2-135m --system 'Answer politely.' --prompt -")]
 pub(crate) struct GenerateArguments {
     #[command(flatten)]
     pub(crate) model: ModelChoice,
-    /// The prompt; put through the chat template unless `--raw`.
-    #[arg(long)]
-    pub(crate) prompt: String,
+    /// The prompt, or `-` to read it from stdin; put through the chat template unless `--raw`.
+    #[arg(long, required_unless_present = "prompts")]
+    pub(crate) prompt: Option<String>,
+    /// A file of prompts, answered several at a time, one JSON line each: a text file has a prompt a
+    /// line, a .jsonl file records with `prompt` or `messages`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "json"])]
+    pub(crate) prompts: Option<PathBuf>,
     /// System message before the prompt.
     #[arg(long)]
     pub(crate) system: Option<String>,

@@ -15,6 +15,7 @@ mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod schema;
 mod sources;
 mod stop;
 mod ui;
@@ -60,6 +61,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Quickstart(command) => commands::quickstart::run(global, command),
         Command::Model(command) => commands::model::run(global, command),
         Command::Models => commands::models::run(global),
+        Command::Init(command) => commands::init::run(global, command),
+        Command::Reference => commands::reference::run(global),
+        Command::Schema => commands::init::schema(global),
         Command::Train(command) => commands::train::run(global, command),
         Command::Heads(command) => commands::heads::run(global, command),
         Command::Check(command) => commands::check::run(global, command),

@@ -10,13 +10,14 @@ use hydralora_kernels::block::BlockFormat;
 use hydralora_model::Held;
 use hydralora_peft::{Fault, MethodOptions, methods, nearest, read_section};
 use hydralora_train::TrainConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The `model:` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelSection {
     /// A folder, a .gguf file, a known name or a hub id.
@@ -26,7 +27,9 @@ pub(crate) struct ModelSection {
 }
 
 /// Types the weights can be held in. Computation is in `f32` (`f64` for `f64`) in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub(crate) enum ModelDtype {
@@ -82,7 +85,7 @@ pub(crate) struct Recipe {
     pub(crate) base: PathBuf,
 }
 
-const NUM_EXPERTS: &str = "num_experts";
+pub(crate) const NUM_EXPERTS: &str = "num_experts";
 const SECTIONS: &[&str] = &["model", "data", "method", "train", "output"];
 
 impl Recipe {

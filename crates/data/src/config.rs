@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,7 +17,7 @@ use crate::suggest;
 use crate::template::ChatTemplate;
 
 /// What to train and validate on, and how records become tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// The sources to train on.
@@ -71,7 +72,7 @@ pub struct DataConfig {
 }
 
 /// How often each source is drawn. `n_i` is its number of examples, `w_i` its weight.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mixing {
     /// Source `i` gets the share `p_i ∝ (w_i n_i)^(1/T)` of the draws: 1 changes nothing, larger
@@ -84,7 +85,7 @@ pub struct Mixing {
 }
 
 /// Which repeated records are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
     /// None.
@@ -97,7 +98,7 @@ pub enum Dedup {
 }
 
 /// One source of data: a file, a folder of files, or a named source.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// The file or folder, relative to the recipe's folder; may be left out for a named source.
@@ -131,7 +132,7 @@ pub struct SourceConfig {
 }
 
 /// What happens to records longer than `max_seq_len`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlong {
     /// Their end is cut off.

@@ -4,12 +4,15 @@ use crate::error::{Fault, Result};
 use crate::method::{Method, MethodOptions};
 use crate::options::refuse_unless;
 use crate::section::read_section;
+use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::marker::PhantomData;
 
 /// Options that describe their method.
-pub(crate) trait Described: MethodOptions + Default + DeserializeOwned + 'static {
+pub(crate) trait Described:
+    MethodOptions + Default + DeserializeOwned + JsonSchema + 'static
+{
     /// The name in a recipe, `method.name`.
     const NAME: &'static str;
     /// One line for `--help` and the docs.
@@ -55,6 +58,10 @@ impl<O: Described> Method for Registered<O> {
 
     fn defaults(&self) -> Map<String, Value> {
         O::default().to_recipe()
+    }
+
+    fn schema(&self) -> Schema {
+        schema_for!(O)
     }
 
     fn read_recipe(

@@ -11,6 +11,7 @@ use crate::targets::Targets;
 use crate::tuned::Tuned;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,7 @@ macro_rules! low_rank_options {
         $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)*
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields, default)]
         pub(super) struct Options {
             /// Rank `r` of each `A` and `B`.
@@ -125,7 +126,7 @@ pub(crate) trait Shared {
 
 /// What a relative of LoRA says beyond its options' fields.
 pub(crate) trait LowRankOptions:
-    Shared + Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static
+    Shared + Clone + Default + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static
 {
     /// As [`Described::NAME`].
     const NAME: &'static str;

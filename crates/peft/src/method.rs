@@ -5,6 +5,7 @@ use crate::targets::Targets;
 use crate::tuned::Tuned;
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
+use schemars::Schema;
 use serde_json::{Map, Value};
 
 /// An entry of the registry.
@@ -17,6 +18,8 @@ pub trait Method: Sync {
     fn claims(&self, config: &Map<String, Value>) -> bool;
     /// The method's options as a recipe gives them, all of them spelt out.
     fn defaults(&self) -> Map<String, Value>;
+    /// The JSON schema of those options.
+    fn schema(&self) -> Schema;
     /// Reads the options of a recipe's `method` section, without `name`.
     ///
     /// # Errors

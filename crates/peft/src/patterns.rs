@@ -4,8 +4,11 @@
 //! `q_proj`, `self_attn\.[qk]_proj`, `^model\.layers\.0\.mlp\.up_proj`. The first that matches counts.
 
 use fancy_regex::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -60,6 +63,16 @@ impl<T: PartialEq> PartialEq for Patterns<T> {
 impl<T: Serialize> Serialize for Patterns<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.iter())
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Patterns<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Patterns_of_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        <BTreeMap<String, T>>::json_schema(generator)
     }
 }
 

@@ -3,13 +3,14 @@
 use crate::error::{Error, Result};
 use crate::low_rank::{EMBEDDING, HEAD};
 use hydralora_model::adapter::{Kind, Site, SiteShape};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Targets as a recipe gives them: one entry or a list. An entry is a preset (`qv`, `ffn`,
 /// `attention`, `all`), the end of a layer's name (`q_proj`, `mlp.up_proj`), or a pattern with `*`
 /// over whole names (`model.layers.1?.*`: `*` stands for any text, `?` for one character).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Targets {
     /// A single entry.

@@ -2,8 +2,10 @@
 
 use crate::Result;
 use crate::sample::{Sampler, Sampling};
+use crate::stops::Held;
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Cache, Decoder, Packed, TokenStream, Tokenizer};
+use std::time::Instant;
 
 /// A model ready to write.
 #[derive(Clone, Copy)]
@@ -16,10 +18,23 @@ pub struct Generator<'a> {
     pub adapter: &'a dyn Adapter,
 }
 
+/// What to write.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Token ids to continue.
+    pub prompt: &'a [u32],
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Most tokens to write.
+    pub max_new_tokens: usize,
+    /// Texts at which it ends; they are not part of it.
+    pub stops: &'a [String],
+}
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it.
+    /// The model ended it, or one of the texts to stop at came.
     Stop,
     /// The limit on new tokens, or the model's context, was reached.
     Length,
@@ -27,38 +42,56 @@ pub enum Finish {
     Cancelled,
 }
 
+impl Finish {
+    /// Returns its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// A written text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// The text, without the token that ended it.
+    /// The text, without what ended it.
     pub text: String,
-    /// Its tokens, likewise.
+    /// Its tokens, without the one that ended it; those of a text to stop at are among them.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
+    /// Time until the first token was known, in seconds.
+    pub prompt_seconds: f64,
+    /// Time for the others, in seconds.
+    pub decode_seconds: f64,
 }
 
 impl Generator<'_> {
-    /// Continues `prompt`, whose tokens come after those in `cache`, by at most `max_new_tokens`.
-    /// `watch` sees each piece of text as it becomes certain and says whether to go on. The cache
-    /// then holds everything but the token that ended the text.
+    /// Continues a prompt, of which `cache` holds the first [`Cache::len`] tokens already. `watch`
+    /// sees each piece of text as it becomes certain and says whether to go on. The cache then holds
+    /// everything but the token that ended the text.
     ///
     /// # Errors
-    /// If the prompt is empty or does not fit the context.
+    /// If nothing of the prompt is left to read or it does not fit the context.
     pub fn generate(
         &self,
-        prompt: &[u32],
+        request: Request<'_>,
         cache: &mut Cache,
-        sampling: Sampling,
-        max_new_tokens: usize,
         watch: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Generation> {
+        let Request { prompt, sampling, max_new_tokens, stops } = request;
         let mut sampler = Sampler::new(sampling);
+        sampler.read(prompt);
         let mut stream = TokenStream::new(self.tokenizer);
+        let mut held = Held::new(stops);
         let (mut text, mut tokens) = (String::new(), Vec::new());
         let context = self.decoder.config().max_position_embeddings;
-        let mut next = self.feed(prompt, cache, &mut sampler)?;
-        let finish = loop {
+        let started = Instant::now();
+        let mut next = self.feed(&prompt[cache.len()..], cache, &mut sampler)?;
+        let prompt_seconds = started.elapsed().as_secs_f64();
+        let mut finish = loop {
             if tokens.len() == max_new_tokens {
                 break Finish::Length;
             }
@@ -66,9 +99,13 @@ impl Generator<'_> {
                 break Finish::Stop;
             }
             tokens.push(next);
-            let piece = stream.push(next)?;
+            let (piece, stopped) = held.push(&stream.push(next)?);
             text += &piece;
-            if !piece.is_empty() && !watch(&piece) {
+            let cancelled = !piece.is_empty() && !watch(&piece);
+            if stopped {
+                break Finish::Stop;
+            }
+            if cancelled {
                 break Finish::Cancelled;
             }
             if cache.len() == context {
@@ -76,12 +113,19 @@ impl Generator<'_> {
             }
             next = self.feed(&[next], cache, &mut sampler)?;
         };
-        let rest = stream.finish()?;
-        if !rest.is_empty() {
-            watch(&rest);
-            text += &rest;
+        if !held.stopped() {
+            let (piece, stopped) = held.push(&stream.finish()?);
+            let rest = piece + &held.finish();
+            if stopped {
+                finish = Finish::Stop;
+            }
+            if !rest.is_empty() {
+                watch(&rest);
+                text += &rest;
+            }
         }
-        Ok(Generation { text, tokens, finish })
+        let decode_seconds = started.elapsed().as_secs_f64() - prompt_seconds;
+        Ok(Generation { text, tokens, finish, prompt_seconds, decode_seconds })
     }
 
     fn feed(&self, tokens: &[u32], cache: &mut Cache, sampler: &mut Sampler) -> Result<u32> {

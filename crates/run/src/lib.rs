@@ -7,9 +7,10 @@ pub mod eval;
 mod generate;
 pub mod probe;
 mod sample;
+mod stops;
 
 pub use encoder::ModelEncoder;
-pub use generate::{Finish, Generation, Generator};
+pub use generate::{Finish, Generation, Generator, Request};
 pub use sample::{Sampling, likeliest};
 
 /// Result of this crate.

@@ -3,6 +3,7 @@
 use hydralora_kernels::{Tensor, dispatch, simd};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::HashSet;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,13 +14,25 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the likeliest that together reach this probability.
     pub top_p: f64,
+    /// Only those at least this many times as probable as the likeliest; all if 0.
+    pub min_p: f64,
+    /// Divides the positive logits of tokens that the prompt or the text holds already and multiplies
+    /// their negative ones (CTRL, arXiv 1909.05858, as transformers applies it); 1 changes nothing.
+    pub repetition_penalty: f64,
     /// Seed of the draws.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -33,6 +46,14 @@ impl Sampling {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             faults.push(("top-p", format!("is {}; expected 0 < top-p ≤ 1", self.top_p)));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            faults.push(("min-p", format!("is {}; expected 0 to 1", self.min_p)));
+        }
+        let penalty = self.repetition_penalty;
+        if !(penalty.is_finite() && penalty > 0.0) {
+            let message = format!("is {penalty}; expected more than 0, 1 for none");
+            faults.push(("repetition-penalty", message));
+        }
         faults
     }
 }
@@ -41,38 +62,59 @@ impl Sampling {
 pub(crate) struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
+    /// Tokens read or drawn, where a penalty asks for them.
+    seen: HashSet<u32>,
 }
 
 impl Sampler {
     pub(crate) fn new(sampling: Sampling) -> Self {
-        Self { sampling, random: ChaCha8Rng::seed_from_u64(sampling.seed) }
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Self { sampling, random, seen: HashSet::new() }
     }
 
-    /// The next token for `logits: [1, vocab_size]`. Ties go to the lower id.
+    /// Notes tokens of the prompt.
+    pub(crate) fn read(&mut self, tokens: &[u32]) {
+        if self.sampling.repetition_penalty != 1.0 {
+            self.seen.extend(tokens);
+        }
+    }
+
+    /// Draws the next token for `logits: [1, vocab_size]`. Ties go to the lower id.
     pub(crate) fn next(&mut self, logits: &Tensor) -> u32 {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        if temperature == 0.0 {
+        let Sampling { temperature, repetition_penalty, .. } = self.sampling;
+        if temperature == 0.0 && repetition_penalty == 1.0 {
             return likeliest(logits);
         }
-        let peak = likeliest(logits) as usize;
-        let logits = logits.to_f64();
-        let peak = logits[peak];
-        let mut order = Order::new(&logits);
+        let mut logits = logits.to_f64();
+        for &token in &self.seen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit *=
+                    if *logit < 0.0 { repetition_penalty } else { repetition_penalty.recip() };
+            }
+        }
+        let next = if temperature == 0.0 { peak(&logits) as u32 } else { self.draw(&logits) };
+        self.read(&[next]);
+        next
+    }
+
+    /// Draws from what `top_k`, `top_p` and `min_p` leave of the softmax, applied in that order.
+    fn draw(&mut self, logits: &[f64]) -> u32 {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let peak = logits[peak(logits)];
+        let mut order = Order::new(logits);
         if top_k > 0 {
             order.truncate(top_k);
         }
         let weight = |id: usize| ((logits[id] - peak) / temperature).exp();
         let mut total: f64 = order.ids.iter().map(|&id| weight(id)).sum();
         if top_p < 1.0 {
-            let (mut reached, mut kept, mut sum) = (0.0, 0, 0.0);
-            while reached < top_p && kept < order.ids.len() {
-                let weight = weight(order.id(kept));
-                reached += weight / total;
-                sum += weight;
-                kept += 1;
-            }
+            total = order.keep_while(&weight, |sum| sum < top_p * total);
+        }
+        if min_p > 0.0 {
+            // The likeliest weighs 1.
+            let kept = order.ids.iter().filter(|&&id| weight(id) >= min_p).count();
             order.truncate(kept);
-            total = sum;
+            total = order.ids.iter().map(|&id| weight(id)).sum();
         }
         let mut left = self.random.next_u64() as f64 / u64::MAX as f64 * total;
         let last = order.ids.len() - 1;
@@ -85,6 +127,12 @@ impl Sampler {
         }
         order.id(last) as u32
     }
+}
+
+/// Position of the largest number, the first of several.
+fn peak(logits: &[f64]) -> usize {
+    let larger = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
+    (1..logits.len()).fold(0, larger)
 }
 
 /// The token with the largest of `logits: [1, vocab_size]`, the lowest id of several.
@@ -135,6 +183,18 @@ impl<'a> Order<'a> {
         self.sorted = count;
     }
 
+    /// Leaves the first ids, up to the one with which the sum of weights no longer is `short`, and
+    /// returns that sum.
+    fn keep_while(&mut self, weight: &impl Fn(usize) -> f64, short: impl Fn(f64) -> bool) -> f64 {
+        let (mut kept, mut sum) = (0, 0.0);
+        while short(sum) && kept < self.ids.len() {
+            sum += weight(self.id(kept));
+            kept += 1;
+        }
+        self.truncate(kept);
+        sum
+    }
+
     /// Leaves the first `count` ids.
     fn truncate(&mut self, count: usize) {
         self.sort(count);
@@ -181,6 +241,31 @@ mod tests {
         let top_p = Sampling { temperature: 1.0, top_p: 0.8, ..Sampling::default() };
         let counts = draws(top_p, &logits, 2000);
         assert!(counts[1] > 0 && counts[2] == 0, "{counts:?}");
+    }
+
+    #[test]
+    fn min_p_measures_by_the_likeliest() {
+        let logits = [0.0, 0.5_f64.ln(), 0.2_f64.ln(), 0.1_f64.ln()];
+        let sampling = Sampling { temperature: 1.0, min_p: 0.3, ..Sampling::default() };
+        let counts = draws(sampling, &logits, 3000);
+        assert!((counts[0] as f64 / 3000.0 - 2.0 / 3.0).abs() < 0.03, "{counts:?}");
+        assert_eq!(counts[2..], [0, 0]);
+        assert_eq!(draws(Sampling { min_p: 1.0, ..sampling }, &logits, 20), [20, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_penalty_falls_on_what_was_read_or_drawn() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling);
+        sampler.read(&[3]);
+        // 4 / 2 is less than 3, drawn once 3 / 2 is less than 2; -1 * 2 is less than -1.5.
+        let logits = Tensor::new(vec![-1.0_f64, 2.0, 3.0, 4.0], [1, 4]);
+        let drawn: Vec<u32> = (0..3).map(|_| sampler.next(&logits)).collect();
+        assert_eq!(drawn, [2, 1, 3]);
+        let negative = Tensor::new(vec![-1.5_f64, -1.0, -1.1], [1, 3]);
+        let mut sampler = Sampler::new(sampling);
+        let drawn: Vec<u32> = (0..4).map(|_| sampler.next(&negative)).collect();
+        assert_eq!(drawn, [1, 2, 0, 1]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `hydralora generate`: continue one prompt.
+//! `hydralora generate`: continue a prompt, or a file of them.
 
 use crate::args::{
     GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
@@ -7,65 +7,176 @@ use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::{Base, encode_chat, open_base};
 use crate::ui::{print, result, say};
+use anyhow::Context;
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
+use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
-use hydralora_run::{Generator, Sampling};
+use hydralora_run::{Generation, Generator, Request, Sampling};
 use serde_json::{Map, Value, json};
+use std::io::Read;
 use std::process::ExitCode;
-use std::time::Instant;
 
 pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     let sampling = sampling(&arguments.sampling)?;
+    if arguments.raw && arguments.template != TemplateArguments::default() {
+        return Err(bad_input(
+            "--thinking and --template-arg: are for the chat template, which --raw leaves out",
+        ));
+    }
+    if arguments.raw && arguments.system.is_some() {
+        return Err(bad_input("--system: is for the chat template, which --raw leaves out"));
+    }
+    let asked = Asked::read(arguments)?;
     let opened = Opened::new(&arguments.model)?;
-    let tokenizer = opened.base.tokenizer();
-    let prompt = if arguments.raw {
-        if arguments.template != TemplateArguments::default() {
-            return Err(bad_input(
-                "--thinking and --template-arg: are for the chat template, which --raw leaves out",
-            ));
+    let prompter = Prompter::new(global, &opened, arguments)?;
+    match asked {
+        Asked::One(prompt) => one(global, arguments, &opened, &prompter.encode(&prompt)?, sampling),
+        Asked::File(prompts) => {
+            super::batch::run(global, &arguments.sampling, &opened, &prompter, &prompts, sampling)
         }
-        let mut ids = tokenizer.encode(&arguments.prompt)?;
-        if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
-            ids.insert(0, bos);
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was asked, read before a model is opened.
+enum Asked {
+    One(Asking),
+    File(Vec<Asking>),
+}
+
+/// A prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Asking {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+impl Asked {
+    fn read(arguments: &GenerateArguments) -> anyhow::Result<Self> {
+        if let Some(path) = &arguments.prompts {
+            return Ok(Self::File(super::batch::read(path, arguments.raw)?));
         }
-        ids
-    } else {
+        let prompt = match arguments.prompt.as_deref() {
+            Some("-") => from_stdin()?,
+            other => other.unwrap_or_default().to_owned(),
+        };
+        if prompt.is_empty() {
+            return Err(bad_input("--prompt: is empty; expected a text"));
+        }
+        Ok(Self::One(Asking::Text(prompt)))
+    }
+}
+
+/// All of stdin but the line break that ends it.
+fn from_stdin() -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("--prompt -: cannot read stdin")?;
+    let mut text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        bad_input(format!("--prompt -: byte {at} of stdin is not valid UTF-8"))
+    })?;
+    if text.ends_with('\n') {
+        text.truncate(text.len() - 1);
+    }
+    Ok(text)
+}
+
+/// Makes token ids of prompts.
+pub(crate) struct Prompter<'a> {
+    tokenizer: &'a Tokenizer,
+    /// None for prompts that are continued as they are.
+    template: Option<ChatTemplate>,
+    system: Option<Message>,
+}
+
+impl<'a> Prompter<'a> {
+    fn new(
+        global: &Global,
+        opened: &'a Opened,
+        arguments: &GenerateArguments,
+    ) -> anyhow::Result<Self> {
+        let tokenizer = opened.base.tokenizer();
+        if arguments.raw {
+            return Ok(Self { tokenizer, template: None, system: None });
+        }
         let template = opened.template(global, arguments.base_template)?.ok_or_else(|| {
             bad_input("the model has no chat template; use --raw to continue the prompt as it is")
         })?;
-        let template = with_arguments(global, template, &arguments.template)?;
-        let system = arguments.system.iter().map(Message::system);
-        let messages: Vec<Message> = system.chain([Message::user(&arguments.prompt)]).collect();
-        encode_chat(tokenizer, &template, &messages)?
-    };
-    if prompt.is_empty() {
-        return Err(bad_input("--prompt: is empty; expected a text"));
+        let template = Some(with_arguments(global, template, &arguments.template)?);
+        Ok(Self { tokenizer, template, system: arguments.system.as_ref().map(Message::system) })
     }
-    let started = Instant::now();
+
+    /// Token ids of a prompt, ready to be answered.
+    pub(crate) fn encode(&self, prompt: &Asking) -> anyhow::Result<Vec<u32>> {
+        match (&self.template, prompt) {
+            (None, Asking::Text(text)) => {
+                let mut ids = self.tokenizer.encode(text)?;
+                if let Some((bos, _)) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos()) {
+                    ids.insert(0, bos);
+                }
+                Ok(ids)
+            }
+            (None, Asking::Messages(_)) => {
+                Err(bad_input("`messages` are for the chat template, which --raw leaves out"))
+            }
+            (Some(template), prompt) => {
+                let asked = match prompt {
+                    Asking::Text(text) => vec![Message::user(text)],
+                    Asking::Messages(messages) => messages.clone(),
+                };
+                let messages: Vec<Message> = self.system.iter().cloned().chain(asked).collect();
+                encode_chat(self.tokenizer, template, &messages)
+            }
+        }
+    }
+}
+
+fn one(
+    global: &Global,
+    arguments: &GenerateArguments,
+    opened: &Opened,
+    prompt: &[u32],
+    sampling: Sampling,
+) -> anyhow::Result<()> {
     let stream = !global.json;
-    let mut shown = Shown::default();
-    let generation = opened.generator().generate(
-        &prompt,
-        &mut opened.base.decoder.new_cache(),
+    let request = Request {
+        prompt,
         sampling,
-        arguments.sampling.max_new_tokens,
-        &mut |piece| !stream || shown.piece(piece),
-    )?;
+        max_new_tokens: arguments.sampling.max_new_tokens,
+        stops: &arguments.sampling.stops,
+    };
+    let mut cache = opened.base.decoder.new_cache();
+    let mut shown = Shown::default();
+    let mut watch = |piece: &str| !stream || shown.piece(piece);
+    let generation = opened.generator().generate(request, &mut cache, &mut watch)?;
+    let Generation { text, tokens, finish, prompt_seconds, decode_seconds } = generation;
     if stream {
         shown.piece("\n");
         shown.end()?;
-    } else {
-        let json = json!({
-            "text": generation.text,
-            "finish": format!("{:?}", generation.finish).to_lowercase(),
-            "prompt_tokens": prompt.len(),
-            "new_tokens": generation.tokens.len(),
-            "seconds": started.elapsed().as_secs_f64(),
-        });
-        result(global, &json, "")?;
+        say(global, rates(prompt.len(), prompt_seconds, tokens.len(), decode_seconds));
+        return Ok(());
     }
-    Ok(ExitCode::SUCCESS)
+    let json = json!({
+        "text": text,
+        "finish": finish.name(),
+        "prompt_tokens": prompt.len(),
+        "new_tokens": tokens.len(),
+        "seconds": prompt_seconds + decode_seconds,
+        "prompt_seconds": prompt_seconds,
+        "decode_seconds": decode_seconds,
+    });
+    result(global, &json, "")
+}
+
+/// How fast it went, in words.
+fn rates(prompt: usize, prompt_seconds: f64, new: usize, decode_seconds: f64) -> String {
+    // The prompt's pass gives the first token.
+    let rate = new.saturating_sub(1) as f64 / decode_seconds.max(1e-9);
+    format!(
+        "[{prompt} tokens of prompt in {prompt_seconds:.2} s, {new} new in {decode_seconds:.2} s: \
+         {rate:.1} tokens/s]"
+    )
 }
 
 /// A text that is printed as it comes.
@@ -105,12 +216,21 @@ pub(crate) fn sampling(arguments: &SamplingArguments) -> anyhow::Result<Sampling
         temperature: arguments.temperature,
         top_k: arguments.top_k,
         top_p: arguments.top_p,
+        min_p: arguments.min_p,
+        repetition_penalty: arguments.repetition_penalty,
         seed: arguments.seed,
     };
     let faults: Vec<String> = sampling
         .faults()
         .into_iter()
         .map(|(option, message)| format!("--{option}: {message}"))
+        .chain(
+            arguments
+                .stops
+                .iter()
+                .any(String::is_empty)
+                .then(|| "--stop: is empty; expected a text".to_owned()),
+        )
         .collect();
     if faults.is_empty() { Ok(sampling) } else { Err(bad_input(faults.join("\n"))) }
 }

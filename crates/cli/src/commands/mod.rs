@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
@@ -9,10 +10,12 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod heads;
 pub(crate) mod import;
+pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod model;
 pub(crate) mod models;
 pub(crate) mod quickstart;
+pub(crate) mod reference;
 mod table;
 pub(crate) mod train;

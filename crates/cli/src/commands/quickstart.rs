@@ -14,7 +14,7 @@ use hydralora_files::mark::MARK_FILE;
 use hydralora_files::{Kind, replace_folder, write_file};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::methods;
-use hydralora_run::{Generator, Sampling};
+use hydralora_run::{Generator, Request, Sampling};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, report};
 use serde_json::{Value, json};
 use std::fs;
@@ -276,7 +276,9 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
             let prompt = encode_chat(base.tokenizer(), &template, &[Message::user(*question)])?;
             let mut cache = base.decoder.new_cache();
             let sampling = Sampling::default();
-            let text = generator.generate(&prompt, &mut cache, sampling, LONGEST, &mut |_| true)?;
+            let request =
+                Request { prompt: &prompt, sampling, max_new_tokens: LONGEST, stops: &[] };
+            let text = generator.generate(request, &mut cache, &mut |_| true)?;
             Ok(text.text)
         })
         .collect()

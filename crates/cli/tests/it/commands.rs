@@ -119,6 +119,54 @@ fn check_shows_the_plan_and_marks_what_is_trained() {
     assert_eq!(json(&ran.stdout)["recipe"]["method"]["rank"], 7);
 }
 
+/// A recipe's line without the `#` before its option.
+fn uncommented(line: &str) -> String {
+    let option = line.trim_start().strip_prefix("# ").and_then(|rest| rest.split_once(": "));
+    match option {
+        Some((name, _))
+            if name.chars().all(|c| c.is_ascii_lowercase() || "_0123456789".contains(c)) =>
+        {
+            line.replacen("# ", "", 1)
+        }
+        _ => line.to_owned(),
+    }
+}
+
+#[test]
+fn init_writes_recipes_that_pass_check() {
+    let place = Place::new();
+    let model = model().display().to_string();
+    let schema = json(&place.succeed(&["schema"]).stdout);
+    let methods = schema["properties"]["method"]["oneOf"].as_array().unwrap();
+    for method in methods {
+        let name = method["properties"]["name"]["const"].as_str().unwrap();
+        let file = format!("{name}.yaml");
+        let from = ["init", &file, "--method", name, "--model", &model, "--data", "animals.jsonl"];
+        place.succeed(&from);
+        let text = std::fs::read_to_string(place.path(&file)).unwrap();
+        for (option, schema) in method["properties"].as_object().unwrap() {
+            assert!(text.contains(&format!("{option}: ")), "{name}: {option} is missing");
+            assert_ne!(schema["description"], serde_json::Value::Null, "{name}: {option}");
+        }
+        assert!(!text.lines().any(|line| line.trim() == "#"), "{text}");
+        // What is shown as a default is one.
+        let spelt_out: String = text.lines().map(|line| uncommented(line) + "\n").collect();
+        place.write("whole.yaml", &spelt_out);
+        let resolved = |file: &str| {
+            let set = ["--set", "data.max_seq_len=64", "--set", "data.template=alpaca"];
+            let arguments = [&["check", file, "--json"][..], &set].concat();
+            json(&place.succeed(&arguments).stdout)["recipe"].clone()
+        };
+        assert_eq!(resolved(&file), resolved("whole.yaml"));
+        let again = place.run(&from);
+        assert_eq!(again.code, Some(2));
+        assert!(again.stderr.contains("is there already"), "{}", again.stderr);
+    }
+    let ran = place.run(&["init", "x.yaml", "--method", "lroa"]);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(!place.path("x.yaml").exists());
+}
+
 #[test]
 fn chat_remembers_and_starts_over() {
     let place = Place::new();
@@ -139,6 +187,136 @@ fn chat_remembers_and_starts_over() {
     let answers: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(answers.len(), 2, "{}", ran.stdout);
     assert_eq!(answers[0], answers[1], "the same question afresh");
+}
+
+#[test]
+fn the_guide_has_every_command() {
+    let made = Place::new().succeed(&["reference"]).stdout;
+    let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/commands.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    assert!(made == guide, "docs/commands.md is not what `hydralora reference` prints");
+}
+
+#[test]
+fn chat_knows_its_commands() {
+    let place = Place::new();
+    let model = model().display().to_string();
+    let arguments = ["chat", "--model", &model, "--max-new-tokens", "8", "--temperature", "2"];
+    let ran = place.run_with_input(&arguments, "/nwe\n/retry\n//etc?\n/retry\n/help\n");
+    assert_eq!(ran.code, Some(2), "stories260K has no chat template: {}", ran.stderr);
+    place.succeed(&["train", "recipe.yaml", "--quiet"]);
+    let arguments = [&arguments[..], &["--adapter", "run/adapter"]].concat();
+    let ran = place.run_with_input(&arguments, "/nwe\n/retry\n//etc?\n/retry\n/help\n");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("/nwe is no command"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("nothing to answer"), "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("/quit    end").count(), 2, "{}", ran.stderr);
+    let again = place.run_with_input(&arguments, "//etc?\n/retry\n");
+    assert_eq!(ran.stdout, again.stdout, "only messages are answered");
+    let first = place.run_with_input(&arguments, "//etc?\n");
+    assert!(ran.stdout.starts_with(&first.stdout));
+    assert_ne!(ran.stdout, first.stdout.repeat(2), "other draws");
+}
+
+#[test]
+fn a_file_of_prompts_is_answered_line_by_line() {
+    let place = Place::new();
+    place.succeed(&["train", "recipe.yaml", "--quiet"]);
+    let model = model().display().to_string();
+    let base =
+        ["generate", "--model", &model, "--adapter", "run/adapter", "--max-new-tokens", "12"];
+    std::fs::write(place.path("p.txt"), "Sky 3?\n\nSea 4?\nSky 3?\n").unwrap();
+    let records = concat!(
+        r#"{"prompt": "Sky 3?"}"#,
+        "\n",
+        r#"{"messages": [{"role": "user", "content": "Sea 4?"}], "id": 7}"#,
+        "\n"
+    );
+    std::fs::write(place.path("p.jsonl"), records).unwrap();
+    let alone = |prompt: &str, more: &[&str]| {
+        let arguments = [&base[..], &["--prompt", prompt, "--json"], more].concat();
+        json(&place.succeed(&arguments).stdout)
+    };
+    let together = |file: &str, more: &[&str]| -> Vec<serde_json::Value> {
+        let arguments = [&base[..], &["--prompts", file], more].concat();
+        place.succeed(&arguments).stdout.lines().map(json).collect()
+    };
+    let (sky, sea) = (alone("Sky 3?", &[]), alone("Sea 4?", &[]));
+    for (file, expected) in [("p.txt", vec![&sky, &sea, &sky]), ("p.jsonl", vec![&sky, &sea])] {
+        let found = together(file, &[]);
+        assert_eq!(found.len(), expected.len());
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert_eq!(found["index"], index);
+            for field in ["text", "finish", "prompt_tokens", "new_tokens"] {
+                assert_eq!(found[field], expected[field], "{file} {index} {field}");
+            }
+        }
+    }
+
+    // A text to stop at ends each alike, and is left out.
+    let text = sky["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let stopped = alone("Sky 3?", &["--stop", &stop]);
+    assert_eq!(stopped["text"].as_str().unwrap(), text.split(&stop).next().unwrap());
+    assert_eq!(stopped["finish"], "stop");
+    assert_eq!(together("p.txt", &["--stop", &stop])[2]["text"], stopped["text"]);
+
+    // Equal prompts get draws of their own, the same on every run.
+    let drawn = together("p.txt", &["--temperature", "2"]);
+    assert_ne!(drawn[0]["text"], drawn[2]["text"]);
+    assert_eq!(drawn, together("p.txt", &["--temperature", "2"]));
+
+    let piped = [&base[..], &["--prompt", "-", "--json"]].concat();
+    assert_eq!(json(&place.run_with_input(&piped, "Sky 3?\n").stdout)["text"], sky["text"]);
+    let shown = place.succeed(&[&base[..], &["--prompt", "Sky 3?"]].concat());
+    assert!(shown.stderr.contains("tokens/s]"), "{}", shown.stderr);
+    assert_ne!(alone("Sky 3?", &["--repetition-penalty", "3"])["text"], sky["text"]);
+}
+
+#[test]
+fn wrong_prompts_are_named() {
+    let place = Place::new();
+    let model = model().display().to_string();
+    let long = format!("{}\n", "long ".repeat(600));
+    for (name, content, more, expected) in [
+        ("none.txt", &b"\n \n"[..], "--raw", "holds no prompt"),
+        ("bytes.txt", b"a\nb\xe9\n", "--raw", "bytes.txt:2: not valid UTF-8"),
+        (
+            "field.jsonl",
+            b"{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n",
+            "--raw",
+            "field.jsonl:2: expected",
+        ),
+        ("both.jsonl", b"{\"prompt\": \"a\", \"messages\": []}\n", "--quiet", "both `prompt` and"),
+        (
+            "role.jsonl",
+            b"{\"messages\": [{\"content\": \"a\"}]}\n",
+            "--quiet",
+            "missing field `role`",
+        ),
+        ("raw.jsonl", b"{\"messages\": []}\n", "--raw", "--raw leaves out"),
+        ("long.txt", long.as_bytes(), "--raw", "the model's context holds 512"),
+    ] {
+        std::fs::write(place.path(name), content).unwrap();
+        let ran = place.run(&["generate", "--model", &model, "--prompts", name, more]);
+        assert_eq!(ran.code, Some(2), "{name}: {}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{name}: {}", ran.stderr);
+        assert_eq!(ran.stdout, "");
+    }
+    let prompt = ["generate", "--model", &model, "--raw", "--prompt"];
+    for (more, expected) in [
+        (&["a", "--stop", ""][..], "--stop: is empty"),
+        (&["a", "--min-p", "2"], "--min-p: is 2; expected 0 to 1"),
+        (&["a", "--repetition-penalty", "0"], "--repetition-penalty: is 0"),
+        (&["a", "--system", "b"], "--system: is for the chat template"),
+        (&[""], "--prompt: is empty"),
+    ] {
+        let ran = place.run(&[&prompt[..], more].concat());
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+    let ran = place.run_with_input(&[&prompt[..], &["-"]].concat(), "");
+    assert_eq!(ran.code, Some(2));
 }
 
 #[test]

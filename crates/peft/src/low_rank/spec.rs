@@ -5,10 +5,11 @@ use super::start::Start;
 use crate::options::{self, LoraConfigKeys};
 use crate::patterns::Patterns;
 use hydralora_model::adapter::Site;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What the router reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RouteOn {
     /// The layer's input `x` (the paper's text and the official code).
@@ -19,7 +20,7 @@ pub(crate) enum RouteOn {
 }
 
 /// How many dropout masks the input of `A` gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum DropoutMask {
     /// One for all experts.
@@ -30,7 +31,7 @@ pub(crate) enum DropoutMask {
 }
 
 /// What one router serves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RouterScope {
     /// One linear layer.

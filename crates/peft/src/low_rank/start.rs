@@ -20,12 +20,13 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, Output, gated_low_ra
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Site, SiteShape};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// What `A` and `B` start from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Start {
     /// `A` Kaiming-uniform, `B` zero.

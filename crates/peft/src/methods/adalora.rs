@@ -28,13 +28,14 @@ use hydralora_kernels::ops::low_rank::Mask;
 use hydralora_kernels::ops::orthogonality::{Side, orthogonality};
 use hydralora_kernels::{DType, Gradients, Tensor, Var, dispatch};
 use hydralora_model::adapter::{Adapter, HeadGates, LowRankUpdate, Pass, Site, SiteShape, Update};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Options of AdaLoRA in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Rank every layer starts with.

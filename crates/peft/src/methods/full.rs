@@ -22,6 +22,7 @@ use hydralora_model::adapter::{
     Adapter, Output, OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
 };
 use hydralora_model::{ModelConfig, Tokenizer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ const HEAD: &str = "lm_head.weight";
 const OWN_KEYS: [&str; 3] = ["targets", "freeze_embeddings", "freeze_norms"];
 
 /// Options of full fine-tuning in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// The linear layers to train.

@@ -17,11 +17,12 @@ use crate::low_rank::{
 use crate::low_rank_options::{
     LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// How the heads are weighed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum GateKind {
     /// By the router, per token.
@@ -34,7 +35,7 @@ pub(super) enum GateKind {
 }
 
 /// Where the routers start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RouterInit {
     /// Kaiming-uniform.

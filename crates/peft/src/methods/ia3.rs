@@ -12,12 +12,13 @@ use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name}
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, Tuned};
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::{Adapter, Pass, Side, Site, SiteShape, Update};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Options of (IA)³ in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// The layers to change.

@@ -6,10 +6,11 @@
 
 use crate::low_rank::{HeadNames, LowRankSpec, Mixing, Router};
 use crate::low_rank_options::{LowRankOptions, Shared, low_rank_options};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the pairs are joined.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Combine {
     /// Weighed per token by a softmax router.

@@ -20,10 +20,11 @@ use crate::low_rank::{Balance, HeadNames, LowRankSpec, Mixing, Penalty, Router};
 use crate::low_rank_options::{
     LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What the penalty asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum BalanceKind {
     /// Each expert as much of its own kind of data as the others.

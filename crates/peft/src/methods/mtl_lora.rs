@@ -28,6 +28,7 @@ use hydralora_kernels::ops::low_rank::{Mask, router_gates};
 use hydralora_kernels::ops::rows::take_rows;
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, HeadGates, LowRankUpdate, Pass, Site, SiteShape, Update};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const OWN_KEYS: [&str; 2] = ["domains", "temperature"];
 
 /// Options of MTL-LoRA in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Rank `r` of `A` and of each head.

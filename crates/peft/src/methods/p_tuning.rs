@@ -16,11 +16,12 @@ use crate::virtual_tokens::{
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// The network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum EncoderKind {
     /// Three linear layers with ReLU between them.
@@ -33,7 +34,7 @@ pub(super) enum EncoderKind {
 }
 
 /// Options of P-tuning in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Number `p` of embeddings.

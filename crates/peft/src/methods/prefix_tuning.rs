@@ -16,11 +16,12 @@ use crate::virtual_tokens::{
 };
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// What the keys and values start from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Init {
     /// Normally distributed numbers.
@@ -31,7 +32,7 @@ pub(super) enum Init {
 }
 
 /// Options of prefix tuning in a recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Options {
     /// Number `p` of learned positions.

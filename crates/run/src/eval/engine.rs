@@ -8,6 +8,7 @@
 use super::error::{Error, Result};
 use super::filter::cut;
 use super::trie::{Trie, common};
+use crate::generate::Finish;
 use crate::sample::{Sampler, Sampling};
 use hydralora_kernels::ops::rows::select_rows;
 use hydralora_kernels::{Element, Tensor, dispatch, no_grad};
@@ -58,6 +59,17 @@ pub struct Writing {
     pub max_new_tokens: usize,
     /// How tokens are drawn.
     pub sampling: Sampling,
+}
+
+/// A text that was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    /// The text, without what ended it.
+    pub text: String,
+    /// Number of tokens written, those of a text to stop at among them.
+    pub tokens: usize,
+    /// Why it ended.
+    pub finish: Finish,
 }
 
 /// A model that answers requests.
@@ -227,7 +239,7 @@ impl<'a> Engine<'a> {
     pub fn write(
         &mut self,
         requests: &[Writing],
-        done: &mut dyn FnMut(usize, String) -> Result<()>,
+        done: &mut dyn FnMut(usize, Written) -> Result<()>,
     ) -> Result<()> {
         let _guard = no_grad();
         let prompts: Vec<&[u32]> = requests
@@ -257,13 +269,9 @@ impl<'a> Engine<'a> {
                 fed += pending.len();
                 held += bytes;
                 caches.push(cache);
-                writers.push(Writer {
-                    index,
-                    pending,
-                    written: Vec::new(),
-                    sampler: Sampler::new(request.sampling),
-                    bytes,
-                });
+                let mut sampler = Sampler::new(request.sampling);
+                sampler.read(prompt);
+                writers.push(Writer { index, pending, written: Vec::new(), sampler, bytes });
             }
             if writers.is_empty() {
                 return Ok(());
@@ -275,33 +283,38 @@ impl<'a> Engine<'a> {
                 let writer = &mut writers[slot];
                 let request = &requests[writer.index];
                 let next = writer.sampler.next(&row_of(&logits, slot));
-                if self.takes(writer, request, next)? {
+                let Some(finish) = self.takes(writer, request, next)? else {
                     writer.pending = vec![next];
                     continue;
-                }
+                };
                 let writer = writers.swap_remove(slot);
                 drop(caches.swap_remove(slot));
                 held -= writer.bytes;
                 let text = self.tokenizer.decode(&writer.written, true)?;
-                done(writer.index, cut(&text, &request.stops).to_owned())?;
+                let text = cut(&text, &request.stops).to_owned();
+                done(writer.index, Written { text, tokens: writer.written.len(), finish })?;
             }
         }
     }
 
-    /// Adds `next` to what was written; false when the text is finished.
-    fn takes(&self, writer: &mut Writer, request: &Writing, next: u32) -> Result<bool> {
-        if self.end_ids.contains(&next) || request.max_new_tokens == 0 {
-            return Ok(false);
+    /// Adds `next` to what was written and returns how the text ends with it, if it does.
+    fn takes(&self, writer: &mut Writer, request: &Writing, next: u32) -> Result<Option<Finish>> {
+        if request.max_new_tokens == 0 {
+            return Ok(Some(Finish::Length));
+        }
+        if self.end_ids.contains(&next) {
+            return Ok(Some(Finish::Stop));
         }
         writer.written.push(next);
-        if writer.written.len() == request.max_new_tokens {
-            return Ok(false);
-        }
         // A token is a byte at least, so a stop text that just ended lies within so many.
         let reach = request.stops.iter().map(String::len).max().unwrap_or(0) + 4;
         let tail = &writer.written[writer.written.len().saturating_sub(reach)..];
         let tail = self.tokenizer.decode(tail, false)?;
-        Ok(!request.stops.iter().any(|stop| !stop.is_empty() && tail.contains(stop.as_str())))
+        if request.stops.iter().any(|stop| !stop.is_empty() && tail.contains(stop.as_str())) {
+            return Ok(Some(Finish::Stop));
+        }
+        let full = writer.written.len() == request.max_new_tokens;
+        Ok(full.then_some(Finish::Length))
     }
 
     /// Logits `[writers, vocab_size]` after the pending tokens.

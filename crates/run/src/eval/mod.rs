@@ -18,7 +18,7 @@ pub mod tasks;
 mod trie;
 
 pub use compare::{Comparison, Difference, compare};
-pub use engine::{Engine, Scored, Scoring, Writing};
+pub use engine::{Engine, Scored, Scoring, Writing, Written};
 pub use error::{Error, Result};
 pub use log::Log;
 pub use prompt::{Conversation, Prompt, Reader};
@@ -278,10 +278,10 @@ impl<'a> Asked<'a> {
                     max_new_tokens: *max_new_tokens,
                     sampling: Sampling {
                         temperature: *temperature,
-                        top_k: 0,
                         top_p: *top_p,
                         // Every text of every record has a stream of its own.
                         seed: seed ^ ((item.id * repeats + repeat) as u64).rotate_left(20),
+                        ..Sampling::default()
                     },
                 };
                 Requests::Write((0..*repeats).map(request).collect())
@@ -333,9 +333,9 @@ fn ask(
                 all.extend(requests.iter().cloned());
                 texts.push(vec![None; requests.len()]);
             }
-            engine.write(&all, &mut |request, text| {
+            engine.write(&all, &mut |request, written| {
                 let (index, repeat) = owners[request];
-                texts[index][repeat] = Some(text);
+                texts[index][repeat] = Some(written.text);
                 if texts[index].iter().any(Option::is_none) {
                     return Ok(());
                 }

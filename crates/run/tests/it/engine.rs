@@ -6,8 +6,8 @@ use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Packed, Run, Tree};
 use hydralora_peft::TensorMap;
 use hydralora_peft::methods::find;
-use hydralora_run::eval::{Engine, Scored, Scoring, Writing};
-use hydralora_run::{Generator, Sampling};
+use hydralora_run::eval::{Engine, Scored, Scoring, Writing, Written};
+use hydralora_run::{Generation, Generator, Request, Sampling};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -149,33 +149,41 @@ fn texts_written_together_are_those_written_alone() {
             prompt: tokenizer.encode(&format!("{story}{end}")).unwrap(),
             stops: vec!["Tom".to_owned()],
             max_new_tokens: 10 + 7 * index,
-            sampling: Sampling::default(),
+            sampling: Sampling {
+                repetition_penalty: if index % 2 == 0 { 1.0 } else { 1.3 },
+                ..Sampling::default()
+            },
         })
         .collect();
     for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
         let tuned = (adapter != "none").then(|| tuned(&model, adapter));
         let adapter: &dyn Adapter = tuned.as_ref().map_or(&NoAdapter, |tuned| tuned.as_adapter());
-        let mut found = vec![String::new(); requests.len()];
+        let mut found = vec![None; requests.len()];
         let mut engine = engine(&model, adapter);
-        let mut take = |index: usize, text: String| {
-            found[index] = text;
+        let mut take = |index: usize, written: Written| {
+            found[index] = Some(written);
             Ok(())
         };
         engine.write(&requests, &mut take).unwrap();
         for (request, found) in requests.iter().zip(&found) {
             let generator = Generator { decoder: &model.decoder, tokenizer, adapter };
             let mut cache = model.decoder.new_cache();
-            let alone = generator
-                .generate(
-                    &request.prompt,
-                    &mut cache,
-                    Sampling::default(),
-                    request.max_new_tokens,
-                    &mut |_| true,
-                )
-                .unwrap();
-            let expected = alone.text.split("Tom").next().unwrap();
-            assert_eq!(found, expected);
+            let asked = Request {
+                prompt: &request.prompt,
+                sampling: request.sampling,
+                max_new_tokens: request.max_new_tokens,
+                stops: &request.stops,
+            };
+            let mut shown = String::new();
+            let mut watch = |piece: &str| {
+                shown += piece;
+                true
+            };
+            let alone = generator.generate(asked, &mut cache, &mut watch).unwrap();
+            assert_eq!(shown, alone.text);
+            let Generation { text, tokens, finish, .. } = alone;
+            let expected = Written { text, tokens: tokens.len(), finish };
+            assert_eq!(found.as_ref(), Some(&expected));
         }
     }
 }
@@ -189,8 +197,8 @@ fn sampled_texts_follow_their_seed() {
         let request =
             Writing { prompt: prompt.clone(), stops: Vec::new(), max_new_tokens: 20, sampling };
         let mut texts = Vec::new();
-        let mut take = |_: usize, text: String| {
-            texts.push(text);
+        let mut take = |_: usize, written: Written| {
+            texts.push(written.text);
             Ok(())
         };
         engine(&model, &NoAdapter).write(&[request.clone(), request], &mut take).unwrap();

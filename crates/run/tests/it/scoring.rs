@@ -191,8 +191,13 @@ fn loss_and_exact_read_any_file_of_records() {
         };
         let prompt = reader(&model).encode("Once upon a time").unwrap();
         let mut cache = model.decoder.new_cache();
-        let sampling = hydralora_run::Sampling::default();
-        generator.generate(&prompt, &mut cache, sampling, 12, &mut |_| true).unwrap().text
+        let request = hydralora_run::Request {
+            prompt: &prompt,
+            sampling: hydralora_run::Sampling::default(),
+            max_new_tokens: 12,
+            stops: &[],
+        };
+        generator.generate(request, &mut cache, &mut |_| true).unwrap().text
     };
     let exact = write(
         "exact.jsonl",

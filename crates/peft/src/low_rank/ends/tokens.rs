@@ -9,12 +9,13 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
 use hydralora_kernels::ops::rows::join_rows;
 use hydralora_kernels::{Tensor, Var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 /// PEFT's `trainable_token_indices`: token ids of the embedding, or by module.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum TokenIndices {
     /// Of the embedding.

@@ -1,0 +1,79 @@
+//! The JSON schema of recipes, by which editors complete and check them.
+
+use crate::recipe::{ModelSection, NUM_EXPERTS};
+use hydralora_data::DataConfig;
+use hydralora_peft::methods::METHODS;
+use hydralora_train::TrainConfig;
+use schemars::{JsonSchema, schema_for};
+use serde_json::{Map, Value, json};
+
+/// The schema of a whole recipe, draft 2020-12.
+pub(crate) fn of_recipe() -> Value {
+    let mut definitions = Map::new();
+    let model = section::<ModelSection>(&mut definitions);
+    let data = section::<DataConfig>(&mut definitions);
+    let train = section::<TrainConfig>(&mut definitions);
+    let methods: Vec<Value> = METHODS
+        .iter()
+        .map(|method| {
+            let schema = lift(method.schema().to_value(), &mut definitions);
+            of_method(method.name(), method.summary(), schema)
+        })
+        .collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hydralora recipe",
+        "description": "What to train, on what, how, and where the result goes.",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["model", "data", "method"],
+        "properties": {
+            "model": model,
+            "data": data,
+            "method": {"description": "The fine-tuning method and its options.", "oneOf": methods},
+            "train": train,
+            "output": {"type": "string", "description": "The run's folder."},
+        },
+        "$defs": definitions,
+    })
+}
+
+fn section<T: JsonSchema>(definitions: &mut Map<String, Value>) -> Value {
+    lift(schema_for!(T).to_value(), definitions)
+}
+
+/// Moves a schema's own definitions to those of the whole recipe.
+fn lift(mut schema: Value, definitions: &mut Map<String, Value>) -> Value {
+    if let Some(object) = schema.as_object_mut() {
+        object.remove("$schema");
+        object.remove("title");
+        if let Some(Value::Object(own)) = object.remove("$defs") {
+            definitions.extend(own);
+        }
+    }
+    schema
+}
+
+/// Puts the method's name before its options.
+fn of_method(name: &str, summary: &str, mut schema: Value) -> Value {
+    let mut properties = Map::new();
+    properties.insert("name".to_owned(), json!({"const": name, "description": summary}));
+    if let Some(Value::Object(own)) = schema.get_mut("properties").map(Value::take) {
+        properties.extend(own);
+    }
+    if let Some(count) = properties.get_mut(NUM_EXPERTS) {
+        let number = count.take();
+        let description = number.get("description").cloned();
+        *count = json!({"anyOf": [number, {"const": "auto"}], "description": description});
+    }
+    schema["title"] = json!(name);
+    schema["description"] = json!(summary);
+    schema["properties"] = Value::Object(properties);
+    schema["required"] = json!(["name"]);
+    schema
+}
+
+/// The description of an option of a section's schema.
+pub(crate) fn description<'a>(section: &'a Value, option: &str) -> &'a str {
+    section["properties"][option]["description"].as_str().unwrap_or_default()
+}
