@@ -88,38 +88,25 @@ pub struct SiteRouting {
 }
 
 impl Routing {
-    /// The mean over all layers: `[domain][expert]`.
-    pub fn overall(&self) -> Vec<Vec<f64>> {
-        let experts = self.sites.first().map_or(0, |site| site.mean_gate[0].len());
-        (0..self.domains.len())
-            .map(|domain| {
-                (0..experts)
-                    .map(|expert| {
-                        let sum: f64 =
-                            self.sites.iter().map(|site| site.mean_gate[domain][expert]).sum();
-                        sum / self.sites.len() as f64
-                    })
-                    .collect()
-            })
-            .collect()
-    }
-
-    /// How far the domains' gates differ: the mean over layers of the largest difference between
-    /// two domains in the share of one expert, 0 when all domains are routed alike.
+    /// How far the domains' gates differ: the mean of the layers' spreads, 0 when all domains are
+    /// routed alike.
     pub fn specialisation(&self) -> f64 {
-        let spread = |site: &SiteRouting| {
-            let experts = site.mean_gate.first().map_or(0, Vec::len);
-            (0..experts)
-                .map(|expert| {
-                    let shares = site.mean_gate.iter().map(|gates| gates[expert]);
-                    let (low, high) = shares
-                        .fold((f64::INFINITY, 0.0_f64), |(low, high), share| {
-                            (low.min(share), high.max(share))
-                        });
-                    high - low
-                })
-                .fold(0.0, f64::max)
-        };
-        self.sites.iter().map(spread).sum::<f64>() / self.sites.len().max(1) as f64
+        self.sites.iter().map(SiteRouting::spread).sum::<f64>() / self.sites.len().max(1) as f64
+    }
+}
+
+impl SiteRouting {
+    /// The largest difference between two domains in the share of one expert.
+    pub fn spread(&self) -> f64 {
+        let experts = self.mean_gate.first().map_or(0, Vec::len);
+        (0..experts)
+            .map(|expert| {
+                let shares = self.mean_gate.iter().map(|gates| gates[expert]);
+                let (low, high) = shares.fold((f64::INFINITY, 0.0_f64), |(low, high), share| {
+                    (low.min(share), high.max(share))
+                });
+                high - low
+            })
+            .fold(0.0, f64::max)
     }
 }

@@ -176,19 +176,11 @@ fn adapter(
         && let Ok(bytes) = std::fs::read(&routing)
         && let Ok(routing) = serde_json::from_slice::<hydralora_train::Routing>(&bytes)
     {
-        text.push("mean gate of each expert".to_owned());
-        let rows: Vec<Vec<String>> = routing
-            .domains
-            .iter()
-            .zip(routing.overall())
-            .map(|(domain, gates)| {
-                std::iter::once(domain.clone())
-                    .chain(gates.iter().map(|gate| format!("{gate:.3}")))
-                    .collect()
-            })
-            .collect();
-        text.push(table(&rows));
-        value["routing"] = serde_json::to_value(routing.overall())?;
+        text.push(format!("gates by domain    {}", routing.in_words()));
+        value["routing"] = json!({
+            "specialisation": routing.specialisation(),
+            "spread_by_layer": routing.spread_by_layer(),
+        });
     }
     Ok((value, text.join("\n")))
 }

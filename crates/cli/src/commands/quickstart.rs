@@ -15,7 +15,8 @@ use hydralora_files::{Kind, replace_folder, write_file};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::methods;
 use hydralora_run::{Generator, Request, Sampling};
-use hydralora_train::{Ending, Evaluation, METRICS_FILE, report};
+use hydralora_train::report::{self, Answers};
+use hydralora_train::{Ending, Evaluation, METRICS_FILE, read_metrics};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,12 @@ const FALLBACK_TEMPLATE: &str = "chatml";
 
 /// What the folder is.
 const FOLDER: Kind = Kind { name: "quickstart", earlier: None };
+
+/// `alpha / rank` of both adapters: at another scale the same learning rate is another one.
+const SCALE: usize = 8;
+/// Peak learning rate of both.
+const RATE: f64 = 1e-3;
+const SEED: u64 = 41;
 
 /// Questions shown before and after, in the form of two of the domains.
 const QUESTIONS: &[&str] =
@@ -91,17 +98,17 @@ fn compare(
     let base = open_base(&arguments.model, ModelDtype::F32)?;
     let before = answers(&base, &NoAdapter)?;
 
-    let hydra =
-        json!({"name": "hydralora", "rank": 4, "alpha": 32, "num_experts": 4, "targets": "ffn"});
+    let hydra = json!({"name": "hydralora", "rank": 4, "alpha": 4 * SCALE, "num_experts": 4, "targets": "ffn"});
     let rank = lora_rank_of_equal_size(&base, &hydra)?;
-    let lora = json!({"name": "lora", "rank": rank, "alpha": 2 * rank, "targets": "ffn"});
+    let lora = json!({"name": "lora", "rank": rank, "alpha": SCALE * rank, "targets": "ffn"});
 
     say(
         global,
         "\n2/4  training HydraLoRA: one A, four B heads and a router per feed-forward layer",
     );
-    let run = train_one(global, base, "hydralora", &hydra, arguments, folder, None)?;
-    let after = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
+    let run = train_one(global, base, ("hydralora", &hydra), arguments, folder, None)?;
+    let of_hydra = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
+    let base_name = run.plan.metadata.base_model.clone();
     let hydra_facts = Facts::of(&run);
     let baseline = run.baseline.clone();
     let routing = run.outcome.evaluation.as_ref().and_then(|e| e.routing.clone());
@@ -109,8 +116,20 @@ fn compare(
     let base = run.plan.base;
 
     say(global, format!("\n3/4  training a LoRA of the same size (rank {rank})"));
-    let run = train_one(global, base, "lora", &lora, arguments, folder, baseline)?;
+    let run = train_one(global, base, ("lora", &lora), arguments, folder, baseline)?;
+    let of_lora = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
     let lora_facts = Facts::of(&run);
+    let line = |text: &String| text.trim().replace('\n', " ");
+    let shown: Vec<Answers> = QUESTIONS
+        .iter()
+        .enumerate()
+        .map(|(at, question)| Answers {
+            question: question.replace('\n', " "),
+            answers: [("base", &before), ("LoRA", &of_lora), ("HydraLoRA", &of_hydra)]
+                .map(|(who, answers)| (who.to_owned(), line(&answers[at])))
+                .to_vec(),
+        })
+        .collect();
 
     say(global, "\n4/4  comparing");
     let mut rows =
@@ -135,28 +154,48 @@ fn compare(
         String::new(),
         table(&rows),
     ];
-    for ((question, before), after) in QUESTIONS.iter().zip(&before).zip(&after) {
-        let line = |text: &str| text.trim().replace('\n', " ");
-        text.push(format!(
-            "\n> {}\n  base       {}\n  HydraLoRA  {}",
-            line(question),
-            line(before),
-            line(after)
-        ));
+    for Answers { question, answers } in &shown {
+        text.push(format!("\n> {question}"));
+        text.extend(answers.iter().map(|(who, answer)| format!("  {who:<10} {answer}")));
     }
     if let Some(routing) = &routing {
-        let experts = routing.overall().first().map_or(0, Vec::len);
-        let head = std::iter::once("mean gate".to_owned());
-        let mut rows =
-            vec![head.chain((0..experts).map(|e| format!("expert {e}"))).collect::<Vec<_>>()];
-        for (domain, gates) in routing.domains.iter().zip(routing.overall()) {
-            let gates = gates.iter().map(|gate| format!("{gate:.3}"));
-            rows.push(std::iter::once(domain.clone()).chain(gates).collect());
-        }
-        text.push(format!("\n{}", table(&rows)));
+        text.push(format!("\ngates by domain   {}", routing.in_words()));
     }
     let report_path = out.join("report.html");
-    write_comparison(folder, &hydra_facts, &lora_facts, routing.as_ref(), &recipe)?;
+    let both = [
+        ("hydralora".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("base model".to_owned(), base_name),
+        ("HydraLoRA".to_owned(), hydra_facts.in_words(&hydra)),
+        ("LoRA".to_owned(), lora_facts.in_words(&lora)),
+        (
+            "training".to_owned(),
+            format!("{} steps each, learning rate {RATE}, seed {SEED}", arguments.max_steps),
+        ),
+        ("time".to_owned(), format!("{:.0} s in all", started.elapsed().as_secs_f64())),
+        ("adapter".to_owned(), out.join("hydralora/adapter").display().to_string()),
+    ];
+    let losses_of = |facts: &Facts, base: bool| -> Vec<(String, f64)> {
+        let rows = facts.losses.iter();
+        rows.map(|row| (row.0.clone(), if base { row.1 } else { row.2 })).collect()
+    };
+    let metrics = |name: &str| read_metrics(&folder.join(name).join(METRICS_FILE));
+    let page = report::render(&report::ReportInput {
+        title: "HydraLoRA and LoRA on five domains",
+        facts: &both,
+        runs: &[
+            ("HydraLoRA".to_owned(), metrics("hydralora")?),
+            ("LoRA".to_owned(), metrics("lora")?),
+        ],
+        comparison: &[
+            ("base".to_owned(), losses_of(&hydra_facts, true)),
+            ("LoRA".to_owned(), losses_of(&lora_facts, false)),
+            ("HydraLoRA".to_owned(), losses_of(&hydra_facts, false)),
+        ],
+        answers: &shown,
+        routing: routing.as_ref(),
+        recipe: &recipe,
+    });
+    write_file(&folder.join("report.html"), page.as_bytes())?;
     text.push(format!(
         "\nreport   {}\nadapter  {}\ntook     {:.0} s",
         report_path.display(),
@@ -175,10 +214,11 @@ fn compare(
     let json = json!({
         "hydralora": {"trainable": hydra_facts.trainable, "losses": losses(&hydra_facts)},
         "lora": {"trainable": lora_facts.trainable, "losses": losses(&lora_facts)},
-        "generations": QUESTIONS.iter().zip(&before).zip(&after).map(|((q, b), a)| {
-            json!({"prompt": q, "base": b, "hydralora": a})
-        }).collect::<Vec<_>>(),
-        "routing": routing.map(|routing| routing.overall()),
+        "answers": shown,
+        "routing": routing.map(|routing| json!({
+            "specialisation": routing.specialisation(),
+            "spread_by_layer": routing.spread_by_layer(),
+        })),
         "report": report_path,
         "seconds": started.elapsed().as_secs_f64(),
     });
@@ -195,13 +235,22 @@ impl Facts {
     fn of(run: &Trained) -> Self {
         Self { trainable: run.plan.parameters().trainable, losses: run.losses() }
     }
+
+    /// Size and scale.
+    fn in_words(&self, method: &Value) -> String {
+        format!(
+            "{} trainable parameters, rank {}, alpha {}",
+            thousands(self.trainable),
+            method["rank"],
+            method["alpha"]
+        )
+    }
 }
 
 fn train_one(
     global: &Global,
     base: Base,
-    name: &str,
-    method: &Value,
+    (name, method): (&str, &Value),
     arguments: &QuickstartArguments,
     folder: &Path,
     baseline: Option<Evaluation>,
@@ -218,8 +267,8 @@ fn train_one(
         },
         "method": method,
         "train": {
-            "batch_size": 8, "max_steps": arguments.max_steps, "learning_rate": 1e-3,
-            "eval_every": 0, "save_every": 0, "seed": 41,
+            "batch_size": 8, "max_steps": arguments.max_steps, "learning_rate": RATE,
+            "eval_every": 0, "save_every": 0, "seed": SEED,
         },
         "output": arguments.out.join(name),
     });
@@ -282,36 +331,4 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
             Ok(text.text)
         })
         .collect()
-}
-
-fn write_comparison(
-    folder: &Path,
-    hydra: &Facts,
-    lora: &Facts,
-    routing: Option<&hydralora_train::Routing>,
-    recipe: &str,
-) -> anyhow::Result<()> {
-    let pick = |facts: &Facts, base: bool| -> Vec<(String, f64)> {
-        let rows = facts.losses.iter();
-        rows.map(|row| (row.0.clone(), if base { row.1 } else { row.2 })).collect()
-    };
-    let page = report::render(&report::ReportInput {
-        title: "hydralora quickstart",
-        facts: &[
-            (
-                "HydraLoRA".to_owned(),
-                format!("{} trainable parameters", thousands(hydra.trainable)),
-            ),
-            ("LoRA".to_owned(), format!("{} trainable parameters", thousands(lora.trainable))),
-        ],
-        metrics: &hydralora_train::read_metrics(&folder.join("hydralora").join(METRICS_FILE))?,
-        comparison: &[
-            ("base".to_owned(), pick(hydra, true)),
-            ("LoRA".to_owned(), pick(lora, false)),
-            ("HydraLoRA".to_owned(), pick(hydra, false)),
-        ],
-        routing,
-        recipe,
-    });
-    Ok(write_file(&folder.join("report.html"), page.as_bytes())?)
 }

@@ -292,7 +292,7 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     let trained = Trained { outcome, baseline, plan, already: false };
     if trained.outcome.steps > 0 {
         let metrics = read_metrics(&folder.join(METRICS_FILE))?;
-        write_report(&trained, &metrics, &recipe, folder)?;
+        write_report(&trained, metrics, &recipe, folder)?;
     }
     Ok(trained)
 }
@@ -352,7 +352,7 @@ fn measure_baseline(
 
 fn write_report(
     trained: &Trained,
-    metrics: &[Value],
+    metrics: Vec<Value>,
     recipe: &str,
     folder: &Path,
 ) -> anyhow::Result<()> {
@@ -387,13 +387,17 @@ fn write_report(
             ),
         ),
         ("steps".to_owned(), trained.outcome.steps.to_string()),
+        ("seed".to_owned(), plan.recipe.train.seed.to_string()),
+        ("adapter".to_owned(), folder.join("adapter").display().to_string()),
+        ("hydralora".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ];
     let title = format!("{} on {}", plan.recipe.method_name, plan.metadata.base_model);
     let page = render(&ReportInput {
         title: &title,
         facts: &facts,
-        metrics,
+        runs: &[(plan.recipe.method_name.to_owned(), metrics)],
         comparison: &comparison,
+        answers: &[],
         routing,
         recipe,
     });

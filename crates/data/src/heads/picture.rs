@@ -14,6 +14,14 @@ const INK: &str = "#1c2230";
 const SOFT: &str = "#5f6b7f";
 const LINE: &str = "#dfe4ec";
 
+/// On a dark page the same drawing in other colours. Who does not know the query sees the light one.
+const DARK: &str = "\
+@media(prefers-color-scheme:dark){\
+.back{fill:#14181f}[fill=\"#1c2230\"]{fill:#e8ebf1}[fill=\"#5f6b7f\"]{fill:#9aa5b8}[stroke=\"#dfe4ec\"]{stroke:#333b49}\
+[fill=\"#3b6fb6\"]{fill:#6f9ee0}[stroke=\"#3b6fb6\"]{stroke:#6f9ee0}[fill=\"#6a51a3\"]{fill:#a28be0}\
+[stroke=\"#6a51a3\"]{stroke:#a28be0}[fill=\"#5b5b5b\"]{fill:#a8a8a8}[stroke=\"#5b5b5b\"]{stroke:#a8a8a8}\
+[fill=\"#a0522d\"]{fill:#cd7f57}[stroke=\"#a0522d\"]{stroke:#cd7f57}}";
+
 fn color(number: usize) -> &'static str {
     COLORS[number % COLORS.len()]
 }
@@ -47,6 +55,21 @@ fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
+/// Escaped text in which words between backticks are set as code.
+fn code(text: &str) -> String {
+    let escaped = escape(text);
+    let mut parts = escaped.split('`');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for (at, part) in parts.enumerate() {
+        out.push_str(if at % 2 == 0 { "<code>" } else { "</code>" });
+        out.push_str(part);
+    }
+    if escaped.matches('`').count() % 2 == 1 {
+        out.push_str("</code>");
+    }
+    out
+}
+
 fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -57,8 +80,8 @@ fn shortened(text: &str, most: usize) -> String {
 fn open(width: f64, height: f64, title: &str) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         height=\"{height}\" role=\"img\" font-family=\"system-ui,sans-serif\" font-size=\"12\">\
-         <title>{}</title><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
+         height=\"{height}\" role=\"img\" aria-label=\"{0}\" font-family=\"system-ui,sans-serif\" font-size=\"12\">\
+         <title>{0}</title><style>{DARK}</style><rect class=\"back\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
         escape(title)
     )
 }
@@ -157,7 +180,7 @@ pub fn elbow_svg(report: &HeadsReport) -> String {
     let title = |name: &str, rule: Rule| {
         let choice = chosen(rule).map_or_else(|| "none".to_owned(), |k| k.to_string());
         let used = if rule == report.rule { ", the rule used" } else { "" };
-        format!("{name} → {} {choice}{used}", rule.name())
+        format!("{name}: {} says {choice}{used}", rule.name())
     };
     let titles = [
         title("squared error per row", Rule::Elbow),
@@ -245,10 +268,13 @@ pub fn map_svg(report: &HeadsReport) -> String {
 }
 
 const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2230;background:#fff;max-width:56rem;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem;border-bottom:1px solid #dfe4ec;padding-bottom:.2rem}\
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #dfe4ec}\
-td.n,th.n{text-align:right;white-space:nowrap}.soft{color:#5f6b7f}svg{max-width:100%;height:auto}b.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.4em}";
+:root{--ink:#1c2230;--soft:#5f6b7f;--line:#dfe4ec;--back:#fff}\
+@media(prefers-color-scheme:dark){:root{--ink:#e8ebf1;--soft:#9aa5b8;--line:#333b49;--back:#14181f}}\
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:56rem;margin:2rem auto;padding:0 1rem}\
+h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}\
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}\
+td.n,th.n{text-align:right;white-space:nowrap}.soft{color:var(--soft)}b.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.4em}\
+.scroll{overflow-x:auto}.scroll svg{display:block;height:auto;width:100%;min-width:34rem}";
 
 /// The page.
 pub fn page(report: &HeadsReport) -> String {
@@ -258,21 +284,25 @@ pub fn page(report: &HeadsReport) -> String {
     };
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>{title}</title><style>{STYLE}</style>\
+         content=\"width=device-width,initial-scale=1\"><title>{title}</title><style>{STYLE}</style>\
          <h1>Suggested: {title}</h1><p class=\"soft\">{} rows, {} features of {} dimensions, seed \
          {}.</p><ul>",
         report.features.rows, report.features.kind, report.features.dimensions, report.seed
     );
     for reason in &report.reasons {
-        let _ = write!(page, "<li>{}</li>", escape(reason));
+        let _ = write!(page, "<li>{}</li>", code(reason));
     }
     for note in &report.notes {
-        let _ = write!(page, "<li><em>Note:</em> {}</li>", escape(note));
+        let _ = write!(page, "<li><em>Note:</em> {}</li>", code(note));
     }
     page.push_str("</ul>");
     if !report.curve.is_empty() {
-        let _ = write!(page, "<h2>Number of clusters</h2>{}", elbow_svg(report));
-        page.push_str("<table><tr><th>rule</th><th class=\"n\">chosen</th><th>by each repetition (how many)</th></tr>");
+        let _ = write!(
+            page,
+            "<h2>Number of clusters</h2><div class=\"scroll\">{}</div>",
+            elbow_svg(report)
+        );
+        page.push_str("<div class=\"scroll\"><table><tr><th>rule</th><th class=\"n\">chosen</th><th>by each repetition (how many)</th></tr>");
         for choice in &report.rules {
             let mark = if choice.rule == report.rule { " (used)" } else { "" };
             let _ = write!(
@@ -283,9 +313,9 @@ pub fn page(report: &HeadsReport) -> String {
                 escape(&choice.spread())
             );
         }
-        page.push_str("</table>");
+        page.push_str("</table></div>");
     }
-    page.push_str("<h2>Clusters</h2><table><tr><th>cluster</th><th class=\"n\">rows</th><th>foremost terms, and the row nearest to the centre</th>");
+    page.push_str("<h2>Clusters</h2><div class=\"scroll\"><table><tr><th>cluster</th><th class=\"n\">rows</th><th>foremost terms, and the row nearest to the centre</th>");
     if report.domains.len() > 1 {
         page.push_str("<th>domains</th>");
     }
@@ -313,7 +343,7 @@ pub fn page(report: &HeadsReport) -> String {
         }
         page.push_str("</tr>");
     }
-    page.push_str("</table>");
+    page.push_str("</table></div>");
     if let Some(agreement) = &report.agreement {
         let _ = write!(
             page,
@@ -323,7 +353,7 @@ pub fn page(report: &HeadsReport) -> String {
         );
     }
     if !report.map.is_empty() {
-        let _ = write!(page, "<h2>Map</h2>{}", map_svg(report));
+        let _ = write!(page, "<h2>Map</h2><div class=\"scroll\">{}</div>", map_svg(report));
     }
     page.push_str("</html>");
     page
@@ -348,6 +378,7 @@ mod tests {
         for part in ["2 heads", "&lt;cats&gt;", "by domain", "prediction strength", "index 1.000"] {
             assert!(page.contains(part), "{part} is missing");
         }
+        assert!(page.contains("<code>stability</code>") && !page.contains('`'), "{page}");
         assert!(!page.contains("<b> cat") && !page.contains('\u{1}'));
         for svg in [elbow_svg(&report), map_svg(&report)] {
             assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
