@@ -1,6 +1,6 @@
 //! A base model as it lies on disk: configuration, weights, tokenizer.
 
-use crate::config::rope::{LONG_FACTORS, SHORT_FACTORS};
+use crate::config::rope::{LONG_FACTORS, SHORT_FACTORS, long_rope_factor};
 use crate::config::{Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
@@ -177,10 +177,7 @@ fn long_rope(file: &GgufFile, weights: &Weights, config: &ModelConfig) -> Result
     let original = original.and_then(|length| usize::try_from(length).ok());
     let original = original.unwrap_or(config.max_position_embeddings);
     let stretch = config.max_position_embeddings as f64 / original.max(1) as f64;
-    let usual = match stretch > 1.0 {
-        true => (1.0 + stretch.ln() / (original as f64).ln()).sqrt(),
-        false => 1.0,
-    };
+    let usual = long_rope_factor(stretch, original);
     Ok(RopeScaling::LongRope {
         short: list(SHORT_FACTORS)?,
         long: list(LONG_FACTORS)?,

@@ -6,7 +6,7 @@ use crate::device::placed;
 use crate::domain;
 use crate::failure::bad_input;
 use crate::plan::Parameters;
-use crate::ui::{result, table, thousands};
+use crate::ui::{result, thousands};
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, Held, ModelSource, Packed, hub};

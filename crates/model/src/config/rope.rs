@@ -160,9 +160,7 @@ impl RopeConfig {
                 original_max_position_embeddings,
             } => each(&|_, frequency| {
                 let turns = original_max_position_embeddings as f64 * frequency / (2.0 * PI);
-                let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                    .clamp(0.0, 1.0);
-                frequency * (smooth + (1.0 - smooth) / factor)
+                frequency * llama3_slowing(turns, (low_freq_factor, high_freq_factor), factor)
             }),
             &RopeScaling::Yarn {
                 factor,
@@ -393,8 +391,7 @@ impl RopeScaling {
             factors.iter().enumerate().all(|(i, &found)| {
                 let frequency = theta.powf(-(i as f64) / pairs);
                 let turns = original as f64 * frequency / (2.0 * PI);
-                let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                let expected = 1.0 / (smooth + (1.0 - smooth) / f64::from(factor));
+                let expected = 1.0 / llama3_slowing(turns, (low, high), f64::from(factor));
                 (f64::from(found) - expected).abs() <= 1e-3 * expected
             })
         };
@@ -418,6 +415,18 @@ impl RopeScaling {
             }
         }
     }
+}
+
+/// Llama 3's factor on a frequency that makes so many turns in the original context: 1 where they are
+/// more than the higher bound, `1 / factor` below the lower.
+fn llama3_slowing(turns: f64, (low, high): (f64, f64), factor: f64) -> f64 {
+    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+    smooth + (1.0 - smooth) / factor
+}
+
+/// LongRoPE's usual factor on cosines and sines when the context is `stretch` times the original.
+pub(crate) fn long_rope_factor(stretch: f64, original: usize) -> f64 {
+    if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() }
 }
 
 /// YaRN's factor on cosines and sines, with its logarithm multiplied by `mscale`.
@@ -518,11 +527,8 @@ pub(crate) fn one_from_json(
             let original = original()?;
             let factor = max_position_embeddings as f64 / original as f64;
             let factor = optional("factor")?.unwrap_or(factor);
-            let attention_factor = match optional("attention_factor")? {
-                Some(given) => given,
-                None if factor <= 1.0 => 1.0,
-                None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-            };
+            let attention_factor =
+                optional("attention_factor")?.unwrap_or_else(|| long_rope_factor(factor, original));
             RopeScaling::LongRope {
                 short: list("short_factor")?,
                 long: list("long_factor")?,
