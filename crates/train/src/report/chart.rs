@@ -191,7 +191,8 @@ mod tests {
                 let svg = chart.svg(size);
                 assert!(!svg.contains("<b>"));
                 let of = |name: &str| -> Vec<f64> {
-                    let parts = svg.split(&format!(" {name}=\"")).skip(1);
+                    let attribute = format!(" {name}=\"");
+                    let parts = svg.split(attribute.as_str()).skip(1);
                     parts.map(|part| part.split('"').next().unwrap().parse().unwrap()).collect()
                 };
                 assert_eq!(of("cx").len(), 3);
