@@ -11,6 +11,7 @@ mod encoder;
 mod exchange_args;
 mod failure;
 mod features;
+mod interrupt;
 mod output;
 mod plan;
 mod progress;
@@ -48,6 +49,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
     device::choose(&arguments.global)?;
+    if arguments.global.stop_on_eof {
+        interrupt::watch_stdin();
+    }
     // As many as rayon has, which reads data and clusters.
     let pool = hydralora_runtime::Pool::new(rayon::current_num_threads());
     pool.enter(|| run(arguments))
@@ -71,5 +75,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Export(command) => commands::export::run(global, command),
         Command::Import(command) => commands::import::run(global, command),
         Command::Compose(command) => commands::compose::run(global, command),
+        Command::Study(command) => commands::study::run(global, command),
     }
 }

@@ -6,7 +6,6 @@ use crate::plan::{Base, open_base};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::ui::{result, say, table};
-use anyhow::Context;
 use clap::Args;
 use hydralora_data::ChatTemplate;
 use hydralora_model::Tokenizer;
@@ -21,8 +20,7 @@ use sha2::{Digest, Sha256};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The name of the model without an adapter.
@@ -150,10 +148,7 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         }
         None => None,
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))
-        .context("cannot watch for interruption")?;
+    let interrupted = crate::interrupt::flag("");
     let mut bar = Bar::new(global);
     let done = eval::run(run, &subjects, &opened, &settings, log.as_mut(), &mut |progress| {
         bar.show(progress);

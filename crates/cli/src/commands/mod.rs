@@ -14,5 +14,6 @@ pub(crate) mod merge;
 pub(crate) mod model;
 pub(crate) mod models;
 pub(crate) mod quickstart;
+pub(crate) mod study;
 mod table;
 pub(crate) mod train;

@@ -2,6 +2,7 @@
 
 use crate::args::{Global, TrainArguments};
 use crate::failure::bad_input;
+use crate::interrupt;
 use crate::plan::{Base, Plan};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -18,8 +19,6 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 const BASELINE_FILE: &str = "baseline.json";
 const HEADS_FILE: &str = "heads.json";
@@ -135,25 +134,6 @@ impl Trained {
     }
 }
 
-/// The flag that Ctrl-C and termination set. A second one ends the process at once.
-fn stop_flag() -> Arc<AtomicBool> {
-    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    FLAG.get_or_init(|| {
-        let flag = Arc::new(AtomicBool::new(false));
-        let set = flag.clone();
-        let handler = move || {
-            if set.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("stopping after this step; the run will be saved");
-        };
-        // Without a handler Ctrl-C ends the process, as it would anyway.
-        let _ = ctrlc::set_handler(handler);
-        flag
-    })
-    .clone()
-}
-
 /// Trains a plan and writes its folder. `baseline` is the base model's held-out loss where it is
 /// known already.
 pub(crate) fn train(
@@ -179,7 +159,7 @@ pub(crate) fn train(
     if !resume {
         plan.start_routers()?;
     }
-    let stop = stop_flag();
+    let stop = interrupt::flag("stopping after this step; the run will be saved");
     let baseline = match baseline {
         Some(known) => Some(known),
         None => measure_baseline(global, &plan, resume)?,

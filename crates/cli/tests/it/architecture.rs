@@ -31,12 +31,13 @@ fn crates_import_only_from_those_below() {
     }
     let allowed = [
         ("data", ""),
-        ("hydralora", "data kernels model peft run runtime train"),
+        ("hydralora", "data kernels model peft run runtime study train"),
         ("kernels", "runtime"),
         ("model", "kernels runtime"),
         ("peft", "kernels model"),
         ("run", "data kernels model"),
         ("runtime", ""),
+        ("study", ""),
         ("testing", ""),
         ("train", "data kernels model peft runtime"),
     ];
