@@ -5,7 +5,7 @@ use crate::disk::{sha256, sha256_of};
 use crate::error::{Error, Result};
 use crate::grid::{Axis, Point, axes, compared, label_exists, points};
 use crate::host::Recipes;
-use crate::spec::{Combine, Constraint, EvalOptions, Keep, Paper, Spec};
+use crate::spec::{Combine, Constraint, EvalOptions, Keep, Paper, Spec, TestOn};
 use crate::split::Splitter;
 use crate::store::{CELLS, CellFile, DATA, FORMAT, Kind, RECIPE, Store};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Hexadecimal digits of a cell's name.
 const NAME_LEN: usize = 16;
+/// Commands that make one adapter of several.
+const COMBINING: [&str; 2] = ["compose", "import"];
 /// The recipe key of seeds.
 const SEED: &str = "train.seed";
 
@@ -232,6 +234,7 @@ impl Planner<'_> {
         let eval = self.spec.eval.with(&point.eval);
         let (tasks, task_identity) = self.tasks(&tasks)?;
         let eval = self.eval(eval)?;
+        let combine = self.command(point.combine.as_ref())?;
         let sources = match &point.combine {
             Some(combine) => self.sources(point, combine, points)?,
             None => Vec::new(),
@@ -270,9 +273,10 @@ impl Planner<'_> {
             identity["recipe"] = without_empty(&resolved.identity["model"]);
             identity["data"] = Value::Null;
         }
-        if let Some(combine) = &point.combine {
+        if !combine.is_empty() {
+            let words: Vec<&String> = combine.iter().map(|(_, word)| word).collect();
             identity["combine"] = json!({
-                "with": combine.with,
+                "with": words,
                 "of": of.iter().map(without_empty).collect::<Vec<_>>(),
                 "seed": seed,
             });
@@ -296,7 +300,7 @@ impl Planner<'_> {
                 .collect(),
             tasks,
             eval,
-            combine: point.combine.as_ref().map(|combine| combine.with.clone()).unwrap_or_default(),
+            combine: combine.iter().map(|(word, _)| word.clone()).collect(),
         };
         let labels = point.labels.iter().cloned().collect();
         let planned = Planned { id, labels, seed, kind, parameters, sources };
@@ -313,10 +317,11 @@ impl Planner<'_> {
             self.recipes.set(&mut recipe, SEED, &json!(seed))?;
         }
         self.recipes.set(&mut recipe, "output", &json!("run"))?;
-        let test = match &mut self.splitter {
-            Some(splitter) => splitter.apply(&mut recipe)?,
-            None => Vec::new(),
-        };
+        let Some(splitter) = &mut self.splitter else { return Ok((recipe, Vec::new())) };
+        let mut test = splitter.apply(&mut recipe)?;
+        if self.spec.split.is_some_and(|split| split.test_on == TestOn::Base) {
+            test = splitter.apply(&mut self.spec.base.clone())?;
+        }
         Ok((recipe, test))
     }
 
@@ -417,6 +422,10 @@ impl Planner<'_> {
                 )));
             }
             let path = path.canonicalize().map_err(|source| Error::io(&path, source))?;
+            if path.to_string_lossy().contains(',') {
+                let message = "the path has a comma, at which names of tasks are parted";
+                return Err(Error::bad(format!("tasks: `{task}`: {message}; rename the file")));
+            }
             let sha256 = match self.task_files.get(&path) {
                 Some(sha256) => sha256.clone(),
                 None => {
@@ -430,6 +439,23 @@ impl Planner<'_> {
             named.push(format!("{family}:{}", self.near(&path).display()));
         }
         Ok((named, identity))
+    }
+
+    /// The words of the command that puts adapters together, as the cell's folder and as its identity have
+    /// them: files among them by their place and by their content.
+    fn command(&self, combine: Option<&Combine>) -> Result<Vec<(String, String)>> {
+        let mut words = Vec::new();
+        for word in combine.iter().flat_map(|combine| &combine.with) {
+            let path = self.folder.join(word);
+            words.push(match path.is_file() {
+                false => (word.clone(), word.clone()),
+                true => {
+                    let path = path.canonicalize().map_err(|source| Error::io(&path, source))?;
+                    (self.near(&path).display().to_string(), sha256_of(&path)?)
+                }
+            });
+        }
+        Ok(words)
     }
 
     fn eval(&self, mut eval: EvalOptions) -> Result<EvalOptions> {
@@ -451,10 +477,13 @@ impl Planner<'_> {
         points: &[Point],
     ) -> Result<Vec<BTreeMap<String, String>>> {
         let fault = |message: String| Error::bad(format!("combine: {message}"));
-        if combine.with.is_empty() {
-            return Err(fault(
-                "`with` is empty; expected a command, as [compose, --how, average]".into(),
-            ));
+        let command = combine.with.first().map(String::as_str);
+        if !command.is_some_and(|command| COMBINING.contains(&command)) {
+            return Err(fault(format!(
+                "with: begins with {}; expected {}, as [compose, --how, average]",
+                command.map_or("nothing".to_owned(), |command| format!("`{command}`")),
+                COMBINING.join(" or ")
+            )));
         }
         for axis in combine.of.keys() {
             if !self.axes.iter().any(|known| known.name == *axis) {

@@ -189,10 +189,13 @@ pub struct Machine {
 /// The name of the mean loss over all `loss:` tasks, weighed by label tokens.
 pub const LOSS: &str = "loss";
 
+/// The mean over the domains of all `loss:` tasks, where there are several.
+pub const MACRO_LOSS: &str = "macro_loss";
+
 impl CellResult {
     /// The number under a key: `valid_loss`, `valid_loss/DOMAIN`, `base_loss`, `base_loss/DOMAIN`,
-    /// `parameters`, `wall_s`, `cpu_s`, `peak_rss_mb`, `energy_j`, `tokens`, `steps`; `loss` and
-    /// `loss/DOMAIN` of the test split; `TASK/METRIC` of any other task, or `TASK` for its first metric.
+    /// `parameters`, `wall_s`, `cpu_s`, `peak_rss_mb`, `energy_j`, `tokens`, `steps`; `loss`, `loss/DOMAIN`
+    /// and `macro_loss` (the mean over domains) of the test split, `test_wall_s`; `TASK/METRIC` of any other task, or `TASK` for its first metric.
     pub fn metric(&self, key: &str) -> Option<f64> {
         let (head, part) = match key.split_once('/') {
             Some((head, part)) => (head, Some(part)),
@@ -213,7 +216,9 @@ impl CellResult {
             "energy_j" => trained?.energy.energy_j,
             "tokens" => Some(trained?.tokens as f64),
             "steps" => Some(trained?.steps as f64),
+            "test_wall_s" => Some(self.test.as_ref()?.wall_s),
             LOSS => self.test.as_ref()?.loss(part),
+            MACRO_LOSS => self.test.as_ref()?.macro_loss(),
             task => self.test.as_ref()?.score(task, part),
         }
         .filter(|value| value.is_finite())
@@ -224,6 +229,7 @@ impl CellResult {
         let mut found = BTreeMap::new();
         let Some(test) = &self.test else { return found };
         found.extend(test.loss(None).map(|loss| (LOSS.to_owned(), loss)));
+        found.extend(test.macro_loss().map(|loss| (MACRO_LOSS.to_owned(), loss)));
         for (task, metrics) in &test.tasks {
             if let Some(domain) = domain_of(task) {
                 found
@@ -253,7 +259,7 @@ impl CellResult {
 /// Whether less of it is better, as far as the name says.
 pub(crate) fn is_cost(key: &str) -> bool {
     let head = key.split('/').next().unwrap_or(key);
-    let costs = ["parameters", "wall_s", "cpu_s", "peak_rss_mb", "energy_j"];
+    let costs = ["parameters", "wall_s", "test_wall_s", "cpu_s", "peak_rss_mb", "energy_j"];
     head.ends_with("loss") || costs.contains(&head)
 }
 
@@ -280,6 +286,12 @@ impl Measured {
         let all: Vec<(f64, f64)> = all.filter_map(|(_, metrics)| of(metrics)).collect();
         let weight: f64 = all.iter().map(|(_, weight)| weight).sum();
         (weight > 0.0).then(|| all.iter().map(|(loss, w)| loss * w).sum::<f64>() / weight)
+    }
+
+    fn macro_loss(&self) -> Option<f64> {
+        let domains: Vec<f64> =
+            self.tasks.keys().filter_map(|task| self.loss(Some(domain_of(task)?))).collect();
+        crate::stats::mean(&domains).filter(|_| domains.len() > 1)
     }
 
     fn score(&self, task: &str, metric: Option<&str>) -> Option<f64> {
@@ -369,6 +381,7 @@ pub(crate) mod tests {
             ("parameters", 1234.0),
             ("loss", 1.25),
             ("loss/math", 2.0),
+            ("macro_loss", 1.5),
             ("mmlu", 0.25),
             ("mmlu/acc", 0.25),
             ("mmlu/acc,none", 0.25),
@@ -378,7 +391,7 @@ pub(crate) mod tests {
         assert_eq!(result.metric("mmlu/f1"), None);
         assert_eq!(result.metric("valid_loss/code"), None);
         let keys: Vec<String> = result.test_metrics().into_keys().collect();
-        assert_eq!(keys, ["loss", "loss/law", "loss/math", "mmlu/acc,none"]);
+        assert_eq!(keys, ["loss", "loss/law", "loss/math", "macro_loss", "mmlu/acc,none"]);
         assert!(result.higher_is_better("mmlu") && !result.higher_is_better("loss/law"));
         assert!(!result.higher_is_better("valid_loss") && !result.higher_is_better("wall_s"));
     }

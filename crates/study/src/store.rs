@@ -38,6 +38,7 @@ const PLAN: &str = "plan.json";
 const IGNORED: &str = "# Weights, logs and parted data; the rest may be committed.
 /data/
 /cells/*/run*/
+/cells/*/score*/
 /cells/*/claims/
 /cells/*/log.txt
 /cells/*/failed.json

@@ -351,7 +351,7 @@ pub(crate) mod tests {
     #[test]
     fn each_is_compared_at_its_own_best_value_by_seed() {
         let analysis = example(0.1);
-        assert_eq!(analysis.metrics, ["loss", "mmlu/acc,none"]);
+        assert_eq!(analysis.metrics, ["loss", "macro_loss", "mmlu/acc,none"]);
         let choice = analysis.choice("hydralora", 0).unwrap();
         assert!(choice.complete && choice.chosen().unwrap().value == "1e-3");
         let loss = &analysis.comparisons[0];

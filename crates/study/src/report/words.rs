@@ -10,6 +10,8 @@ pub(crate) fn metric_name(key: &str) -> String {
     match key.split_once('/') {
         None => match key {
             "loss" => "test loss".to_owned(),
+            "macro_loss" => "mean test loss of the domains".to_owned(),
+            "test_wall_s" => "seconds of scoring".to_owned(),
             "valid_loss" => "validation loss".to_owned(),
             "base_loss" => "validation loss of the base model".to_owned(),
             "parameters" => "trainable parameters".to_owned(),
