@@ -5,6 +5,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
+use crate::movement::RouterStart;
 use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_kernels::Gradients;
@@ -162,6 +163,16 @@ pub fn fit(
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
+    let router_start = match run.folder {
+        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
+        folder => RouterStart::note(&*tuned, folder)?,
+    };
+    let measure = |tuned: &dyn Tuned| -> Result<Evaluation> {
+        let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
+        let found = evaluate(run.decoder, tuned.as_adapter(), valid, domains)?;
+        let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
+        Ok(Evaluation { router_movement, ..found })
+    };
     // What reading the data and finding the method's start took.
     release_kept();
     let before = progress.elapsed_s;
@@ -259,12 +270,7 @@ pub fn fit(
         let last = progress.step == plan.total;
         let due = |every: usize| every > 0 && progress.step.is_multiple_of(every);
         if !run.dataset.valid.is_empty() && (last || due(config.eval_every)) {
-            let found = evaluate(
-                run.decoder,
-                tuned.as_adapter(),
-                &run.dataset.valid,
-                &run.dataset.domains,
-            )?;
+            let found = measure(&*tuned)?;
             let best = progress.best_loss.is_none_or(|best| found.loss < best);
             if best {
                 progress.best_loss = Some(found.loss);
@@ -299,6 +305,10 @@ pub fn fit(
         if over {
             break;
         }
+    }
+    // A run that was cut off after its last step has its evaluation yet to tell.
+    if evaluation.is_none() && progress.step == total_steps && !run.dataset.valid.is_empty() {
+        evaluation = Some(measure(&*tuned)?);
     }
     if ending != Ending::Interrupted
         && let Some(folder) = run.folder

@@ -12,4 +12,5 @@ mod heads;
 mod interop;
 mod quickstart;
 mod resume;
+mod study;
 mod support;
