@@ -34,6 +34,9 @@ pub(crate) struct Global {
     /// Print nothing but results and errors.
     #[arg(long, global = true)]
     pub(crate) quiet: bool,
+    /// Stop, as after Ctrl-C, when stdin ends: for programs that start this one.
+    #[arg(long, global = true, hide = true)]
+    pub(crate) stop_on_eof: bool,
 }
 
 /// What models compute on.
@@ -97,6 +100,8 @@ pub(crate) enum Command {
     Import(ImportArguments),
     /// Make one LoRA out of several
     Compose(ComposeArguments),
+    /// Run a grid of recipes as cells on disk, test what differs, and report it
+    Study(crate::commands::study::StudyArguments),
 }
 
 #[derive(Debug, Args)]

@@ -50,6 +50,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
     device::choose(&arguments.global)?;
+    if arguments.global.stop_on_eof {
+        stop::watch_stdin();
+    }
     // As many as rayon has, which reads data and clusters.
     let pool = hydralora_runtime::Pool::new(rayon::current_num_threads());
     pool.enter(|| run(arguments))
@@ -76,5 +79,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Export(command) => commands::export::run(global, command),
         Command::Import(command) => commands::import::run(global, command),
         Command::Compose(command) => commands::compose::run(global, command),
+        Command::Study(command) => commands::study::run(global, command),
     }
 }

@@ -281,9 +281,20 @@ pub(crate) fn read_method(
 /// Applies `a.b=c`; the value is read as YAML.
 fn apply(recipe: &mut Value, change: &str) -> anyhow::Result<()> {
     let fault = |message: &str| bad_input(format!("--set {change}: {message}"));
+    let (path, value) = change_of(change).map_err(|message| fault(&message))?;
+    set(recipe, path, value).map_err(|message| fault(&message))
+}
+
+/// The key and the value of `a.b=c`.
+pub(crate) fn change_of(change: &str) -> Result<(&str, Value), String> {
     let (path, value) =
-        change.split_once('=').ok_or_else(|| fault("expected KEY=VALUE, as train.seed=7"))?;
-    let value: Value = serde_saphyr::from_str(value).map_err(|error| fault(&error.to_string()))?;
+        change.split_once('=').ok_or_else(|| "expected KEY=VALUE, as train.seed=7".to_owned())?;
+    let value = serde_saphyr::from_str(value).map_err(|error| error.to_string())?;
+    Ok((path, value))
+}
+
+/// Puts `value` at the dotted key `path`, making the mappings on the way to it.
+pub(crate) fn set(recipe: &mut Value, path: &str, value: Value) -> Result<(), String> {
     let mut place = recipe;
     for part in path.split('.') {
         place = match place {
@@ -292,7 +303,7 @@ fn apply(recipe: &mut Value, change: &str) -> anyhow::Result<()> {
                 part.parse::<usize>()
                     .ok()
                     .and_then(|index| list.get_mut(index))
-                    .ok_or_else(|| fault(&format!("`{part}` is not an index below {len}")))?
+                    .ok_or_else(|| format!("`{part}` is not an index below {len}"))?
             }
             other => {
                 if !other.is_object() {

@@ -24,6 +24,10 @@ pub struct Evaluation {
     /// Mean gates, if the adapter routes.
     #[serde(skip)]
     pub routing: Option<Routing>,
+    /// Distance of the routers' weights from where they started, over the norm of the start; none
+    /// without routers, and outside of training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_movement: Option<f64>,
 }
 
 /// Held-out loss of one domain.
@@ -105,6 +109,7 @@ pub fn evaluate_until(
             })
             .collect(),
         routing: log.summary(domains),
+        router_movement: None,
     }))
 }
 

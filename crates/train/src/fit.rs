@@ -5,6 +5,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate_until};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
+use crate::movement::RouterStart;
 use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_files::{set_aside, sweep_within};
@@ -165,6 +166,16 @@ pub fn fit(
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
+    let router_start = match run.folder {
+        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
+        folder => RouterStart::note(&*tuned, folder)?,
+    };
+    let measure = |tuned: &dyn Tuned| -> Result<Evaluation> {
+        let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
+        let found = evaluate(run.decoder, tuned.as_adapter(), valid, domains)?;
+        let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
+        Ok(Evaluation { router_movement, ..found })
+    };
     // What reading the data and finding the method's start took.
     release_kept();
     let before = progress.elapsed_s;
@@ -181,9 +192,11 @@ pub fn fit(
         }
     }
     let mut notes = Notes::default();
-    let evaluated = |tuned: &dyn Tuned| {
+    let evaluated = |tuned: &dyn Tuned| -> Result<Option<Evaluation>> {
         let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
-        evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)
+        let found = evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)?;
+        let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
+        Ok(found.map(|found| Evaluation { router_movement, ..found }))
     };
     let mut evaluation = None;
     // Whether something happened since the last checkpoint.

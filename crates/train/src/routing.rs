@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// One layer and domain: the sum of each expert's gate, and the number of tokens.
-type GateSum = (Vec<f64>, f64);
+/// One layer and domain: the sum of each expert's gate, the sum of the tokens' entropies, and the number of
+/// tokens.
+type GateSum = (Vec<f64>, f64, f64);
 
 /// Sums gates while batches pass.
 pub struct RoutingLog {
@@ -42,8 +43,13 @@ impl RoutingLog {
                 layer: site.layer,
                 mean_gate: per_domain
                     .iter()
-                    .map(|(sum, count)| sum.iter().map(|s| s / count.max(1.0)).collect())
+                    .map(|(sum, _, count)| sum.iter().map(|s| s / count.max(1.0)).collect())
                     .collect(),
+                entropy: {
+                    let tokens: f64 = per_domain.iter().map(|(_, _, count)| count).sum();
+                    let sum: f64 = per_domain.iter().map(|(_, entropy, _)| entropy).sum();
+                    Some(sum / tokens.max(1.0))
+                },
             })
             .collect();
         Some(Routing { domains: domains.to_vec(), sites })
@@ -55,10 +61,14 @@ impl GateObserver for RoutingLog {
         let rows = self.rows.borrow();
         let experts = gates.cols();
         let mut sums = self.sums.borrow_mut();
-        let per_domain =
-            sums.entry(site).or_insert_with(|| vec![(vec![0.0; experts], 0.0); self.num_domains]);
+        let per_domain = sums
+            .entry(site)
+            .or_insert_with(|| vec![(vec![0.0; experts], 0.0, 0.0); self.num_domains]);
         for (gates, &domain) in gates.to_f64().chunks_exact(experts).zip(rows.iter()) {
-            let (sum, count) = &mut per_domain[domain as usize];
+            let (sum, entropy, count) = &mut per_domain[domain as usize];
+            let even = (experts as f64).ln().max(f64::MIN_POSITIVE);
+            let of = |gate: &f64| if *gate > 0.0 { -gate * gate.ln() } else { 0.0 };
+            *entropy += gates.iter().map(of).sum::<f64>() / even;
             for (sum, gate) in sum.iter_mut().zip(gates) {
                 *sum += gate;
             }
@@ -85,9 +95,18 @@ pub struct SiteRouting {
     pub layer: usize,
     /// `[domain][expert]`, every row summing to 1.
     pub mean_gate: Vec<Vec<f64>>,
+    /// Mean entropy of a token's gates over that of even ones, 0 to 1; none in files of earlier builds.
+    #[serde(default)]
+    pub entropy: Option<f64>,
 }
 
 impl Routing {
+    /// The mean over layers of the gates' entropy, 1 for even gates and 0 for one expert a token.
+    pub fn entropy(&self) -> Option<f64> {
+        let found: Vec<f64> = self.sites.iter().filter_map(|site| site.entropy).collect();
+        (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    }
+
     /// How far the domains' gates differ: the mean of the layers' spreads, 0 when all domains are
     /// routed alike.
     pub fn specialisation(&self) -> f64 {

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::event::{Event, Sink};
+use crate::routing::Routing;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -72,6 +73,9 @@ impl Sink for MetricsFile {
             Event::Evaluated { step, evaluation, best } => json!({
                 "step": step, "valid_loss": evaluation.loss, "best": best,
                 "valid_label_tokens": evaluation.label_tokens, "domains": evaluation.domains,
+                "gate_entropy": evaluation.routing.as_ref().and_then(Routing::entropy),
+                "gate_spread": evaluation.routing.as_ref().map(Routing::specialisation),
+                "router_movement": evaluation.router_movement,
             }),
         };
         let Some(file) = &mut self.file else { return Ok(()) };

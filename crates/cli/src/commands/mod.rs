@@ -17,5 +17,6 @@ pub(crate) mod model;
 pub(crate) mod models;
 pub(crate) mod quickstart;
 pub(crate) mod reference;
+pub(crate) mod study;
 mod table;
 pub(crate) mod train;

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Domain and records, so that the binary needs no other file.
-const SAMPLE: &[(&str, &str)] = &[
+pub(crate) const SAMPLE: &[(&str, &str)] = &[
     ("general", include_str!("../../../../data/sample/general.jsonl")),
     ("language", include_str!("../../../../data/sample/language.jsonl")),
     ("law", include_str!("../../../../data/sample/law.jsonl")),

@@ -32,12 +32,13 @@ fn crates_import_only_from_those_below() {
     let allowed = [
         ("data", "files"),
         ("files", ""),
-        ("hydralora", "data files kernels model peft run runtime train"),
+        ("hydralora", "data files kernels model peft run runtime study train"),
         ("kernels", "runtime"),
         ("model", "files kernels runtime"),
         ("peft", "files kernels model"),
         ("run", "data files kernels model"),
         ("runtime", ""),
+        ("study", ""),
         ("testing", ""),
         ("train", "data files kernels model peft runtime"),
     ];

@@ -14,4 +14,5 @@ mod interop;
 mod messages;
 mod quickstart;
 mod resume;
+mod study;
 mod support;

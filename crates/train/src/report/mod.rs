@@ -216,6 +216,7 @@ mod tests {
                 site: "model.layers.0.mlp.up_proj".into(),
                 layer: 0,
                 mean_gate: vec![vec![0.7, 0.3], vec![0.4, 0.6]],
+                entropy: None,
             }],
         };
         let page = render(&ReportInput {
