@@ -153,7 +153,7 @@ fn init_writes_recipes_that_pass_check() {
         let spelt_out: String = text.lines().map(|line| uncommented(line) + "\n").collect();
         place.write("whole.yaml", &spelt_out);
         let resolved = |file: &str| {
-            let set = ["--set", "data.max_seq_len=64", "--set", "data.template=alpaca"];
+            let set = ["--set", "data.max_seq_len=256", "--set", "data.template=plain"];
             let arguments = [&["check", file, "--json"][..], &set].concat();
             json(&place.succeed(&arguments).stdout)["recipe"].clone()
         };
