@@ -1,5 +1,6 @@
 //! The command line as a user meets it, on the 260K-parameter model.
 
+mod added_tokens;
 mod architecture;
 mod bad_input;
 mod bench;
@@ -13,3 +14,4 @@ mod interop;
 mod quickstart;
 mod resume;
 mod support;
+mod thinking;
