@@ -291,6 +291,13 @@ def tokenizer_seeds():
         seed("tokenizer", name, json.dumps({**TINY_TOKENIZER, "model": bpe, **part}), *rest[:1])
 
 
+def foreign_tokenizer_seeds():
+    for folder in sorted((ROOT / "crates/model/tests/fixtures/tokenizers").iterdir()):
+        for number, name in enumerate(("tokenizer.model", "tekken.json")):
+            if (folder / name).is_file():
+                seed("foreign_tokenizer", folder.name, kind(number, folder / name))
+
+
 def adapter_seeds():
     metadata = json.dumps({
         "version": "0.1.0", "base_model": "m", "base_fingerprint": "00", "chat_template": None,
@@ -466,8 +473,8 @@ def results_seeds():
     seed("results", "metrics", json.dumps(metrics) + "\n" + json.dumps(metrics) + "\n")
 
 
-for make in (gguf_seeds, model_seeds, tokenizer_seeds, adapter_seeds, pickle_seeds, text_seeds,
-             data_seeds, benchmark_seeds, results_seeds):
+for make in (gguf_seeds, model_seeds, tokenizer_seeds, foreign_tokenizer_seeds, adapter_seeds,
+             pickle_seeds, text_seeds, data_seeds, benchmark_seeds, results_seeds):
     make()
 for folder in sorted((HERE / "corpus").iterdir()):
     print(f"{folder.name}: {len(list(folder.iterdir()))} files")

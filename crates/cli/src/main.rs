@@ -11,6 +11,7 @@ mod encoder;
 mod exchange_args;
 mod failure;
 mod features;
+mod grown;
 mod output;
 mod plan;
 mod progress;

@@ -1,8 +1,10 @@
 //! From a recipe to everything a run needs, opened and checked.
 
+use crate::calibration::open_source;
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
+use crate::grown::add_of_recipe;
 use crate::recipe::{ModelDtype, Recipe};
 use crate::sources;
 use crate::ui::thousands;
@@ -20,6 +22,7 @@ use hydralora_run::probe::mean_inputs;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Training sequences whose layer inputs are averaged for a router's start.
 const ROUTER_SEQUENCES: usize = 256;
@@ -32,14 +35,17 @@ pub(crate) struct Base {
 
 /// Finds and opens a base model.
 pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
-    let path = hydralora_model::hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
-    let source = ModelSource::open(&path)?;
-    let (dtype, held) = dtype.plan();
-    let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;
-    Ok(Base { source, decoder: placed(decoder) })
+    Base::of(open_source(spec)?, dtype)
 }
 
 impl Base {
+    /// The decoder of `source` beside it.
+    pub(crate) fn of(source: ModelSource, dtype: ModelDtype) -> anyhow::Result<Self> {
+        let (dtype, held) = dtype.plan();
+        let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;
+        Ok(Self { source, decoder: placed(decoder) })
+    }
+
     /// The model's own chat template.
     pub(crate) fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
         let template = self.source.tokenizer.chat_template();
@@ -57,10 +63,35 @@ impl Base {
         Ok(loaded)
     }
 
+    /// What tells its tokenizer from others.
+    fn tokenizer_identity(&self) -> String {
+        let added = self.source.added.iter().map(|token| format!(" {:?}", token.content));
+        self.source.identity.fingerprint.clone() + &added.collect::<String>()
+    }
+
+    /// The tokenizer's files, where tokens were added.
+    fn added_files(&self) -> anyhow::Result<Vec<(String, Arc<[u8]>)>> {
+        if self.source.added.is_empty() {
+            return Ok(Vec::new());
+        }
+        let files = self.tokenizer().files()?.into_iter();
+        Ok(files.map(|(name, bytes)| (name.to_owned(), bytes.into())).collect())
+    }
+
     /// The tokenizer.
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.source.tokenizer
     }
+}
+
+/// The chat template that an adapter was trained with, its arguments among it.
+pub(crate) fn trained_template(
+    metadata: Option<&Metadata>,
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let Some(metadata) = metadata else { return Ok(None) };
+    let Some(source) = metadata.chat_template.as_deref() else { return Ok(None) };
+    let template = ChatTemplate::from_source("of the adapter", source)?;
+    Ok(Some(template.with_arguments(&metadata.template_arguments)))
 }
 
 /// Token ids of a conversation put through a template, ready to be answered.
@@ -90,6 +121,9 @@ const LATER_OPTIONS: [&str; 5] = [
     "trainable_token_indices",
     "ensure_weight_tying",
 ];
+
+/// Likewise of the data.
+const LATER_DATA_OPTIONS: [&str; 3] = ["template_arguments", "thinking", "add_tokens"];
 
 /// A recipe with everything it names opened.
 pub(crate) struct Plan {
@@ -160,10 +194,19 @@ impl Plan {
         if let Some(found) = &heads {
             recipe.set_num_experts(found.num_experts)?;
         }
-        let base = match base {
-            Some(base) => base,
-            None => open_base(&recipe.model.path, recipe.model.dtype)
-                .with_context(|| format!("model.path: {}", recipe.model.path))?,
+        let path = format!("model.path: {}", recipe.model.path);
+        let grows = !recipe.data.add_tokens.is_empty();
+        let (base, new_tokens) = match base {
+            Some(base) if !grows => (base, Vec::new()),
+            base => {
+                let source = match base {
+                    Some(base) => base.source,
+                    None => open_source(&recipe.model.path).with_context(|| path.clone())?,
+                };
+                let mut source = source;
+                let new_tokens = add_of_recipe(&mut source, &mut recipe)?;
+                (Base::of(source, recipe.model.dtype).context(path)?, new_tokens)
+            }
         };
         let limit = base.source.config.max_position_embeddings;
         if recipe.data.max_seq_len > limit {
@@ -180,6 +223,7 @@ impl Plan {
         tuned.start_from(&hydralora_peft::Base {
             decoder: &base.decoder,
             tokenizer: base.tokenizer(),
+            new_tokens: &new_tokens,
         })?;
         let ratio = recipe.train.b_learning_rate_ratio;
         if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
@@ -193,7 +237,7 @@ impl Plan {
         let encoder = ModelEncoder(base.tokenizer());
         let options = LoadOptions {
             cache: sources::cache_folder(),
-            tokenizer: base.source.identity.fingerprint.clone(),
+            tokenizer: base.tokenizer_identity(),
             ..LoadOptions::new(recipe.train.seed)
         };
         let (data, folder) = (&recipe.data, &recipe.base);
@@ -209,6 +253,8 @@ impl Plan {
                 .as_ref()
                 .map_or_else(Default::default, |t| t.arguments().clone()),
             end_tokens: end_ids.filter_map(|&id| base.tokenizer().id_to_token(id)).collect(),
+            added_tokens: base.source.added.clone(),
+            tokenizer: base.added_files()?,
         };
         Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })
     }
@@ -255,14 +301,19 @@ impl Plan {
         }
         // Options that earlier builds did not have count where they say something, so that runs of those
         // builds go on.
+        let says = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => false,
+            serde_json::Value::Array(items) => !items.is_empty(),
+            serde_json::Value::Object(entries) => !entries.is_empty(),
+            _ => true,
+        };
         if let Some(method) = resolved["method"].as_object_mut() {
-            let says = |value: &serde_json::Value| match value {
-                serde_json::Value::Null | serde_json::Value::Bool(false) => false,
-                serde_json::Value::Array(items) => !items.is_empty(),
-                serde_json::Value::Object(entries) => !entries.is_empty(),
-                _ => true,
-            };
-            method.retain(|key, value| !LATER_OPTIONS.contains(&key.as_str()) || says(value));
+            method.retain(|key, value| {
+                !LATER_OPTIONS.contains(&key.as_str()) || says(value) && *value != false
+            });
+        }
+        if let Some(data) = resolved["data"].as_object_mut() {
+            data.retain(|key, value| !LATER_DATA_OPTIONS.contains(&key.as_str()) || says(value));
         }
         // Nor does where token ids are kept.
         resolved["data"]["streaming"] = serde_json::Value::Null;

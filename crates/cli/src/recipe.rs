@@ -4,11 +4,13 @@
 //! known one, wrong types, values that make no sense; each with the line it stands on.
 
 use crate::failure::bad_input;
+use anyhow::Context;
 use hydralora_data::DataConfig;
 use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::Held;
-use hydralora_peft::{Fault, MethodOptions, methods, nearest, read_section};
+use hydralora_peft::new_tokens::with_trained_rows;
+use hydralora_peft::{Fault, Method, MethodOptions, methods, nearest, read_section};
 use hydralora_train::TrainConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -185,6 +187,28 @@ impl Recipe {
             .read_recipe(&options)
             .map_err(|faults| hydralora_peft::Error::Options { faults })?;
         self.auto_experts = false;
+        Ok(())
+    }
+
+    /// Has the method train the rows of the tokens `ids`, of an output layer that `tied` says is the
+    /// embedding.
+    pub(crate) fn train_rows(&mut self, ids: &[u32], tied: bool) -> anyhow::Result<()> {
+        let options = self.method.to_recipe();
+        let Some(options) = with_trained_rows(&options, ids, tied) else {
+            let able =
+                |method: &&&dyn Method| with_trained_rows(&method.defaults(), ids, tied).is_some();
+            let able: Vec<&str> =
+                methods::METHODS.iter().filter(able).map(|method| method.name()).collect();
+            return Err(bad_input(format!(
+                "data.add_tokens: `{}` trains no rows of the embedding, so new tokens would mean nothing;                  expected one of {}",
+                self.method_name,
+                able.join(", ")
+            )));
+        };
+        self.method = methods::find(self.method_name)?
+            .read_recipe(&options)
+            .map_err(|faults| hydralora_peft::Error::Options { faults })
+            .context("data.add_tokens")?;
         Ok(())
     }
 

@@ -37,11 +37,15 @@ pub struct DataConfig {
     pub template: Option<String>,
     /// Arguments of the chat template beside those of the conversation, as the keywords of
     /// `apply_chat_template` in `transformers`.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[serde(default)]
     pub template_arguments: Map<String, Value>,
-    /// Short for the template argument `enable_thinking`; none leaves it to the template.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Short for the template argument that switches reasoning, see [`THINKING`]; none leaves it to
+    /// the template.
+    #[serde(default)]
     pub thinking: Option<bool>,
+    /// Tokens that are added to the model's vocabulary.
+    #[serde(default)]
+    pub add_tokens: Vec<AddToken>,
     /// Whether prompts are trained too; otherwise only answers are.
     #[serde(default)]
     pub train_on_prompt: bool,
@@ -69,6 +73,45 @@ pub struct DataConfig {
     /// Whether token ids are kept on disk rather than in memory; none means if the files are large.
     #[serde(default)]
     pub streaming: Option<bool>,
+}
+
+/// A token that is added to the model's vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct AddToken {
+    /// Its text.
+    pub text: String,
+    /// Whether it is a mark, which decoded texts leave out, and no text.
+    pub special: bool,
+}
+
+impl TryFrom<Value> for AddToken {
+    type Error = String;
+
+    fn try_from(value: Value) -> std::result::Result<Self, String> {
+        let fault = || format!("`{value}`: expected a text, or {{text: ..., special: true}}");
+        if let Value::String(text) = &value {
+            return Ok(Self { text: text.clone(), special: false });
+        }
+        let fields = value.as_object().ok_or_else(fault)?;
+        let known = |key: &String| key == "text" || key == "special";
+        let special = fields.get("special").unwrap_or(&Value::Bool(false)).as_bool();
+        match (fields.get("text"), special) {
+            (Some(Value::String(text)), Some(special)) if fields.keys().all(known) => {
+                Ok(Self { text: text.clone(), special })
+            }
+            _ => Err(fault()),
+        }
+    }
+}
+
+impl From<AddToken> for Value {
+    fn from(token: AddToken) -> Self {
+        match token.special {
+            true => serde_json::json!({"text": token.text, "special": true}),
+            false => Value::String(token.text),
+        }
+    }
 }
 
 /// How often each source is drawn. `n_i` is its number of examples, `w_i` its weight.
@@ -164,8 +207,9 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The template argument that switches reasoning on and off in most models that can do both.
-pub const THINKING: &str = "enable_thinking";
+/// The template arguments that switch reasoning on and off, in models that can do both: the first in
+/// most of them, the second in Granite's and a few others.
+pub const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 
 /// What is wrong with the name of a template argument, if anything is: names that are no jinja
 /// names, and what every conversation brings itself.
@@ -227,6 +271,7 @@ impl Default for DataConfig {
             template: None,
             template_arguments: Map::new(),
             thinking: None,
+            add_tokens: Vec::new(),
             train_on_prompt: false,
             overlong: Overlong::default(),
             shuffle: default_true(),
@@ -328,11 +373,11 @@ impl DataConfig {
         self.template.as_deref().map(|name| ChatTemplate::resolve(name, base_dir)).transpose()
     }
 
-    /// `template_arguments` with `thinking` among them.
-    pub fn all_template_arguments(&self) -> Map<String, Value> {
+    /// `template_arguments` with `thinking` among them, under the name that `template` has for it.
+    pub fn all_template_arguments(&self, template: &ChatTemplate) -> Map<String, Value> {
         let mut arguments = self.template_arguments.clone();
         if let Some(thinking) = self.thinking {
-            arguments.insert(THINKING.to_owned(), Value::from(thinking));
+            arguments.insert(template.thinking().to_owned(), Value::from(thinking));
         }
         arguments
     }
@@ -341,9 +386,9 @@ impl DataConfig {
         if let Err(error) = self.resolve_template(base_dir) {
             faults.push(Fault::new("data.template", error.to_string()));
         }
-        let given = self.template_arguments.get(THINKING);
-        if self.thinking.is_some() && given.is_some() {
-            let message = format!("is given in `template_arguments` too, as `{THINKING}`");
+        let given = THINKING.into_iter().find(|name| self.template_arguments.contains_key(*name));
+        if let Some(name) = given.filter(|_| self.thinking.is_some()) {
+            let message = format!("is given in `template_arguments` too, as `{name}`");
             faults.push(Fault::new("data.thinking", message));
         }
         for name in self.template_arguments.keys() {
@@ -388,6 +433,15 @@ impl DataConfig {
             ));
         }
         self.check_mixing(&mut faults);
+        for (index, token) in self.add_tokens.iter().enumerate() {
+            let at = format!("data.add_tokens[{index}]");
+            if token.text.trim().is_empty() {
+                let message = format!("{:?} is blank; expected a text", token.text);
+                faults.push(Fault::new(at, message));
+            } else if self.add_tokens[..index].iter().any(|other| other.text == token.text) {
+                faults.push(Fault::new(at, format!("{:?} is listed twice", token.text)));
+            }
+        }
         if !(self.dedup_threshold > 0.0 && self.dedup_threshold <= 1.0) {
             faults.push(Fault::new(
                 "data.dedup_threshold",
@@ -516,7 +570,17 @@ mod tests {
         let json = r#"{"train": [], "thinking": false, "template_arguments": {"date": "x", "a b": 1,
             "tools": [], "enable_thinking": true}}"#;
         let config: DataConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.all_template_arguments()["enable_thinking"], false);
+        let of = |source: &str| {
+            let template = ChatTemplate::from_source("t", source).unwrap();
+            let arguments = config.all_template_arguments(&template);
+            [
+                arguments["enable_thinking"] == false,
+                arguments.get("thinking") == Some(&false.into()),
+            ]
+        };
+        assert_eq!(of("{% if enable_thinking %}{% endif %}"), [true, false]);
+        assert_eq!(of("{% if thinking %}{% endif %}"), [false, true]);
+        assert_eq!(of("{{ messages }}"), [true, false]);
         let faults = config.validate(Path::new(""));
         let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
         let at = "data.template_arguments.";
@@ -524,8 +588,6 @@ mod tests {
             paths,
             ["data.train", "data.thinking", &format!("{at}a b"), &format!("{at}tools")]
         );
-        let written = serde_json::to_string(&DataConfig::default()).unwrap();
-        assert!(!written.contains("thinking") && !written.contains("template_arguments"));
     }
 
     #[test]

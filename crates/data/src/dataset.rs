@@ -102,8 +102,10 @@ impl Dataset {
             return Err(Error::Config(faults));
         }
         let template = config.resolve_template(base_dir)?.or_else(|| template.cloned());
-        let template =
-            template.map(|template| template.with_arguments(&config.all_template_arguments()));
+        let template = template.map(|template| {
+            let arguments = config.all_template_arguments(&template);
+            template.with_arguments(&arguments)
+        });
         let encode = EncodeOptions {
             encoder,
             template: template.as_ref(),

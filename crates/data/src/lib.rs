@@ -73,7 +73,8 @@ pub use batch::{Batch, Batches, Sampler, valid_batches};
 pub use byte_encoder::ByteEncoder;
 pub use catalogue::{Fetch, NamedSource, Shape, locate, named_sources};
 pub use config::{
-    DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig, THINKING, template_argument_fault,
+    AddToken, DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig, THINKING,
+    template_argument_fault,
 };
 pub use dataset::{Dataset, LoadOptions};
 pub use encode::{EncodeOptions, Encoded, Example, IGNORE_LABEL, TextEncoder, encode_record};

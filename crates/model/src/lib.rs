@@ -31,5 +31,5 @@ pub use error::{Error, Result};
 pub use family::interleaved_row;
 pub use gguf::GgufFile;
 pub use source::{ModelIdentity, ModelSource};
-pub use tokenizer::{TokenStream, Tokenizer};
+pub use tokenizer::{AddedToken, TokenStream, Tokenizer};
 pub use weights::{TensorView, Weights};

@@ -4,7 +4,7 @@ use crate::config::rope::{LONG_FACTORS, SHORT_FACTORS, long_rope_factor};
 use crate::config::{Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{AddedToken, Tokenizer};
 use crate::weights::{Weights, split};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,10 @@ use std::sync::Arc;
 const SAMPLE: usize = 4096;
 /// One token in so many may have no row in the embedding.
 const EXCESS: usize = 16;
+/// The embedding's weight.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output layer's, where it is not tied.
+const HEAD: &str = "lm_head.weight";
 /// GGUF's tensor of divisors of the rotary frequencies.
 const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 
@@ -36,8 +40,10 @@ pub struct ModelSource {
     pub weights: Weights,
     /// Tokenizer and chat template.
     pub tokenizer: Tokenizer,
-    /// Which model it is.
+    /// Which model it is, as it lies on disk.
     pub identity: ModelIdentity,
+    /// Tokens that were added to it since, in the order of their ids.
+    pub added: Vec<AddedToken>,
 }
 
 impl ModelSource {
@@ -72,7 +78,37 @@ impl ModelSource {
         }
         let tokenizer = tokenizer.with_rows(config.vocab_size);
         let fingerprint = fingerprint(&config, &weights);
-        Ok(Self { config, weights, tokenizer, identity: ModelIdentity { name, fingerprint } })
+        let (identity, added) = (ModelIdentity { name, fingerprint }, Vec::new());
+        Ok(Self { config, weights, tokenizer, identity, added })
+    }
+
+    /// Adds tokens of these texts to the vocabulary, each a mark or text, and gives them with their
+    /// ids. Where the embedding has no row for one, it and the output layer get more, of zeros; they
+    /// get at least `rows`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::add`], and if the model has more than one embedding.
+    pub fn add_tokens(
+        &mut self,
+        tokens: &[(String, bool)],
+        rows: usize,
+    ) -> Result<Vec<AddedToken>> {
+        let mut tokenizer = self.tokenizer.clone();
+        let added = tokenizer.add(tokens)?;
+        let needed = added.iter().map(|token| token.id as usize + 1).max().unwrap_or(0);
+        let rows = rows.max(needed).max(self.config.vocab_size);
+        if rows > self.config.vocab_size && self.config.layer_embeddings.is_some() {
+            let message =
+                "every layer has an embedding of its own, to which no tokens can be added";
+            return Err(Error::malformed(self.weights.path(), message));
+        }
+        self.config.vocab_size = rows;
+        for name in [EMBEDDING, HEAD] {
+            self.weights.grow(name, rows);
+        }
+        self.tokenizer = tokenizer.with_rows(rows);
+        self.added.extend_from_slice(&added);
+        Ok(added)
     }
 }
 

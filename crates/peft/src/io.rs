@@ -3,6 +3,7 @@
 //! chat template or end token than it was trained with.
 
 use crate::error::{Error, Fault, Result};
+use crate::low_rank::{TokenIndices, vocabulary_axis};
 use crate::method::MethodOptions;
 use crate::methods::METHODS;
 use crate::options::refuse_unknown;
@@ -10,15 +11,17 @@ use crate::trainable::TensorMap;
 use crate::tuned::Tuned;
 use hydralora_files::{Kind, Proof, expect_file, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
-use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
+use hydralora_model::{AddedToken, ModelConfig};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// PEFT's configuration file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -32,6 +35,9 @@ pub const PICKLED_FILE: &str = "adapter_model.bin";
 pub const METADATA_FILE: &str = "hydralora.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The files of a tokenizer beside an adapter that adds tokens.
+const TOKENIZER_FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
 /// How builds that left no list of a folder's files are known to have written an adapter.
 const PROOF: Proof = Proof {
@@ -79,6 +85,12 @@ pub struct Metadata {
     pub template_arguments: Map<String, Value>,
     /// Text of the tokens that end an answer.
     pub end_tokens: Vec<String>,
+    /// Tokens that were added to the base model's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added_tokens: Vec<AddedToken>,
+    /// The files of the tokenizer with them, by name; beside `hydralora.json`, not in it.
+    #[serde(skip)]
+    pub tokenizer: Vec<(String, Arc<[u8]>)>,
 }
 
 /// An adapter read from a folder.
@@ -170,6 +182,9 @@ fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
 
 fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
     write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    for (name, bytes) in &metadata.tokenizer {
+        write(&folder.join(name), bytes)?;
+    }
     match &metadata.chat_template {
         Some(template) => write(&folder.join(TEMPLATE_FILE), template.as_bytes()),
         None => Ok(()),
@@ -407,6 +422,65 @@ fn check_targets(
     Err(Error::Tensors { path: path.to_path_buf(), mismatches: vec![message] })
 }
 
+/// How many rows the embedding has that a folder's tensors are for, as far as one of them says it; 0
+/// where none does.
+///
+/// # Errors
+/// If the tensors cannot be read.
+pub fn vocabulary_of(folder: &Path) -> Result<usize> {
+    let path = stored_tensors(folder);
+    let shapes = shapes_of(&path)?;
+    // No file holds a row in less than a byte.
+    let bytes = fs::metadata(&path).map_err(|error| naming(&path, &error))?.len();
+    let rows = shapes.iter().filter_map(|(name, shape)| {
+        let at = vocabulary_axis(name)?;
+        shape.get(at).copied().filter(|&rows| rows as u64 <= bytes)
+    });
+    Ok(rows.max().unwrap_or(0))
+}
+
+/// The tokens whose rows a folder trains on their own.
+///
+/// # Errors
+/// If its configuration is missing or malformed.
+pub fn trained_tokens(folder: &Path) -> Result<Vec<u32>> {
+    let config = read_config(folder)?;
+    let listed = config.get("trainable_token_indices").cloned().unwrap_or_default();
+    let tokens: Option<TokenIndices> = serde_json::from_value(listed).ok();
+    let ids = tokens.map(|tokens| {
+        let ends = tokens.ends();
+        ends.into_iter().flat_map(|end| tokens.of(end).to_vec()).collect()
+    });
+    Ok(ids.unwrap_or_default())
+}
+
+/// Names and shapes of the tensors in a file, without their numbers where it is one of safetensors.
+fn shapes_of(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        let tensors = decode(path, DType::F32)?;
+        return Ok(tensors.into_iter().map(|(name, t)| (name, t.shape().to_vec())).collect());
+    }
+    let open = || -> std::io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = Vec::new();
+        // No more is read than there is.
+        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+        Ok(header)
+    };
+    let header = open().map_err(|error| naming(path, &error))?;
+    let header: Map<String, Value> = serde_json::from_slice(&header).map_err(|error| {
+        Error::Malformed { path: path.to_path_buf(), message: error.to_string() }
+    })?;
+    let shape = |tensor: &Value| -> Option<Vec<usize>> {
+        let extents = tensor["shape"].as_array()?.iter();
+        extents.map(|extent| usize::try_from(extent.as_u64()?).ok()).collect()
+    };
+    let named = header.iter().filter_map(|(name, t)| Some((plain_name(name), shape(t)?)));
+    Ok(named.collect())
+}
+
 /// The options in a folder's `adapter_config.json`.
 ///
 /// # Errors
@@ -480,7 +554,18 @@ fn options_of(
 /// If the file is there but malformed.
 pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
     let path = folder.join(METADATA_FILE);
-    if path.exists() { read_json(&path).map(Some) } else { Ok(None) }
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut metadata: Metadata = read_json(&path)?;
+    if !metadata.added_tokens.is_empty() {
+        for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
+            let path = folder.join(name);
+            let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
+            metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
+        }
+    }
+    Ok(Some(metadata))
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -16,6 +16,7 @@ mod low_rank_options;
 pub mod merge;
 mod method;
 pub mod methods;
+pub mod new_tokens;
 mod options;
 mod patterns;
 mod random;

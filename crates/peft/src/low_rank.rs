@@ -16,7 +16,7 @@ mod spec;
 mod start;
 
 pub(crate) use balance::{Balance, Penalty};
-pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved};
+pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved, vocabulary_axis};
 pub(crate) use spec::{
     DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
 };

@@ -22,6 +22,8 @@ pub struct Base<'a> {
     pub decoder: &'a Decoder,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// Tokens that it has not been trained with, whose rows start at the mean of the others.
+    pub new_tokens: &'a [u32],
 }
 
 /// What a training run is going to be.

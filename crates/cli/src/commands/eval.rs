@@ -1,9 +1,12 @@
 //! `hydralora eval`: benchmark scores of a base model and of adapters on it.
 
-use crate::args::{Global, spelling};
+use super::generate::{given_arguments, note_unused};
+use crate::args::{Global, TemplateArguments, spelling};
+use crate::calibration::open_source;
 use crate::failure::bad_input;
+use crate::grown::add_of_adapters;
 use crate::output::check_file;
-use crate::plan::{Base, open_base};
+use crate::plan::{Base, trained_template};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::stop;
@@ -81,6 +84,8 @@ pub(crate) struct EvalArguments {
     /// Put prompts through the chat template, examples as turns.
     #[arg(long)]
     apply_chat_template: bool,
+    #[command(flatten)]
+    template: TemplateArguments,
     /// Let HumanEval run the programs that the model writes, in a sandbox.
     #[arg(long)]
     allow_code_execution: bool,
@@ -130,8 +135,18 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         tasks::known(task)?;
     }
     let folders = data_folders(global, arguments, &settings)?;
-    let base = open_base(spec, arguments.dtype)?;
-    let adapters = open_adapters(&base, &arguments.adapter, arguments.domain.as_deref())?;
+    let named = named(&arguments.adapter)?;
+    let mut source = open_source(spec)?;
+    let paths: Vec<PathBuf> = named.iter().map(|(_, folder)| folder.clone()).collect();
+    add_of_adapters(&mut source, &paths)?;
+    if !source.added.is_empty() && !arguments.skip_base {
+        return Err(bad_input(
+            "--adapter: adds tokens, which the base alone does not have; score it in a run of its own, \
+             with --skip-base",
+        ));
+    }
+    let base = Base::of(source, arguments.dtype)?;
+    let adapters = open_adapters(&base, named, arguments.domain.as_deref())?;
     // What an adapter puts before every sequence takes its part of the context.
     let leads = adapters.iter().map(|adapter| {
         base.decoder.lead_rows(adapter.loaded.tuned.as_adapter(), &Pass::inference())
@@ -139,7 +154,7 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     let lead = leads.max().unwrap_or(0);
     let context = base.source.config.max_position_embeddings.saturating_sub(lead);
     let settings = Settings { context, ..settings };
-    let template = template(&base, &adapters, arguments)?;
+    let template = template(global, &base, &adapters, arguments)?;
     let reader = Reader {
         tokenizer: base.tokenizer(),
         template: template.as_ref().filter(|_| arguments.apply_chat_template),
@@ -280,18 +295,15 @@ struct Named {
     loaded: LoadedAdapter,
 }
 
-fn open_adapters(
-    base: &Base,
-    specs: &[String],
-    domain: Option<&str>,
-) -> anyhow::Result<Vec<Named>> {
-    let mut adapters: Vec<Named> = Vec::new();
+/// Names and folders of the adapters that the command line gives.
+fn named(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut adapters: Vec<(String, PathBuf)> = Vec::new();
     for spec in specs {
         let (name, folder) = match spec.split_once('=') {
             Some((name, folder)) => (name.to_owned(), PathBuf::from(folder)),
             None => (name_of(Path::new(spec)), PathBuf::from(spec)),
         };
-        if name == BASE || adapters.iter().any(|adapter| adapter.name == name) {
+        if name == BASE || adapters.iter().any(|(other, _)| *other == name) {
             return Err(bad_input(format!(
                 "--adapter: `{name}` is taken; give each a name of its own, as in --adapter NAME=DIR"
             )));
@@ -299,9 +311,22 @@ fn open_adapters(
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
         }
+        adapters.push((name, folder));
+    }
+    Ok(adapters)
+}
+
+fn open_adapters(
+    base: &Base,
+    named: Vec<(String, PathBuf)>,
+    domain: Option<&str>,
+) -> anyhow::Result<Vec<Named>> {
+    let mut adapters: Vec<Named> = Vec::new();
+    let alone = named.len() == 1;
+    for (name, folder) in named {
         let mut loaded = base.load_adapter(&folder)?;
         // Beside one that has domains there may be others.
-        let asked = domain.filter(|_| specs.len() == 1 || loaded.tuned.as_domain_aware().is_some());
+        let asked = domain.filter(|_| alone || loaded.tuned.as_domain_aware().is_some());
         crate::domain::choose(loaded.tuned.as_mut(), asked)?;
         adapters.push(Named { name, folder, loaded });
     }
@@ -321,18 +346,21 @@ fn name_of(folder: &Path) -> String {
 
 /// The chat template of all models in this run, with the tokens it needs in the vocabulary.
 fn template(
+    global: &Global,
     base: &Base,
     adapters: &[Named],
     arguments: &EvalArguments,
 ) -> anyhow::Result<Option<ChatTemplate>> {
-    let own = base.template()?;
+    // The command line goes before what the adapters were trained with.
+    let asked = |template: ChatTemplate| -> anyhow::Result<ChatTemplate> {
+        let given = given_arguments(&template, &arguments.template)?;
+        Ok(template.with_arguments(&given))
+    };
+    let own = base.template()?.map(asked).transpose()?;
     let mut trained: Vec<(&str, ChatTemplate)> = Vec::new();
     for adapter in adapters {
-        let Some(metadata) = &adapter.loaded.metadata else { continue };
-        if let Some(source) = metadata.chat_template.as_deref() {
-            let template = ChatTemplate::from_source("of the adapter", source)?;
-            let template = template.with_arguments(&metadata.template_arguments);
-            trained.push((&adapter.name, template));
+        if let Some(template) = trained_template(adapter.loaded.metadata.as_ref())? {
+            trained.push((&adapter.name, asked(template)?));
         }
     }
     // The base is asked with the adapter's arguments where the template is the same.
@@ -342,6 +370,15 @@ fn template(
         Some((_, template)) if alone => Some(template.clone()),
         _ => own,
     };
+    match &template {
+        Some(template) => note_unused(global, template, &arguments.template)?,
+        None if arguments.template == TemplateArguments::default() => {}
+        None => {
+            return Err(bad_input(
+                "--thinking and --template-arg: are for a chat template, and the model has none",
+            ));
+        }
+    }
     if !arguments.apply_chat_template {
         return Ok(template);
     }

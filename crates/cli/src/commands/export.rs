@@ -7,16 +7,32 @@ use crate::calibration::{
 use crate::domain;
 use crate::exchange_args::{ExportArguments, ExportForm};
 use crate::failure::bad_input;
+use crate::grown::add_of_adapter;
 use crate::output::{check_file, check_folder};
-use crate::ui::{result, thousands};
+use crate::ui::{result, say, thousands};
 use hydralora_kernels::DType;
 use hydralora_model::family::kit::Q_PROJ;
 use hydralora_model::gguf::is_ours;
 use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
-use hydralora_peft::io;
+use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::merge::{Gates, MergePlan};
 use serde_json::{Value, json};
 use std::process::ExitCode;
+
+/// Notes what a form without `hydralora.json` does not say.
+fn note_lost(global: &Global, metadata: Option<&Metadata>) {
+    let arguments = metadata.map(|metadata| &metadata.template_arguments);
+    if let Some(arguments) = arguments.filter(|arguments| !arguments.is_empty()) {
+        let arguments = Value::Object(arguments.clone());
+        say(
+            global,
+            format!(
+                "note: it was trained with {arguments} for the chat template, which this form does not \
+                 say; give them to the program that runs it"
+            ),
+        );
+    }
+}
 
 pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
     let folder = &arguments.adapter;
@@ -26,7 +42,10 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
     } else {
         check_folder(&arguments.out, &io::MADE, &[folder])?;
     }
-    let source = arguments.model.as_deref().map(open_source).transpose()?;
+    let mut source = arguments.model.as_deref().map(open_source).transpose()?;
+    if let Some(source) = &mut source {
+        add_of_adapter(source, Some(folder))?;
+    }
     if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {
         let option = if gguf { "--as lora-gguf" } else { "--calibration" };
         return Err(bad_input(format!("{option}: needs the base model; expected --model")));
@@ -61,6 +80,7 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
     let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
     if arguments.form == ExportForm::HydraloraOfficial {
         write_official(&arguments.out, tuned, base, &all)?;
+        note_lost(global, loaded.metadata.as_ref());
         let json = json!({"out": arguments.out, "as": "hydralora-official"});
         result(global, &json, &format!("{}: written", arguments.out.display()))?;
         return Ok(ExitCode::SUCCESS);
@@ -83,6 +103,9 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
         && let Some(names) = config.get("target_modules")
     {
         lora.target_modules = names.clone();
+    }
+    if gguf {
+        note_lost(global, loaded.metadata.as_ref());
     }
     match (&source, gguf) {
         (Some(source), true) => write_gguf(&lora, &source.config, &arguments.out)?,

@@ -3,9 +3,11 @@
 use crate::args::{
     GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
 };
+use crate::calibration::open_source;
 use crate::domain;
 use crate::failure::bad_input;
-use crate::plan::{Base, encode_chat, open_base};
+use crate::grown::add_of_adapter;
+use crate::plan::{Base, encode_chat, trained_template};
 use crate::ui::{print, result, say};
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
@@ -235,13 +237,36 @@ pub(crate) fn sampling(arguments: &SamplingArguments) -> anyhow::Result<Sampling
     if faults.is_empty() { Ok(sampling) } else { Err(bad_input(faults.join("\n"))) }
 }
 
-/// The template with the arguments of the command line over those it has. One that its source
-/// does not name is noted: it changes nothing.
+/// The template with the arguments of the command line over those it has. One that its source does
+/// not name is noted.
 pub(crate) fn with_arguments(
     global: &Global,
     template: ChatTemplate,
     arguments: &TemplateArguments,
 ) -> anyhow::Result<ChatTemplate> {
+    note_unused(global, &template, arguments)?;
+    let given = given_arguments(&template, arguments)?;
+    Ok(template.with_arguments(&given))
+}
+
+/// Notes what the command line gives and `template` does not name.
+pub(crate) fn note_unused(
+    global: &Global,
+    template: &ChatTemplate,
+    arguments: &TemplateArguments,
+) -> anyhow::Result<()> {
+    let given = given_arguments(template, arguments)?;
+    for name in given.keys().filter(|name| !template.reads(name)) {
+        say(global, format!("note: the chat template does not use `{name}`"));
+    }
+    Ok(())
+}
+
+/// What the command line gives `template`.
+pub(crate) fn given_arguments(
+    template: &ChatTemplate,
+    arguments: &TemplateArguments,
+) -> anyhow::Result<Map<String, Value>> {
     let mut given = Map::new();
     for argument in &arguments.template_args {
         let Some((name, value)) = argument.split_once('=') else {
@@ -254,15 +279,12 @@ pub(crate) fn with_arguments(
         given.insert(name.to_owned(), value);
     }
     if let Some(thinking) = arguments.thinking {
-        if given.contains_key(THINKING) {
-            return Err(bad_input(format!("--thinking: --template-arg gives {THINKING} too")));
+        if let Some(name) = THINKING.into_iter().find(|name| given.contains_key(*name)) {
+            return Err(bad_input(format!("--thinking: --template-arg gives {name} too")));
         }
-        given.insert(THINKING.to_owned(), Value::from(thinking == Switch::On));
+        given.insert(template.thinking().to_owned(), Value::from(thinking == Switch::On));
     }
-    for name in given.keys().filter(|name| !template.reads(name)) {
-        say(global, format!("note: the chat template does not use `{name}`"));
-    }
-    Ok(template.with_arguments(&given))
+    Ok(given)
 }
 
 /// A base model and, possibly, an adapter on it.
@@ -273,7 +295,9 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
-        let base = open_base(&choice.model, choice.dtype)?;
+        let mut source = open_source(&choice.model)?;
+        add_of_adapter(&mut source, choice.adapter.as_deref())?;
+        let base = Base::of(source, choice.dtype)?;
         let mut loaded =
             choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
         if let Some(loaded) = &mut loaded {
@@ -303,18 +327,13 @@ impl Opened {
     ) -> anyhow::Result<Option<ChatTemplate>> {
         let own = self.base.template()?;
         let metadata = self.loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
-        let trained = metadata.and_then(|metadata| metadata.chat_template.as_deref());
-        let given = metadata.map(|metadata| metadata.template_arguments.clone());
-        let given = given.unwrap_or_default();
-        let own = own.map(|template| template.with_arguments(&given));
-        let Some(trained) = trained else { return Ok(own) };
+        let Some(trained) = trained_template(metadata)? else { return Ok(own) };
         if prefer_base {
-            if own.as_ref().is_some_and(|own| own.source() != trained) {
+            if own.as_ref().is_some_and(|own| own.source() != trained.source()) {
                 say(global, "note: the adapter was trained with another chat template");
             }
-            return Ok(own);
+            return Ok(own.map(|own| own.with_arguments(trained.arguments())));
         }
-        let template = ChatTemplate::from_source("of the adapter", trained)?;
-        Ok(Some(template.with_arguments(&given)))
+        Ok(Some(trained))
     }
 }

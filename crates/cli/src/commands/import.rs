@@ -10,7 +10,7 @@ use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
 use hydralora_model::ModelSource;
 use hydralora_peft::Tuned;
-use hydralora_peft::exchange::{hydralora_from, read_loras, shapes_in};
+use hydralora_peft::exchange::{Lora, hydralora_from, read_loras, shapes_in};
 use hydralora_peft::io::{self, Metadata};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,7 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
                     .as_ref()
                     .map_or_else(Default::default, |m| m.template_arguments.clone()),
                 end_tokens: ends.filter_map(|&id| source.tokenizer.id_to_token(id)).collect(),
+                ..Metadata::default()
             };
             if let Some(metadata) = &metadata {
                 let identity = &source.identity;
@@ -88,14 +89,17 @@ fn from_loras(arguments: &ImportArguments) -> anyhow::Result<Imported> {
     let loras = read_loras(&arguments.adapters)?;
     let tuned = hydralora_from(&loras, arguments.seed)?;
     let first = &loras[0];
-    let agree = |pick: fn(&Metadata) -> &Option<String>| {
+    /// Whether all adapters that say something say the same.
+    fn agree<T: PartialEq>(loras: &[Lora], pick: fn(&Metadata) -> &T) -> bool {
         let mut found = loras.iter().filter_map(|lora| lora.metadata.as_ref()).map(pick);
         let first = found.next();
         found.all(|other| Some(other) == first)
-    };
+    }
     let mut metadata = first.metadata.clone();
-    if let Some(metadata) = metadata.as_mut().filter(|_| !agree(|m| &m.chat_template)) {
+    let agreed = agree(&loras, |m| &m.chat_template) && agree(&loras, |m| &m.template_arguments);
+    if let Some(metadata) = metadata.as_mut().filter(|_| !agreed) {
         metadata.chat_template = None;
+        metadata.template_arguments.clear();
     }
     Ok(Imported {
         tuned,

@@ -5,6 +5,7 @@ use crate::args::{Dimensions, Global, InspectArguments};
 use crate::device::placed;
 use crate::domain;
 use crate::failure::bad_input;
+use crate::grown::add_of_adapter;
 use crate::plan::Parameters;
 use crate::ui::{result, thousands};
 use hydralora_kernels::{DType, no_grad};
@@ -22,7 +23,8 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
     let opened = match &arguments.model {
         Some(spec) => {
             let path = hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
-            let source = ModelSource::open(&path)?;
+            let mut source = ModelSource::open(&path)?;
+            add_of_adapter(&mut source, arguments.adapter.as_deref())?;
             // Only logits are computed; to be counted, weights stay as they are in the file.
             let held = if arguments.logits.is_some() { Held::Wide } else { Held::Stored };
             let (config, weights) = (&source.config, &source.weights);
@@ -83,7 +85,7 @@ fn logits(
     let _guard = no_grad();
     let packed = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
     let hidden = decoder.hidden(packed, adapter, &Pass::inference())?;
-    let values = decoder.logits(hidden.value(), &[tokens.len() - 1]).to_f64();
+    let values = decoder.logits_with(adapter, hidden.value(), &[tokens.len() - 1]).to_f64();
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
     let mut shown = vec![format!("likeliest tokens after {} tokens", tokens.len())];

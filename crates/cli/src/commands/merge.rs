@@ -7,7 +7,9 @@ use crate::calibration::{
 use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
+use crate::grown::add_of_adapter;
 use crate::output::{check_file, check_folder};
+use crate::plan::trained_template;
 use crate::ui::{result, say, thousands};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::adapter::NoAdapter;
@@ -32,7 +34,8 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         }
         NumberFormat::Q8 => BlockFormat::Q8_0,
     };
-    let source = open_source(&arguments.model)?;
+    let mut source = open_source(&arguments.model)?;
+    add_of_adapter(&mut source, Some(&arguments.adapter))?;
     let inputs = [source.weights.path(), &arguments.adapter];
     match format {
         ModelFormat::Hf => check_folder(&arguments.out, &FOLDER, &inputs)?,
@@ -57,11 +60,13 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
     }
     let plan =
         MergePlan::new(tuned, &all, &gates).map_err(|error| with_advice(error, tuned, &all))?;
+    // Other programs know of no arguments, so they become a part of the template.
+    let template = trained_template(metadata)?.map(|template| template.source_with_arguments());
     let name = format!("{} merged", source.identity.name);
     let saving = Saving {
         source: &source,
         format: numbers,
-        chat_template: metadata.and_then(|metadata| metadata.chat_template.as_deref()),
+        chat_template: template.as_deref(),
         name: &name,
         edit: &|name, tensor| plan.edit(name, tensor),
         untie: plan.unties(),

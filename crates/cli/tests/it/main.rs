@@ -1,5 +1,6 @@
 //! The command line as a user meets it, on the 260K-parameter model.
 
+mod added_tokens;
 mod architecture;
 mod bad_input;
 mod bench;
@@ -16,3 +17,4 @@ mod quickstart;
 mod resume;
 mod study;
 mod support;
+mod thinking;

@@ -22,6 +22,7 @@ use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value as Json};
 
+use crate::config::THINKING;
 use crate::error::{Error, Result};
 use crate::record::Message;
 use crate::suggest;
@@ -190,6 +191,30 @@ impl ChatTemplate {
         })
     }
 
+    /// The name of the argument that switches reasoning in this template; the usual one where it has
+    /// none.
+    pub fn thinking(&self) -> &'static str {
+        THINKING.into_iter().find(|name| self.reads(name)).unwrap_or(THINKING[0])
+    }
+
+    /// Its source with its arguments in front, for programs that know of no arguments. One that is
+    /// given at a rendering still goes before them.
+    pub fn source_with_arguments(&self) -> String {
+        let mut source = String::new();
+        for (name, value) in &self.arguments {
+            let value = literal(value);
+            source.push_str(&format!(
+                "{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+            ));
+        }
+        // A line break right behind a block counts as part of it.
+        if !source.is_empty() && self.source.starts_with(['\n', '\r']) {
+            source.push('\n');
+        }
+        source.push_str(&self.source);
+        source
+    }
+
     /// The conversation as text; with `add_generation_prompt` it ends where the assistant is to
     /// speak next. `bos` and `eos` are the texts of the model's special tokens, empty where it has
     /// none.
@@ -257,6 +282,26 @@ fn value_of(json: &Json) -> Value {
     }
 }
 
+/// A value of JSON as a template writes it.
+fn literal(json: &Json) -> String {
+    match json {
+        Json::Null => "none".to_owned(),
+        Json::Array(items) => {
+            let items: Vec<String> = items.iter().map(literal).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Json::Object(object) => {
+            let name = |name: &str| Json::from(name).to_string();
+            let entries: Vec<String> = object
+                .iter()
+                .map(|(key, value)| format!("{}: {}", name(key), literal(value)))
+                .collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        plain => plain.to_string(),
+    }
+}
+
 fn looks_like_file(name: &str) -> bool {
     let endings = [".jinja", ".jinja2", ".j2", ".txt"];
     name.contains(['/', '\\']) || endings.iter().any(|ending| name.ends_with(ending))
@@ -283,6 +328,25 @@ mod tests {
 
     fn text(template: &str, messages: &[Message], generate: bool) -> Result<String> {
         ChatTemplate::from_source_at("test", template, 0)?.render(messages, generate, "<s>", "</s>")
+    }
+
+    #[test]
+    fn arguments_written_into_the_source_say_the_same() {
+        let body = "\n{{ enable_thinking }}|{{ words['a'][1] }}|{{ words.b is none }}|{{ quoted }}";
+        let arguments = serde_json::json!({
+            "enable_thinking": false, "words": {"a": [1, 2.5], "b": null}, "quoted": "\"ü'\n%}{{",
+        });
+        let plain = ChatTemplate::from_source_at("test", body, 0).unwrap();
+        assert_eq!(plain.source_with_arguments(), body);
+        let given = plain.with_arguments(arguments.as_object().unwrap());
+        let expected = "\nFalse|2.5|True|\"ü'\n%}{{";
+        assert_eq!(given.render(&[], false, "", "").unwrap(), expected);
+        let written =
+            ChatTemplate::from_source_at("test", given.source_with_arguments(), 0).unwrap();
+        assert_eq!(written.render(&[], false, "", "").unwrap(), expected);
+        let other = serde_json::json!({"enable_thinking": true});
+        let other = written.with_arguments(other.as_object().unwrap());
+        assert!(other.render(&[], false, "", "").unwrap().starts_with("\nTrue|"));
     }
 
     /// Compares with renderings of `transformers` in a folder with templates beside them and says how

@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 /// their folders cannot be told from a model that somebody put there.
 pub const FOLDER: Kind = Kind { name: "merged model", earlier: None };
 
+/// What generation starts from.
+const GENERATION: &str = "generation_config.json";
 /// Files of a folder that stay as they are.
 const CARRIED: &[&str] = &[
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -51,8 +53,20 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         if saving.unties() {
             untie(&mut config);
         }
+        let grown = !saving.source.added.is_empty();
+        if let Some(fields) = config.as_object_mut().filter(|_| grown) {
+            fields.insert("vocab_size".to_owned(), json!(saving.source.config.vocab_size));
+        }
         write_json(&folder.join("config.json"), &config)?;
         match &from {
+            // The files of its own tokenizer know nothing of added tokens.
+            Some(from) if grown => {
+                let kept = from.join(GENERATION);
+                if kept.is_file() {
+                    fs_err::copy(kept, folder.join(GENERATION))?;
+                }
+                saving.source.tokenizer.save(folder)?;
+            }
             Some(from) => {
                 for file in CARRIED.iter().filter(|file| from.join(file).is_file()) {
                     fs_err::copy(from.join(file), folder.join(file))?;

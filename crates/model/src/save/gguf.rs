@@ -4,7 +4,7 @@ use super::Saving;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::{self, GgufNames, interleaved_row};
-use crate::gguf::{GgufFile, GgufWriter, VERSION_KEY, Value};
+use crate::gguf::{Array, GgufFile, GgufWriter, VERSION_KEY, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
@@ -68,6 +68,8 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {
     let template = "tokenizer.chat_template";
     for (key, value) in base.metadata() {
+        let grown = with_added(key, value, saving);
+        let value = grown.as_ref().unwrap_or(value);
         let dropped = NOT_CARRIED.contains(&key.as_str())
             || key.starts_with("split.")
             || (key == template && saving.chat_template.is_some());
@@ -78,6 +80,42 @@ fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<
     writer.metadata("general.name", Value::String(saving.name.to_owned()));
     if let Some(text) = saving.chat_template {
         writer.metadata(template, Value::String(text.to_owned()));
+    }
+}
+
+/// A value of a GGUF file with the model's added tokens, if it says something of tokens.
+fn with_added(key: &str, value: &Value, saving: &Saving<'_>) -> Option<Value> {
+    /// What a token that nothing is known of is.
+    const UNUSED: i32 = 5;
+    let source = saving.source;
+    if source.added.is_empty() {
+        return None;
+    }
+    let rows = source.config.vocab_size;
+    let added = source.added.iter().filter(|token| (token.id as usize) < rows);
+    let kind = |special: bool| if special { 3 } else { 4 };
+    match (key.strip_prefix("tokenizer.ggml."), value) {
+        (Some("tokens"), Value::Array(Array::String(tokens))) => {
+            let more = (tokens.len()..rows).map(|id| format!("[PAD{id}]"));
+            let mut tokens: Vec<String> = tokens.iter().cloned().chain(more).collect();
+            added.for_each(|token| tokens[token.id as usize].clone_from(&token.content));
+            Some(Value::Array(Array::String(tokens)))
+        }
+        (Some("token_type"), Value::Array(Array::I32(kinds))) => {
+            let mut kinds = kinds.clone();
+            kinds.resize(rows.max(kinds.len()), UNUSED);
+            added.for_each(|token| kinds[token.id as usize] = kind(token.special));
+            Some(Value::Array(Array::I32(kinds)))
+        }
+        (Some("scores"), Value::Array(Array::F32(scores))) => {
+            let mut scores = scores.clone();
+            scores.resize(rows.max(scores.len()), 0.0);
+            Some(Value::Array(Array::F32(scores)))
+        }
+        (None, _) if key.ends_with(".vocab_size") => {
+            Some(Value::U32(u32::try_from(rows).unwrap_or(u32::MAX)))
+        }
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! where there is none, and the files beside it that name special tokens and hold the chat
 //! template.
 
+use super::sentence_piece::table_fits;
 use super::{CONFIG_FILE, Extras, Special, TOKENIZER_FILE, Tokenizer, guarded, missing};
 use super::{from_sentence_piece, from_tekken};
 use crate::config::token_ids;
@@ -39,8 +40,37 @@ const KINDS: &[(&str, Reader)] = &[
 const OTHERS: &[&str] = &["vocab.json", "merges.txt", "vocab.txt", "spiece.model"];
 
 fn from_json(path: &Path, bytes: &[u8]) -> Result<Read> {
+    check_tables(path, bytes)?;
     let inner = guarded(path, || tokenizers::Tokenizer::from_bytes(bytes))?;
     Ok(Read { inner, bos: None, eos: None, add_bos: None })
+}
+
+/// Checks that SentencePiece's compiled tables are as long as they say.
+fn check_tables(path: &Path, bytes: &[u8]) -> Result<()> {
+    const NAME: &str = "precompiled_charsmap";
+    let cut_off = |value: &Value| {
+        let table = value.as_str().and_then(from_tekken::base64);
+        table.is_some_and(|table| !table_fits(&table))
+    };
+    fn any(value: &Value, found: &impl Fn(&Value) -> bool) -> bool {
+        match value {
+            Value::Object(map) => {
+                map.iter().any(|(key, value)| key == NAME && found(value) || any(value, found))
+            }
+            Value::Array(list) => list.iter().any(|value| any(value, found)),
+            _ => false,
+        }
+    }
+    // Only few files have one, and parsing a file twice takes time.
+    if !bytes.windows(NAME.len()).any(|window| window == NAME.as_bytes()) {
+        return Ok(());
+    }
+    let file: Value = serde_json::from_slice(bytes)
+        .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
+    if any(&file["normalizer"], &cut_off) {
+        return Err(Error::tokenizer(path, format!("normalizer: {NAME} is cut off")));
+    }
+    Ok(())
 }
 
 pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {

@@ -166,6 +166,7 @@ impl Source<'_> {
             kinds: &self.kinds,
             scores: &scores,
             unigram: false,
+            cut_user_defined: false,
             byte_fallback: true,
             prefix: self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
             collapse: false,

@@ -1,12 +1,15 @@
 //! SentencePiece's `tokenizer.model`: a protocol buffer of pieces, of how they were trained and of
 //! how texts are normalized (`sentencepiece_model.proto`).
 
-use super::Special;
 use super::from_folder::Read;
-use super::sentence_piece::{BYTE, CONTROL, NORMAL, Pieces, UNKNOWN, USER_DEFINED};
+use super::sentence_piece::{BYTE, CONTROL, NORMAL, Pieces, UNKNOWN, USER_DEFINED, table_fits};
+use super::{Special, guarded};
 use crate::error::{Error, Result};
 use std::path::Path;
 use tokenizers::AddedToken;
+
+/// The kinds of piece that have a meaning here; unused ones, of restricted vocabularies, have none.
+const READ: [u64; 5] = [NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE];
 
 /// A field of a message.
 enum Field<'a> {
@@ -167,6 +170,15 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
         2 => false,
         _ => return Err(fault("is a model of words or characters; expected BPE or unigram")),
     };
+    if let Some(id) = model.kinds.iter().position(|kind| !READ.contains(kind)) {
+        return Err(fault(&format!(
+            "piece {id} is of the kind {}, which is not read",
+            model.kinds[id]
+        )));
+    }
+    if !table_fits(model.replaced) {
+        return Err(fault("its table of replaced characters is cut off"));
+    }
     if !model.escape || model.suffix {
         return Err(fault("treats white space in a way that is not supported"));
     }
@@ -175,18 +187,19 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
         kinds: &model.kinds,
         scores: &model.scores,
         unigram,
+        cut_user_defined: true,
         byte_fallback: model.byte_fallback && model.kinds.contains(&BYTE),
         prefix: model.prefix,
         collapse: model.collapse,
         replaced: model.replaced,
     };
-    let mut inner = pieces.build().map_err(|error| fault(&error.to_string()))?;
+    let mut inner = guarded(path, || pieces.build())?;
     let added: Vec<AddedToken> = model
         .tokens
         .iter()
         .zip(&model.kinds)
-        .filter(|(text, kind)| !text.is_empty() && [UNKNOWN, CONTROL, USER_DEFINED].contains(*kind))
-        .map(|(text, kind)| AddedToken::from(text.clone(), *kind != USER_DEFINED).normalized(false))
+        .filter(|(text, kind)| !text.is_empty() && [UNKNOWN, CONTROL].contains(*kind))
+        .map(|(text, _)| AddedToken::from(text.clone(), true).normalized(false))
         .collect();
     inner
         .add_special_tokens(added)
@@ -214,9 +227,36 @@ mod tests {
             &[0xff; 20],
             // A piece without a text.
             &[0x0a, 2, 0x18, 1],
+            // A piece of a kind that does not exist.
+            &[0x0a, 5, 0x0a, 1, b'a', 0x18, 9],
+            // A table that says it is longer than the file.
+            &[0x0a, 3, 0x0a, 1, b'a', 0x1a, 7, 0x12, 5, 0xff, 0xff, 0xff, 0xff, 1],
         ];
         for bytes in hostile {
             assert!(read(Path::new("tokenizer.model"), bytes).is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn special_ids_that_are_no_pieces_name_none() {
+        // Unigram, with the start at the id 7 and the end at −1.
+        let minus_one = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+        let trainer = [&[0xc8, 2, 7, 0xd0, 2][..], &minus_one].concat();
+        let piece = [0x0a, 5, 0x0a, 1, b'a', 0x18, 2];
+        let bytes = [&piece[..], &[0x12, trainer.len() as u8], &trainer].concat();
+        let read = read(Path::new("tokenizer.model"), &bytes).unwrap();
+        assert_eq!((read.bos, read.eos, read.add_bos), (None, None, Some(false)));
+    }
+
+    #[test]
+    fn pieces_that_can_be_cut_in_endless_ways_are_refused() {
+        let mut bytes = vec![0x12, 2, 0x18, 2];
+        for len in 1..2000_usize {
+            let varint = |n: usize| [0x80 | (n & 0x7f) as u8, (n >> 7) as u8];
+            let text = [&[0x0a][..], &varint(len), &vec![b'a'; len]].concat();
+            bytes.extend([&[0x0a][..], &varint(text.len()), &text].concat());
+        }
+        let error = read(Path::new("tokenizer.model"), &bytes).err().unwrap().to_string();
+        assert!(error.contains("too many ways"), "{error}");
     }
 }

@@ -1,10 +1,11 @@
 //! Mistral's `tekken.json`: tokens as bytes in the order of their merges, and a rule for words.
 
-use super::Special;
 use super::from_folder::Read;
+use super::sentence_piece::MergeBudget;
+use super::{Special, guarded};
 use crate::error::{Error, Result};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::BPE;
@@ -12,6 +13,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel as Bytes;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+/// No file has more special tokens; published ones have 1,000.
+const MAX_SPECIAL: usize = 1 << 16;
 
 /// The first special tokens of files that do not list them.
 const SPECIAL: &[&str] = &[
@@ -54,6 +58,8 @@ struct Config {
 
 #[derive(Deserialize)]
 struct Token {
+    #[serde(default)]
+    rank: Option<usize>,
     token_bytes: String,
 }
 
@@ -66,7 +72,7 @@ struct SpecialToken {
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
     let file: File = serde_json::from_slice(bytes)
         .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?;
-    build(&file).map_err(|message| Error::tokenizer(path, message))
+    guarded(path, || build(&file).map_err(Into::into))
 }
 
 fn build(file: &File) -> std::result::Result<Read, String> {
@@ -84,6 +90,9 @@ fn build(file: &File) -> std::result::Result<Read, String> {
         .iter()
         .enumerate()
         .map(|(rank, token)| {
+            if token.rank.is_some_and(|own| own != rank) {
+                return Err(format!("vocab[{rank}].rank: expected {rank}"));
+            }
             let bytes = base64(&token.token_bytes).filter(|bytes| !bytes.is_empty());
             bytes.ok_or_else(|| format!("vocab[{rank}].token_bytes: expected base64"))
         })
@@ -108,12 +117,18 @@ fn build(file: &File) -> std::result::Result<Read, String> {
         vocabulary.entry(text(bytes)).or_insert((special.len() + rank) as u32);
     }
     // The pair is joined whose union comes first, however the union is cut.
+    let lengths: HashSet<usize> = tokens.iter().map(Vec::len).collect();
+    let mut budget = MergeBudget::new(tokens.iter().map(Vec::len).sum());
     let mut merges = Vec::new();
     for bytes in &tokens {
+        // Looking up every cut of a token as long as the file would take forever.
+        let as_long = |at: &usize| lengths.contains(at) && lengths.contains(&(bytes.len() - at));
         let mut cuts: Vec<(usize, usize, usize)> = (1..bytes.len())
+            .filter(as_long)
             .filter_map(|at| Some((*ranks.get(&bytes[..at])?, *ranks.get(&bytes[at..])?, at)))
             .collect();
         cuts.sort_unstable();
+        budget.take(bytes.len().saturating_mul(cuts.len()))?;
         merges.extend(cuts.iter().map(|&(_, _, at)| (text(&bytes[..at]), text(&bytes[at..]))));
     }
 
@@ -144,8 +159,9 @@ fn build(file: &File) -> std::result::Result<Read, String> {
 /// The texts of the special tokens, which have the first ids.
 fn special_tokens(file: &File) -> std::result::Result<Vec<String>, String> {
     let count = file.config.default_num_special_tokens;
-    if count > file.config.default_vocab_size {
-        return Err("config.default_num_special_tokens: more than the vocabulary has".to_owned());
+    if count > file.config.default_vocab_size.min(MAX_SPECIAL) {
+        let message = format!("{count} is more than the vocabulary has, or than {MAX_SPECIAL}");
+        return Err(format!("config.default_num_special_tokens: {message}"));
     }
     let mut texts: Vec<String> = (0..count).map(|id| format!("<SPECIAL_{id}>")).collect();
     match &file.special_tokens {
@@ -158,6 +174,13 @@ fn special_tokens(file: &File) -> std::result::Result<Vec<String>, String> {
             }
         }
         None => texts.iter_mut().zip(SPECIAL).for_each(|(text, known)| *text = (*known).to_owned()),
+    }
+    let distinct: HashSet<&String> = texts.iter().collect();
+    if distinct.len() != texts.len() {
+        return Err("special_tokens: expected every text once".to_owned());
+    }
+    if let Some(rank) = texts.iter().position(String::is_empty) {
+        return Err(format!("special_tokens: the token {rank} has no text"));
     }
     Ok(texts)
 }
@@ -180,7 +203,7 @@ fn byte_letters() -> [char; 256] {
 }
 
 /// The bytes of a text in base64.
-fn base64(text: &str) -> Option<Vec<u8>> {
+pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=').bytes().map(|digit| match digit {
         b'A'..=b'Z' => Some(digit - b'A'),
         b'a'..=b'z' => Some(digit - b'a' + 26),
@@ -231,5 +254,54 @@ mod tests {
         assert!(fault(&config(2, 3)).contains("default_num_special_tokens"));
         assert!(fault(&config(9, 1)).contains("1 tokens and 1 special ones"));
         assert!(fault(&config(2, 1)).contains("one for every byte"));
+        // No memory is asked for that the file's size does not justify.
+        let huge = config(usize::MAX, usize::MAX - 1);
+        assert!(fault(&huge).contains("default_num_special_tokens"), "{}", fault(&huge));
+        let ranked = config(2, 1).replace(r#"{"token_bytes""#, r#"{"rank": 7, "token_bytes""#);
+        assert!(fault(&ranked).contains("vocab[0].rank: expected 0"));
+        let listed = |tokens: &str| {
+            config(3, 2)
+                .replace(r#", "vocab""#, &format!(r#", "special_tokens": [{tokens}], "vocab""#))
+        };
+        let twice = r#"{"rank": 0, "token_str": "a"}, {"rank": 1, "token_str": "a"}"#;
+        assert!(fault(&listed(twice)).contains("every text once"));
+        assert!(fault(&listed(r#"{"rank": 1, "token_str": ""}"#)).contains("token 1 has no text"));
+        assert!(fault(&listed(r#"{"rank": 9, "token_str": "a"}"#)).contains("rank 9 is beyond 2"));
+        assert!(fault(&listed(r#"{"rank": -1, "token_str": "a"}"#)).contains("-1"));
+    }
+
+    #[test]
+    fn tokens_that_can_be_cut_in_endless_ways_are_refused() {
+        let letters: Vec<String> = (0..=255_u8)
+            .map(|byte| vec![byte])
+            .chain((2..2000).map(|len| vec![b'a'; len]))
+            .map(|token| format!(r#"{{"token_bytes": "{}"}}"#, encoded(&token)))
+            .collect();
+        let file = format!(
+            r#"{{"config": {{"pattern": "a", "default_vocab_size": {}, "default_num_special_tokens": 1}},
+            "vocab": [{}]}}"#,
+            letters.len() + 1,
+            letters.join(", ")
+        );
+        let error = read(Path::new("tekken.json"), file.as_bytes()).err().unwrap().to_string();
+        assert!(error.contains("too many ways"), "{error}");
+    }
+
+    /// Bytes in base64.
+    fn encoded(bytes: &[u8]) -> String {
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let digit = |bits: u32| char::from(DIGITS[(bits & 63) as usize]);
+        let triple = |part: &[u8]| {
+            let bits = part.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
+            let bits = bits << (8 * (3 - part.len()));
+            let count = part.len() + 1;
+            [18, 12, 6, 0]
+                .into_iter()
+                .take(count)
+                .map(move |at| digit(bits >> at))
+                .collect::<String>()
+        };
+        bytes.chunks(3).map(triple).collect()
     }
 }

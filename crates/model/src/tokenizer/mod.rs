@@ -1,5 +1,6 @@
 //! Text to token ids and back, as the model's own tokenizer does it.
 
+mod added;
 mod from_folder;
 mod from_gguf;
 mod from_sentence_piece;
@@ -9,6 +10,7 @@ mod stream;
 mod to_gguf;
 mod words;
 
+pub use added::AddedToken;
 pub use stream::TokenStream;
 
 use crate::error::{Error, Result};
@@ -230,10 +232,21 @@ impl Tokenizer {
     /// # Errors
     /// If the file system refuses; each file is written whole or not at all.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        for (name, bytes) in self.files()? {
+            hydralora_files::write_file(&folder.join(name), &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the files that [`save`](Self::save) writes: their names and contents.
+    ///
+    /// # Errors
+    /// If the tokenizer has no form as JSON.
+    pub fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let mut whole = self.inner.clone();
         whole.with_post_processor(self.post_processor.clone());
         let text = whole.to_string(true).map_err(|error| self.fault(&error))?;
-        hydralora_files::write_file(&folder.join(TOKENIZER_FILE), text.as_bytes())?;
+        let whole = text.into_bytes();
         let mut config = Map::new();
         let token = |special: &Option<Special>| special.as_ref().map(|(_, text)| json!(text));
         for (key, value) in [
@@ -248,8 +261,7 @@ impl Tokenizer {
             config.extend(value.map(|value| (key.to_owned(), value)));
         }
         let text = format!("{:#}\n", Value::Object(config));
-        hydralora_files::write_file(&folder.join(CONFIG_FILE), text.as_bytes())?;
-        Ok(())
+        Ok(vec![(TOKENIZER_FILE, whole), (CONFIG_FILE, text.into_bytes())])
     }
 
     /// The tokenizer as the metadata of a GGUF file for a model with `rows` embeddings, with

@@ -8,7 +8,7 @@ use super::{Tokenizer, words};
 use crate::error::{Error, Result};
 use crate::gguf::{Array, Value};
 use serde_json::Value as Json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -61,6 +61,17 @@ pub(super) fn metadata(
     let mut out: Vec<(String, Value)> = Vec::new();
     let mut put = |key: &str, value: Value| out.push((format!("tokenizer.{key}"), value));
     if byte_fallback {
+        if let Some(fault) = normalizer_fault(&json["normalizer"]) {
+            return Err(Error::tokenizer(path, fault));
+        }
+        if model["ignore_merges"] == true {
+            // What is taken out of a text whole is what no merge ends in.
+            let joined: HashSet<String> =
+                merges.iter().map(|(left, right)| format!("{left}{right}")).collect();
+            let whole = |token: &String| token.chars().count() > 1 && !joined.contains(token);
+            let pieces = tokens.iter().zip(&mut kinds).filter(|(_, kind)| **kind == NORMAL);
+            pieces.filter(|(token, _)| whole(token)).for_each(|(_, kind)| *kind = USER_DEFINED);
+        }
         if let Some(kind) = unknown.and_then(|id| kinds.get_mut(id)) {
             *kind = UNKNOWN;
         }
@@ -102,6 +113,29 @@ pub(super) fn metadata(
         put("chat_template", Value::String(template.to_owned()));
     }
     Ok(out)
+}
+
+/// What a normalizer does that a GGUF file cannot say of SentencePiece's pieces: anything but spaces
+/// written as U+2581 and one put before the text.
+fn normalizer_fault(normalizer: &Json) -> Option<String> {
+    if normalizer.is_null() {
+        return None;
+    }
+    if let Some(parts) = normalizer["normalizers"].as_array() {
+        return parts.iter().find_map(normalizer_fault);
+    }
+    let spaces = normalizer["type"] == "Replace"
+        && normalizer["pattern"]["String"] == " "
+        && normalizer["content"] == "\u{2581}";
+    if spaces || normalizer["type"] == "Prepend" {
+        return None;
+    }
+    let what = match normalizer["type"].as_str() {
+        Some("Precompiled") => "replaces characters by a table",
+        Some("Replace") => "rewrites texts, such as runs of spaces",
+        _ => "changes texts",
+    };
+    Some(format!("{what} first, which a GGUF file cannot say; write a Hugging Face folder instead"))
 }
 
 /// Whether a piece stands for a byte, as `<0x0A>`.

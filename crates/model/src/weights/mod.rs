@@ -48,6 +48,8 @@ struct Entry {
     file: usize,
     format: BlockFormat,
     shape: Vec<usize>,
+    /// Rows of `shape` that no file has: zeros behind the others.
+    added_rows: usize,
     range: Range<usize>,
     interleaved_heads: Option<usize>,
     /// What the file has added to every number, which must then be `F32`.
@@ -128,6 +130,7 @@ impl Weights {
                         file: weights.files.len() - 1,
                         format: tensor.format,
                         shape: tensor.shape,
+                        added_rows: 0,
                         range: tensor.range,
                         interleaved_heads: None,
                         shift: 0.0,
@@ -209,6 +212,7 @@ impl Weights {
                     file: tensor.part,
                     format: tensor.format,
                     shape: tensor.shape.clone(),
+                    added_rows: 0,
                     range: tensor.range.clone(),
                     interleaved_heads: heads,
                     shift,
@@ -232,6 +236,15 @@ impl Weights {
                 first: self.files[slot.get().file].path().to_path_buf(),
                 second,
             }),
+        }
+    }
+
+    /// Makes the matrix `name`, if there is one, `rows` rows high, with zeros below.
+    pub(crate) fn grow(&mut self, name: &str, rows: usize) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        if let Some(height) = entry.shape.first_mut().filter(|height| **height < rows) {
+            entry.added_rows += rows - *height;
+            *height = rows;
         }
     }
 
@@ -295,6 +308,13 @@ impl Weights {
                 });
                 Cow::Owned(numbers.flatten().collect())
             }
+            _ if entry.added_rows > 0 => {
+                let width: usize = entry.shape[1..].iter().product();
+                let mut whole = stored.to_vec();
+                // In every format, bytes that are zero are numbers that are zero.
+                whole.resize(stored.len() + format.bytes_for(entry.added_rows * width), 0);
+                Cow::Owned(whole)
+            }
             _ => Cow::Borrowed(stored),
         };
         Ok(TensorView { name: name.to_owned(), format, shape: entry.shape.clone(), bytes })
@@ -356,9 +376,12 @@ impl Weights {
                 });
             }
             _ => {
+                let width = len / entry.shape[0];
+                let (out, added) = out.split_at_mut(len - entry.added_rows * width);
+                added.fill(0.0);
                 // Every block length divides the chunk.
                 let stored = chunks(stored, format.bytes_for(CHUNK));
-                for_each((chunks_mut(&mut out, CHUNK), stored), |_, (out, bytes)| {
+                for_each((chunks_mut(out, CHUNK), stored), |_, (out, bytes)| {
                     block::dequantize(format, bytes, out);
                 });
             }

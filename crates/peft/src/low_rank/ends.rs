@@ -14,6 +14,7 @@ pub(crate) use tokens::TokenIndices;
 use super::LowRankSpec;
 use super::spec::Size;
 use crate::error::{Error, Fault, Result};
+use crate::new_tokens::{mean_row, put_rows};
 use crate::options::LoraConfigKeys;
 use crate::random::{kaiming_bound, normal, uniform};
 use crate::trainable::{Role, TensorMap, Trainable, load_by_name, take_tensor};
@@ -125,6 +126,16 @@ fn weight_of(end: &str) -> String {
 fn brought_names(end: &str) -> [String; 3] {
     ["weight", "base_layer.weight", "token_adapter.base_layer.weight"]
         .map(|part| format!("{end}.{part}"))
+}
+
+/// Which extent of a file's tensor is the vocabulary, if one is.
+pub(crate) fn vocabulary_axis(name: &str) -> Option<usize> {
+    let of_end = |end: &str| brought_names(end).iter().any(|brought| brought == name);
+    let [[embedding_a, _], [_, head_b]] = [EMBEDDING, HEAD].map(pair_names);
+    if [EMBEDDING, HEAD].into_iter().any(of_end) || head_b == name {
+        return Some(0);
+    }
+    (embedding_a == name).then_some(1)
 }
 
 /// The names of a pair's tensors in a file.
@@ -297,7 +308,11 @@ impl Ends {
         }
         let names = self.saved_names(config)?;
         for name in names {
-            let Some(value) = base.decoder.weight(&name) else { continue };
+            let Some(mut value) = base.decoder.weight(&name) else { continue };
+            if [EMBEDDING, HEAD].iter().any(|end| weight_of(end) == name) {
+                let new = base.new_tokens.iter().map(|&id| id as usize);
+                start_at_mean(base, &name, &mut value, new);
+            }
             self.copies.insert(name.clone(), copy(name, value));
         }
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
@@ -312,7 +327,10 @@ impl Ends {
         tokens.check(vocabulary).map_err(|fault| Error::Options { faults: vec![fault] })?;
         let [of_embedding, of_head] = [EMBEDDING, HEAD].map(|end| tokens.of(end).to_vec());
         let rows = |end: &str, ids: Vec<u32>| -> Option<Rows> {
-            let weight = base.decoder.rows_of(&weight_of(end), &ids)?;
+            let name = weight_of(end);
+            let mut weight = base.decoder.rows_of(&name, &ids)?;
+            let new = (0..ids.len()).filter(|at| base.new_tokens.contains(&ids[*at]));
+            start_at_mean(base, &name, &mut weight, new);
             (!ids.is_empty()).then(|| Rows::new(end, ids, weight))
         };
         if !(config.tie_word_embeddings && of_head == of_embedding) {
@@ -367,6 +385,22 @@ impl Ends {
     }
 }
 
+/// Lets the rows `new` of `value`, which are of the matrix of that name, start at the mean of the rows
+/// of the tokens that are not new.
+fn start_at_mean(
+    base: &Base<'_>,
+    name: &str,
+    value: &mut Tensor,
+    new: impl Iterator<Item = usize>,
+) {
+    if base.new_tokens.is_empty() {
+        return;
+    }
+    if let Some(mean) = mean_row(base.decoder, name, base.new_tokens) {
+        put_rows(value, new, &mean);
+    }
+}
+
 /// The trainable copy of a tensor.
 fn copy(name: String, value: Tensor) -> Trainable {
     let role = if value.shape().len() > 1 { Role::Weight } else { Role::Norm };
@@ -413,6 +447,25 @@ impl Ends {
     /// fault.
     pub(super) fn load(&mut self, tensors: &mut TensorMap) -> Vec<String> {
         let mut faults = Vec::new();
+        // PEFT saves the insides of a copied end too, once the vocabulary was resized.
+        for end in [EMBEDDING, HEAD].into_iter().filter(|end| tensors.contains_key(&weight_of(end)))
+        {
+            for inside in ["modules_to_save", "original_module"] {
+                tensors.remove(&format!("{end}.{inside}.weight"));
+            }
+        }
+        // And the rows of a tied output layer, which are the embedding's.
+        let [of_embedding, of_head] = [EMBEDDING, HEAD].map(tokens::name_of);
+        let named = self.spec.tokens.as_ref().is_some_and(|tokens| !tokens.of(HEAD).is_empty());
+        let repeated = match (tensors.get(&of_embedding), tensors.get(&of_head)) {
+            (Some(rows), Some(again)) => {
+                rows.shape() == again.shape() && rows.to_f64() == again.to_f64()
+            }
+            _ => false,
+        };
+        if repeated && !named {
+            tensors.remove(&of_head);
+        }
         if self.copies.is_empty() {
             let saved =
                 |name: &&String| is_saved(&self.spec.modules_to_save, name) && !is_added(name);

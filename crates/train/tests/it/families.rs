@@ -65,7 +65,7 @@ impl Trial {
             sites => sites.unwrap(),
         };
         let mut tuned = options.build(&sites, DType::F64, 7);
-        let base = Base { decoder: &self.decoder, tokenizer };
+        let base = Base { decoder: &self.decoder, tokenizer, new_tokens: &[] };
         match tuned.start_from(&base) {
             Err(Error::Options { faults }) if case.method == "prefix-tuning" => {
                 assert!(!self.decoder.config().has_equal_keys());

@@ -204,7 +204,8 @@ impl Model {
     fn build(&self, options: &dyn MethodOptions) -> Box<dyn Tuned> {
         let sites = options.select(&self.decoder.sites()).unwrap();
         let mut tuned = options.build(&sites, self.decoder.dtype(), 7);
-        let base = Base { decoder: &self.decoder, tokenizer: &self.source.tokenizer };
+        let base =
+            Base { decoder: &self.decoder, tokenizer: &self.source.tokenizer, new_tokens: &[] };
         tuned.start_from(&base).unwrap();
         tuned
     }

@@ -431,7 +431,7 @@ fn pissa_starts_and_converts_as_peft_does() {
     let sites = options.select(&decoder.sites()).unwrap();
     let tokenizer = source_of_any_tokenizer().tokenizer;
     let mut tuned = options.build(&sites, DType::F64, 0);
-    tuned.start_from(&Base { decoder: &decoder, tokenizer: &tokenizer }).unwrap();
+    tuned.start_from(&Base { decoder: &decoder, tokenizer: &tokenizer, new_tokens: &[] }).unwrap();
 
     let read = |name: &str| io::decode(&folder.join(name), DType::F64).unwrap();
     let (own, theirs) = (tuned.tensors(), read("adapter.safetensors"));

@@ -139,6 +139,7 @@ impl Contender {
             fresh.start_from(&hydralora_peft::Base {
                 decoder: &base.decoder,
                 tokenizer: base.tokenizer(),
+                new_tokens: &[],
             })?;
             fresh.begin(&TrainingPlan { total_steps: TOTAL_STEPS, domains: &[] })?;
             let optimizer = AdamW::new(TrainConfig::default().adamw(), fresh.as_ref());

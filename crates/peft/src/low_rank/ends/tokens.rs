@@ -26,7 +26,7 @@ pub(crate) enum TokenIndices {
 
 impl TokenIndices {
     /// The ids of an end.
-    pub(super) fn of(&self, end: &str) -> &[u32] {
+    pub(crate) fn of(&self, end: &str) -> &[u32] {
         match self {
             Self::Embedding(ids) if end == EMBEDDING => ids,
             Self::Embedding(_) => &[],

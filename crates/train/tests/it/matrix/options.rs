@@ -132,8 +132,11 @@ fn what_is_said_of_no_layer_of_the_model_is_refused() {
         if let Err(error) = options.check_layers(&sites) {
             return error.to_string();
         }
-        let base =
-            hydralora_peft::Base { decoder: &model.decoder, tokenizer: &model.source.tokenizer };
+        let base = hydralora_peft::Base {
+            decoder: &model.decoder,
+            tokenizer: &model.source.tokenizer,
+            new_tokens: &[],
+        };
         options.build(&sites, DType::F32, 1).start_from(&base).unwrap_err().to_string()
     };
     let idle = error(json!({"rank_pattern": {"q_proj": 4, "k_prj": 2}}));
