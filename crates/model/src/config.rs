@@ -213,7 +213,12 @@ impl ModelConfig {
             .ok_or_else(|| unknown_model_type(architecture, path))?;
         let key = |name: &str| format!("{architecture}.{name}");
         let optional = |name: &str| -> Result<Option<usize>> {
-            let Some(value) = file.u64(&key(name))? else { return Ok(None) };
+            let Some(values) = file.u64s(&key(name))? else { return Ok(None) };
+            let Some(&value) = values.first() else { return Ok(None) };
+            if !family.gguf().by_layer && values.iter().any(|&other| other != value) {
+                let message = format!("expected the same in all layers, found {values:?}");
+                return Err(Error::config(path, key(name), message));
+            }
             let value = usize::try_from(value)
                 .map_err(|_| Error::config(path, key(name), format!("{value} is too large")))?;
             Ok(Some(value))
@@ -280,7 +285,8 @@ impl ModelConfig {
             vocab_size,
             hidden_size,
             intermediate_size: required("feed_forward_length")?,
-            num_hidden_layers: required("block_count")?,
+            num_hidden_layers: required("block_count")?
+                .saturating_sub(optional(family::NEXT_LAYERS)?.unwrap_or(0)),
             num_attention_heads,
             num_key_value_heads: optional("attention.head_count_kv")?
                 .unwrap_or(num_attention_heads),

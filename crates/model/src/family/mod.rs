@@ -5,6 +5,7 @@
 //! operations over the [`kit`].
 
 pub mod kit;
+mod layout;
 mod names;
 
 use crate::config::{Fields, ModelConfig, RopeConfig, rope};
@@ -15,8 +16,9 @@ use hydralora_kernels::Var;
 use kit::{LayerContext, LayerPlan, ModulesPlan, StartContext};
 use serde_json::{Map, Value};
 
+pub use layout::{Heads, Layout, Numbers, Order};
 pub use names::{GgufNames, interleaved_row};
-pub(crate) use names::{Stored, from_gguf, shift_of};
+pub(crate) use names::{NEXT_LAYERS, from_gguf, shift_of};
 
 /// What a family assumes where a `config.json` is silent.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +113,8 @@ pub trait Family: Sync {
         Ok(())
     }
 
-    /// Gives what a GGUF file's metadata have beside the common ones, by key without the architecture.
+    /// Gives what a GGUF file's metadata have beside the common ones, or in place of them, by key without
+    /// the architecture.
     fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
         let _ = config;
         Vec::new()
@@ -132,6 +135,18 @@ pub trait Family: Sync {
 
     /// How its tensors are named and ordered in a GGUF file.
     fn gguf(&self) -> &'static GgufNames;
+
+    /// Tells how the tensor `name` of a layer, `mlp.up_proj.weight`, differs in a GGUF file, beside what
+    /// [`GgufNames`] and [`norm_shift`](Self::norm_shift) say.
+    fn gguf_layout(&self, name: &str, heads: &Heads) -> Layout {
+        let _ = (name, heads);
+        Layout::default()
+    }
+
+    /// Gives the divisors of the rotary frequencies that a GGUF file holds, by the name of their tensor.
+    fn gguf_factors(&self, config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+        config.rope.gguf_factors(config.head_dim)
+    }
 
     /// What layer `index` consists of.
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan;
@@ -231,10 +246,7 @@ pub(crate) fn hint(found: &str) -> String {
 
 /// Finds the family that reads GGUF files of an architecture.
 pub fn find_gguf(architecture: &str) -> Option<&'static dyn Family> {
-    FAMILIES.iter().copied().find(|family| {
-        let names = family.gguf();
-        names.supported && names.architecture == architecture
-    })
+    FAMILIES.iter().copied().find(|family| family.gguf().architecture == architecture)
 }
 
 /// Lists the names of all supported families.

@@ -3,6 +3,7 @@
 use super::Saving;
 use crate::durable::replace_folder;
 use crate::error::{Error, Result};
+use crate::family::Layout;
 use hydralora_kernels::block::BlockFormat;
 use safetensors::Dtype;
 use safetensors::tensor::View;
@@ -122,7 +123,7 @@ impl View for &Lazy<'_> {
         let encoded = if failed_before {
             Ok(vec![0; self.data_len()])
         } else {
-            self.saving.encode(self.name, self.saving.format, None, 0.0)
+            self.saving.encode(self.name, self.saving.format, &Layout::default())
         };
         Cow::Owned(encoded.unwrap_or_else(|error| {
             self.failed.borrow_mut().get_or_insert(error);

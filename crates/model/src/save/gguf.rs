@@ -3,7 +3,7 @@
 use super::Saving;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family::{self, GgufNames, interleaved_row};
+use crate::family::{self, GgufNames, Layout, NEXT_LAYERS};
 use crate::gguf::{GgufFile, GgufWriter, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
@@ -26,11 +26,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     {
         writer.metadata("general.quantization_version", Value::U32(2));
     }
-    for (name, factors) in config.rope.gguf_factors(config.head_dim) {
-        let mut bytes = Vec::new();
-        quantize(BlockFormat::F32, &factors, &mut bytes);
-        writer.tensor(name, BlockFormat::F32, &[factors.len()], bytes);
-    }
+    write_factors(&mut writer, config);
     let names = config.gguf_names();
     for name in saving.names() {
         let stored = names.in_gguf(name).ok_or_else(|| {
@@ -39,34 +35,60 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
                 format!("tensor `{name}` has no name in a GGUF file"),
             )
         })?;
-        let shape = saving.shape(name);
-        let format = match (shape, saving.format) {
+        let layout = config.gguf_layout(name);
+        let mut shape = saving.shape(name).to_vec();
+        if layout.squeezed && shape.get(1) == Some(&1) {
+            shape.remove(1);
+        }
+        let format = match (shape.as_slice(), saving.format) {
             ([_], _) => BlockFormat::F32,
+            // llama.cpp convolves with single precision alone.
+            _ if layout.squeezed => BlockFormat::F32,
             ([.., width], format) if !width.is_multiple_of(format.block_len()) => BlockFormat::F16,
             (_, format) => format,
         };
-        let rows = shape.first().copied().unwrap_or(0);
-        let heads = config.interleaved_heads(name);
-        if let Some(heads) = heads.filter(|&heads| !rows.is_multiple_of(2 * heads)) {
-            let message = format!("tensor `{name}` has {rows} rows for {heads} heads");
+        if let Some(fault) = layout_fault(&layout, &shape) {
+            let message = format!("tensor `{name}` has {fault}");
             return Err(Error::malformed(saving.source.weights.path(), message));
         }
-        let len = shape.iter().product();
-        let shift = config.norm_shift_of(name) as f32;
-        writer.lazy_tensor(stored, format, shape, format.bytes_for(len), move || match heads {
-            Some(heads) => {
-                let order = move |row: usize| interleaved_row(row, rows, heads);
-                saving.encode(name, format, Some(&order), shift)
-            }
-            None => saving.encode(name, format, None, shift),
-        });
+        let len = format.bytes_for(shape.iter().product());
+        writer
+            .lazy_tensor(stored, format, &shape, len, move || saving.encode(name, format, &layout));
     }
     writer.write(out)
 }
 
+/// Adds the divisors of the rotary frequencies.
+pub(super) fn write_factors(writer: &mut GgufWriter<'_>, config: &ModelConfig) {
+    let family = family::find(&config.model_type);
+    for (name, factors) in family.map(|family| family.gguf_factors(config)).unwrap_or_default() {
+        let mut bytes = Vec::new();
+        quantize(BlockFormat::F32, &factors, &mut bytes);
+        writer.tensor(name, BlockFormat::F32, &[factors.len()], bytes);
+    }
+}
+
+/// Says why a tensor of `shape` has no rows or columns in that order, if it has none.
+fn layout_fault(layout: &Layout, shape: &[usize]) -> Option<String> {
+    let extent = |axis: usize| shape.get(axis).copied().unwrap_or(0);
+    let rows = layout.rows.and_then(|order| order.fault(extent(0)));
+    rows.or_else(|| layout.columns.and_then(|order| order.fault(extent(1))))
+}
+
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {
     let template = "tokenizer.chat_template";
+    let architecture = saving.source.config.gguf_names().architecture;
+    let counted = |key: &str| key.strip_prefix(architecture)?.strip_prefix('.').map(str::to_owned);
     for (key, value) in base.metadata() {
+        match counted(key).as_deref() {
+            // Layers that predict later tokens are left out.
+            Some(NEXT_LAYERS) => continue,
+            Some("block_count") => {
+                writer.metadata(key.clone(), size(saving.source.config.num_hidden_layers));
+                continue;
+            }
+            _ => {}
+        }
         let dropped = NOT_CARRIED.contains(&key.as_str())
             || key.starts_with("split.")
             || (key == template && saving.chat_template.is_some());
@@ -78,6 +100,10 @@ fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<
     if let Some(text) = saving.chat_template {
         writer.metadata(template, Value::String(text.to_owned()));
     }
+}
+
+fn size(value: usize) -> Value {
+    Value::U32(u32::try_from(value).unwrap_or(u32::MAX))
 }
 
 /// GGUF's number for files whose matrices are of a format.
@@ -112,14 +138,7 @@ pub(super) fn metadata_of_config(
     name: &str,
     path: &Path,
 ) -> Result<()> {
-    let GgufNames { architecture, windowed, supported, .. } = config.gguf_names();
-    if !supported {
-        let message = format!(
-            "models of the type `{}` are not written as GGUF; write a Hugging Face folder instead",
-            config.model_type
-        );
-        return Err(Error::malformed(path, message));
-    }
+    let GgufNames { architecture, windowed, .. } = config.gguf_names();
     let family = family::find(&config.model_type);
     if let Some((field, why)) = family.and_then(|family| family.gguf_fault(config)) {
         let message = format!("{why}; write a Hugging Face folder instead");
@@ -133,11 +152,11 @@ pub(super) fn metadata_of_config(
         );
         return Err(Error::config(path, "sliding_window", message));
     }
-    let size = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
     writer.metadata("general.architecture", Value::String((*architecture).to_owned()));
     writer.metadata("general.type", Value::String("model".to_owned()));
     writer.metadata("general.name", Value::String(name.to_owned()));
-    for (key, value) in [
+    let own = family.map(|family| family.gguf_metadata(config)).unwrap_or_default();
+    let common = [
         ("vocab_size", size(config.vocab_size)),
         ("context_length", size(config.max_position_embeddings)),
         ("embedding_length", size(config.hidden_size)),
@@ -150,11 +169,12 @@ pub(super) fn metadata_of_config(
         ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32)),
         ("rope.dimension_count", size(config.rope.rotary_dim(config.head_dim))),
         ("rope.freq_base", Value::F32(config.rope.theta as f32)),
-    ] {
-        writer.metadata(format!("{architecture}.{key}"), value);
-    }
-    if let Some(window) = window {
-        writer.metadata(format!("{architecture}.attention.sliding_window"), size(window));
+    ];
+    let window = window.map(|window| ("attention.sliding_window", size(window)));
+    for (key, value) in common.into_iter().chain(window) {
+        if !own.iter().any(|(other, _)| *other == key) {
+            writer.metadata(format!("{architecture}.{key}"), value);
+        }
     }
     let of_rope = config.rope.gguf_metadata().ok_or_else(|| {
         let message = "a GGUF file cannot say how these frequencies are stretched; write a Hugging \
@@ -162,7 +182,6 @@ pub(super) fn metadata_of_config(
         Error::config(path, "rope_parameters", message)
     })?;
     let of_rope = of_rope.into_iter().map(|(key, value)| (format!("rope.scaling.{key}"), value));
-    let own = family.map(|family| family.gguf_metadata(config)).unwrap_or_default();
     let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
     for (key, value) in of_rope.chain(own) {
         writer.metadata(format!("{architecture}.{key}"), value);

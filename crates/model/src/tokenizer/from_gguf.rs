@@ -1,7 +1,8 @@
 //! The tokenizer in a GGUF file, rebuilt for the `tokenizers` crate.
 //!
 //! Byte-level BPE (`gpt2`) is a vocabulary, merges and the name of the rule that cuts a text into
-//! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow.
+//! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow; Gemma 4's
+//! (`gemma4`) is pieces and merges.
 
 use super::{Extras, Special, Tokenizer, missing, words};
 use crate::error::{Error, Result};
@@ -56,15 +57,17 @@ pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
     let kind = file.str("tokenizer.ggml.model")?.unwrap_or("missing");
     let (mut inner, default_add_bos) = match kind {
         "gpt2" => source.byte_level()?,
-        "llama" => (source.sentence_piece()?, true),
+        "llama" => (source.sentence_piece(None)?, true),
+        "gemma4" => (source.sentence_piece(Some(source.listed_merges()?))?, true),
         other => {
-            let message = format!("the kind `{other}` is not supported; expected gpt2 or llama");
+            let message =
+                format!("the kind `{other}` is not supported; expected gpt2, llama or gemma4");
             return Err(source.fault(message));
         }
     };
     let added: Vec<AddedToken> = source
         .of_kind(&[CONTROL, UNKNOWN, USER_DEFINED])
-        .filter(|(id, text)| !text.is_empty() && (kind == "llama" || source.kinds[*id] != UNKNOWN))
+        .filter(|(id, text)| !text.is_empty() && (kind != "gpt2" || source.kinds[*id] != UNKNOWN))
         .map(|(id, text)| {
             AddedToken::from(text, source.kinds[id] != USER_DEFINED).normalized(false)
         })
@@ -139,16 +142,10 @@ impl Source<'_> {
         BPE::builder().vocab_and_merges(vocabulary.collect::<HashMap<_, _, _>>(), merges)
     }
 
-    fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
-        let name = self.file.str("tokenizer.ggml.pre")?.unwrap_or("default");
-        let rule = words::find(name).ok_or_else(|| {
-            let known = words::known();
-            let message = format!("`{name}` is not supported; supported are {known}");
-            Error::config(self.file.path(), "tokenizer.ggml.pre", message)
-        })?;
+    fn listed_merges(&self) -> Result<Vec<(String, String)>> {
         let key = "tokenizer.ggml.merges";
         let merges = self.file.strings(key)?.ok_or_else(|| self.fault(format!("no `{key}`")))?;
-        let merges = merges
+        merges
             .iter()
             .map(|merge| {
                 // The first character may itself be a space in odd vocabularies.
@@ -160,7 +157,17 @@ impl Source<'_> {
                     Error::config(self.file.path(), key, message)
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect()
+    }
+
+    fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
+        let name = self.file.str("tokenizer.ggml.pre")?.unwrap_or("default");
+        let rule = words::find(name).ok_or_else(|| {
+            let known = words::known();
+            let message = format!("`{name}` is not supported; supported are {known}");
+            Error::config(self.file.path(), "tokenizer.ggml.pre", message)
+        })?;
+        let merges = self.listed_merges()?;
         let mut inner = tokenizers::Tokenizer::new(
             self.model(merges)
                 .ignore_merges(rule.ignore_merges)
@@ -172,20 +179,23 @@ impl Source<'_> {
         Ok((inner, rule.add_bos))
     }
 
-    fn sentence_piece(&self) -> Result<tokenizers::Tokenizer> {
+    /// Pieces joined by the merges that are `listed`, or those that follow from their scores.
+    fn sentence_piece(
+        &self,
+        listed: Option<Vec<(String, String)>>,
+    ) -> Result<tokenizers::Tokenizer> {
         let fault = |error: tokenizers::Error| self.fault(error.to_string());
         if self.file.bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
             let message = "collapsing runs of spaces is not supported";
             let field = "tokenizer.ggml.remove_extra_whitespaces";
             return Err(Error::config(self.file.path(), field, message));
         }
-        let key = "tokenizer.ggml.scores";
-        let scores =
-            self.file.get(key).and_then(numbers).ok_or_else(|| {
-                Error::config(self.file.path(), key, "expected an array of numbers")
-            })?;
-        self.same_length("scores", scores.len())?;
-        let mut model = self.model(self.merges(&scores)).byte_fallback(true).fuse_unk(true);
+        let usual_prefix = listed.is_none();
+        let merges = match listed {
+            Some(listed) => listed,
+            None => self.merges(&self.scores()?),
+        };
+        let mut model = self.model(merges).byte_fallback(true).fuse_unk(true);
         if let Some((_, unknown)) = self.of_kind(&[UNKNOWN]).next() {
             model = model.unk_token(unknown.to_owned());
         }
@@ -196,7 +206,7 @@ impl Source<'_> {
             ByteFallback::default().into(),
             Fuse::default().into(),
         ];
-        if self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true) {
+        if self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(usual_prefix) {
             normalizers.push(Prepend::new(SPACE.to_owned()).into());
             decoders.push(Strip::new(' ', 1, 0).into());
         }
@@ -206,6 +216,16 @@ impl Source<'_> {
             .with_pre_tokenizer(None::<PreTokenizerWrapper>)
             .with_decoder(Some(DecoderSequence::new(decoders)));
         Ok(inner)
+    }
+
+    fn scores(&self) -> Result<Vec<f64>> {
+        let key = "tokenizer.ggml.scores";
+        let scores =
+            self.file.get(key).and_then(numbers).ok_or_else(|| {
+                Error::config(self.file.path(), key, "expected an array of numbers")
+            })?;
+        self.same_length("scores", scores.len())?;
+        Ok(scores)
     }
 
     /// SentencePiece always joins the neighbours whose union has the best score. So every way to

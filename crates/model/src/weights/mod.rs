@@ -6,16 +6,16 @@
 //! Names, shapes `[out, in]` and the order of rows are Hugging Face's, whatever the file has.
 
 pub(crate) mod map;
+mod reorder;
 mod safetensors;
 pub(crate) mod split;
 
 use crate::error::{Error, Result};
-use crate::family;
+use crate::family::{self, Layout};
 use crate::gguf::GgufFile;
-use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::buffer::Buffer;
 use hydralora_kernels::ops::frozen_linear::PackedBytes;
-use hydralora_runtime::{chunks, chunks_mut, for_each};
 use map::MappedFile;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,8 +28,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const SINGLE: &str = "model.safetensors";
 /// List of the weight files of a model folder.
 const INDEX: &str = "model.safetensors.index.json";
-/// Numbers one thread widens at a time.
-const CHUNK: usize = 1 << 16;
 /// How many similar names a missing tensor's error lists.
 const NEAREST: usize = 3;
 
@@ -49,9 +47,8 @@ struct Entry {
     format: BlockFormat,
     shape: Vec<usize>,
     range: Range<usize>,
-    interleaved_heads: Option<usize>,
-    /// What the file has added to every number, which must then be `F32`.
-    shift: f32,
+    /// How the file differs from what is given out.
+    layout: Layout,
     used: AtomicBool,
 }
 
@@ -64,7 +61,7 @@ pub struct TensorView<'a> {
     pub format: BlockFormat,
     /// Extents, outermost first: `[out, in]`.
     pub shape: Vec<usize>,
-    /// The encoded numbers, row by row; copied only where the file has rows in another order.
+    /// The encoded numbers, row by row; copied only where the file has another order or other numbers.
     pub bytes: Cow<'a, [u8]>,
 }
 
@@ -129,8 +126,7 @@ impl Weights {
                         format: tensor.format,
                         shape: tensor.shape,
                         range: tensor.range,
-                        interleaved_heads: None,
-                        shift: 0.0,
+                        layout: Layout::default(),
                         used: AtomicBool::new(false),
                     },
                 )?;
@@ -177,45 +173,29 @@ impl Weights {
             entries: BTreeMap::new(),
             gguf: None,
         };
+        let known = family::from_gguf(&gguf);
         for tensor in gguf.tensors() {
-            let family::Stored { name, heads, shift } = family::from_gguf(&gguf, &tensor.name);
-            if shift != 0.0 && tensor.format != BlockFormat::F32 {
-                let message =
-                    format!("tensor `{}` is {}; expected F32", tensor.name, tensor.format);
-                return Err(Error::malformed(path, message));
+            let (name, layout) = known(&tensor.name);
+            if let Some(fault) = reorder::fault(&layout, tensor.format, &tensor.shape) {
+                return Err(Error::malformed(path, format!("tensor `{}` {fault}", tensor.name)));
             }
-            let rows = tensor.shape.first().copied().unwrap_or(0);
-            let shared = |heads: usize| {
-                heads > 0 && heads.checked_mul(2).is_some_and(|two| rows.is_multiple_of(two))
-            };
-            if let Some(heads) = heads.filter(|&heads| !shared(heads)) {
-                let message = format!(
-                    "tensor `{}` has {rows} rows, which {heads} heads of even width cannot share",
-                    tensor.name
-                );
-                return Err(Error::malformed(path, message));
-            }
-            if heads.is_some() && tensor.shape.len() == 1 && tensor.format.block_len() > 1 {
-                let message = format!(
-                    "tensor `{}` is a list in {} blocks, whose numbers cannot be put in order; \
-                     expected F32",
-                    tensor.name, tensor.format
-                );
-                return Err(Error::malformed(path, message));
+            let mut shape = tensor.shape.clone();
+            if layout.squeezed {
+                shape.insert(1, 1);
             }
             weights.insert(
                 name,
                 Entry {
                     file: tensor.part,
                     format: tensor.format,
-                    shape: tensor.shape.clone(),
+                    shape,
                     range: tensor.range.clone(),
-                    interleaved_heads: heads,
-                    shift,
+                    layout,
                     used: AtomicBool::new(false),
                 },
             )?;
         }
+        drop(known);
         weights.gguf = Some(gguf);
         Ok(weights)
     }
@@ -265,33 +245,15 @@ impl Weights {
         self.entries.contains_key(name)
     }
 
-    /// The tensor `name` as stored. This does not count as using it.
+    /// The tensor `name` as stored, but in Hugging Face's order; widened to `F32` where the file keeps
+    /// other numbers, or cuts blocks where they would have to be cut. This does not count as using it.
     ///
     /// # Errors
     /// If there is no such tensor.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let entry = self.entry(name)?;
-        let format = entry.format;
         let stored = self.stored(entry);
-        let bytes = match (entry.interleaved_heads, entry.shape.first()) {
-            (Some(heads), Some(&rows)) if !stored.is_empty() => {
-                let width = stored.len() / rows;
-                let mut ordered = Vec::with_capacity(stored.len());
-                for row in 0..rows {
-                    let from = family::interleaved_row(row, rows, heads);
-                    ordered.extend_from_slice(&stored[from * width..(from + 1) * width]);
-                }
-                Cow::Owned(ordered)
-            }
-            _ if entry.shift != 0.0 => {
-                let numbers = stored.chunks_exact(4).map(|bytes| {
-                    let number = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                    (number - entry.shift).to_le_bytes()
-                });
-                Cow::Owned(numbers.flatten().collect())
-            }
-            _ => Cow::Borrowed(stored),
-        };
+        let (format, bytes) = reorder::bytes(&entry.layout, entry.format, &entry.shape, stored);
         Ok(TensorView { name: name.to_owned(), format, shape: entry.shape.clone(), bytes })
     }
 
@@ -306,7 +268,7 @@ impl Weights {
         Ok(view)
     }
 
-    /// The tensor `name` as stored, kept where it is: in the mapped file, unless its rows have to be
+    /// The tensor `name` as stored, kept where it is: in the mapped file, unless it has to be
     /// put in another order. It must have the shape `expected`, and then counts as used.
     ///
     /// # Errors
@@ -334,33 +296,7 @@ impl Weights {
     /// As [`take`](Self::take).
     pub fn take_f32(&self, name: &str, expected: &[usize]) -> Result<Buffer<f32>> {
         let entry = self.entry_of_shape(name, expected)?;
-        let format = entry.format;
-        let stored = self.stored(entry);
-        let len: usize = entry.shape.iter().product();
-        let mut out = Buffer::<f32>::scratch(len);
-        if len == 0 {
-            self.mark_used(name);
-            return Ok(out);
-        }
-        match (entry.interleaved_heads, entry.shape.first()) {
-            (Some(heads), Some(&rows)) => {
-                let (width, row_bytes) = (len / rows, stored.len() / rows);
-                for_each(chunks_mut(&mut out, width), |row, out| {
-                    let from = family::interleaved_row(row, rows, heads) * row_bytes;
-                    block::dequantize(format, &stored[from..from + row_bytes], out);
-                });
-            }
-            _ => {
-                // Every block length divides the chunk.
-                let stored = chunks(stored, format.bytes_for(CHUNK));
-                for_each((chunks_mut(&mut out, CHUNK), stored), |_, (out, bytes)| {
-                    block::dequantize(format, bytes, out);
-                });
-            }
-        }
-        if entry.shift != 0.0 {
-            out.iter_mut().for_each(|number| *number -= entry.shift);
-        }
+        let out = reorder::numbers(&entry.layout, entry.format, &entry.shape, self.stored(entry));
         // Nobody reads the tensor as stored again; its pages would count as this process's memory.
         self.files[entry.file].release(entry.range.clone());
         self.mark_used(name);
