@@ -37,6 +37,7 @@ const NAMES: GgufNames = GgufNames::new("gemma4")
         ("per_layer_model_proj.weight", "model.per_layer_model_projection.weight"),
         ("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"),
     ])
+    .pieces("gemma4")
     .windowed()
     .by_layer();
 /// What lies beside Gemma 3's layer.
@@ -109,6 +110,14 @@ impl Family for Gemma4 {
     fn linears(&self) -> &'static [&'static Linear] {
         debug_assert!(LLAMA_LINEARS.iter().zip(LINEARS).all(|(a, b)| a.name == b.name));
         LINEARS
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &[TABLE]
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &[LAYER_SCALAR]
     }
 
     fn defaults(&self) -> Defaults {
@@ -242,7 +251,8 @@ impl Family for Gemma4 {
         let inner = each(INNER_WIDTH)?;
         let (own, sharing) = inner.split_at(layers.saturating_sub(shared_layers));
         let usual = inner.first().copied().unwrap_or(0);
-        let wide_shared = !sharing.is_empty() && sharing.iter().all(|&of| of == 2 * usual);
+        let wide_shared =
+            !sharing.is_empty() && sharing.iter().all(|&of| Some(of) == usual.checked_mul(2));
         let narrow = sharing.iter().all(|&of| of == usual);
         if !own.iter().all(|&of| of == usual) || !(wide_shared || narrow) {
             let message = format!(
@@ -333,6 +343,12 @@ impl Family for Gemma4 {
             return say(
                 "rope_parameters",
                 "GGUF files imply `proportional`, and `default` in windows",
+            );
+        }
+        if config.num_hidden_layers.saturating_sub(of.shared_layers) < 2 {
+            return say(
+                "num_kv_shared_layers",
+                "llama.cpp expects two layers with keys of their own",
             );
         }
         owner_fault(config).map(|why| ("num_kv_shared_layers", why))

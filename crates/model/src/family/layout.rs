@@ -244,4 +244,16 @@ mod tests {
         }
         assert_eq!(Numbers::NegativeExp.write(0.0), -1.0);
     }
+
+    /// What is read from a file is written to it again, to the last bit.
+    #[test]
+    fn files_come_back() {
+        for i in 0..100_000 {
+            let x = (f64::from(i) * 0.7).sin() as f32 * (i % 97) as f32 / 12.0;
+            for numbers in [Numbers::Same, Numbers::Plus(1.0), Numbers::NegativeExp] {
+                let y = numbers.write(x);
+                assert_eq!(numbers.write(numbers.read(y)), y, "{numbers:?} {x}");
+            }
+        }
+    }
 }

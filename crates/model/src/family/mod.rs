@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub use layout::{Heads, Layout, Numbers, Order};
 pub use names::{GgufNames, interleaved_row};
-pub(crate) use names::{NEXT_LAYERS, from_gguf, shift_of};
+pub(crate) use names::{NEXT_LAYERS, SENTENCE_PIECE, from_gguf, shift_of};
 
 /// What a family assumes where a `config.json` is silent.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,16 @@ pub trait Family: Sync {
     /// Every linear layer that a decoder layer of the family may have, in order.
     fn linears(&self) -> &'static [&'static Linear] {
         kit::LLAMA_LINEARS
+    }
+
+    /// Tables that tokens are looked up in beside the embedding, as [`ModulesPlan`] names them.
+    fn tables(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Numbers of a layer that belong to no weight: training leaves them as they are.
+    fn constants(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// What it assumes where a `config.json` is silent.
@@ -252,6 +262,20 @@ pub fn find_gguf(architecture: &str) -> Option<&'static dyn Family> {
 /// Lists the names of all supported families.
 pub fn supported() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.model_type()).collect()
+}
+
+/// Tells whether `name` is that of a table in the checkpoint of any family: the embedding, or one beside it.
+pub fn is_table(name: &str) -> bool {
+    let table = name.strip_prefix("model.").and_then(|rest| rest.strip_suffix(".weight"));
+    table.is_some_and(|table| {
+        table == "embed_tokens" || FAMILIES.iter().any(|family| family.tables().contains(&table))
+    })
+}
+
+/// Tells whether `name` is that of a tensor in the checkpoint of any family that training leaves as it is.
+pub fn is_constant(name: &str) -> bool {
+    let inside = || Some(name.strip_prefix("model.layers.")?.split_once('.')?.1);
+    inside().is_some_and(|name| FAMILIES.iter().any(|family| family.constants().contains(&name)))
 }
 
 /// Lists every linear layer that any family declares.

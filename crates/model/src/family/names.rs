@@ -17,12 +17,17 @@ pub struct GgufNames {
     outside: Parts,
     /// Whether sizes may be lists with a number for every layer; the family checks them.
     pub by_layer: bool,
+    /// How files call a tokenizer whose tokens are pieces of text, `llama` or one that lists merges.
+    pub pieces: &'static str,
     /// Whether files of the architecture can say how far attention reaches.
     pub windowed: bool,
     /// Whether the rows of a query or key head are ordered as pairs `(0, d/2, 1, d/2+1, …)`, because
     /// the rotation there acts on neighbours.
     pub interleaved: bool,
 }
+
+/// GGUF's name of tokenizers whose merges follow from scores.
+pub(crate) const SENTENCE_PIECE: &str = "llama";
 
 /// Tensors outside the layers: GGUF's name and Hugging Face's.
 const OUTSIDE: Parts = &[
@@ -69,6 +74,7 @@ impl GgufNames {
             tensors: &[],
             outside: &[],
             by_layer: false,
+            pieces: SENTENCE_PIECE,
             windowed: false,
             interleaved: false,
         }
@@ -96,6 +102,11 @@ impl GgufNames {
     /// Names tensors outside the layers.
     pub(super) const fn outside(self, outside: Parts) -> Self {
         Self { outside, ..self }
+    }
+
+    /// Says how files call a tokenizer of pieces that lists its merges.
+    pub(super) const fn pieces(self, pieces: &'static str) -> Self {
+        Self { pieces, ..self }
     }
 
     /// Says that sizes may be lists with a number for every layer.

@@ -4,10 +4,17 @@ use super::Saving;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::{self, GgufNames, Layout, NEXT_LAYERS};
-use crate::gguf::{GgufFile, GgufWriter, Value};
+use crate::gguf::{Array, GgufFile, GgufWriter, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
+/// Metadata that may be lists with an entry for every layer.
+const BY_LAYER: &[&str] = &[
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.recurrent_layers",
+    "feed_forward_length",
+];
 /// Metadata that is written anew, or holds only for the file it was in.
 const NOT_CARRIED: &[&str] = &["general.file_type", "general.name", "general.alignment"];
 
@@ -78,13 +85,18 @@ fn layout_fault(layout: &Layout, shape: &[usize]) -> Option<String> {
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {
     let template = "tokenizer.chat_template";
     let architecture = saving.source.config.gguf_names().architecture;
+    let layers = saving.source.config.num_hidden_layers;
     let counted = |key: &str| key.strip_prefix(architecture)?.strip_prefix('.').map(str::to_owned);
     for (key, value) in base.metadata() {
         match counted(key).as_deref() {
             // Layers that predict later tokens are left out.
             Some(NEXT_LAYERS) => continue,
             Some("block_count") => {
-                writer.metadata(key.clone(), size(saving.source.config.num_hidden_layers));
+                writer.metadata(key.clone(), size(layers));
+                continue;
+            }
+            Some(counted) if BY_LAYER.contains(&counted) => {
+                writer.metadata(key.clone(), first(value, layers));
                 continue;
             }
             _ => {}
@@ -99,6 +111,19 @@ fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<
     writer.metadata("general.name", Value::String(saving.name.to_owned()));
     if let Some(text) = saving.chat_template {
         writer.metadata(template, Value::String(text.to_owned()));
+    }
+}
+
+/// The first `count` entries of a list, if it has more.
+fn first(value: &Value, count: usize) -> Value {
+    fn of<T: Clone>(list: &[T], count: usize) -> Vec<T> {
+        list.iter().take(count).cloned().collect()
+    }
+    match value {
+        Value::Array(Array::Bool(list)) => Value::Array(Array::Bool(of(list, count))),
+        Value::Array(Array::I32(list)) => Value::Array(Array::I32(of(list, count))),
+        Value::Array(Array::U32(list)) => Value::Array(Array::U32(of(list, count))),
+        other => other.clone(),
     }
 }
 
@@ -124,8 +149,9 @@ pub(super) fn file_type(format: BlockFormat, out: &Path) -> Result<u32> {
 fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()> {
     let config = &saving.source.config;
     metadata_of_config(writer, config, saving.name, saving.source.weights.path())?;
+    let (tokenizer, pieces) = (&saving.source.tokenizer, config.gguf_names().pieces);
     let template = saving.chat_template;
-    for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {
+    for (key, value) in tokenizer.gguf_metadata(config.vocab_size, template, pieces)? {
         writer.metadata(key, value);
     }
     Ok(())

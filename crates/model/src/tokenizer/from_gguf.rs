@@ -196,8 +196,9 @@ impl Source<'_> {
             None => self.merges(&self.scores()?),
         };
         let mut model = self.model(merges).byte_fallback(true).fuse_unk(true);
-        if let Some((_, unknown)) = self.of_kind(&[UNKNOWN]).next() {
-            model = model.unk_token(unknown.to_owned());
+        let of_kind = || self.of_kind(&[UNKNOWN]).next().map(|(_, text)| text.to_owned());
+        if let Some(unknown) = self.special("unknown")?.map(|(_, text)| text).or_else(of_kind) {
+            model = model.unk_token(unknown);
         }
         let mut inner = tokenizers::Tokenizer::new(model.build().map_err(fault)?);
         let mut normalizers: Vec<NormalizerWrapper> = Vec::new();

@@ -30,7 +30,7 @@ fn models() -> Vec<PathBuf> {
 }
 
 /// Logits of every token of some sequences.
-fn logits(decoder: &Decoder, batch: Packed<'_>) -> Vec<f64> {
+pub(crate) fn logits(decoder: &Decoder, batch: Packed<'_>) -> Vec<f64> {
     let _guard = no_grad();
     let pass = hydralora_model::adapter::Pass::inference();
     let hidden = decoder.hidden(batch, &hydralora_model::adapter::NoAdapter, &pass).unwrap();
@@ -39,7 +39,7 @@ fn logits(decoder: &Decoder, batch: Packed<'_>) -> Vec<f64> {
 }
 
 /// The tokens that follow `prompt` greedily.
-fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
+pub(crate) fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for _ in 0..count {
         let batch = Packed { tokens: &tokens, offsets: &[0, tokens.len()] };
@@ -50,7 +50,7 @@ fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+pub(crate) fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
     let difference: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
     (difference / expected.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
@@ -76,6 +76,11 @@ fn as_files_imply(config: &mut ModelConfig) {
     if config.gguf_names().architecture == "llama" {
         config.sliding_window = None;
     }
+}
+
+/// Whether a file holds single-precision divisors of frequencies, where a configuration holds formulas.
+fn rounds_frequencies(config: &ModelConfig) -> bool {
+    matches!(config.rope.scaling, RopeScaling::LongRope { .. } | RopeScaling::Llama3 { .. })
 }
 
 /// The weights of the small Gemma 4 at `path` with a third layer that uses earlier keys: its feed-forward
@@ -128,6 +133,8 @@ fn what_a_file_cannot_say_is_refused_by_field() {
         config.linear_attention.as_mut().unwrap().value_head_dim = 64;
     };
     refused("qwen3.5-9b", &width, "linear_value_head_dim");
+    let bias = |config: &mut ModelConfig| config.attention_bias = true;
+    refused("qwen3.5-9b", &bias, "attention_bias");
 }
 
 #[test]
@@ -145,6 +152,10 @@ fn a_gguf_file_is_the_same_model() {
         let name = config.model_type.clone();
         let file = scratch.path().join(format!("{name}.gguf"));
         if name == "gemma4_text" {
+            let refusal = random_gguf(&config, BlockFormat::F32, 1, &file).unwrap_err().to_string();
+            let words =
+                ["num_kv_shared_layers", "layer 4 does not", "a Hugging Face folder instead"];
+            assert!(words.iter().all(|word| refusal.contains(word)), "{refusal}");
             weights = with_three_sharing(&path, scratch.path());
         }
         // Any model with as many tokens has a tokenizer that fits.
@@ -179,6 +190,13 @@ fn a_gguf_file_is_the_same_model() {
         let decoder = Decoder::load(&read, &weights, DType::F64).unwrap();
         let error = relative_error(&logits(&decoder, batch), &expected);
         assert!(error < 1e-6, "{name}: logits from GGUF are off by {error}: {read:?}");
+        // Whatever the file keeps in other numbers, single precision computes the very same.
+        if !rounds_frequencies(&config) {
+            let single = |config: &ModelConfig, weights: &Weights| {
+                logits(&Decoder::load(config, weights, DType::F32).unwrap(), batch)
+            };
+            assert_eq!(single(&read, &weights), single(&config, &source.weights), "{name}");
+        }
         // And back to a folder.
         let folder = scratch.path().join(format!("{name}-folder"));
         let source = ModelSource::open(&written).unwrap();

@@ -4,6 +4,7 @@ mod config;
 mod families;
 mod gguf;
 mod kinds;
+mod llama_cpp;
 mod save;
 mod smollm2;
 mod source;

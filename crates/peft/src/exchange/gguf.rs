@@ -14,7 +14,7 @@ use std::path::Path;
 /// Writes `lora` for a model of `config`, its numbers in `f32`.
 ///
 /// # Errors
-/// If a layer has no name in GGUF, or the file system refuses.
+/// If a layer has no name in GGUF or none that llama.cpp adapts, or the file system refuses.
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let mut writer = GgufWriter::new();
     let text = |value: &str| Value::String(value.to_owned());
@@ -33,6 +33,13 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
             path: out.to_path_buf(),
             message: format!("{site} has no name in a GGUF file"),
         })?;
+        if site.linear.outside {
+            let message = format!(
+                "llama.cpp applies no adapter to {site}, which lies outside the layers; merge it into \
+                 the model instead"
+            );
+            return Err(Error::Malformed { path: out.to_path_buf(), message });
+        }
         let layout = config.gguf_layout(&tensor);
         let (mut a, mut b) = (pair.a.to_f32(), pair.b.to_f32());
         // Rows of a change are rows of B, its columns those of A.
