@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STORIES = ROOT / "crates/model/tests/fixtures/stories260K"
+CONVERTED = ROOT / "crates/model/tests/fixtures/llama_cpp"
 INTEROP = ROOT / "crates/cli/tests/fixtures/interop"
 SAMPLE = ROOT / "data/eval-sample"
 # As in src/lib.rs.
@@ -190,6 +191,8 @@ def gguf_seeds():
         tokenizer, vocabulary = gguf_tokenizer(model)
         tensors = model_tensors(vocabulary, gguf=True)
         seed("gguf", model, gguf({**gguf_config(vocabulary), **tokenizer}, tensors))
+    for converted in sorted(CONVERTED.glob("*.gguf")):
+        seed("gguf", converted.stem, converted)
     odd = {"a": (10, bytes(8)), "b": (7, b"\1"), "c": (12, bytes(8)), "d": (0, b"\1")}
     odd["nested"] = (9, struct.pack("<IQIQ", 9, 1, 0, 2) + b"ab")
     odd["general.alignment"] = gguf_u32(64)

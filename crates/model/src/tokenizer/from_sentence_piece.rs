@@ -72,6 +72,7 @@ struct Model<'a> {
     tokens: Vec<String>,
     kinds: Vec<u64>,
     scores: Vec<f64>,
+    listed: None,
     /// 1 is unigram, 2 is BPE.
     kind: u64,
     byte_fallback: bool,
@@ -186,6 +187,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
         tokens: &model.tokens,
         kinds: &model.kinds,
         scores: &model.scores,
+        listed: None,
         unigram,
         cut_user_defined: true,
         byte_fallback: model.byte_fallback && model.kinds.contains(&BYTE),

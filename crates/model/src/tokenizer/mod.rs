@@ -265,7 +265,8 @@ impl Tokenizer {
     }
 
     /// The tokenizer as the metadata of a GGUF file for a model with `rows` embeddings, with
-    /// `template` instead of its own chat template if one is given.
+    /// `template` instead of its own chat template if one is given. `pieces` is what the architecture's
+    /// files call a tokenizer of pieces, see [`GgufNames`](crate::family::GgufNames).
     ///
     /// # Errors
     /// If GGUF has no form for its kind, or a token lies beyond the embeddings.
@@ -273,8 +274,9 @@ impl Tokenizer {
         &self,
         rows: usize,
         template: Option<&str>,
+        pieces: &str,
     ) -> Result<Vec<(String, crate::gguf::Value)>> {
-        to_gguf::metadata(self, rows, template)
+        to_gguf::metadata(self, rows, template, pieces)
     }
 
     fn fault(&self, error: &tokenizers::Error) -> Error {

@@ -5,6 +5,7 @@ mod families;
 mod foreign_tokenizers;
 mod gguf;
 mod kinds;
+mod llama_cpp;
 mod save;
 mod smollm2;
 mod source;

@@ -86,13 +86,26 @@ impl Trial {
         Some(tuned)
     }
 
-    fn trained(&self, tuned: &dyn Tuned, checkpointing: bool) -> Trained {
-        let labels: Vec<u32> = (self.offsets.windows(2))
+    fn labels(&self) -> Vec<u32> {
+        (self.offsets.windows(2))
             .flat_map(|w| {
                 let next = self.tokens[w[0] + 1..w[1]].iter().copied();
                 next.chain([IGNORE_LABEL]).collect::<Vec<_>>()
             })
-            .collect();
+            .collect()
+    }
+
+    /// The loss alone.
+    fn loss(&self, adapter: &dyn Adapter) -> f64 {
+        let _guard = no_grad();
+        let pass = Pass::training(3).of_sequences(&self.offsets, &[0, 1]);
+        let hidden = self.decoder.hidden(self.packed(), adapter, &pass).unwrap();
+        let found = self.decoder.loss_with(adapter, &hidden, &self.labels(), 0.1, &pass);
+        found.loss.value().item()
+    }
+
+    fn trained(&self, tuned: &dyn Tuned, checkpointing: bool) -> Trained {
+        let labels = self.labels();
         let pass = Pass::training(3).of_sequences(&self.offsets, &[0, 1]);
         let pass = pass.checkpointing(checkpointing);
         let added = |pass: &Pass<'_>| tuned.aux_loss(pass);
@@ -173,6 +186,49 @@ impl Trial {
         let pass = Pass::inference().of_sequences(&offsets, &[0]);
         let rows = self.decoder.hidden_tree(tree, None, adapter, &pass).unwrap().to_f64();
         Some([&rows[..10 * width], &rows[15 * width..]].concat())
+    }
+}
+
+/// Full fine-tuning leaves out nothing but constants, and every gradient is the slope of the loss.
+#[test]
+fn full_fine_tuning_trains_every_weight_of_every_family() {
+    let tokenizer = source_of_any_tokenizer().tokenizer;
+    let case = cases().into_iter().find(|case| case.method == "full").unwrap();
+    for path in models() {
+        let Some(trial) = Trial::open(&path) else { continue };
+        let name = &trial.name;
+        let mut tuned = trial.build(&case, &tokenizer).unwrap();
+        let mut left: Vec<String> = trial.decoder.named_weights().into_keys().collect();
+        let found = trial.trained(tuned.as_ref(), false);
+        let gradients: Vec<Vec<f64>> = (tuned.trainables().into_iter())
+            .map(|trainable| {
+                left.retain(|name| name != trainable.parameter.name());
+                let gradient = found.gradients.get(trainable.var());
+                let gradient = gradient.map(Tensor::to_f64).unwrap_or_default();
+                let what = trainable.parameter.name();
+                assert!(gradient.iter().any(|&g| g != 0.0), "{name}: {what} has no gradient");
+                gradient
+            })
+            .collect();
+        assert!(left.iter().all(|name| name.ends_with("layer_scalar")), "{name}: {left:?}");
+        for (number, gradient) in gradients.iter().enumerate() {
+            let steepest = (0..gradient.len())
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+                .unwrap();
+            let mut moved = |step: f64| {
+                let mut all = tuned.trainables_mut();
+                all[number].parameter.value_mut().data_mut::<f64>()[steepest] += step;
+                drop(all);
+                trial.loss(tuned.as_adapter())
+            };
+            let slope = (moved(1e-6) - moved(-2e-6)) / 2e-6;
+            moved(1e-6);
+            let what = tuned.trainables()[number].parameter.name().to_owned();
+            let expected = gradient[steepest];
+            let off = (slope - expected).abs();
+            let limit = 1e-5 * expected.abs() + 1e-7;
+            assert!(off < limit, "{name}: {what} {expected} where the loss rises by {slope}");
+        }
     }
 }
 
