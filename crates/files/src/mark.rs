@@ -90,12 +90,12 @@ fn read_up_to(path: &Path, most: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Takes a file by its path in the folder, its path, and what the system says of it.
+type Visit<'a> = dyn FnMut(String, &Path, &fs::Metadata) -> io::Result<ControlFlow<()>> + 'a;
+
 /// Shows every file in `folder` and the folders in it, by its path in there. The list itself, locks
 /// and what is being written are left out; links are not followed.
-fn walk(
-    folder: &Path,
-    each: &mut dyn FnMut(String, &Path, &fs::Metadata) -> io::Result<ControlFlow<()>>,
-) -> io::Result<()> {
+fn walk(folder: &Path, each: &mut Visit<'_>) -> io::Result<()> {
     let mut open: Vec<(PathBuf, String)> = vec![(folder.to_path_buf(), String::new())];
     while let Some((folder, inside)) = open.pop() {
         let mut entries = fs::read_dir(&folder)?.collect::<io::Result<Vec<_>>>()?;
