@@ -1,5 +1,7 @@
 //! The crate as its users see it: files in, data sets and messages out.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
+
 mod bad_input;
 mod documentation;
 mod heads;

@@ -1,5 +1,7 @@
 //! How a base model's files are read, and what bad ones give.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
+
 mod config;
 mod families;
 mod foreign_tokenizers;
