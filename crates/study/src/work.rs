@@ -436,6 +436,10 @@ impl Worker<'_> {
                 for spent in SPENT {
                     let _ = fs::remove_dir_all(folder.join(RUN).join(spent));
                 }
+                // What a command wrote that did not know yet that its cell had been taken over.
+                for name in names_in(&folder)?.iter().filter(|name| name.starts_with("run-")) {
+                    let _ = fs::remove_dir_all(folder.join(name));
+                }
                 claim.finish()?;
                 self.counts[0].fetch_add(1, Ordering::SeqCst);
                 let loss = valid.map_or(String::new(), |loss| format!("  held-out loss {loss:.4}"));
