@@ -2,6 +2,7 @@
 
 mod from_folder;
 mod from_gguf;
+mod growth;
 mod stream;
 mod to_gguf;
 mod words;
@@ -79,6 +80,7 @@ impl Tokenizer {
     }
 
     fn assemble(path: &Path, mut inner: tokenizers::Tokenizer, extras: Extras) -> Result<Self> {
+        growth::check(path, &inner)?;
         // A file may ask for truncation or padding, of any length; whole texts are needed here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;
