@@ -25,6 +25,9 @@ pub use rope::{QueryScaling, RopeConfig, RopeScaling};
 /// their `text_config`.
 const COMPOSITES: &[&str] = &["gemma3", "gemma4", "mistral3", "qwen3_5"];
 
+/// The most layers; the deepest models have some hundreds.
+const MOST_LAYERS: usize = 1 << 12;
+
 /// The shape of a decoder and the constants of its arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -189,6 +192,7 @@ impl ModelConfig {
             bos_token_id: ids("bos_token_id")?.first().copied(),
             eos_token_ids: ids("eos_token_id")?,
         };
+        config.check_sizes(path)?;
         read_layer_types(&fields, &mut config)?;
         family.read(&fields, &mut config)?;
         fields.refuse_unread_arithmetic()?;
@@ -303,21 +307,18 @@ impl ModelConfig {
             bos_token_id: token("bos_token_id")?,
             eos_token_ids,
         };
+        config.check_sizes(path)?;
         family.read_gguf(file, &mut config)?;
         config.validate(path)?;
         Ok(config)
     }
 
-    /// Checks that all sizes are positive and agree with each other.
-    ///
-    /// # Errors
-    /// Naming the first field that does not, as one of the file at `path`.
-    pub fn validate(&self, path: &Path) -> Result<()> {
+    /// Checks that every size by itself can be one, before anything is made of that size.
+    fn check_sizes(&self, path: &Path) -> Result<()> {
         for (field, size) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
@@ -330,6 +331,21 @@ impl ModelConfig {
                 return Err(Error::config(path, field, message));
             }
         }
+        // Layers are listed, and lists of them multiplied, before the weights say which there are.
+        let layers = self.num_hidden_layers;
+        if layers == 0 || layers > MOST_LAYERS {
+            let message = format!("expected a size from 1 to {MOST_LAYERS}, found {layers}");
+            return Err(Error::config(path, "num_hidden_layers", message));
+        }
+        Ok(())
+    }
+
+    /// Checks that all sizes are positive and agree with each other.
+    ///
+    /// # Errors
+    /// Naming the first field that does not, as one of the file at `path`.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        self.check_sizes(path)?;
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let message = format!(
                 "expected a divisor of num_attention_heads {}, found {}",

@@ -15,6 +15,13 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        // Opening a pipe waits for somebody to write; a device has no end.
+        let kind = fs_err::metadata(path)?.file_type();
+        if !kind.is_file() {
+            let what = if kind.is_dir() { "a folder" } else { "a pipe, a socket or a device" };
+            let message = format!("{} is {what}; expected a file", path.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message).into());
+        }
         let file = fs_err::File::open(path)?;
         // The system refuses to map nothing.
         let map = (file.metadata()?.len() > 0).then(|| map(file.file())).transpose().map_err(
