@@ -22,7 +22,7 @@ const MAX_SEQ_LEN: usize = 1024;
 
 /// Opens a model's files, but not its decoder.
 pub(crate) fn open_source(spec: &str) -> anyhow::Result<ModelSource> {
-    let path = hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
+    let path = hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
     Ok(ModelSource::open(&path)?)
 }
 

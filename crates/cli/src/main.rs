@@ -28,16 +28,16 @@ fn main() -> ExitCode {
     match run {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            eprintln!("error: {error:#}");
+            ui::tell(format!("error: {error:#}"));
             ExitCode::from(failure::exit_code(&error))
         }
         Err(panic) => {
             if let Some(message) = device::failure(panic.as_ref()) {
-                eprintln!("error: {message}");
+                ui::tell(format!("error: {message}"));
                 return ExitCode::from(1);
             }
             // The panic's own message is on stderr already.
-            eprintln!("error: this is a fault of hydralora, please report it with the lines above");
+            ui::tell("error: this is a fault of hydralora, please report it with the lines above");
             ExitCode::from(1)
         }
     }

@@ -32,7 +32,7 @@ pub(crate) struct Base {
 
 /// Finds and opens a base model.
 pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
-    let path = hydralora_model::hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
+    let path = hydralora_model::hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
     let source = ModelSource::open(&path)?;
     let (dtype, held) = dtype.plan();
     let decoder = Decoder::load_held(&source.config, &source.weights, dtype, held)?;

@@ -42,9 +42,9 @@ impl Progress {
 
     fn line(&self, line: String) {
         if self.terminal {
-            self.bar.println(line);
+            self.bar.println(hydralora_data::shown(&line));
         } else {
-            eprintln!("{line}");
+            crate::ui::tell(line);
         }
     }
 }

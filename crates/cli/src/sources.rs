@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Finds the files of the named sources of a recipe.
 pub(crate) fn locate(data: &mut DataConfig) -> anyhow::Result<()> {
     let copies = std::env::var_os("HYDRALORA_DATA_DIR").filter(|folder| !folder.is_empty());
-    let mut files = HubFiles::new(|line| eprintln!("{line}"));
+    let mut files = HubFiles::new(|line| crate::ui::tell(line));
     Ok(hydralora_data::locate(data, copies.map(PathBuf::from).as_deref(), &mut files)?)
 }
 

@@ -1,29 +1,48 @@
 //! What people see. It goes to stderr; results go to stdout.
 
 use crate::args::Global;
+use hydralora_data::shown;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 
 /// Prints a line for people.
 pub(crate) fn say(global: &Global, line: impl AsRef<str>) {
     if !global.quiet {
-        eprintln!("{}", line.as_ref());
+        tell(line);
     }
+}
+
+/// Prints a line for people, `--quiet` or not. A terminal that is gone or a disk that is full ends
+/// no work: what cannot be told is not.
+pub(crate) fn tell(line: impl AsRef<str>) {
+    ask(format!("{}\n", line.as_ref()));
+}
+
+/// The same without a line's end.
+pub(crate) fn ask(text: impl AsRef<str>) {
+    let mut err = std::io::stderr().lock();
+    let text = shown(text.as_ref());
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 
 /// Prints the result: `json` as one document under `--json`, `text` otherwise.
 pub(crate) fn result(global: &Global, json: &impl Serialize, text: &str) -> anyhow::Result<()> {
+    let text =
+        if global.json { serde_json::to_string_pretty(json)? } else { shown(text).into_owned() };
+    print(&format!("{text}\n"))?;
+    Ok(())
+}
+
+/// Prints a part of the result; false when nobody reads any more (`| head`), which is no failure. A
+/// terminal gets it without what would speak to it.
+pub(crate) fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = std::io::stdout().lock();
-    let written = if global.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(json)?)
-    } else {
-        writeln!(out, "{text}")
-    };
-    match written {
-        // A closed pipe (`| head`) is no failure.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    let text = if out.is_terminal() { shown(text) } else { text.into() };
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot write to stdout")),
     }
 }
 

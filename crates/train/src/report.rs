@@ -1,6 +1,7 @@
 //! `report.html`: a run on one page that needs no other file and no network.
 
 use crate::routing::Routing;
+use hydralora_data::shown;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -100,7 +101,7 @@ pub fn render(input: &ReportInput<'_>) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    shown(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {

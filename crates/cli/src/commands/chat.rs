@@ -4,7 +4,7 @@ use super::generate::{Opened, print_piece, sampling};
 use crate::args::{ChatArguments, Global};
 use crate::failure::bad_input;
 use crate::plan::encode_chat;
-use crate::ui::say;
+use crate::ui::{ask, say};
 use hydralora_data::Message;
 use hydralora_run::Finish;
 use std::io::{BufRead, IsTerminal};
@@ -28,7 +28,7 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
     }
     loop {
         if terminal {
-            eprint!("> ");
+            ask("> ");
         }
         let mut line = String::new();
         if stdin.lock().read_line(&mut line)? == 0 {

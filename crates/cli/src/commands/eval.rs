@@ -5,7 +5,7 @@ use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
-use crate::ui::{result, say, table};
+use crate::ui::{result, say, table, tell};
 use anyhow::Context;
 use clap::Args;
 use hydralora_data::ChatTemplate;
@@ -521,7 +521,7 @@ impl Bar {
         if self.lines {
             if self.last.elapsed() >= LINE_EVERY {
                 self.last = Instant::now();
-                eprintln!("{}/{}  {}{left}", progress.done, progress.total, progress.task);
+                tell(format!("{}/{}  {}{left}", progress.done, progress.total, progress.task));
             }
             return;
         }

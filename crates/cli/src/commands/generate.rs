@@ -10,7 +10,6 @@ use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
 use hydralora_run::{Generator, Sampling};
 use serde_json::json;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -61,8 +60,7 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
 
 /// Prints without a line's end; false when nobody reads any more.
 pub(crate) fn print_piece(piece: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_ok()
+    crate::ui::print(piece).unwrap_or(false)
 }
 
 /// The sampling options, checked.

@@ -21,7 +21,7 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
     let mut text = Vec::new();
     let opened = match &arguments.model {
         Some(spec) => {
-            let path = hub::resolve(spec, &mut |line| eprintln!("{line}"))?;
+            let path = hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
             let source = ModelSource::open(&path)?;
             // Only logits are computed; to be counted, weights stay as they are in the file.
             let held = if arguments.logits.is_some() { Held::Wide } else { Held::Stored };

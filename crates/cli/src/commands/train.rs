@@ -145,7 +145,7 @@ fn stop_flag() -> Arc<AtomicBool> {
             if set.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-            eprintln!("stopping after this step; the run will be saved");
+            crate::ui::tell("stopping after this step; the run will be saved");
         };
         // Without a handler Ctrl-C ends the process, as it would anyway.
         let _ = ctrlc::set_handler(handler);

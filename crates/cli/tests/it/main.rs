@@ -9,6 +9,7 @@ mod domains;
 mod eval;
 mod golden;
 mod heads;
+mod hostile;
 mod interop;
 mod quickstart;
 mod resume;
