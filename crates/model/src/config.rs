@@ -25,6 +25,9 @@ pub use rope::{QueryScaling, RopeConfig, RopeScaling};
 /// their `text_config`.
 const COMPOSITES: &[&str] = &["gemma3", "gemma4", "mistral3", "qwen3_5"];
 
+/// The most layers; the deepest models have some hundreds.
+const MOST_LAYERS: usize = 1 << 12;
+
 /// The shape of a decoder and the constants of its arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -319,7 +322,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Checks that all sizes are positive, and small enough to make lists and shapes of.
+    /// Checks that every size by itself can be one, before anything is made of that size.
     fn check_sizes(&self, path: &Path) -> Result<()> {
         for (field, size) in [
             ("vocab_size", self.vocab_size),
@@ -337,6 +340,7 @@ impl ModelConfig {
                 return Err(Error::config(path, field, message));
             }
         }
+        // Layers are listed, and lists of them multiplied, before the weights say which there are.
         let layers = self.num_hidden_layers;
         if layers == 0 || layers > MOST_LAYERS {
             let message = format!("expected a size from 1 to {MOST_LAYERS}, found {layers}");

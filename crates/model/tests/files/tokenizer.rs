@@ -263,3 +263,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn replacements_that_would_fill_the_memory_are_refused() {
+    let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+    let many = vec![double; 40].join(",");
+    let long = double.replace("aa", &"b".repeat(1 << 20));
+    let sequence =
+        |kind: &str, parts: &str| format!(r#"{{"type": "Sequence", "{kind}": [{parts}]}}"#);
+    for (part, value) in [
+        ("normalizer", sequence("normalizers", &many)),
+        ("decoder", sequence("decoders", &many)),
+        ("normalizer", long),
+    ] {
+        let folder = copied_stories();
+        let path = folder.path().join("tokenizer.json");
+        let mut file: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        file[part] = serde_json::from_str(&value).unwrap();
+        fs::write(&path, file.to_string()).unwrap();
+        let error = Tokenizer::from_folder(folder.path(), &[2]).unwrap_err().to_string();
+        assert!(error.contains(&format!("its {part} could make a text")), "{error}");
+    }
+}
