@@ -79,9 +79,6 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// No published model has a hundredth of it.
-const MOST_LAYERS: usize = 1 << 16;
-
 impl ModelConfig {
     /// How many positions back attention reaches in layer `layer`; all if none.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
