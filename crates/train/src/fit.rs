@@ -172,16 +172,6 @@ pub fn fit(
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
-    let router_start = match run.folder {
-        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
-        folder => RouterStart::note(&*tuned, folder)?,
-    };
-    let measure = |tuned: &dyn Tuned| -> Result<Evaluation> {
-        let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
-        let found = evaluate(run.decoder, tuned.as_adapter(), valid, domains)?;
-        let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
-        Ok(Evaluation { router_movement, ..found })
-    };
     // What reading the data and finding the method's start took.
     release_kept();
     let before = progress.elapsed_s;
@@ -198,6 +188,10 @@ pub fn fit(
         }
     }
     let mut notes = Notes::default();
+    let router_start = match run.folder {
+        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
+        folder => RouterStart::note(&*tuned, folder)?,
+    };
     let evaluated = |tuned: &dyn Tuned| -> Result<Option<Evaluation>> {
         let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
         let found = evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)?;

@@ -72,7 +72,6 @@ struct Model<'a> {
     tokens: Vec<String>,
     kinds: Vec<u64>,
     scores: Vec<f64>,
-    listed: None,
     /// 1 is unigram, 2 is BPE.
     kind: u64,
     byte_fallback: bool,
