@@ -166,7 +166,7 @@ mod known {
         | CLONE_NEWNET;
     /// What interpreters ask of an open file: whether it is a terminal, and that it be closed before
     /// another program.
-    const ASKED: [u64; 4] = [TCGETS as u64, TIOCGWINSZ as u64, FIOCLEX as u64, FIONREAD as u64];
+    const ASKED: [u64; 4] = [TCGETS, TIOCGWINSZ, FIOCLEX, FIONREAD];
     /// A name, the end with the parent, and names of memory, which the C library gives.
     const OF_ITSELF: [u64; 4] =
         [PR_SET_NAME as u64, PR_GET_NAME as u64, PR_SET_PDEATHSIG as u64, 0x5356_4d41];
