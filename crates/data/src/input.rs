@@ -101,7 +101,14 @@ impl Input {
             head.drain(..3);
         }
         let reader = Box::new(Cursor::new(head.clone()).chain(reader));
-        Ok(Self { path: path.to_path_buf(), ending: ending(path), head, compression, reader, budget })
+        Ok(Self {
+            path: path.to_path_buf(),
+            ending: ending(path),
+            head,
+            compression,
+            reader,
+            budget,
+        })
     }
 
     /// The first character that is not white space, if it is ASCII.

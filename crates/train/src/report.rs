@@ -101,7 +101,11 @@ pub fn render(input: &ReportInput<'_>) -> String {
 }
 
 fn escape(text: &str) -> String {
-    shown(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    shown(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {

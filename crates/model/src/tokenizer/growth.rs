@@ -57,9 +57,7 @@ mod tests {
 
     #[test]
     fn factors_multiply() {
-        let replace = |pattern: Value, content: &str| {
-            json!({"type": "Replace", "pattern": pattern, "content": content})
-        };
+        let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
         let space = replace(json!({"String": " "}), "▁");
         let back = replace(json!({"String": "▁"}), " ");
         assert_eq!(factor(&Value::Null), 1.0);

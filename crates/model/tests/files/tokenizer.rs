@@ -244,9 +244,8 @@ fn replacements_that_would_fill_the_memory_are_refused() {
     let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
     let many = vec![double; 40].join(",");
     let long = double.replace("aa", &"b".repeat(1 << 20));
-    let sequence = |kind: &str, parts: &str| {
-        format!(r#"{{"type": "Sequence", "{kind}": [{parts}]}}"#)
-    };
+    let sequence =
+        |kind: &str, parts: &str| format!(r#"{{"type": "Sequence", "{kind}": [{parts}]}}"#);
     for (part, value) in [
         ("normalizer", sequence("normalizers", &many)),
         ("decoder", sequence("decoders", &many)),
