@@ -258,10 +258,8 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
     if !mount(&["-t", "tmpfs", "-o", "size=700k", "tmpfs"]) {
         return hydralora_testing::skip("mount", "a small disk cannot be mounted here");
     }
-    let full = (|| {
-        place.succeed(&["study", "plan", "small.yaml", "--out", "disk/s"]);
-        place.run(&["study", "run", "disk/s"])
-    })();
+    place.succeed(&["study", "plan", "small.yaml", "--out", "disk/s"]);
+    let full = place.run(&["study", "run", "disk/s"]);
     let room = mount(&["-o", "remount,size=80m"]);
     let healed = place.run(&["study", "run", "disk/s", "--retry"]);
     let found = results(&place, "disk/s");

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 
-MOST = 32 << 20
+MOST = 8 << 20
 
 
 class Ended(Exception):
