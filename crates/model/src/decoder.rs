@@ -175,10 +175,16 @@ impl Decoder {
             self.head = self.head.released();
         }
         let layers = self.layers.iter_mut().map(|layer| &mut layer.modules);
-        let modules = layers.chain([&mut self.outside]);
-        for (site, frozen) in modules.flat_map(|modules| &mut modules.linears) {
-            if is_taken(&site.to_string()) {
-                *frozen = frozen.released();
+        for modules in layers.chain([&mut self.outside]) {
+            for (site, frozen) in &mut modules.linears {
+                if is_taken(&site.to_string()) {
+                    *frozen = frozen.released();
+                }
+            }
+            for (name, table) in &mut modules.tables {
+                if is_taken(&format!("model.{name}")) {
+                    *table = table.released();
+                }
             }
         }
     }
