@@ -215,14 +215,14 @@ fn full_fine_tuning_trains_every_weight_of_every_family() {
             let steepest = (0..gradient.len())
                 .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
                 .unwrap();
-            let mut moved = |step: f64| {
+            let mut loss_at = |step: f64| {
                 let mut all = tuned.trainables_mut();
                 all[number].parameter.value_mut().data_mut::<f64>()[steepest] += step;
-                drop(all);
-                trial.loss(tuned.as_adapter())
+                trial.trained(tuned.as_ref(), false).loss
             };
-            let slope = (moved(1e-6) - moved(-2e-6)) / 2e-6;
-            moved(1e-6);
+            let (above, below) = (loss_at(1e-6), loss_at(-2e-6));
+            loss_at(1e-6);
+            let slope = (above - below) / 2e-6;
             let what = tuned.trainables()[number].parameter.name().to_owned();
             let expected = gradient[steepest];
             let off = (slope - expected).abs();
