@@ -86,26 +86,13 @@ impl Trial {
         Some(tuned)
     }
 
-    fn labels(&self) -> Vec<u32> {
-        (self.offsets.windows(2))
+    fn trained(&self, tuned: &dyn Tuned, checkpointing: bool) -> Trained {
+        let labels: Vec<u32> = (self.offsets.windows(2))
             .flat_map(|w| {
                 let next = self.tokens[w[0] + 1..w[1]].iter().copied();
                 next.chain([IGNORE_LABEL]).collect::<Vec<_>>()
             })
-            .collect()
-    }
-
-    /// The loss alone.
-    fn loss(&self, adapter: &dyn Adapter) -> f64 {
-        let _guard = no_grad();
-        let pass = Pass::training(3).of_sequences(&self.offsets, &[0, 1]);
-        let hidden = self.decoder.hidden(self.packed(), adapter, &pass).unwrap();
-        let found = self.decoder.loss_with(adapter, &hidden, &self.labels(), 0.1, &pass);
-        found.loss.value().item()
-    }
-
-    fn trained(&self, tuned: &dyn Tuned, checkpointing: bool) -> Trained {
-        let labels = self.labels();
+            .collect();
         let pass = Pass::training(3).of_sequences(&self.offsets, &[0, 1]);
         let pass = pass.checkpointing(checkpointing);
         let added = |pass: &Pass<'_>| tuned.aux_loss(pass);
