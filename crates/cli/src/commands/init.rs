@@ -15,8 +15,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// The option of methods that have an update for each domain.
+const DOMAINS: &str = "domains";
 /// Options that a first recipe sets; the others are shown as comments.
-const SHOWN: [&str; 11] = [
+const SHOWN: [&str; 12] = [
+    DOMAINS,
     "rank",
     "alpha",
     "num_experts",
@@ -69,9 +72,8 @@ fn recipe(arguments: &InitArguments) -> anyhow::Result<String> {
         meaning(&schema["properties"]["data"], "train"),
     );
     for path in &arguments.data {
-        let domain = Path::new(path).file_stem().map(|stem| stem.to_string_lossy());
         let _ = writeln!(out, "    - path: {}", yaml(path)?);
-        if let Some(domain) = domain {
+        if let Some(domain) = domain_of(path) {
             let _ = writeln!(out, "      domain: {}", yaml(&domain)?);
         }
     }
@@ -84,7 +86,11 @@ fn recipe(arguments: &InitArguments) -> anyhow::Result<String> {
     let of_method = of_method.and_then(|all| {
         all.iter().find(|schema| schema["properties"]["name"]["const"] == method.name())
     });
-    options(&mut out, &method.defaults(), of_method.unwrap_or(&Value::Null))?;
+    let mut defaults = method.defaults();
+    if let Some(domains) = defaults.get_mut(DOMAINS) {
+        *domains = arguments.data.iter().filter_map(|path| domain_of(path)).collect();
+    }
+    options(&mut out, &defaults, of_method.unwrap_or(&Value::Null))?;
     out += "\ntrain:\n";
     options(&mut out, &TrainConfig::default(), &schema["properties"]["train"])?;
     let _ = write!(out, "\noutput: {}\n", yaml(&format!("runs/{name}"))?);
@@ -101,6 +107,11 @@ fn options(out: &mut String, defaults: &impl Serialize, schema: &Value) -> anyho
         let _ = writeln!(out, "  {shown}{option}: {default}");
     }
     Ok(())
+}
+
+/// The domain of a file: its name without the ending.
+fn domain_of(path: &str) -> Option<String> {
+    Path::new(path).file_stem().map(|stem| stem.to_string_lossy().into_owned())
 }
 
 /// What an option of a section means, on one line.

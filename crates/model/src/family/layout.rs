@@ -54,7 +54,7 @@ pub enum Numbers {
 
 impl Order {
     /// Gives where in a file the row or column `index` of `len` lies; `len` must have
-    /// [no fault](Self::fault).
+    /// no fault.
     pub fn position(self, index: usize, len: usize) -> usize {
         match self {
             Order::Interleaved { heads } => interleaved_row(index, len, heads),
