@@ -85,7 +85,7 @@ pub use overlap::{Overlap, OverlapReport};
 pub use record::{Body, Message, Record};
 pub use report::{DataReport, DropReason, Dropped, FileReport, SourceReport, Split};
 pub use rows::read_rows;
-pub use shown::shown;
+pub use shown::{escape_markup, shown};
 pub use source::{SourceRecords, read_source};
 pub use store::Examples;
 pub use template::{ChatTemplate, builtin_template_names};

@@ -2,7 +2,7 @@
 
 use super::report::HeadsReport;
 use super::rules::Rule;
-use crate::shown::shown;
+use crate::shown::escape_markup as escape;
 use std::fmt::Write;
 
 /// Colours that stay apart from one another, also for people who see few; where they repeat, the
@@ -44,14 +44,6 @@ fn mark(x: f64, y: f64, radius: f64, number: usize) -> String {
             y - radius,
         ),
     }
-}
-
-fn escape(text: &str) -> String {
-    shown(text)
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 /// Escaped text in which words between backticks are set as code.

@@ -23,6 +23,23 @@ impl Table {
     pub(crate) fn new(header: &[&str]) -> Self {
         Self { header: header.iter().map(|&name| name.to_owned()).collect(), rows: Vec::new() }
     }
+
+    /// The numbers of a matrix, with `corner` above the names of its rows.
+    fn of_matrix(
+        corner: &str,
+        rows: &[String],
+        columns: &[String],
+        values: &[Vec<Option<f64>>],
+    ) -> Self {
+        let mut table = Self::new(&[corner]);
+        table.header.extend(columns.iter().cloned());
+        for (row, values) in rows.iter().zip(values) {
+            let mut cells = vec![row.clone()];
+            cells.extend(values.iter().map(|value| value.map_or(String::new(), number)));
+            table.rows.push(cells);
+        }
+        table
+    }
 }
 
 /// A picture with its table.
@@ -359,13 +376,7 @@ fn domains(analysis: &Analysis) -> Option<Figure> {
             }
         }
     }
-    let mut table = Table::new(&[""]);
-    table.header.extend(columns.iter().cloned());
-    for (row, values) in rows.iter().zip(&values) {
-        let mut cells = vec![row.clone()];
-        cells.extend(values.iter().map(|value| value.map_or(String::new(), number)));
-        table.rows.push(cells);
-    }
+    let table = Table::of_matrix("", &rows, &columns, &values);
     let drawing = matrix(&Matrix {
         rows: &rows,
         columns: &columns,
@@ -441,13 +452,7 @@ fn gates_of(analysis: &Analysis, label: &str, slice: usize) -> Option<Figure> {
             }
         }
     }
-    let mut table = Table::new(&["layer"]);
-    table.header.extend(columns.iter().cloned());
-    for (row, values) in rows.iter().zip(&values) {
-        let mut cells = vec![row.clone()];
-        cells.extend(values.iter().map(|value| value.map_or(String::new(), number)));
-        table.rows.push(cells);
-    }
+    let table = Table::of_matrix("layer", &rows, &columns, &values);
     let drawing = matrix(&Matrix {
         rows: &rows,
         columns: &columns,

@@ -5,7 +5,7 @@ mod gates;
 
 use crate::routing::Routing;
 use chart::{Chart, Series, Style};
-use hydralora_data::shown;
+use hydralora_data::escape_markup as escape;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write;
@@ -132,14 +132,6 @@ fn speed(runs: &[(String, Vec<Value>)]) -> String {
     }
     let (name, x_title, y_title) = ("Tokens per second by step", "step", "tokens per second");
     Chart { name, x_title, y_title, from_zero: true, series }.draw() + &words
-}
-
-fn escape(text: &str) -> String {
-    shown(text)
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {
