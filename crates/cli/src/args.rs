@@ -1,7 +1,8 @@
 //! The command line.
 
 use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
-use crate::recipe::ModelDtype;
+use crate::recipe::{ModelDtype, names};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydralora_data::heads::{DIMENSIONS, Rule};
 use std::ops::RangeInclusive;
@@ -32,6 +33,38 @@ pub(crate) struct Global {
     /// Print nothing but results and errors.
     #[arg(long, global = true)]
     pub(crate) quiet: bool,
+}
+
+/// What to say of an argument of `train` or `check` that is an option of the recipe, as `--lr 1e-4`.
+pub(crate) fn recipe_option(
+    error: &clap::Error,
+    given: impl Iterator<Item = String>,
+) -> Option<String> {
+    let given: Vec<String> = given.collect();
+    let command = given.iter().find(|word| ["train", "check"].contains(&word.as_str()))?;
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let argument = argument.split(['=', ' ']).next()?;
+    let option = names::option(argument)?;
+    let value = given.iter().enumerate().find_map(|(at, word)| {
+        let rest = word.strip_prefix(argument)?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value.to_owned()),
+            None if rest.is_empty() => {
+                given.get(at + 1).filter(|next| !next.starts_with("--")).cloned()
+            }
+            None => None,
+        }
+    });
+    let value = value.unwrap_or_else(|| "VALUE".to_owned());
+    Some(format!(
+        "`{argument}` is no argument of `{command}`; the recipe says it, and for one command \
+         `--set {option}={value}` does"
+    ))
 }
 
 /// What models compute on.
@@ -460,4 +493,29 @@ pub(crate) struct BenchKernelsArguments {
     /// Length of the sequences in attention.
     #[arg(long, default_value_t = 200)]
     pub(crate) seq_len: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_recipe_are_no_arguments() {
+        for (given, expected) in [
+            ("train x.yaml --lr 1e-4", Some("`--set train.learning_rate=1e-4` does")),
+            ("train x.yaml --lr=1e-4", Some("`--set train.learning_rate=1e-4` does")),
+            ("check x.yaml --epochs", Some("`--set train.epochs=VALUE` does")),
+            ("train --max_seq_length 512 x.yaml", Some("`--set data.max_seq_len=512` does")),
+            ("train x.yaml --frobnicate 3", None),
+            ("generate --lr 1e-4 --model m --prompt p", None),
+            ("train", None),
+        ] {
+            let words = || std::iter::once("hydralora").chain(given.split(' ')).map(str::to_owned);
+            let error = Arguments::try_parse_from(words()).unwrap_err();
+            let advice = recipe_option(&error, words());
+            let said = advice.as_deref().unwrap_or_default();
+            assert!(said.ends_with(expected.unwrap_or_default()), "{given}: {said}");
+            assert_eq!(advice.is_some(), expected.is_some(), "{given}");
+        }
+    }
 }

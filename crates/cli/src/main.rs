@@ -23,7 +23,16 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            if let Some(advice) = args::recipe_option(&error, std::env::args()) {
+                eprintln!("error: {advice}");
+                return ExitCode::from(2);
+            }
+            error.exit()
+        }
+    };
     let run = std::panic::catch_unwind(|| start(&arguments));
     match run {
         Ok(Ok(code)) => code,

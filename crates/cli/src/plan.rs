@@ -3,7 +3,7 @@
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
-use crate::recipe::{ModelDtype, Recipe};
+use crate::recipe::{ModelDtype, Recipe, faults_with};
 use crate::sources;
 use crate::ui::thousands;
 use anyhow::Context;
@@ -15,7 +15,7 @@ use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelSource, Tokenizer};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
-use hydralora_peft::{MethodOptions, Role, Tuned, count};
+use hydralora_peft::{Fault, MethodOptions, Role, Tuned, count};
 use hydralora_run::probe::mean_inputs;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -165,16 +165,14 @@ impl Plan {
             None => open_base(&recipe.model.path, recipe.model.dtype)
                 .with_context(|| format!("model.path: {}", recipe.model.path))?,
         };
-        let limit = base.source.config.max_position_embeddings;
-        if recipe.data.max_seq_len > limit {
-            let asked = recipe.data.max_seq_len;
-            return Err(bad_input(format!(
-                "data.max_seq_len: is {asked}; the model's context holds {limit}"
-            )));
+        let method = recipe.method.as_ref();
+        let length = recipe.data.max_seq_len;
+        let faults = faults_with(&base.source.config, Some(method), Some(length));
+        if !faults.is_empty() {
+            return Err(recipe.origin.error(&faults));
         }
         let all = base.decoder.sites();
         let sites = if recipe.method.whole_model() { all } else { recipe.method.select(&all)? };
-        recipe.method.check_layers(&sites)?;
         refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
@@ -183,11 +181,11 @@ impl Plan {
         })?;
         let ratio = recipe.train.b_learning_rate_ratio;
         if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
-            return Err(bad_input(format!(
-                "train.b_learning_rate_ratio: is {ratio}; `{}` trains no `B` that could learn faster; leave \
-                 the option out",
+            let message = format!(
+                "is {ratio}; `{}` trains no `B` that could learn faster; leave the option out",
                 recipe.method_name
-            )));
+            );
+            return Err(recipe.origin.error(&[Fault::new("train.b_learning_rate_ratio", message)]));
         }
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());

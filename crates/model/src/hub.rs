@@ -36,6 +36,9 @@ const KNOWN: &[Known] = &[Known {
 /// Files of a repository that a decoder can need.
 const WANTED: &[&str] = &[".json", ".safetensors", ".jinja"];
 
+/// Says that all files of a repository are there.
+const COMPLETE: &str = ".complete";
+
 /// The short names of models that can be had without naming a repository.
 pub fn known_names() -> Vec<&'static str> {
     KNOWN.iter().flat_map(|known| known.names.iter().copied()).collect()
@@ -89,28 +92,53 @@ impl Hub {
     /// # Errors
     /// If the model cannot be had, with everything that was tried.
     pub fn resolve(&self, spec: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+        if let Some(path) = self.find(spec)? {
+            return Ok(path);
+        }
+        match Wanted::parse(spec)? {
+            Wanted::Known(known) => self.known(spec, known, say),
+            Wanted::Repository(reference) => self.repository(spec, &reference, say),
+        }
+    }
+
+    /// Where a model is on this machine; none where it would have to be fetched.
+    ///
+    /// # Errors
+    /// If it is neither a path nor a name of a model.
+    pub fn find(&self, spec: &str) -> Result<Option<PathBuf>> {
         let path = Path::new(spec);
         if path.exists() {
-            return Ok(path.to_path_buf());
+            return Ok(Some(path.to_path_buf()));
         }
-        if let Some(known) = KNOWN.iter().find(|known| known.names.contains(&spec)) {
-            return self.known(spec, known, say);
-        }
-        match Reference::parse(spec) {
-            Some(reference) => self.repository(spec, &reference, say),
-            None => {
-                Err(Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") })
+        Ok(match Wanted::parse(spec)? {
+            Wanted::Known(known) => {
+                // Checked when it was fetched.
+                Some(self.cache.join("models").join(known.file)).filter(|file| file.exists())
             }
+            Wanted::Repository(reference) => self.kept(&reference),
+        })
+    }
+
+    /// The folder or file of a repository in the cache, if all of it is there.
+    fn kept(&self, reference: &Reference) -> Option<PathBuf> {
+        let folder = self.folder_of(reference);
+        match &reference.file {
+            Some(file) => {
+                let there = split::all_files(file).iter().all(|file| folder.join(file).exists());
+                there.then(|| folder.join(file))
+            }
+            None => folder.join(COMPLETE).exists().then_some(folder),
         }
+    }
+
+    fn folder_of(&self, reference: &Reference) -> PathBuf {
+        let name = reference.repository.replace('/', "--");
+        self.cache.join("hub").join(name).join(&reference.revision)
     }
 
     fn known(&self, spec: &str, known: &Known, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         let target = self.cache.join("models").join(known.file);
         let mut tried = Vec::new();
-        if target.exists() {
-            // Checked when it was fetched; its size tells whether it was cut since.
-            return Ok(target);
-        }
         tried.push(format!("not in the cache, {}", target.display()));
         if let Some(endpoint) = &self.endpoint {
             say(&format!("asking the hub for {}", known.file));
@@ -170,23 +198,7 @@ impl Hub {
         reference: &Reference,
         say: &mut dyn FnMut(&str),
     ) -> Result<PathBuf> {
-        let folder = self
-            .cache
-            .join("hub")
-            .join(reference.repository.replace('/', "--"))
-            .join(&reference.revision);
-        let complete = folder.join(".complete");
-        let found = |folder: &Path| match &reference.file {
-            Some(file) => folder.join(file),
-            None => folder.to_path_buf(),
-        };
-        let there = match &reference.file {
-            Some(file) => split::all_files(file).iter().all(|file| folder.join(file).exists()),
-            None => complete.exists(),
-        };
-        if there {
-            return Ok(found(&folder));
-        }
+        let folder = self.folder_of(reference);
         let mut tried = vec![format!("not in the cache, {}", folder.display())];
         let Some(endpoint) = &self.endpoint else {
             tried.push("hub: not asked, HF_HUB_OFFLINE is set".to_owned());
@@ -195,11 +207,14 @@ impl Hub {
         let fetched = self.fetch_files(endpoint, reference, &folder, say).and_then(|()| {
             match reference.file {
                 Some(_) => Ok(()),
-                None => fs::write(&complete, b"").map_err(|error| error.to_string()),
+                None => fs::write(folder.join(COMPLETE), b"").map_err(|error| error.to_string()),
             }
         });
         match fetched {
-            Ok(()) => Ok(found(&folder)),
+            Ok(()) => Ok(match &reference.file {
+                Some(file) => folder.join(file),
+                None => folder,
+            }),
             Err(problem) => {
                 tried.push(format!("hub: {problem}"));
                 Err(Error::Unavailable { spec: spec.to_owned(), tried })
@@ -395,6 +410,21 @@ fn store(
     part.as_file().sync_all().map_err(|error| error.to_string())?;
     part.persist(target).map_err(|error| error.to_string())?;
     Ok(())
+}
+
+/// A model that is not given as a path.
+enum Wanted {
+    Known(&'static Known),
+    Repository(Reference),
+}
+
+impl Wanted {
+    fn parse(spec: &str) -> Result<Self> {
+        let known = KNOWN.iter().find(|known| known.names.contains(&spec)).map(Self::Known);
+        known.or_else(|| Reference::parse(spec).map(Self::Repository)).ok_or_else(|| {
+            Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") }
+        })
+    }
 }
 
 /// A hub id.

@@ -102,6 +102,17 @@ fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
     Ok((config, weights, folder))
 }
 
+/// The configuration of the model at `path`, for which as little is read as can be.
+///
+/// # Errors
+/// If there is no model, or its configuration is malformed or not supported.
+pub fn config_at(path: &Path) -> Result<ModelConfig> {
+    if path.join("config.json").exists() {
+        return config_of_folder(path);
+    }
+    open_weights(path).map(|(config, _)| config)
+}
+
 /// The configuration of a Hugging Face folder.
 ///
 /// # Errors

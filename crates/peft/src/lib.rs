@@ -27,7 +27,7 @@ mod virtual_tokens;
 
 pub use error::{Error, Fault, Result};
 pub use method::{Method, MethodOptions};
-pub use section::{nearest, read_section};
+pub use section::{listed, nearest, read_rest, read_section, suggestion};
 pub use targets::{PRESETS, Targets};
 pub use trainable::{Role, TensorMap, Trainable, count};
 pub use tuned::{
