@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::adapter;
 use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
 use crate::recipe::{ModelDtype, names};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -304,11 +305,11 @@ fn field(text: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelChoice {
-    /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long)]
-    pub(crate) model: String,
-    /// Adapter folder.
-    #[arg(long)]
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
+    #[arg(long, required_unless_present = "adapter")]
+    pub(crate) model: Option<String>,
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: Option<PathBuf>,
     /// The text's domain, for an adapter that has an update for each.
     #[arg(long, value_name = "NAME", requires = "adapter")]
@@ -380,8 +381,8 @@ pub(crate) struct InspectArguments {
     /// Base model: a folder, a .gguf file, or a known name.
     #[arg(long)]
     pub(crate) model: Option<String>,
-    /// Adapter folder.
-    #[arg(long)]
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: Option<PathBuf>,
     /// The paper's parameter counts, on LLaMA2-7B's dimensions or those of `--model`.
     #[arg(long)]

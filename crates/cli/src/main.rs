@@ -2,19 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod args;
 mod calibration;
 mod commands;
 mod device;
 mod domain;
 mod encoder;
+mod estimate;
 mod exchange_args;
 mod failure;
 mod features;
+mod memory;
 mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod resume;
 mod sources;
 mod ui;
 

@@ -6,15 +6,16 @@
 
 mod keys;
 pub(crate) mod names;
+mod paths;
 mod place;
 mod sections;
 
 use crate::failure::bad_input;
-use hydralora_data::DataConfig;
+use hydralora_data::{ChatTemplate, DataConfig};
 use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::Held;
-use hydralora_peft::{Fault, MethodOptions, methods};
+use hydralora_peft::{Fault, INIT_FROM, MethodOptions, methods};
 use hydralora_train::TrainConfig;
 pub(crate) use place::Origin;
 pub(crate) use sections::{faults_with, read_method};
@@ -88,8 +89,12 @@ pub(crate) struct Recipe {
     pub(crate) output: PathBuf,
     /// The folder that relative data paths start from.
     pub(crate) base: PathBuf,
+    /// The adapter that training starts from.
+    pub(crate) init_from: Option<PathBuf>,
     /// Where its values come from.
     pub(crate) origin: Origin,
+    /// What is to be told about it.
+    pub(crate) notes: Vec<String>,
 }
 
 const NUM_EXPERTS: &str = "num_experts";
@@ -109,15 +114,12 @@ impl Recipe {
         let mut origin = Origin::of_file(path.to_path_buf(), text);
         origin.apply(&mut value, changes)?;
         let base = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        match Self::from_value(&value, &base) {
-            Ok(recipe) => Ok(Self { origin, ..recipe }),
-            Err(faults) => Err(origin.error(&faults)),
-        }
+        sections::read(&value, &base, origin.clone()).map_err(|faults| origin.error(&faults))
     }
 
     /// Checks a recipe given as a value; data paths are relative to `base`.
     pub(crate) fn from_value(value: &Value, base: &Path) -> Result<Self, Vec<Fault>> {
-        sections::read(value, base)
+        sections::read(value, base, Origin::default())
     }
 
     /// The recipe with every value spelt out.
@@ -125,6 +127,9 @@ impl Recipe {
         let mut method = Map::new();
         method.insert("name".to_owned(), json!(self.method_name));
         method.extend(self.method.to_recipe());
+        if let Some(folder) = &self.init_from {
+            method.insert(INIT_FROM.to_owned(), json!(folder));
+        }
         json!({
             "model": self.model, "data": self.data, "method": method, "train": self.train,
             "output": self.output,
@@ -145,5 +150,37 @@ impl Recipe {
     /// The same as YAML.
     pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
         Ok(serde_saphyr::to_string(&self.resolved())?)
+    }
+
+    /// The same with paths that are right in a file of the run's folder, which is there.
+    pub(crate) fn to_yaml_of_run(&self) -> anyhow::Result<String> {
+        let mut resolved = self.resolved();
+        let folder = &self.output;
+        // A path of the recipe, as it is reached from the run's folder.
+        let moved = |value: &mut Value, base: &Path| {
+            let path = value.as_str().filter(|path| !path.is_empty()).map(Path::new);
+            let Some(path) = path.filter(|path| path.is_relative()) else { return };
+            let target = base.join(path);
+            let absolute = || std::path::absolute(&target).ok().filter(|path| path.exists());
+            if let Some(path) = paths::relative(&target, folder).or_else(absolute) {
+                *value = json!(path);
+            }
+        };
+        let data = &mut resolved["data"];
+        for list in ["train", "valid"] {
+            let sources = data[list].as_array_mut().into_iter().flatten();
+            sources.for_each(|source| moved(&mut source["path"], &self.base));
+        }
+        let files = data["overlap_check"].as_array_mut().into_iter().flatten();
+        files.for_each(|file| moved(file, &self.base));
+        if data["template"].as_str().is_some_and(|name| ChatTemplate::builtin(name).is_err()) {
+            moved(&mut data["template"], &self.base);
+        }
+        if let Some(folder) = resolved["method"].get_mut(INIT_FROM) {
+            moved(folder, Path::new(""));
+        }
+        moved(&mut resolved["model"]["path"], Path::new(""));
+        resolved["output"] = json!(std::path::absolute(folder)?);
+        Ok(serde_saphyr::to_string(&resolved)?)
     }
 }

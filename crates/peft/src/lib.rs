@@ -24,6 +24,7 @@ mod targets;
 mod trainable;
 mod tuned;
 mod virtual_tokens;
+mod warm;
 
 pub use error::{Error, Fault, Result};
 pub use method::{Method, MethodOptions};
@@ -34,3 +35,4 @@ pub use tuned::{
     Base, DomainAware, Mergeable, Parameters, Persist, Routed, TrainHooks, TrainingPlan, Tuned,
     WholeModel,
 };
+pub use warm::{INIT_FROM, start_from_adapter};

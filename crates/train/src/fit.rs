@@ -15,6 +15,7 @@ use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TrainingPlan, Tuned};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -35,6 +36,10 @@ pub struct Run<'a> {
     pub metadata: &'a Metadata,
     /// Hash of everything that decides how the run goes.
     pub fingerprint: &'a str,
+    /// That of the checkpoint to go on from, where the run is another one in what may change.
+    pub continues: Option<&'a str>,
+    /// What a checkpoint says of the run for whoever goes on from it; nothing where it is null.
+    pub settings: &'a Value,
     /// The run's folder; without one nothing is written.
     pub folder: Option<&'a Path>,
     /// Set from outside to stop after the step in flight.
@@ -130,6 +135,14 @@ impl Plan {
     }
 }
 
+/// Optimizer steps that a run takes in all.
+///
+/// # Errors
+/// If the data give no batch.
+pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
+    Plan::new(run).map(|plan| plan.total)
+}
+
 /// Trains `tuned` as `run` says, from the newest checkpoint if `resume`.
 ///
 /// # Errors
@@ -157,8 +170,14 @@ pub fn fit(
         let newest = checkpoint::list(folder)?.pop();
         if let Some((_, path)) = newest {
             let dtype = run.decoder.dtype();
-            progress =
-                checkpoint::load(&path, tuned, &mut optimizer, run.fingerprint, &sites, dtype)?;
+            let of_run = run.continues.unwrap_or(run.fingerprint);
+            progress = checkpoint::load(&path, tuned, &mut optimizer, of_run, &sites, dtype)?;
+            run.fingerprint.clone_into(&mut progress.run_fingerprint);
+            if progress.step > plan.total {
+                let (step, total) = (progress.step, plan.total);
+                let message = format!("is of step {step}, and the run is to have {total} steps");
+                return Err(Error::Checkpoint { path, message });
+            }
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
@@ -292,7 +311,7 @@ pub fn fit(
             && let Some(folder) = run.folder
         {
             let path = checkpoint::folder_of(folder, progress.step);
-            checkpoint::save(&path, tuned, &optimizer, &progress, run.metadata, &sites)?;
+            checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites)?;
             checkpoint::prune(folder, config.keep_checkpoints)?;
             sink.record(&Event::Saved { step: progress.step, path })?;
         }

@@ -1,8 +1,9 @@
 //! `hydralora eval`: benchmark scores of a base model and of adapters on it.
 
+use crate::adapter::{self, base_of};
 use crate::args::{Global, spelling};
 use crate::failure::bad_input;
-use crate::plan::{Base, open_base};
+use crate::plan::{Base, open_base_of};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::ui::{result, say, table};
@@ -35,10 +36,10 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Options of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long, required_unless_present_any = ["compare", "list_tasks"])]
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
+    #[arg(long, required_unless_present_any = ["compare", "list_tasks", "adapter"])]
     model: Option<String>,
-    /// Adapter folder; repeat it to score several in one pass over the data.
+    /// Adapter folder, or its run's; repeat it to score several in one pass over the data.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
     /// The domain that all records count as, for adapters that have an update for each.
@@ -104,15 +105,21 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         result(global, &comparison_json(&comparison), &comparison_text(&comparison))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let spec = arguments.model.as_deref().unwrap_or_default();
     let settings = settings(arguments)?;
+    let named = name_adapters(&arguments.adapter)?;
+    let spec = match (&arguments.model, named.first()) {
+        (Some(given), _) => given.clone(),
+        (None, Some((_, folder))) => base_of(None, folder)?,
+        (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+    };
     // Wrong names are found before the model is opened.
     for task in &arguments.tasks {
         tasks::known(task)?;
     }
     let folders = data_folders(global, arguments, &settings)?;
-    let base = open_base(spec, arguments.dtype)?;
-    let adapters = open_adapters(&base, &arguments.adapter, arguments.domain.as_deref())?;
+    let folders_of: Vec<&Path> = named.iter().map(|(_, folder)| folder.as_path()).collect();
+    let base = open_base_of(&spec, arguments.dtype, &folders_of)?;
+    let adapters = open_adapters(&base, named, arguments.domain.as_deref())?;
     // What an adapter puts before every sequence takes its part of the context.
     let leads = adapters.iter().map(|adapter| {
         base.decoder.lead_rows(adapter.loaded.tuned.as_adapter(), &Pass::inference())
@@ -259,18 +266,17 @@ struct Named {
     loaded: LoadedAdapter,
 }
 
-fn open_adapters(
-    base: &Base,
-    specs: &[String],
-    domain: Option<&str>,
-) -> anyhow::Result<Vec<Named>> {
-    let mut adapters: Vec<Named> = Vec::new();
+/// The adapters' names and folders.
+fn name_adapters(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut adapters: Vec<(String, PathBuf)> = Vec::new();
     for spec in specs {
-        let (name, folder) = match spec.split_once('=') {
-            Some((name, folder)) => (name.to_owned(), PathBuf::from(folder)),
-            None => (name_of(Path::new(spec)), PathBuf::from(spec)),
+        let (name, given) = match spec.split_once('=') {
+            Some((name, given)) => (Some(name.to_owned()), given),
+            None => (None, spec.as_str()),
         };
-        if name == BASE || adapters.iter().any(|adapter| adapter.name == name) {
+        let folder = adapter::folder(given);
+        let name = name.unwrap_or_else(|| name_of(folder.as_deref().unwrap_or(Path::new(given))));
+        if name == BASE || adapters.iter().any(|(taken, _)| *taken == name) {
             return Err(bad_input(format!(
                 "--adapter: `{name}` is taken; give each a name of its own, as in --adapter NAME=DIR"
             )));
@@ -278,9 +284,24 @@ fn open_adapters(
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
         }
+        let folder =
+            folder.map_err(|message| bad_input(format!("--adapter {given}: {message}")))?;
+        adapters.push((name, folder));
+    }
+    Ok(adapters)
+}
+
+fn open_adapters(
+    base: &Base,
+    named: Vec<(String, PathBuf)>,
+    domain: Option<&str>,
+) -> anyhow::Result<Vec<Named>> {
+    let mut adapters: Vec<Named> = Vec::new();
+    let count = named.len();
+    for (name, folder) in named {
         let mut loaded = base.load_adapter(&folder)?;
         // Beside one that has domains there may be others.
-        let asked = domain.filter(|_| specs.len() == 1 || loaded.tuned.as_domain_aware().is_some());
+        let asked = domain.filter(|_| count == 1 || loaded.tuned.as_domain_aware().is_some());
         crate::domain::choose(loaded.tuned.as_mut(), asked)?;
         adapters.push(Named { name, folder, loaded });
     }

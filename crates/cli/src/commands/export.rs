@@ -1,14 +1,14 @@
 //! `hydralora export`: an adapter in another program's form.
 
+use crate::adapter::base_of;
 use crate::args::Global;
-use crate::calibration::{
-    Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
-};
+use crate::calibration::{Cost, Measured, chosen_gates, open_decoder, with_advice};
 use crate::domain;
 use crate::exchange_args::{ExportArguments, ExportForm};
-use crate::failure::bad_input;
 use crate::output::check_out;
+use crate::plan::{load_on, open_source};
 use crate::ui::{result, thousands};
+use anyhow::Context;
 use hydralora_kernels::DType;
 use hydralora_model::family::kit::Q_PROJ;
 use hydralora_peft::exchange::{Lora, shapes_in, write_gguf, write_official};
@@ -20,15 +20,20 @@ use std::process::ExitCode;
 pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Result<ExitCode> {
     let folder = &arguments.adapter;
     check_out(&arguments.out, io::CONFIG_FILE, &[folder])?;
-    let source = arguments.model.as_deref().map(open_source).transpose()?;
     let gguf = arguments.form == ExportForm::LoraGguf;
-    if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {
-        let option = if gguf { "--as lora-gguf" } else { "--calibration" };
-        return Err(bad_input(format!("{option}: needs the base model; expected --model")));
-    }
+    let needed = gguf || arguments.gates.calibration.is_some();
+    let source = match &arguments.model {
+        None if !needed => None,
+        given => {
+            let option = if gguf { "--as lora-gguf" } else { "--calibration" };
+            let base = base_of(given.as_deref(), folder);
+            let base = base.with_context(|| format!("{option}: needs the base model"))?;
+            Some(open_source(&base)?)
+        }
+    };
     let config = io::read_config(folder)?;
     let (mut loaded, all) = match &source {
-        Some(source) => (load_on(source, folder)?, source.config.sites()),
+        Some(source) => (load_on(source, folder, DType::F32)?, source.config.sites()),
         None => {
             let options = io::read_options(folder)?;
             let shapes = if options.whole_model() {

@@ -1,9 +1,10 @@
 //! `hydralora generate`: continue one prompt.
 
+use crate::adapter::base_of;
 use crate::args::{GenerateArguments, Global, ModelChoice, SamplingArguments};
 use crate::domain;
 use crate::failure::bad_input;
-use crate::plan::{Base, encode_chat, open_base};
+use crate::plan::{Base, encode_chat, open_base_of};
 use crate::ui::{result, say};
 use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::adapter::{Adapter, NoAdapter};
@@ -89,9 +90,14 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
-        let base = open_base(&choice.model, choice.dtype)?;
-        let mut loaded =
-            choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+        let adapter = choice.adapter.as_deref();
+        let spec = match (&choice.model, adapter) {
+            (given, Some(adapter)) => base_of(given.as_deref(), adapter)?,
+            (Some(given), None) => given.clone(),
+            (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+        };
+        let base = open_base_of(&spec, choice.dtype, adapter.as_slice())?;
+        let mut loaded = adapter.map(|folder| base.load_adapter(folder)).transpose()?;
         if let Some(loaded) = &mut loaded {
             domain::choose(loaded.tuned.as_mut(), choice.domain.as_deref())?;
         }

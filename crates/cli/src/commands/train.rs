@@ -1,18 +1,20 @@
 //! `hydralora train`: a recipe to a run's folder.
 
 use crate::args::{Global, TrainArguments};
+use crate::estimate::Estimate;
 use crate::failure::bad_input;
 use crate::plan::{Base, Plan};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::resume;
 use crate::ui::{result, say, table};
 use anyhow::Context;
 use hydralora_model::adapter::NoAdapter;
 use hydralora_model::durable::write_file;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
-    Ending, Evaluation, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard, checkpoint,
-    evaluate, fit, read_metrics,
+    Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard,
+    checkpoint, evaluate, fit, read_metrics,
 };
 use serde_json::{Value, json};
 use std::fs;
@@ -55,6 +57,9 @@ pub(crate) fn open(mut recipe: Recipe, base: Option<Base>, resume: bool) -> anyh
     if resume && recipe.auto_experts {
         let found = recorded_experts(&recipe.output.join(HEADS_FILE))?;
         recipe.set_num_experts(found)?;
+    }
+    if resume {
+        resume::check_recipe(&recipe)?;
     }
     Plan::open(recipe, base)
 }
@@ -163,20 +168,26 @@ pub(crate) fn train(
     baseline: Option<Evaluation>,
 ) -> anyhow::Result<Trained> {
     let folder = plan.recipe.output.clone();
+    let estimate = Estimate::of(&mut plan)?;
+    let continued = resume.then(|| resume::check_plan(&plan, estimate.steps)).transpose()?;
     fs::create_dir_all(&folder)
         .with_context(|| format!("output: cannot create {}", folder.display()))?;
     let recipe = plan.recipe.to_yaml()?;
-    write_file(&folder.join("recipe.yaml"), recipe.as_bytes())?;
+    write_file(&folder.join("recipe.yaml"), plan.recipe.to_yaml_of_run()?.as_bytes())?;
     write_file(&folder.join("data.json"), &serde_json::to_vec_pretty(&plan.dataset.report)?)?;
     if let Some(heads) = &plan.heads {
         super::heads::write(&folder, heads)?;
         say(global, format!("experts  {}: {}", heads.num_experts, heads.reasons.join("; ")));
     }
+    plan.recipe.notes.iter().for_each(|note| say(global, note));
     say(global, format!("model    {}", plan.metadata.base_model));
     say(global, format!("method   {}, {}", plan.recipe.method_name, plan.parameters()));
+    say(global, format!("steps    {estimate}"));
     say(global, plan.dataset.report.to_string());
 
-    if !resume {
+    if let Some(continued) = &continued {
+        continued.notes.iter().for_each(|note| say(global, note));
+    } else if plan.recipe.init_from.is_none() {
         plan.start_routers()?;
     }
     let stop = stop_flag();
@@ -188,7 +199,7 @@ pub(crate) fn train(
     if let Some(model) = tuned.as_whole_model() {
         base.decoder.release(|name| model.takes_over(name));
     }
-    let fingerprint = plan.fingerprint();
+    let (fingerprint, settings) = (plan.fingerprint(), resume::settings(&plan));
     let weights = plan.dataset.report.weights();
     let run = Run {
         decoder: &plan.base.decoder,
@@ -198,12 +209,18 @@ pub(crate) fn train(
         config: &plan.recipe.train,
         metadata: &plan.metadata,
         fingerprint: &fingerprint,
+        continues: continued.as_ref().and_then(|of| of.fingerprint.as_deref()),
+        settings: &settings,
         folder: Some(&folder),
         stop: &stop,
     };
+    let mut board = TensorBoard::create(&folder.join("tensorboard"))?;
+    if let Some(base) = baseline.as_ref().filter(|_| !resume) {
+        board.record(&Event::Evaluated { step: 0, evaluation: base.clone(), best: false })?;
+    }
     let mut sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(MetricsFile::open(&folder, resume)?),
-        Box::new(TensorBoard::create(&folder.join("tensorboard"))?),
+        Box::new(board),
         Box::new(Progress::new(global.quiet)),
     ];
     let outcome = fit(&run, plan.tuned.as_mut(), resume, &mut sinks)?;
@@ -231,6 +248,9 @@ fn measure_baseline(
     let (examples, domains) = (&plan.dataset.valid, &plan.dataset.domains);
     let found = evaluate(&plan.base.decoder, &NoAdapter, examples, domains)?;
     write_file(&path, &serde_json::to_vec_pretty(&found)?)?;
+    let domains = found.domains.iter().map(|of| format!("{} {:.4}", of.domain, of.loss));
+    let domains: Vec<String> = domains.collect();
+    say(global, format!("base     held-out loss {:.4}  {}", found.loss, domains.join("  ")));
     Ok(Some(found))
 }
 

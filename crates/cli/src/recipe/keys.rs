@@ -2,13 +2,13 @@
 
 use super::ModelSection;
 use hydralora_data::{DataConfig, SourceConfig};
-use hydralora_peft::methods;
+use hydralora_peft::{INIT_FROM, methods};
 use hydralora_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 /// Options of the `method` section that are not the method's own.
-pub(super) const OF_EVERY_METHOD: [&str; 1] = ["name"];
+pub(super) const OF_EVERY_METHOD: [&str; 2] = ["name", INIT_FROM];
 
 /// The fields that `T` is read from, those among them that are written only where they are used.
 fn of<T: DeserializeOwned>() -> Map<String, Value> {

@@ -25,33 +25,52 @@ pub(super) fn answer(section: &str, key: &str, own: &[&str]) -> Option<String> {
     if let Some(same) = own.iter().find(|own| **own == plain) {
         return Some(format!("did you mean `{same}`?"));
     }
-    let found = match (kind, known(kind, &plain)?) {
-        (_, Answer::Say(text)) => text.to_owned(),
-        (_, Answer::Is(options)) => {
-            let here = |option: &&&str| match option.rsplit_once('.') {
-                Some((of, name)) => of == kind && own.contains(&name),
-                None => false,
-            };
-            let option = options.iter().find(here).or(options.first())?;
-            match option.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.')) {
-                Some(name) => format!("here it is `{name}`"),
-                None => format!("here it is `{option}`"),
-            }
-        }
+    let Some(found) = known(kind, &plain) else {
+        // Words that stand in several places are no hint.
+        let elsewhere =
+            Some(&plain).filter(|key| !["path", "name", "init"].contains(&key.as_str()));
+        let option = elsewhere.and_then(|key| own_option(key))?;
+        return Some(match option.split_once('.') {
+            Some((of, _)) if of == kind => OF_OTHER_METHODS.to_owned(),
+            _ => format!("here it is `{option}`"),
+        });
     };
-    Some(found)
+    let options = match found {
+        Answer::Say(text) => return Some(text.to_owned()),
+        Answer::Is(options) => options,
+    };
+    let here = |option: &&&str| match option.rsplit_once('.') {
+        Some((of, name)) => of == kind && own.contains(&name),
+        None => false,
+    };
+    let option = options.iter().find(here).or(options.first())?;
+    Some(match option.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.')) {
+        Some(name) if name == plain => OF_OTHER_METHODS.to_owned(),
+        Some(name) if !own.contains(&name) => format!("it is `{name}` of other methods"),
+        Some(name) => format!("here it is `{name}`"),
+        None => format!("here it is `{option}`"),
+    })
+}
+
+/// What is said of an option that stands in the right section, under another method.
+const OF_OTHER_METHODS: &str = "it is one of other methods";
+
+/// Where an option of ours stands, as `train.seed`.
+fn own_option(key: &str) -> Option<String> {
+    let sections = keys::sections();
+    // `path` and `dtype` are the model's; words that sections share are likelier the training's.
+    let first = ["train", "model", "data", "method"];
+    let mut of_section = first.into_iter().filter_map(|name| {
+        let own = sections.iter().find(|(section, _)| *section == name);
+        own.filter(|(_, keys)| keys.iter().any(|own| own == key)).map(|_| format!("{name}.{key}"))
+    });
+    of_section.next()
 }
 
 /// The option of a recipe that `word` stands for wherever it is written, as `train.learning_rate`.
 pub(crate) fn option(word: &str) -> Option<String> {
     let plain = plain(word);
-    let sections = keys::sections();
-    let of_section = |name: &str| {
-        let own = sections.iter().find(|(section, _)| *section == name);
-        own.filter(|(_, keys)| keys.contains(&plain)).map(|_| format!("{name}.{plain}"))
-    };
-    // `path` and `dtype` are the model's; words that sections share are likelier the training's.
-    if let Some(found) = ["train", "model", "data", "method"].iter().find_map(|s| of_section(s)) {
+    if let Some(found) = own_option(&plain) {
         return Some(found);
     }
     if plain == "output" {
@@ -166,6 +185,7 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         {
             Is(&["path"])
         }
+        "subset" | "config" | "config_name" | "dataset_config" if entry => Is(&["name"]),
         "max_samples" | "num_samples" | "n" if entry => Is(&["limit"]),
         "ratio" | "sampling_prob" | "probability" | "interleave_prob" if entry => Is(&["weight"]),
         "field"
@@ -288,6 +308,14 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         }
         "type" | "peft_type" | "adapter" | "adapter_type" | "finetuning_type"
         | "fine_tune_type" | "train_type" | "use_peft" => Is(&["method.name"]),
+
+        "adapter_name_or_path"
+        | "lora_model_dir"
+        | "resume_adapter_file"
+        | "init_adapter"
+        | "adapter_path"
+        | "adapters"
+        | "warm_start" => Is(&["method.init_from"]),
 
         "max_length" | "cutoff_len" | "sequence_len" | "max_seq_length" | "model_max_length"
         | "block_size" | "context_length" | "seq_len" | "max_len" | "max_seq_len" => {
@@ -450,7 +478,8 @@ mod tests {
             };
             let key: String =
                 rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            assert!(keys.contains(&key), "{part}");
+            // Names of layers begin likewise.
+            assert!(keys.contains(&key) || key == "layers", "{part}");
             count += 1;
         }
         assert!(count > 60, "{count}");
@@ -469,8 +498,11 @@ mod tests {
             ("", "lora_r", "here it is `method.rank`"),
             ("train", "Learning-Rate", "did you mean `learning_rate`?"),
             ("data.train[3]", "type", "here it is `format`"),
-            ("method", "type", "here it is `name`"),
+            ("method", "num_experts", "it is one of other methods"),
+            ("method", "num_heads", "it is `num_experts` of other methods"),
+            ("method", "gate", "it is one of other methods"),
             ("", "output_dir", "here it is `output`"),
+            ("data", "seed", "here it is `train.seed`"),
         ] {
             let own = if section == "data.train[3]" { &["format"][..] } else { &train[..] };
             assert_eq!(answer(section, key, own).as_deref(), Some(expected), "{section} {key}");

@@ -35,8 +35,16 @@ impl Origin {
         if faults.is_empty() { Ok(()) } else { Err(bad_input(faults.join("\n"))) }
     }
 
+    /// Whether an argument set this field, or one that holds it.
+    pub(super) fn sets(&self, field: &str) -> bool {
+        self.changes.iter().any(|(set, _)| inside(set, field))
+    }
+
     /// Faults of the recipe as one error, each with where it comes from.
     pub(crate) fn error(&self, faults: &[Fault]) -> anyhow::Error {
+        // In the order of the file, those of arguments first.
+        let mut faults: Vec<&Fault> = faults.iter().collect();
+        faults.sort_by_key(|fault| self.line(&fault.field));
         let lines: Vec<String> =
             faults.iter().map(|fault| format!("  {}{fault}", self.place(&fault.field))).collect();
         let count = match faults.len() {
@@ -46,23 +54,30 @@ impl Origin {
         bad_input(format!("the recipe has {count}:\n{}", lines.join("\n")))
     }
 
+    /// The line of the file on which a field stands, if it comes from there.
+    fn line(&self, field: &str) -> Option<usize> {
+        let (_, text) = self.file.as_ref().filter(|_| !self.sets(field))?;
+        line_of(text, field)
+    }
+
     /// What stands before a fault of `field`.
     fn place(&self, field: &str) -> String {
-        let inside = |set: &str| {
-            field
-                .strip_prefix(set)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
         // The last change of a field is the one that counts.
-        if let Some((_, change)) = self.changes.iter().rev().find(|(set, _)| inside(set)) {
+        let change = self.changes.iter().rev().find(|(set, _)| inside(set, field));
+        if let Some((_, change)) = change {
             return format!("--set {change}: ");
         }
-        let Some((path, text)) = &self.file else { return String::new() };
-        match line_of(text, field) {
+        let Some((path, _)) = &self.file else { return String::new() };
+        match self.line(field) {
             Some(line) => format!("{}:{line}: ", path.display()),
             None => format!("{}: ", path.display()),
         }
     }
+}
+
+/// Whether `field` is `set` or something in it.
+fn inside(set: &str, field: &str) -> bool {
+    field.strip_prefix(set).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Applies `a.b=c`, the value read as YAML, and returns the field as faults call it, `a.b[0].c`.

@@ -1,11 +1,15 @@
 //! From a recipe's plain values to its sections, noting everything that is wrong with them.
 
 use super::names::{self, GUIDE};
+use super::paths::Origins;
 use super::{ModelSection, NUM_EXPERTS, Origin, Recipe, SECTIONS, keys};
-use hydralora_data::{DataConfig, SourceConfig};
+use crate::adapter;
+use hydralora_data::{ChatTemplate, DataConfig, SourceConfig};
 use hydralora_model::hub::Hub;
 use hydralora_model::{ModelConfig, source};
-use hydralora_peft::{Error, Fault, MethodOptions, methods, nearest, read_rest, suggestion};
+use hydralora_peft::{
+    Error, Fault, INIT_FROM, MethodOptions, methods, nearest, read_rest, suggestion,
+};
 use hydralora_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -15,7 +19,7 @@ use std::path::{Path, PathBuf};
 type NamedOptions = (&'static str, Box<dyn MethodOptions>);
 
 /// A recipe from its values; relative paths are those of `base`.
-pub(super) fn read(value: &Value, base: &Path) -> Result<Recipe, Vec<Fault>> {
+pub(super) fn read(value: &Value, base: &Path, origin: Origin) -> Result<Recipe, Vec<Fault>> {
     let Value::Object(sections) = value else {
         let message = format!("expected a mapping of the sections {}", SECTIONS.join(", "));
         return Err(vec![Fault::new("recipe", message)]);
@@ -37,11 +41,18 @@ pub(super) fn read(value: &Value, base: &Path) -> Result<Recipe, Vec<Fault>> {
             .unwrap_or_else(|| suggestion(key, SECTIONS.iter().copied()));
         faults.push(Fault::new(key.clone(), format!("unknown section; {hint}")));
     }
-    let model = read_model(sections, &mut faults);
-    let data = read_data(sections, base, &mut faults);
+    let set = |field: &str| origin.sets(field);
+    let mut origins = Origins { base, set: &set, notes: Vec::new() };
+    let model = read_model(sections, &mut origins, &mut faults);
+    let data = read_data(sections, &mut origins, &mut faults);
     let train = read_train(sections, &mut faults);
-    let (method_section, auto_experts) = without_auto(sections.get("method"));
+    let (mut method_section, auto_experts) = without_auto(sections.get("method"));
+    let init_from = read_init_from(method_section.as_mut(), &mut origins, &mut faults);
+    let notes = origins.notes;
     let method = read_method(method_section.as_ref(), &mut faults);
+    if let (Some(_), Some((_, options))) = (&init_from, &method) {
+        faults.extend(other_starts(options.as_ref()));
+    }
     let targets = match &method {
         Some(_) => None,
         None => method_section.as_ref().and_then(of_targets_alone),
@@ -61,7 +72,7 @@ pub(super) fn read(value: &Value, base: &Path) -> Result<Recipe, Vec<Fault>> {
         (Some(model), Some(data), Some((method_name, method)), Some(train))
             if faults.is_empty() =>
         {
-            let (base, origin) = (base.to_path_buf(), Origin::default());
+            let base = base.to_path_buf();
             Ok(Recipe {
                 model,
                 data,
@@ -71,7 +82,9 @@ pub(super) fn read(value: &Value, base: &Path) -> Result<Recipe, Vec<Fault>> {
                 train,
                 output,
                 base,
+                init_from,
                 origin,
+                notes,
             })
         }
         _ => Err(faults),
@@ -145,10 +158,17 @@ fn extend(faults: &mut Vec<Fault>, more: impl IntoIterator<Item = Fault>) {
     }
 }
 
-fn read_model(sections: &Map<String, Value>, faults: &mut Vec<Fault>) -> Option<ModelSection> {
+fn read_model(
+    sections: &Map<String, Value>,
+    origins: &mut Origins<'_>,
+    faults: &mut Vec<Fault>,
+) -> Option<ModelSection> {
     let section = mapping(sections, "model", Some("{path: smollm2-135m}"), faults)?;
     let before = faults.len();
-    let model: ModelSection = read_named("model", section, &keys::of_model(), faults)?;
+    let mut model: ModelSection = read_named("model", section, &keys::of_model(), faults)?;
+    if let Some(found) = origins.find("model.path", Path::new(&model.path)) {
+        model.path = found.to_string_lossy().into_owned();
+    }
     if model.path.is_empty() && faults.len() == before {
         let message = "missing; expected a folder, a .gguf file or a name";
         extend(faults, [Fault::new("model.path", message)]);
@@ -165,7 +185,7 @@ fn read_train(sections: &Map<String, Value>, faults: &mut Vec<Fault>) -> Option<
 
 fn read_data(
     sections: &Map<String, Value>,
-    base: &Path,
+    origins: &mut Origins<'_>,
     faults: &mut Vec<Fault>,
 ) -> Option<DataConfig> {
     let mut section = mapping(sections, "data", Some("{train: [{path: FILE}]}"), faults)?;
@@ -191,8 +211,24 @@ fn read_data(
     let (train, valid) = (list("train", faults), list("valid", faults));
     section.insert("train".to_owned(), json!([]));
     let data: Option<DataConfig> = read_named("data", section, &keys::of_data(), faults);
-    let data = DataConfig { train, valid, ..data? };
-    let found = data.validate(base).into_iter().map(|fault| Fault::new(fault.path, fault.message));
+    let mut data = DataConfig { train, valid, ..data? };
+    for (name, sources) in [("train", &mut data.train), ("valid", &mut data.valid)] {
+        for (index, source) in sources.iter_mut().enumerate() {
+            settle(&format!("data.{name}[{index}].path"), &mut source.path, origins);
+        }
+    }
+    for (index, file) in data.overlap_check.iter_mut().enumerate() {
+        settle(&format!("data.overlap_check[{index}]"), file, origins);
+    }
+    if let Some(template) = &mut data.template
+        && ChatTemplate::builtin(template).is_err()
+    {
+        let mut path = PathBuf::from(&*template);
+        settle("data.template", &mut path, origins);
+        *template = path.to_string_lossy().into_owned();
+    }
+    let found = data.validate(origins.base);
+    let found = found.into_iter().map(|fault| Fault::new(fault.path, fault.message));
     let of_source = |fault: &Fault, said: &Fault| {
         // Who wrote `file: x` is told so, and not that `path` is missing.
         let entry = fault.field.strip_suffix(".path");
@@ -211,6 +247,14 @@ fn read_data(
     let found: Vec<Fault> = found.filter(|fault| !said(fault, faults)).collect();
     extend(faults, found);
     Some(data)
+}
+
+/// Makes a path that counts from elsewhere one that is right from the recipe's folder.
+fn settle(field: &str, path: &mut PathBuf, origins: &mut Origins<'_>) {
+    let found = origins.find(field, path);
+    if let Some(found) = found.filter(|found| *found != origins.base.join(&*path)) {
+        *path = found;
+    }
 }
 
 fn read_source(name: &str, index: usize, item: Value, faults: &mut Vec<Fault>) -> SourceConfig {
@@ -247,6 +291,47 @@ fn without_auto(section: Option<&Value>) -> (Option<Value>, bool) {
         auto = true;
     }
     (section, auto)
+}
+
+/// Takes the adapter that training starts from out of the method's section.
+fn read_init_from(
+    section: Option<&mut Value>,
+    origins: &mut Origins<'_>,
+    faults: &mut Vec<Fault>,
+) -> Option<PathBuf> {
+    let field = format!("method.{INIT_FROM}");
+    let given = match section?.as_object_mut()?.remove(INIT_FROM)? {
+        Value::Null => return None,
+        Value::String(given) => given,
+        other => {
+            let message = format!("is {other}; expected the folder of an adapter, or of its run");
+            faults.push(Fault::new(field, message));
+            return None;
+        }
+    };
+    let found =
+        origins.find(&field, Path::new(&given)).unwrap_or_else(|| origins.base.join(&given));
+    match adapter::folder(&found.to_string_lossy()) {
+        Ok(folder) => Some(folder),
+        Err(message) => {
+            faults.push(Fault::new(field, format!("{}: {message}", found.display())));
+            None
+        }
+    }
+}
+
+/// Options that say where to start, beside an adapter that does.
+fn other_starts(options: &dyn MethodOptions) -> Vec<Fault> {
+    let options = options.to_recipe();
+    let usual = [("init_lora_weights", "kaiming"), ("router_init", "random"), ("init", "random")];
+    let other = |(key, usual): &(&str, &str)| {
+        options.get(*key).and_then(Value::as_str).is_some_and(|value| value != *usual)
+    };
+    let fault = |(key, _): (&str, &str)| {
+        let message = format!("says where to start, as {INIT_FROM} does; use one of them");
+        Fault::new(format!("method.{key}"), message)
+    };
+    usual.into_iter().filter(other).map(fault).collect()
 }
 
 /// Reads a `method:` section, noting what is wrong with it.
@@ -392,7 +477,7 @@ mod tests {
     use super::*;
 
     fn faults(value: Value) -> Vec<String> {
-        let found = read(&value, Path::new("")).err().unwrap_or_default();
+        let found = read(&value, Path::new(""), Origin::default()).err().unwrap_or_default();
         found.iter().map(ToString::to_string).collect()
     }
 

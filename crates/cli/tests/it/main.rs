@@ -1,5 +1,6 @@
 //! The command line as a user meets it, on the 260K-parameter model.
 
+mod adapters;
 mod architecture;
 mod bad_input;
 mod bench;
@@ -7,9 +8,12 @@ mod commands;
 mod device;
 mod domains;
 mod eval;
+mod going_on;
 mod golden;
 mod heads;
+mod hub;
 mod interop;
 mod quickstart;
+mod recipes;
 mod resume;
 mod support;
