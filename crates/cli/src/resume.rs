@@ -63,9 +63,12 @@ pub(crate) fn check_plan(plan: &Plan, steps: usize) -> anyhow::Result<Continued>
 
 fn compare(folder: &Path, recipe: &Value, now: Option<&Value>) -> anyhow::Result<Continued> {
     let none = Continued { fingerprint: None, notes: Vec::new() };
-    let Some((step, newest)) = checkpoint::list(folder)?.pop() else { return Ok(none) };
+    // One that is damaged says nothing here; whoever reads it whole says what is wrong with it.
+    let all = checkpoint::list(folder)?.into_iter().rev();
+    let mut described =
+        all.filter_map(|(step, path)| Some((step, checkpoint::describe(&path).ok()?)));
     // Builds before this one kept the fingerprint alone.
-    let (Some(then), fingerprint) = checkpoint::describe(&newest)? else { return Ok(none) };
+    let Some((step, (Some(then), fingerprint))) = described.next() else { return Ok(none) };
     let other = |key: &str| now.is_some_and(|now| now[key] != then[key]);
     let (base, data) = (other("base_fingerprint"), other("data_fingerprint"));
     let mut faults = Vec::new();
