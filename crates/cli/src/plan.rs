@@ -1,23 +1,25 @@
 //! From a recipe to everything a run needs, opened and checked.
 
-use crate::calibration::open_source;
+use crate::adapter;
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
-use crate::grown::add_of_recipe;
-use crate::recipe::{ModelDtype, Recipe};
+use crate::grown::{add_of_adapters, add_of_recipe};
+use crate::memory;
+use crate::recipe::{ModelDtype, Recipe, faults_with};
 use crate::sources;
-use crate::ui::thousands;
+use crate::ui::{tell, thousands};
 use anyhow::Context;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
 use hydralora_data::{ChatTemplate, Dataset, Example, Examples, LoadOptions, Message};
+use hydralora_kernels::DType;
 use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
-use hydralora_model::{Decoder, ModelSource, Tokenizer};
+use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
-use hydralora_peft::{MethodOptions, Role, Tuned, count};
+use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::probe::mean_inputs;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -33,9 +35,76 @@ pub(crate) struct Base {
     pub(crate) decoder: Decoder,
 }
 
+/// Finds and opens a model's files, but not its decoder.
+pub(crate) fn open_source(spec: &str) -> anyhow::Result<ModelSource> {
+    let reference = hub::reference(spec);
+    let path = hub::resolve(spec, &mut |line| tell(line))?;
+    let mut source = ModelSource::open(&path)?;
+    if !Path::new(spec).exists() && path.is_dir() {
+        // The folder of a cache is named after a revision.
+        let id = reference.split(['@', ':']).next().unwrap_or_default();
+        source.identity.name = id.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    source.identity.reference = reference;
+    Ok(source)
+}
+
+/// What a model's configuration says, before anything large of it is fetched or read: that it can be
+/// computed, and its weights held.
+pub(crate) fn configuration(spec: &str, dtype: ModelDtype) -> anyhow::Result<Option<ModelConfig>> {
+    let hub = hub::Hub::from_environment();
+    let config = hub.configuration(spec, &mut |line| tell(line))?;
+    if let Some(config) = &config {
+        memory::refuse_too_large(config, dtype)?;
+    }
+    Ok(config)
+}
+
 /// Finds and opens a base model.
 pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
-    Base::of(open_source(spec)?, dtype)
+    open_base_of(spec, dtype, &[])
+}
+
+/// Finds and opens a base model with what these adapters need of it, and refuses adapters of another
+/// one before its weights are read.
+pub(crate) fn open_base_of(
+    spec: &str,
+    dtype: ModelDtype,
+    adapters: &[&Path],
+) -> anyhow::Result<Base> {
+    Base::of(source_for(spec, dtype, adapters)?, dtype)
+}
+
+/// The same without the decoder.
+pub(crate) fn source_for(
+    spec: &str,
+    dtype: ModelDtype,
+    adapters: &[&Path],
+) -> anyhow::Result<ModelSource> {
+    configuration(spec, dtype)?;
+    let mut source = open_source(spec)?;
+    add_of_adapters(&mut source, adapters)?;
+    Ok(source)
+}
+
+/// Refuses an adapter whose files say that it was trained on another model than `source`.
+pub(crate) fn check_base(source: &ModelSource, folder: &Path) -> anyhow::Result<()> {
+    if let Some(metadata) = io::read_metadata(folder)? {
+        let identity = &source.identity;
+        io::check_base(folder, &metadata, &identity.reference, &identity.fingerprint)?;
+    }
+    Ok(())
+}
+
+/// Reads an adapter for a model of this source, which it has to belong to.
+pub(crate) fn load_on(
+    source: &ModelSource,
+    folder: &Path,
+    dtype: DType,
+) -> anyhow::Result<LoadedAdapter> {
+    check_base(source, folder)?;
+    let loaded = io::load(folder, &source.config, dtype);
+    adapter::naming_base(loaded, folder, &source.identity.reference)
 }
 
 impl Base {
@@ -55,12 +124,7 @@ impl Base {
 
     /// Reads an adapter and makes sure it belongs to this model.
     pub(crate) fn load_adapter(&self, folder: &Path) -> anyhow::Result<LoadedAdapter> {
-        let loaded = io::load(folder, self.decoder.config(), self.decoder.dtype())?;
-        if let Some(metadata) = &loaded.metadata {
-            let identity = &self.source.identity;
-            io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
-        }
-        Ok(loaded)
+        load_on(&self.source, folder, self.decoder.dtype())
     }
 
     /// What tells its tokenizer from others.
@@ -189,7 +253,16 @@ pub(crate) fn refuse_larger_than_memory(
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
     pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
-        sources::locate(&mut recipe.data)?;
+        if base.is_none() {
+            let config = configuration(&recipe.model.path, recipe.model.dtype);
+            let config = config.with_context(|| format!("model.path: {}", recipe.model.path))?;
+            let (method, length) = (recipe.method.as_ref(), recipe.data.max_seq_len);
+            let faults = config.map(|config| faults_with(&config, Some(method), Some(length)));
+            if let Some(faults) = faults.filter(|faults| !faults.is_empty()) {
+                return Err(recipe.origin.error(&faults));
+            }
+        }
+        sources::locate(&mut recipe.data, &recipe.base)?;
         let heads = recipe.auto_experts.then(|| count_experts(&recipe)).transpose()?;
         if let Some(found) = &heads {
             recipe.set_num_experts(found.num_experts)?;
@@ -199,25 +272,22 @@ impl Plan {
         let (base, new_tokens) = match base {
             Some(base) if !grows => (base, Vec::new()),
             base => {
-                let source = match base {
+                let mut source = match base {
                     Some(base) => base.source,
                     None => open_source(&recipe.model.path).with_context(|| path.clone())?,
                 };
-                let mut source = source;
                 let new_tokens = add_of_recipe(&mut source, &mut recipe)?;
                 (Base::of(source, recipe.model.dtype).context(path)?, new_tokens)
             }
         };
-        let limit = base.source.config.max_position_embeddings;
-        if recipe.data.max_seq_len > limit {
-            let asked = recipe.data.max_seq_len;
-            return Err(bad_input(format!(
-                "data.max_seq_len: is {asked}; the model's context holds {limit}"
-            )));
+        let method = recipe.method.as_ref();
+        let length = recipe.data.max_seq_len;
+        let faults = faults_with(&base.source.config, Some(method), Some(length));
+        if !faults.is_empty() {
+            return Err(recipe.origin.error(&faults));
         }
         let all = base.decoder.sites();
         let sites = if recipe.method.whole_model() { all } else { recipe.method.select(&all)? };
-        recipe.method.check_layers(&sites)?;
         refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
@@ -225,13 +295,23 @@ impl Plan {
             tokenizer: base.tokenizer(),
             new_tokens: &new_tokens,
         })?;
+        if let Some(folder) = &recipe.init_from {
+            check_base(&base.source, folder)?;
+            let (name, dtype) = (recipe.method_name, base.decoder.dtype());
+            match start_from_adapter(folder, name, tuned.as_mut(), dtype) {
+                Err(hydralora_peft::Error::Options { faults }) => {
+                    return Err(recipe.origin.error(&faults));
+                }
+                other => other?,
+            }
+        }
         let ratio = recipe.train.b_learning_rate_ratio;
         if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
-            return Err(bad_input(format!(
-                "train.b_learning_rate_ratio: is {ratio}; `{}` trains no `B` that could learn faster; leave \
-                 the option out",
+            let message = format!(
+                "is {ratio}; `{}` trains no `B` that could learn faster; leave the option out",
                 recipe.method_name
-            )));
+            );
+            return Err(recipe.origin.error(&[Fault::new("train.b_learning_rate_ratio", message)]));
         }
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
@@ -245,7 +325,7 @@ impl Plan {
         let end_ids = base.tokenizer().end_ids().iter();
         let metadata = Metadata {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            base_model: base.source.identity.name.clone(),
+            base_model: base.source.identity.reference.clone(),
             base_fingerprint: base.source.identity.fingerprint.clone(),
             chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
             template_arguments: dataset
@@ -315,7 +395,10 @@ impl Plan {
         if let Some(data) = resolved["data"].as_object_mut() {
             data.retain(|key, value| !LATER_DATA_OPTIONS.contains(&key.as_str()) || says(value));
         }
-        // Nor does where token ids are kept.
+        // Nor does where token ids are kept, nor where a run started that goes on from a checkpoint.
+        if let Some(method) = resolved["method"].as_object_mut() {
+            method.remove(INIT_FROM);
+        }
         resolved["data"]["streaming"] = serde_json::Value::Null;
         let mut hash = Sha256::new();
         hash.update(resolved.to_string());

@@ -144,12 +144,19 @@ pub enum Dedup {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// The file or folder, relative to the recipe's folder; may be left out for a named source.
+    /// The file or folder, relative to the recipe's folder, or the id of a data set of the hub; may be
+    /// left out for a named source.
     #[serde(default)]
     pub path: PathBuf,
     /// A named source of the catalogue.
     #[serde(default)]
     pub source: Option<String>,
+    /// The split of a data set of the hub; none means `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// The configuration of a data set of the hub, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// `auto` or a format's name, see [`format_names`](crate::format_names).
     #[serde(default = "default_format")]
     pub format: String,
@@ -291,6 +298,8 @@ impl SourceConfig {
         Self {
             path: path.into(),
             source: None,
+            split: None,
+            name: None,
             format: default_format(),
             domain: None,
             weight: default_weight(),
@@ -501,7 +510,19 @@ impl SourceConfig {
             faults.push(Fault::new(format!("{at}.{key}"), message));
         };
         let path = base_dir.join(&self.path);
-        if self.path.as_os_str().is_empty() {
+        let of_hub = self.of_hub(base_dir).is_some();
+        for (key, value) in [("split", &self.split), ("name", &self.name)] {
+            if value.is_some() && !of_hub {
+                let message = "is for data sets of the hub, whose `path` is as owner/name";
+                fault(key, message.to_owned());
+            }
+        }
+        if of_hub {
+            if self.source.is_some() {
+                let message = "is given beside a data set of the hub; leave one of them out";
+                fault("source", message.to_owned());
+            }
+        } else if self.path.as_os_str().is_empty() {
             if self.source.is_none() {
                 fault("path", "is missing; expected a file, a folder or a `source`".to_owned());
             }

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Fault, Result};
 use crate::low_rank::{TokenIndices, vocabulary_axis};
-use crate::method::MethodOptions;
+use crate::method::{Method, MethodOptions};
 use crate::methods::METHODS;
 use crate::options::refuse_unknown;
 use crate::trainable::TensorMap;
@@ -132,7 +132,7 @@ pub fn write_into(
         return write_tensors(&folder.join(MODEL_FILE), &tensors);
     }
     let mut config = tuned.peft_config(all);
-    config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
+    name_base(&mut config, &metadata.base_model);
     write_parts(folder, &config, tensors, Some(metadata))
 }
 
@@ -153,8 +153,21 @@ pub fn save_unbound(
     if let Some(names) = target_modules.filter(|names| !names.is_null()) {
         config.insert("target_modules".to_owned(), names);
     }
-    config.insert("base_model_name_or_path".to_owned(), json!(base_model));
+    name_base(&mut config, base_model);
     save_parts(folder, config, tuned.file_tensors(), metadata)
+}
+
+/// Names the base model as PEFT and the hub do: of a hub id `owner/name@revision:file` the revision
+/// stands apart, and the file has no place.
+fn name_base(config: &mut Map<String, Value>, base_model: &str) {
+    let id = base_model.split(['@', ':']).next().unwrap_or_default();
+    let of_hub = id.split('/').count() == 2 && !id.starts_with(['/', '.', '~']);
+    let name = if of_hub { id } else { base_model };
+    config.insert("base_model_name_or_path".to_owned(), json!(name));
+    let rest = if of_hub { &base_model[id.len()..] } else { "" };
+    if let Some(revision) = rest.strip_prefix('@').and_then(|rest| rest.split(':').next()) {
+        config.insert("revision".to_owned(), json!(revision));
+    }
 }
 
 /// Writes a folder of these parts, whole or not at all.
@@ -494,6 +507,19 @@ pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
     options_of(folder, config, &TensorMap::new())
 }
 
+/// The name of the method whose adapter a folder holds.
+///
+/// # Errors
+/// As [`read_options`], as far as the method is concerned.
+pub fn method_of(folder: &Path) -> Result<&'static str> {
+    let mut config = read_config(folder)?;
+    if is_published(&config) {
+        let tensors = decode(&stored_tensors(folder), DType::F32)?;
+        name_published(&mut config, &tensors);
+    }
+    claiming(folder, &config).map(|method| method.name())
+}
+
 /// The `adapter_config.json` of a folder.
 ///
 /// # Errors
@@ -514,30 +540,39 @@ fn is_published(config: &Map<String, Value>) -> bool {
     config.get("peft_type") == Some(&json!("LORA")) && config.contains_key("lora_nums")
 }
 
-/// The options of a folder with this configuration and these tensors.
-fn options_of(
-    folder: &Path,
-    mut config: Map<String, Value>,
-    tensors: &TensorMap,
-) -> Result<Box<dyn MethodOptions>> {
-    let path = folder.join(CONFIG_FILE);
-    if is_published(&config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
+/// Says of the published LoRAMoE's configuration, by its tensors, that it is one.
+fn name_published(config: &mut Map<String, Value>, tensors: &TensorMap) {
+    if is_published(config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
         config.insert("peft_type".to_owned(), json!("LORAMOE"));
         for (key, own) in [("blc_alpha", "balance_delta"), ("blc_weight", "balance_weight")] {
             let value = config.remove(key).filter(|value| !value.is_null()).unwrap_or(json!(0.0));
             config.insert(own.to_owned(), value);
         }
     }
-    let method = METHODS.iter().find(|method| method.claims(&config)).ok_or_else(|| {
+}
+
+/// The method that a folder's configuration describes.
+fn claiming(folder: &Path, config: &Map<String, Value>) -> Result<&'static dyn Method> {
+    METHODS.iter().copied().find(|method| method.claims(config)).ok_or_else(|| {
         let known: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
         let found = config.get("peft_type").map_or("missing".to_owned(), Value::to_string);
         Error::Malformed {
-            path: path.clone(),
+            path: folder.join(CONFIG_FILE),
             message: format!("peft_type is {found}; supported methods are {}", known.join(", ")),
         }
-    })?;
+    })
+}
+
+/// The options of a folder with this configuration and these tensors.
+fn options_of(
+    folder: &Path,
+    mut config: Map<String, Value>,
+    tensors: &TensorMap,
+) -> Result<Box<dyn MethodOptions>> {
+    name_published(&mut config, tensors);
+    let method = claiming(folder, &config)?;
     let malformed = |faults: Vec<Fault>| Error::Malformed {
-        path: path.clone(),
+        path: folder.join(CONFIG_FILE),
         message: faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "),
     };
     let options = method.read_peft(&config).map_err(malformed)?;
@@ -729,6 +764,25 @@ mod tests {
             let folder = folder(&config, &tensors);
             let loaded = load_unbound(folder.path(), &sites(), DType::F32).unwrap();
             assert_eq!(loaded.tuned.tensors().len(), 1, "{config}");
+        }
+    }
+
+    #[test]
+    fn a_base_model_is_named_as_peft_names_it() {
+        for (base, name, revision) in [
+            ("org/model", "org/model", None),
+            ("org/model@v1", "org/model", Some("v1")),
+            ("org/model@v1:m.gguf", "org/model", Some("v1")),
+            ("org/model:m.gguf", "org/model", None),
+            ("/models/a@b", "/models/a@b", None),
+            ("/models", "/models", None),
+            ("./m/x@1", "./m/x@1", None),
+            ("stories260K", "stories260K", None),
+        ] {
+            let mut config = Map::new();
+            name_base(&mut config, base);
+            assert_eq!(config["base_model_name_or_path"], name, "{base}");
+            assert_eq!(config.get("revision").and_then(Value::as_str), revision, "{base}");
         }
     }
 

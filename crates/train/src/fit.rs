@@ -17,6 +17,7 @@ use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TrainingPlan, Tuned};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,10 @@ pub struct Run<'a> {
     pub metadata: &'a Metadata,
     /// Hash of everything that decides how the run goes.
     pub fingerprint: &'a str,
+    /// That of the checkpoint to go on from, where the run is another one in what may change.
+    pub continues: Option<&'a str>,
+    /// What a checkpoint says of the run for whoever goes on from it; nothing where it is null.
+    pub settings: &'a Value,
     /// The run's folder; without one nothing is written.
     pub folder: Option<&'a Path>,
     /// Set from outside to stop after the step in flight.
@@ -133,6 +138,14 @@ impl Plan {
     }
 }
 
+/// Optimizer steps that a run takes in all.
+///
+/// # Errors
+/// If the data give no batch.
+pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
+    Plan::new(run).map(|plan| plan.total)
+}
+
 /// Trains `tuned` as `run` says, from the newest checkpoint if `resume`.
 ///
 /// # Errors
@@ -161,20 +174,20 @@ pub fn fit(
         let newest = checkpoint::list(folder)?.pop();
         if let Some((_, path)) = newest {
             let dtype = run.decoder.dtype();
-            progress =
-                checkpoint::load(&path, tuned, &mut optimizer, run.fingerprint, &sites, dtype)?;
+            let of_run = run.continues.unwrap_or(run.fingerprint);
+            progress = checkpoint::load(&path, tuned, &mut optimizer, of_run, &sites, dtype)?;
+            run.fingerprint.clone_into(&mut progress.run_fingerprint);
+            if progress.step > plan.total {
+                let (step, total) = (progress.step, plan.total);
+                let message = format!("is of step {step}, and the run is to have {total} steps");
+                return Err(Error::Checkpoint { path, message });
+            }
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
     let router_start = match run.folder {
         Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
         folder => RouterStart::note(&*tuned, folder)?,
-    };
-    let measure = |tuned: &dyn Tuned| -> Result<Evaluation> {
-        let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
-        let found = evaluate(run.decoder, tuned.as_adapter(), valid, domains)?;
-        let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
-        Ok(Evaluation { router_movement, ..found })
     };
     // What reading the data and finding the method's start took.
     release_kept();
@@ -231,7 +244,7 @@ pub fn fit(
             && let Some(folder) = run.folder
         {
             let path = checkpoint::folder_of(folder, progress.step);
-            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run.metadata, &sites)?;
+            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites)?;
             notes.set_aside(kept, sink)?;
             for note in checkpoint::prune(folder, config.keep_checkpoints)? {
                 notes.add(note, sink)?;
@@ -368,7 +381,8 @@ fn over(progress: &Progress, plan: &Plan, config: &TrainConfig) -> Option<Ending
 pub fn finished(run: &Run<'_>) -> Result<Option<Outcome>> {
     let Some(folder) = run.folder else { return Ok(None) };
     let Some((_, path)) = checkpoint::list(folder)?.pop() else { return Ok(None) };
-    let progress = checkpoint::read_state(&path, run.fingerprint)?;
+    let of_run = run.continues.unwrap_or(run.fingerprint);
+    let progress = checkpoint::read_state(&path, of_run)?;
     let ending = over(&progress, &Plan::new(run)?, run.config);
     Ok(ending.map(|ending| outcome(ending, &progress, None)))
 }

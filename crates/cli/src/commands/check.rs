@@ -1,9 +1,10 @@
 //! `hydralora check`: everything but the training.
 
 use crate::args::{CheckArguments, Global};
+use crate::estimate::Estimate;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
-use crate::ui::{result, thousands};
+use crate::ui::{result, say, thousands};
 use hydralora_data::{Example, IGNORE_LABEL};
 use serde_json::json;
 use std::fmt::Write;
@@ -11,7 +12,9 @@ use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
-    let plan = Plan::open(recipe, None)?;
+    let mut plan = Plan::open(recipe, None)?;
+    let estimate = Estimate::of(&mut plan)?;
+    plan.recipe.notes.iter().for_each(|note| say(global, note));
     let memory = plan.memory();
     let megabytes = |bytes: usize| format!("{} MB", thousands(bytes.div_ceil(1 << 20)));
     let mut text = String::new();
@@ -32,6 +35,7 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
         thousands(memory.largest_batch_tokens),
         megabytes(memory.output_layer),
     );
+    let _ = writeln!(text, "steps    {estimate}");
     let _ = writeln!(text, "{}", plan.dataset.report);
     let sample = match plan.dataset.train.iter().next() {
         Some(example) => Some(show(&plan, &example?)?),
@@ -45,6 +49,7 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let json = json!({
         "parameters": plan.parameters(),
         "memory_bytes": memory,
+        "estimate": estimate,
         "data": plan.dataset.report,
         "recipe": plan.recipe.resolved(),
     });

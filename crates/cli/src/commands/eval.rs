@@ -1,12 +1,11 @@
 //! `hydralora eval`: benchmark scores of a base model and of adapters on it.
 
 use super::generate::{given_arguments, note_unused};
+use crate::adapter::{self, base_of};
 use crate::args::{Global, TemplateArguments, spelling};
-use crate::calibration::open_source;
 use crate::failure::bad_input;
-use crate::grown::add_of_adapters;
 use crate::output::check_file;
-use crate::plan::{Base, trained_template};
+use crate::plan::{Base, source_for, trained_template};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::stop;
@@ -38,10 +37,10 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Options of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long, required_unless_present_any = ["compare", "list_tasks"])]
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
+    #[arg(long, required_unless_present_any = ["compare", "list_tasks", "adapter"])]
     model: Option<String>,
-    /// Adapter folder; repeat it to score several in one pass over the data.
+    /// Adapter folder, or its run's; repeat it to score several in one pass over the data.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
     /// The domain that all records count as, for adapters that have an update for each.
@@ -109,16 +108,14 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         result(global, &comparison_json(&comparison), &comparison_text(&comparison))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let named = name_adapters(&arguments.adapter)?;
     if let Some(out) = &arguments.out {
         let ours = |path: &Path| {
             let text = hydralora_files::read(path).ok();
             let value: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
             value.is_some_and(|value| value.get("hydralora_version").is_some())
         };
-        let names = arguments.adapter.iter().map(|spec| match spec.split_once('=') {
-            Some((name, _)) => name.to_owned(),
-            None => name_of(Path::new(spec)),
-        });
+        let names = named.iter().map(|(name, _)| name.clone());
         let base = (!arguments.skip_base).then(|| BASE.to_owned());
         let names: Vec<String> = base.into_iter().chain(names).collect();
         for name in &names {
@@ -128,17 +125,19 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     if let Some(samples) = &arguments.samples {
         try_place(samples)?;
     }
-    let spec = arguments.model.as_deref().unwrap_or_default();
     let settings = settings(arguments)?;
+    let spec = match (&arguments.model, named.first()) {
+        (Some(given), _) => given.clone(),
+        (None, Some((_, folder))) => base_of(None, folder)?,
+        (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+    };
     // Wrong names are found before the model is opened.
     for task in &arguments.tasks {
         tasks::known(task)?;
     }
     let folders = data_folders(global, arguments, &settings)?;
-    let named = named(&arguments.adapter)?;
-    let mut source = open_source(spec)?;
-    let paths: Vec<PathBuf> = named.iter().map(|(_, folder)| folder.clone()).collect();
-    add_of_adapters(&mut source, &paths)?;
+    let paths: Vec<&Path> = named.iter().map(|(_, folder)| folder.as_path()).collect();
+    let source = source_for(&spec, arguments.dtype, &paths)?;
     if !source.added.is_empty() && !arguments.skip_base {
         return Err(bad_input(
             "--adapter: adds tokens, which the base alone does not have; score it in a run of its own, \
@@ -295,15 +294,17 @@ struct Named {
     loaded: LoadedAdapter,
 }
 
-/// Names and folders of the adapters that the command line gives.
-fn named(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// The adapters' names and folders.
+fn name_adapters(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut adapters: Vec<(String, PathBuf)> = Vec::new();
     for spec in specs {
-        let (name, folder) = match spec.split_once('=') {
-            Some((name, folder)) => (name.to_owned(), PathBuf::from(folder)),
-            None => (name_of(Path::new(spec)), PathBuf::from(spec)),
+        let (name, given) = match spec.split_once('=') {
+            Some((name, given)) => (Some(name.to_owned()), given),
+            None => (None, spec.as_str()),
         };
-        if name == BASE || adapters.iter().any(|(other, _)| *other == name) {
+        let folder = adapter::folder(given);
+        let name = name.unwrap_or_else(|| name_of(folder.as_deref().unwrap_or(Path::new(given))));
+        if name == BASE || adapters.iter().any(|(taken, _)| *taken == name) {
             return Err(bad_input(format!(
                 "--adapter: `{name}` is taken; give each a name of its own, as in --adapter NAME=DIR"
             )));
@@ -311,6 +312,8 @@ fn named(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
         }
+        let folder =
+            folder.map_err(|message| bad_input(format!("--adapter {given}: {message}")))?;
         adapters.push((name, folder));
     }
     Ok(adapters)

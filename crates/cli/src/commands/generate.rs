@@ -1,13 +1,12 @@
 //! `hydralora generate`: continue a prompt, or a file of them.
 
+use crate::adapter::base_of;
 use crate::args::{
     GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
 };
-use crate::calibration::open_source;
 use crate::domain;
 use crate::failure::bad_input;
-use crate::grown::add_of_adapter;
-use crate::plan::{Base, encode_chat, trained_template};
+use crate::plan::{Base, encode_chat, open_base_of, trained_template};
 use crate::ui::{print, result, say};
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
@@ -295,11 +294,14 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
-        let mut source = open_source(&choice.model)?;
-        add_of_adapter(&mut source, choice.adapter.as_deref())?;
-        let base = Base::of(source, choice.dtype)?;
-        let mut loaded =
-            choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+        let adapter = choice.adapter.as_deref();
+        let spec = match (&choice.model, adapter) {
+            (given, Some(adapter)) => base_of(given.as_deref(), adapter)?,
+            (Some(given), None) => given.clone(),
+            (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+        };
+        let base = open_base_of(&spec, choice.dtype, adapter.as_slice())?;
+        let mut loaded = adapter.map(|folder| base.load_adapter(folder)).transpose()?;
         if let Some(loaded) = &mut loaded {
             domain::choose(loaded.tuned.as_mut(), choice.domain.as_deref())?;
         }

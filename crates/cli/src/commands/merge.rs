@@ -1,16 +1,16 @@
 //! `hydralora merge`: an adapter folded into its base model.
 
+use crate::adapter::base_of;
 use crate::args::Global;
-use crate::calibration::{
-    Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
-};
+use crate::calibration::{Cost, Measured, chosen_gates, open_decoder, with_advice};
 use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
 use crate::output::{check_file, check_folder};
-use crate::plan::trained_template;
+use crate::plan::{load_on, open_source, trained_template};
 use crate::ui::{result, say, thousands};
+use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::adapter::NoAdapter;
 use hydralora_model::save::{FOLDER, Saving};
@@ -34,7 +34,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         }
         NumberFormat::Q8 => BlockFormat::Q8_0,
     };
-    let mut source = open_source(&arguments.model)?;
+    let mut source = open_source(&base_of(arguments.model.as_deref(), &arguments.adapter)?)?;
     add_of_adapter(&mut source, Some(&arguments.adapter))?;
     let inputs = [source.weights.path(), &arguments.adapter];
     match format {
@@ -43,7 +43,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
             check_file("--out", &arguments.out, &inputs, "GGUF file", gguf::is_ours)?;
         }
     }
-    let mut loaded = load_on(&source, &arguments.adapter)?;
+    let mut loaded = load_on(&source, &arguments.adapter, DType::F32)?;
     domain::choose(loaded.tuned.as_mut(), arguments.gates.domain.as_deref())?;
     let (tuned, metadata) = (loaded.tuned.as_ref(), loaded.metadata.as_ref());
     let all = source.config.sites();

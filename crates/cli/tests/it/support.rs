@@ -96,6 +96,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydralora"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("HYDRALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");
+        command.env("HF_HUB_CACHE", self.path("shared"));
         command.env_remove("HYDRALORA_DATA_DIR");
         command
     }

@@ -55,6 +55,8 @@ fn go(
         config,
         metadata: &metadata,
         fingerprint: "the same",
+        continues: None,
+        settings: &Value::Null,
         folder: Some(folder),
         stop: &stop,
     };
