@@ -1,10 +1,11 @@
 //! The `data:` section of a recipe.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -83,6 +84,24 @@ pub struct AddToken {
     pub text: String,
     /// Whether it is a mark, which decoded texts leave out, and no text.
     pub special: bool,
+}
+
+impl JsonSchema for AddToken {
+    fn schema_name() -> Cow<'static, str> {
+        "AddToken".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "string"},
+            {
+                "type": "object",
+                "properties": {"text": {"type": "string"}, "special": {"type": "boolean"}},
+                "required": ["text"],
+                "additionalProperties": false,
+            },
+        ]})
+    }
 }
 
 impl TryFrom<Value> for AddToken {

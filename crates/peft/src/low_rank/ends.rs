@@ -448,10 +448,11 @@ impl Ends {
     pub(super) fn load(&mut self, tensors: &mut TensorMap) -> Vec<String> {
         let mut faults = Vec::new();
         // PEFT saves the insides of a copied end too, once the vocabulary was resized.
-        for end in [EMBEDDING, HEAD].into_iter().filter(|end| tensors.contains_key(&weight_of(end)))
-        {
-            for inside in ["modules_to_save", "original_module"] {
-                tensors.remove(&format!("{end}.{inside}.weight"));
+        for end in [EMBEDDING, HEAD] {
+            if tensors.contains_key(&weight_of(end)) {
+                for inside in ["modules_to_save", "original_module"] {
+                    tensors.remove(&format!("{end}.{inside}.weight"));
+                }
             }
         }
         // And the rows of a tied output layer, which are the embedding's.

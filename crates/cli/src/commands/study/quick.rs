@@ -2,9 +2,11 @@
 
 use super::{change, planned, work_on, work_options, write_report};
 use crate::args::Global;
+use crate::commands::quickstart::SAMPLE;
 use crate::stop;
 use crate::ui::say;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use hydralora_files::write_file;
 use hydralora_study::report::analysis::Analysis;
 use hydralora_study::spec::Spec;
@@ -39,7 +41,7 @@ pub(super) struct QuickArguments {
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
     /// These studies alone.
-    #[arg(long, value_delimiter = ',', value_parser = known())]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(known()))]
     studies: Vec<String>,
     /// Change a value of every study's base recipe.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -60,7 +62,7 @@ pub(super) fn run(global: &Global, arguments: &QuickArguments) -> anyhow::Result
     let (files, data) = (source.join("recipes/studies"), source.join("data/sample"));
     fs::create_dir_all(&files)?;
     fs::create_dir_all(&data)?;
-    for (domain, records) in super::super::quickstart::SAMPLE {
+    for (domain, records) in SAMPLE {
         write_file(&data.join(format!("{domain}.jsonl")), records.as_bytes())?;
     }
     let wanted =
