@@ -271,7 +271,7 @@ mod tests {
             ".cache/train.parquet",
         ]);
         assert_eq!(published(&set, None, None).unwrap().len(), 2);
-        assert_eq!(published(&set, None, Some("test")).unwrap(), [&set[3]]);
+        assert_eq!(published(&set, None, Some("test")).unwrap(), set[3..4]);
         assert!(published(&set, None, Some("validation")).unwrap_err().contains("`validation`"));
         assert_eq!(
             published(&files(&["dev.jsonl"]), None, Some("validation")).unwrap(),
