@@ -128,8 +128,8 @@ fn a_gguf_file_is_the_same_model() {
         as_files_imply(&mut config);
         let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
         let expected = logits(&decoder, batch);
-        let (name, reference) = (name.clone(), String::new());
-        let identity = ModelIdentity { name, reference, fingerprint: String::new() };
+        let (reference, fingerprint) = (String::new(), String::new());
+        let identity = ModelIdentity { name: name.clone(), reference, fingerprint };
         let source =
             ModelSource { config: config.clone(), weights, tokenizer, identity, added: Vec::new() };
         let saving = Saving {
