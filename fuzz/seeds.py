@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STORIES = ROOT / "crates/model/tests/fixtures/stories260K"
+CONVERTED = ROOT / "crates/model/tests/fixtures/llama_cpp"
 INTEROP = ROOT / "crates/cli/tests/fixtures/interop"
 SAMPLE = ROOT / "data/eval-sample"
 # As in src/lib.rs.
@@ -190,6 +191,8 @@ def gguf_seeds():
         tokenizer, vocabulary = gguf_tokenizer(model)
         tensors = model_tensors(vocabulary, gguf=True)
         seed("gguf", model, gguf({**gguf_config(vocabulary), **tokenizer}, tensors))
+    for converted in sorted(CONVERTED.glob("*.gguf")):
+        seed("gguf", converted.stem, converted)
     odd = {"a": (10, bytes(8)), "b": (7, b"\1"), "c": (12, bytes(8)), "d": (0, b"\1")}
     odd["nested"] = (9, struct.pack("<IQIQ", 9, 1, 0, 2) + b"ab")
     odd["general.alignment"] = gguf_u32(64)
@@ -230,6 +233,18 @@ def model_seeds():
     mistral = {**CONFIG, "model_type": "mistral", "sliding_window": 8}
     seed("model_config", "mistral", json.dumps(mistral))
     stops = json.dumps({"eos_token_id": [2, 3]})
+    deep = json.dumps({**CONFIG, "num_hidden_layers": 1 << 31})
+    seed("model_config", "deep", deep)
+    lora = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+                       "task_type": "CAUSAL_LM", "base_model_name_or_path": "m"})
+    metadata = json.dumps({"version": "0.1.0", "base_model": "m", "base_fingerprint": "00",
+                           "chat_template": None, "end_tokens": ["</s>"]})
+    pairs = {}
+    for layer in range(2):
+        prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        pairs |= {f"{prefix}.lora_A.weight": [2, 4], f"{prefix}.lora_B.weight": [4, 2]}
+    for name, text in [("lora", config), ("deep", deep)]:
+        seed("merge", name, text, lora, metadata, safetensors(pairs, "F16"))
     seed("model_config", "whole", config, stops, "{}", weights)
     index = json.dumps({"weight_map": {name: "model.safetensors" for name in tensors}})
     seed("model_config", "sharded", config, stops, index, weights)
@@ -287,6 +302,11 @@ def tokenizer_seeds():
             {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "WordPiece", "prefix": "##",
              "cleanup": True}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}},
     }
+    double = {"type": "Replace", "pattern": {"String": "o"}, "content": "oo"}
+    for count in (2, 40):
+        kinds = {"normalizer": "normalizers", "decoder": "decoders"}
+        parts |= {f"{kind}{count}": {kind: {"type": "Sequence", names: [double] * count}}
+                  for kind, names in kinds.items()}
     for name, part in parts.items():
         seed("tokenizer", name, json.dumps({**TINY_TOKENIZER, "model": bpe, **part}), *rest[:1])
 
@@ -384,6 +404,22 @@ def text_seeds():
         if isinstance(value, str) and "{%" in value:
             seed("chat_template", f"case{count}", value)
             count += 1
+    # Lists that hold others twice, namespaces, trees without a bracket: what ordinary templates lack.
+    start = "{% set ns = namespace(l=[0], m=[1]) %}"
+    twice = "{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% set ns.m = (ns.m, ns.m) %}{% endfor %}"
+    walks = ["ns.l ~ ''", "ns.l | upper", "ns.l == ns.m", "{ns.l: 1}", "[ns.l] | unique", "ns.l | pprint",
+             "ns.l in [ns.m]", "'%s' % ns.l", "'{}'.format(ns.l)", "[ns.l, ns.m] | sort"]
+    for number, walk in enumerate(walks):
+        seed("chat_template", f"walk{number}", start + twice + "{{ " + walk + " }}")
+    seed("chat_template", "own", "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}")
+    for name, part in [("minus", "-"), ("not", "not "), ("plus", "1 + "), ("tilde", "1 ~ "), ("power", "1 ** ")]:
+        seed("chat_template", f"deep_{name}", "{{ " + part * 1500 + "1 }}")
+    seed("chat_template", "deep_elif", "{% if 0 %}" + "{% elif 0 %}" * 500 + "{% endif %}")
+    seed("chat_template", "wide", "{{ '{:1000000000}'.format(1) }}{{ '%1000000000d' % 1 }}")
+    seed("chat_template", "blocks", "{% macro f(a, b=[1]) %}{{ caller(a) }}{% endmacro %}{% call(x) f(1) %}"
+         "{{ x }}{% endcall %}{% filter upper | trim %}a{% endfilter %}{% set y | upper %}b{% endset %}"
+         "{% with (a, b) = (1, 2), c = 3 %}{{ a ~ b ~ c }}{% endwith %}{% do ns.f() %}"
+         "{% for k, (v, w) in [(1, (2, 3))] if k recursive %}{{ loop.index }}{% else %}{% endfor %}")
     seed("chat_template", "filters", "{{ messages | map(attribute='content') | join('\\n') | trim | "
          "upper | replace('A', 'b') }}{{ '%05.2f' | format(1.5) }}{% macro f(x) %}{{ x * 3 }}"
          "{% endmacro %}{{ f('ab') }}{{ messages[0].content.split(' ')[:2] | tojson(indent=2) }}"

@@ -15,6 +15,7 @@ fuzz_target!(|data: &[u8]| {
     with_files(data, NAMES, |folder| {
         if let Ok(config) = config_of_folder(folder) {
             config.to_json("float32");
+            config.sites();
         }
         for name in ["tokenizer.json", "tokenizer_config.json"] {
             fs::copy(STORIES.join(name), folder.join(name)).expect("a copy of a fixture");

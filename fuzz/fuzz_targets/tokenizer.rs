@@ -27,7 +27,9 @@ fuzz_target!(|data: &[u8]| {
             let _ = stream.finish();
         }
         let _ = tokenizer.encode_with_offsets(text);
-        let _ = tokenizer.gguf_metadata(tokenizer.vocab_size(), None);
+        for pieces in ["llama", "gemma4"] {
+            let _ = tokenizer.gguf_metadata(tokenizer.vocab_size(), None, pieces);
+        }
         let _ = tokenizer.save(folder);
     });
 });

@@ -5,8 +5,8 @@
 //!
 //! [libFuzzer's]: https://llvm.org/docs/LibFuzzer.html
 
-use hydralora_model::Weights;
-use hydralora_model::adapter::{Projection, Site, SiteShape};
+use hydralora_model::adapter::SiteShape;
+use hydralora_model::{ModelConfig, Weights};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Once};
@@ -56,18 +56,18 @@ pub fn repository(inside: &str) -> PathBuf {
 pub static STORIES: LazyLock<PathBuf> =
     LazyLock::new(|| repository("crates/model/tests/fixtures/stories260K"));
 
-/// The layers of a model of two blocks, as narrow as the adapters of the seeds.
+/// The layers of a model of two blocks, as narrow as the adapters of the seeds; `seeds.py` has the same.
+///
+/// # Panics
+/// If the configuration is not one any more.
 pub fn sites() -> Vec<SiteShape> {
-    let shape = |layer, projection| {
-        let (in_features, out_features) = match projection {
-            Projection::Key | Projection::Value => (4, 2),
-            Projection::Gate | Projection::Up => (4, 6),
-            Projection::Down => (6, 4),
-            Projection::Query | Projection::Output => (4, 4),
-        };
-        SiteShape { site: Site { layer, projection }, in_features, out_features }
-    };
-    (0..2).flat_map(|layer| Projection::ALL.map(|projection| shape(layer, projection))).collect()
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 4, "intermediate_size": 6,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2,
+        "vocab_size": 512, "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
+    });
+    let read = ModelConfig::from_json(&config, Path::new("config.json"));
+    read.expect("a configuration").sites()
 }
 
 /// Lets a target go on where the code itself catches a panic of a library; libFuzzer's hook would

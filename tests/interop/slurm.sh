@@ -8,7 +8,8 @@
 set -eu
 
 skip() {
-    echo "skipped: slurm.sh: $1"
+    echo "skipped: slurm.sh: slurm: $1"
+    [ -z "${HYDRALORA_SKIPS:-}" ] || echo "skipped: slurm.sh: slurm: $1" >>"$HYDRALORA_SKIPS"
     case "${HYDRALORA_REQUIRE:-}" in *all*|*slurm*) exit 1 ;; esac
     exit 77
 }

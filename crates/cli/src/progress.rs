@@ -43,7 +43,7 @@ impl Progress {
 
     fn line(&self, line: String) {
         if self.terminal {
-            self.bar.println(line);
+            self.bar.println(hydralora_data::shown(&line));
         } else {
             tell(line);
         }

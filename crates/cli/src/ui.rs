@@ -1,9 +1,10 @@
 //! What people see. It goes to stderr; results go to stdout.
 
 use crate::args::Global;
+use hydralora_data::shown;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 
 /// Prints a line for people.
 pub(crate) fn say(global: &Global, line: impl AsRef<str>) {
@@ -21,19 +22,23 @@ pub(crate) fn tell(line: impl AsRef<str>) {
 /// The same without a line's end.
 pub(crate) fn ask(text: impl AsRef<str>) {
     let mut err = std::io::stderr().lock();
-    let _ = err.write_all(text.as_ref().as_bytes()).and_then(|()| err.flush());
+    let text = shown(text.as_ref());
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 
 /// Prints the result: `json` as one document under `--json`, `text` otherwise.
 pub(crate) fn result(global: &Global, json: &impl Serialize, text: &str) -> anyhow::Result<()> {
-    let text = if global.json { serde_json::to_string_pretty(json)? } else { text.to_owned() };
+    let text =
+        if global.json { serde_json::to_string_pretty(json)? } else { shown(text).into_owned() };
     print(&format!("{text}\n"))?;
     Ok(())
 }
 
-/// Prints a part of the result; false when nobody reads any more (`| head`), which is no failure.
+/// Prints a part of the result; false when nobody reads any more (`| head`), which is no failure. A
+/// terminal gets it without what would speak to it.
 pub(crate) fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = std::io::stdout().lock();
+    let text = if out.is_terminal() { shown(text) } else { text.into() };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),

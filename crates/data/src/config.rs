@@ -551,6 +551,9 @@ impl SourceConfig {
             }
         } else if !path.exists() {
             fault("path", format!("there is no file {}", path.display()));
+        } else if !path.is_file() {
+            let what = "is a pipe, a socket or a device; expected a file or a folder";
+            fault("path", format!("{} {what}", path.display()));
         }
         if let Some(name) = self.source.as_deref().filter(|_| self.named().is_none()) {
             fault("source", suggest::unknown("data source", name, &catalogue::names()));

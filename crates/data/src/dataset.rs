@@ -459,6 +459,14 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
     let counts: Vec<usize> = report.sources.iter().map(|source| source.train_examples).collect();
     let weights = config.mixed_weights(&counts[..config.train.len()]);
     let draws: f64 = weights.iter().zip(&counts).map(|(w, &n)| w * n as f64).sum();
+    let most = MOST_DRAWS * train.len().max(1 << 20) as f64;
+    if draws > most {
+        let heaviest = weights.iter().copied().fold(0.0, f64::max);
+        return Err(Error::Batching(format!(
+            "data: an epoch would draw {draws:.3e} examples by the weights of the sources (up to \
+             {heaviest}); expected at most {most:.1e}"
+        )));
+    }
     for (source, weight) in report.sources.iter_mut().zip(weights) {
         source.weight = weight;
         source.share =
@@ -466,6 +474,9 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
     }
     Ok(Dataset { domains, train, valid, template: None, report })
 }
+
+/// How often an epoch may draw the examples there are, or a million; each draw takes memory.
+const MOST_DRAWS: f64 = 100.0;
 
 /// For each of a source's records, whether it is kept for validation.
 fn valid_rows(path: &Path, records: usize, fraction: f64, seed: u64) -> Vec<bool> {

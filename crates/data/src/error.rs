@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Fault;
+use crate::shown::shown;
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -237,9 +238,8 @@ pub(crate) fn excerpt(text: &str) -> String {
             break;
         }
         match character {
-            '\n' | '\r' => short.push(' '),
-            c if c.is_control() => short.extend(c.escape_default()),
-            c => short.push(c),
+            '\n' | '\r' | '\t' => short.push(' '),
+            c => short.push_str(&shown(c.encode_utf8(&mut [0; 4]))),
         }
     }
     short.trim_end().to_owned()

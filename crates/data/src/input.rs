@@ -20,7 +20,12 @@ use fs_err::File;
 use crate::error::{Error, Result};
 
 /// The most bytes of one record; more is taken for a file that is damaged or of another kind.
-pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
+pub(crate) const MAX_RECORD_BYTES: usize = 16 << 20;
+
+/// What a file may unpack to: this much, and a multiple of its own size. Text shrinks to a tenth or a
+/// fiftieth; a few hundred bytes that become gigabytes were made to.
+const UNPACKED_BYTES: u64 = 64 << 20;
+const UNPACKED_TIMES: u64 = 200;
 
 /// How much of a file's beginning is looked at.
 const HEAD_BYTES: usize = 16 << 10;
@@ -37,6 +42,8 @@ pub(crate) struct Input {
     pub(crate) compression: Option<&'static str>,
     /// The decompressed bytes from the first on, without a byte order mark.
     pub(crate) reader: Box<dyn BufRead + Send>,
+    /// The most bytes that its records may hold.
+    pub(crate) budget: u64,
 }
 
 impl Input {
@@ -46,7 +53,10 @@ impl Input {
     /// When it cannot be read, its compression is damaged at once, or it is of a kind not read.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         hydralora_files::expect_file(path)?;
-        let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let budget = UNPACKED_BYTES.saturating_add(size.saturating_mul(UNPACKED_TIMES));
+        let mut file = BufReader::with_capacity(1 << 18, file);
         let magic = file.fill_buf()?;
         let magic = &magic[..magic.len().min(4)];
         let (compression, mut reader): (_, Box<dyn BufRead + Send>) =
@@ -87,7 +97,14 @@ impl Input {
             head.drain(..3);
         }
         let reader = Box::new(Cursor::new(head.clone()).chain(reader));
-        Ok(Self { path: path.to_path_buf(), ending: ending(path), head, compression, reader })
+        Ok(Self {
+            path: path.to_path_buf(),
+            ending: ending(path),
+            head,
+            compression,
+            reader,
+            budget,
+        })
     }
 
     /// The first character that is not white space, if it is ASCII.
@@ -152,6 +169,16 @@ fn is_unmarked_utf16(head: &[u8]) -> bool {
         [0, a, 0, b, ..] | [a, 0, b, 0, ..] => ascii(a) && ascii(b),
         _ => false,
     }
+}
+
+/// A file that holds far more than its size says.
+pub(crate) fn unpacks(path: &Path, budget: u64) -> Error {
+    let message = format!(
+        "its records hold more than {} MiB, over {UNPACKED_TIMES} times its size; expected a file \
+         that was not made to fill the memory",
+        budget >> 20
+    );
+    Error::format(path, message)
 }
 
 /// A record that is longer than any real one.

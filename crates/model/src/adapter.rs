@@ -49,6 +49,12 @@ pub trait Adapter: Send + Sync {
         Var::constant(frozen.gather(tokens))
     }
 
+    /// Rows `tokens` of a table that the model has beside the embedding, by its name in a checkpoint.
+    fn look_up(&self, name: &str, tokens: &[u32], frozen: &FrozenLinear) -> Var {
+        let _ = name;
+        Var::constant(frozen.gather(tokens))
+    }
+
     /// The weight of a norm, or another tensor that is no linear layer's, at `site`.
     fn tensor<'a>(&'a self, site: TensorSite, frozen: &'a Var) -> &'a Var {
         let _ = site;

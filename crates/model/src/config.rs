@@ -25,6 +25,9 @@ pub use rope::{QueryScaling, RopeConfig, RopeScaling};
 /// their `text_config`.
 const COMPOSITES: &[&str] = &["gemma3", "gemma4", "mistral3", "qwen3_5"];
 
+/// The most layers; the deepest models have some hundreds.
+const MOST_LAYERS: usize = 1 << 12;
+
 /// The shape of a decoder and the constants of its arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -189,6 +192,7 @@ impl ModelConfig {
             bos_token_id: ids("bos_token_id")?.first().copied(),
             eos_token_ids: ids("eos_token_id")?,
         };
+        config.check_sizes(path)?;
         read_layer_types(&fields, &mut config)?;
         family.read(&fields, &mut config)?;
         fields.refuse_unread_arithmetic()?;
@@ -213,7 +217,12 @@ impl ModelConfig {
             .ok_or_else(|| unknown_model_type(architecture, path))?;
         let key = |name: &str| format!("{architecture}.{name}");
         let optional = |name: &str| -> Result<Option<usize>> {
-            let Some(value) = file.u64(&key(name))? else { return Ok(None) };
+            let Some(values) = file.u64s(&key(name))? else { return Ok(None) };
+            let Some(&value) = values.first() else { return Ok(None) };
+            if !family.gguf().by_layer && values.iter().any(|&other| other != value) {
+                let message = format!("expected the same in all layers, found {values:?}");
+                return Err(Error::config(path, key(name), message));
+            }
             let value = usize::try_from(value)
                 .map_err(|_| Error::config(path, key(name), format!("{value} is too large")))?;
             Ok(Some(value))
@@ -280,7 +289,8 @@ impl ModelConfig {
             vocab_size,
             hidden_size,
             intermediate_size: required("feed_forward_length")?,
-            num_hidden_layers: required("block_count")?,
+            num_hidden_layers: required("block_count")?
+                .saturating_sub(optional(family::NEXT_LAYERS)?.unwrap_or(0)),
             num_attention_heads,
             num_key_value_heads: optional("attention.head_count_kv")?
                 .unwrap_or(num_attention_heads),
@@ -303,21 +313,18 @@ impl ModelConfig {
             bos_token_id: token("bos_token_id")?,
             eos_token_ids,
         };
+        config.check_sizes(path)?;
         family.read_gguf(file, &mut config)?;
         config.validate(path)?;
         Ok(config)
     }
 
-    /// Checks that all sizes are positive and agree with each other.
-    ///
-    /// # Errors
-    /// Naming the first field that does not, as one of the file at `path`.
-    pub fn validate(&self, path: &Path) -> Result<()> {
+    /// Checks that every size by itself can be one, before anything is made of that size.
+    fn check_sizes(&self, path: &Path) -> Result<()> {
         for (field, size) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
@@ -330,6 +337,33 @@ impl ModelConfig {
                 return Err(Error::config(path, field, message));
             }
         }
+        // Layers are listed, and lists of them multiplied, before the weights say which there are.
+        let layers = self.num_hidden_layers;
+        if layers == 0 || layers > MOST_LAYERS {
+            let message = format!("expected a size from 1 to {MOST_LAYERS}, found {layers}");
+            return Err(Error::config(path, "num_hidden_layers", message));
+        }
+        let Some(of) = &self.layer_embeddings else { return Ok(()) };
+        for (field, size, least) in [
+            ("hidden_size_per_layer_input", of.width.saturating_mul(layers), 0),
+            ("vocab_size_per_layer_input", of.vocab_size, 1),
+            ("global_head_dim", of.full_head_dim, 1),
+        ] {
+            if size < least || size > 1 << 31 {
+                let message =
+                    format!("expected a size up to 2147483648 for all layers, found {size}");
+                return Err(Error::config(path, field, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that all sizes are positive and agree with each other.
+    ///
+    /// # Errors
+    /// Naming the first field that does not, as one of the file at `path`.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        self.check_sizes(path)?;
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let message = format!(
                 "expected a divisor of num_attention_heads {}, found {}",
@@ -337,9 +371,12 @@ impl ModelConfig {
             );
             return Err(Error::config(path, "num_key_value_heads", message));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            let message = format!("expected an even number, found {}", self.head_dim);
-            return Err(Error::config(path, "head_dim", message));
+        let wide = self.layer_embeddings.as_ref().map(|of| ("global_head_dim", of.full_head_dim));
+        for (field, width) in [("head_dim", self.head_dim)].into_iter().chain(wide) {
+            if !width.is_multiple_of(2) {
+                let message = format!("expected an even number, found {width}");
+                return Err(Error::config(path, field, message));
+            }
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
             let message = format!("expected a number between 0 and 1, found {}", self.rms_norm_eps);

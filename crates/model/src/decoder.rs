@@ -17,8 +17,8 @@ use crate::cache::Cache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::kit::{LinearPlan, ModulesPlan, StartContext};
-use crate::family::{Family, GgufNames};
-use crate::site::{Kind, Site, SiteShape, TensorSite};
+use crate::family::{Family, GgufNames, Heads, Layout};
+use crate::site::{Site, SiteShape, TensorSite};
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::ops::cross_entropy::{
     CrossEntropy, adapted_cross_entropy, linear_cross_entropy, trained_cross_entropy,
@@ -175,10 +175,16 @@ impl Decoder {
             self.head = self.head.released();
         }
         let layers = self.layers.iter_mut().map(|layer| &mut layer.modules);
-        let modules = layers.chain([&mut self.outside]);
-        for (site, frozen) in modules.flat_map(|modules| &mut modules.linears) {
-            if is_taken(&site.to_string()) {
-                *frozen = frozen.released();
+        for modules in layers.chain([&mut self.outside]) {
+            for (site, frozen) in &mut modules.linears {
+                if is_taken(&site.to_string()) {
+                    *frozen = frozen.released();
+                }
+            }
+            for (name, table) in &mut modules.tables {
+                if is_taken(&format!("model.{name}")) {
+                    *table = table.released();
+                }
             }
         }
     }
@@ -453,21 +459,12 @@ impl ModelConfig {
         crate::family::find(&self.model_type).map_or(&GgufNames::LLAMA, |family| family.gguf())
     }
 
-    /// What a GGUF file of this model has added to the tensor of this Hugging Face name.
-    pub fn norm_shift_of(&self, name: &str) -> f64 {
+    /// Tells how the tensor of this Hugging Face name differs in a GGUF file of this model.
+    pub fn gguf_layout(&self, name: &str) -> Layout {
+        let heads = Heads::of_config(self);
         crate::family::find(&self.model_type)
-            .map_or(0.0, |family| crate::family::shift_of(family, name))
-    }
-
-    /// Gives the number of heads whose rows a GGUF file of this model interleaves in the tensor of this
-    /// Hugging Face name, if it does.
-    pub fn interleaved_heads(&self, name: &str) -> Option<usize> {
-        let (module, _) = name.rsplit_once('.').filter(|_| self.gguf_names().interleaved)?;
-        match module.parse::<Site>().ok()?.kind() {
-            Kind::QUERY => Some(self.num_attention_heads),
-            Kind::KEY => Some(self.num_key_value_heads),
-            _ => None,
-        }
+            .map(|family| Layout::of(family, name, &heads))
+            .unwrap_or_default()
     }
 
     /// Tells whether every layer has keys and values of its own, of the same width.

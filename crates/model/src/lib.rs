@@ -28,7 +28,7 @@ pub use config::{
 pub use decoder::tree::{Run, Tree};
 pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};
 pub use error::{Error, Result};
-pub use family::interleaved_row;
+pub use family::{Layout, Numbers, Order, interleaved_row};
 pub use gguf::GgufFile;
 pub use source::{ModelIdentity, ModelSource};
 pub use tokenizer::{AddedToken, TokenStream, Tokenizer};

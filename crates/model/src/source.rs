@@ -1,7 +1,9 @@
 //! A base model as it lies on disk: configuration, weights, tokenizer.
 
-use crate::config::rope::{LONG_FACTORS, SHORT_FACTORS, long_rope_factor};
-use crate::config::{Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeScaling};
+use crate::config::rope::{FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, long_rope_factor};
+use crate::config::{
+    Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeConfig, RopeScaling,
+};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::tokenizer::{AddedToken, Tokenizer};
@@ -18,8 +20,6 @@ const EXCESS: usize = 16;
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output layer's, where it is not tied.
 const HEAD: &str = "lm_head.weight";
-/// GGUF's tensor of divisors of the rotary frequencies.
-const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 
 /// What tells one base model from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
         Some(file) => {
             let mut config = ModelConfig::from_gguf(file)?;
             if weights.contains(FREQUENCY_FACTORS) {
-                config.rope.scaling = frequency_scaling(&weights, &config)?;
+                config.rope = stretched_rope(&weights, &config)?;
             }
             if weights.contains(LONG_FACTORS) {
                 config.rope.scaling = long_rope(file, &weights, &config)?;
@@ -221,18 +221,19 @@ fn of_another_kind(folder: &Path) -> Option<String> {
     })
 }
 
-fn frequency_scaling(weights: &Weights, config: &ModelConfig) -> Result<RopeScaling> {
-    let pairs = config.rope.rotary_dim(config.head_dim) / 2;
+fn stretched_rope(weights: &Weights, config: &ModelConfig) -> Result<RopeConfig> {
+    let widest = config.layer_embeddings.map_or(config.head_dim, |of| of.full_head_dim);
+    let pairs = config.rope.rotary_dim(widest) / 2;
     let factors = weights.take_f32(FREQUENCY_FACTORS, &[pairs])?;
     if let Some(found) = factors.iter().find(|&&factor| !(factor > 0.0 && factor.is_finite())) {
         let message = format!("the tensor `{FREQUENCY_FACTORS}` holds the divisor {found}");
         return Err(Error::malformed(weights.path(), message));
     }
-    let mut scaling = RopeScaling::from_factors(&factors, config.rope.theta);
-    if let RopeScaling::LongRope { original_max_position_embeddings, .. } = &mut scaling {
+    let mut rope = config.rope.clone().stretched(&factors);
+    if let RopeScaling::LongRope { original_max_position_embeddings, .. } = &mut rope.scaling {
         *original_max_position_embeddings = config.max_position_embeddings;
     }
-    Ok(scaling)
+    Ok(rope)
 }
 
 /// LongRoPE's divisors, which a GGUF file holds as tensors.

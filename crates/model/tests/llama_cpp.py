@@ -3,8 +3,8 @@
     HYDRALORA_GGUF_OUT=DIR cargo test -p hydralora-model --test files a_gguf_file_is_the_same_model
     python llama_cpp.py DIR
 
-DIR holds NAME.gguf and NAME.json (a prompt and the tokens that follow it here). Needs xllamacpp (MIT), which carries
-llama.cpp.
+DIR holds NAME.gguf and NAME.json (a prompt and the tokens that follow it here), as `fixtures/llama_cpp` does too. Needs
+xllamacpp (MIT), which carries llama.cpp.
 """
 import json, pathlib, sys
 import xllamacpp

@@ -188,11 +188,11 @@ pub(crate) fn run(count: usize, share: Share, body: &(dyn Fn(usize) + Sync)) {
     if count > 1 && !IN_LOOP.get() {
         let shared = current();
         if shared.team.threads() > 1
-            && let Some(lead) = shared.team.lead()
+            && let Some(mut lead) = shared.team.lead()
         {
             IN_LOOP.set(true);
             let _leave = Leave;
-            return shared.team.run(&lead, count, share, body);
+            return shared.team.run(&mut lead, count, share, body);
         }
     }
     (0..count).for_each(body);

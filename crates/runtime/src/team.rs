@@ -250,13 +250,13 @@ impl Team {
     }
 
     /// Runs `body` once for every index below `count`, on all threads; `_lead` shows that the caller
-    /// leads.
+    /// leads. It is borrowed for as long as the loop is open, so `body` cannot open another one with it.
     ///
     /// # Panics
-    /// If `body` panics on any thread, once all threads have left the loop.
+    /// If `body` panics on any thread, once all threads have left the loop; if a loop is open.
     pub(crate) fn run(
         &self,
-        _lead: &Lead<'_>,
+        _lead: &mut Lead<'_>,
         count: usize,
         share: Share,
         body: &(dyn Fn(usize) + Sync),
@@ -277,6 +277,8 @@ impl Team {
                 }
             }
         }
+        // Another lead, of another team, would get here: what is written below would be under a reader.
+        assert!(self.epoch.load(Relaxed).is_multiple_of(2), "a loop of this team is open");
         // SAFETY: only the lifetime changes. The pointer is followed only by threads that are inside
         // while this loop is open, and `Close` waits for them before the borrow ends.
         let body_pointer = unsafe {

@@ -1,5 +1,6 @@
 //! Tests of pools and loops.
 
+use crate::team::{Share, Team};
 use crate::{Early, Pool, chunks, chunks_mut, each_mut, for_each, for_each_in_order, join, map};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -102,6 +103,27 @@ fn loops_inside_of_loops_run_on_their_own_thread() {
             });
         }
     });
+}
+
+/// A team's own loop, opened under one that is open: what [`Lead`] keeps code from writing.
+#[test]
+fn a_loop_under_an_open_one_is_refused() {
+    let (team, other) = (Team::new(1), Team::new(1));
+    let (mut lead, mut wrong) = (team.lead().unwrap(), other.lead().unwrap());
+    let again = std::sync::Mutex::new(&mut wrong);
+    let nested = AssertUnwindSafe(|| {
+        team.run(&mut lead, 2, Share::Runs, &|_| {
+            team.run(&mut again.lock().unwrap(), 2, Share::Runs, &|_| {});
+        });
+    });
+    let panic = catch_unwind(nested).unwrap_err();
+    assert!(panic.downcast_ref::<&str>().is_some_and(|text| text.contains("is open")));
+    // And the team goes on.
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    team.run(&mut lead, 5, Share::Runs, &|_| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(count.into_inner(), 5);
 }
 
 #[test]

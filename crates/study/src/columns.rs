@@ -12,6 +12,9 @@ use parquet::schema::types::Type;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+/// A cell of a study: the study, the cell's number, whether it was chosen.
+type Row<'a> = (&'a Analysis, usize, bool);
+
 /// The values of a column; none where there is nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Values {
@@ -70,16 +73,15 @@ pub(crate) fn of(studies: &[Analysis]) -> Vec<Column> {
             (0..study.plan.cells.len()).map(|index| (study, index, chosen.contains(&index))),
         );
     }
-    let result = |(study, index, _): &(&Analysis, usize, bool)| {
-        study.results.get(&study.plan.cells[*index].id).cloned()
-    };
+    let result =
+        |(study, index, _): &Row<'_>| study.results.get(&study.plan.cells[*index].id).cloned();
     let results: Vec<Option<CellResult>> = rows.iter().map(result).collect();
-    let cell = |row: &(&Analysis, usize, bool)| row.0.plan.cells[row.1].clone();
-    let text = |name: &str, pick: &dyn Fn(&(&Analysis, usize, bool)) -> Option<String>| Column {
+    let cell = |row: &Row<'_>| row.0.plan.cells[row.1].clone();
+    let text = |name: &str, pick: &dyn Fn(&Row<'_>) -> Option<String>| Column {
         name: name.to_owned(),
         values: Values::Text(rows.iter().map(pick).collect()),
     };
-    let status = |row: &(&Analysis, usize, bool)| {
+    let status = |row: &Row<'_>| {
         let id = &row.0.plan.cells[row.1].id;
         Some(match (row.0.results.get(id), row.0.failures.contains_key(id)) {
             (_, true) => "failed".to_owned(),
@@ -88,7 +90,7 @@ pub(crate) fn of(studies: &[Analysis]) -> Vec<Column> {
             (None, _) => "open".to_owned(),
         })
     };
-    let kind = |row: &(&Analysis, usize, bool)| {
+    let kind = |row: &Row<'_>| {
         Some(match cell(row).kind {
             Kind::Trained => "trained".to_owned(),
             Kind::Untrained => "untrained".to_owned(),

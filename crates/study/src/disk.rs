@@ -32,7 +32,7 @@ fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
 ///
 /// # Errors
 /// Whatever the file system says; `path` is then as it was.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = beside(path, bytes)?;
     file.persist(path).map_err(|error| Error::io(path, error.error))?;
     Ok(())
@@ -43,7 +43,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// Whatever else the file system says.
-pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
     let file = beside(path, bytes)?;
     match file.persist_noclobber(path) {
         Ok(_) => Ok(true),
@@ -56,7 +56,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
 ///
 /// # Errors
 /// As [`write_file`].
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_file(path, &to_json(value)?)
 }
 
@@ -64,7 +64,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 ///
 /// # Errors
 /// If it cannot be written as JSON.
-pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text =
         serde_json::to_vec_pretty(value).map_err(|error| Error::Failed(error.to_string()))?;
     text.push(b'\n');
@@ -75,7 +75,7 @@ pub fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| Error::io(path, source))
 }
 
@@ -83,7 +83,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// If it cannot be read, or is not what `T` says: with the field.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = read_text(path)?;
     let mut reader = serde_json::Deserializer::from_str(&text);
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -100,7 +100,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn make_folder(path: &Path) -> Result<()> {
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|source| Error::io(path, source))
 }
 
@@ -108,7 +108,7 @@ pub fn make_folder(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn names_in(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -124,7 +124,7 @@ pub fn names_in(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// SHA-256 of `bytes`, in hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
@@ -132,7 +132,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn sha256_of(path: &Path) -> Result<String> {
+pub(crate) fn sha256_of(path: &Path) -> Result<String> {
     let hash = || -> io::Result<String> {
         let mut file = File::open(path)?;
         let mut hash = Sha256::new();

@@ -75,7 +75,7 @@ enum Task {
 
 /// What there is to do next.
 enum Next {
-    Do(Task, Claim),
+    Do(Task, Box<Claim>),
     Wait,
     End,
 }
@@ -237,7 +237,7 @@ impl Board<'_> {
                 // Somebody may have ended it between the look and the claim.
                 self.states.remove(&id);
                 match self.task(index)? {
-                    Some(task) => return Ok(Next::Do(task, claim)),
+                    Some(task) => return Ok(Next::Do(task, Box::new(claim))),
                     None => {
                         claim.finish()?;
                         continue;
@@ -380,12 +380,14 @@ impl Worker<'_> {
                     }
                 }
                 Next::Do(Task::Train(index), claim) => {
+                    let claim = *claim;
                     self.train(index, claim)?;
                     let mut board = lock();
                     board.states.remove(&self.plan.cells[index].id);
                     board.prune(index)?;
                 }
                 Next::Do(Task::Score(index, sources), claim) => {
+                    let claim = *claim;
                     let here = self.score(index, &sources, claim)?;
                     let mut board = lock();
                     let id = &self.plan.cells[index].id;
@@ -435,6 +437,10 @@ impl Worker<'_> {
                 self.store.publish(&result)?;
                 for spent in SPENT {
                     let _ = fs::remove_dir_all(folder.join(RUN).join(spent));
+                }
+                // What a command wrote that did not know yet that its cell had been taken over.
+                for name in names_in(&folder)?.iter().filter(|name| name.starts_with("run-")) {
+                    let _ = fs::remove_dir_all(folder.join(name));
                 }
                 claim.finish()?;
                 self.counts[0].fetch_add(1, Ordering::SeqCst);

@@ -5,6 +5,9 @@ use crate::schedule::Schedule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The most passes over the data.
+const MOST_EPOCHS: f64 = 1e5;
+
 /// How to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -105,7 +108,12 @@ impl TrainConfig {
         };
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let share = |value: f64| (0.0..1.0).contains(&value);
-        check(positive(self.epochs), "epochs", self.epochs.to_string(), "a positive number");
+        check(
+            positive(self.epochs) && self.epochs <= MOST_EPOCHS,
+            "epochs",
+            self.epochs.to_string(),
+            "a positive number up to 100000",
+        );
         check(self.max_steps != Some(0), "max_steps", "0".into(), "at least 1");
         check(self.batch_size > 0, "batch_size", "0".into(), "at least 1");
         check(

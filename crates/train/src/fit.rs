@@ -95,13 +95,19 @@ impl Plan {
             config.seed,
             run.shuffle,
         )?;
-        let steps: Vec<usize> = (0..config.epochs.ceil() as usize)
-            .map(|epoch| sampler.epoch(epoch as u64).len().div_ceil(config.grad_accumulation))
-            .collect();
-        let whole: usize = steps[..config.epochs.floor() as usize].iter().sum();
-        let part = config.epochs.fract() * steps.last().copied().unwrap_or(0) as f64;
-        let wanted = whole + part.ceil() as usize;
-        let total = config.max_steps.map_or(wanted, |limit| limit.min(wanted));
+        let limit = config.max_steps.unwrap_or(usize::MAX);
+        let (mut steps, mut wanted) = (Vec::new(), 0_usize);
+        // No further than it goes: every epoch is drawn to count its steps.
+        for epoch in 0..config.epochs.ceil() as usize {
+            let here = sampler.epoch(epoch as u64).len().div_ceil(config.grad_accumulation);
+            steps.push(here);
+            let part = (config.epochs - epoch as f64).min(1.0);
+            wanted += (part * here as f64).ceil() as usize;
+            if wanted >= limit {
+                break;
+            }
+        }
+        let total = wanted.min(limit);
         if total == 0 {
             return Err(Error::Nothing { message: "the data give no training batch".to_owned() });
         }
@@ -185,10 +191,6 @@ pub fn fit(
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
-    let router_start = match run.folder {
-        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
-        folder => RouterStart::note(&*tuned, folder)?,
-    };
     // What reading the data and finding the method's start took.
     release_kept();
     let before = progress.elapsed_s;
@@ -205,6 +207,10 @@ pub fn fit(
         }
     }
     let mut notes = Notes::default();
+    let router_start = match run.folder {
+        Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
+        folder => RouterStart::note(&*tuned, folder)?,
+    };
     let evaluated = |tuned: &dyn Tuned| -> Result<Option<Evaluation>> {
         let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
         let found = evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)?;

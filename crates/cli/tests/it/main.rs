@@ -13,6 +13,7 @@ mod files;
 mod going_on;
 mod golden;
 mod heads;
+mod hostile;
 mod hub;
 mod interop;
 mod messages;

@@ -244,6 +244,34 @@ fn killed_workers_lose_at_most_a_checkpoint_interval() {
     assert!(kills > 0 && taken_over > 0, "{kills} kills, none of them in a cell");
 }
 
+/// A disk that is full is named, and with room again the study goes on.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named_and_nothing_is_lost() {
+    let place = place(10);
+    let disk = place.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = |arguments: &[&str]| {
+        let ran = std::process::Command::new("mount").args(arguments).arg(&disk).output();
+        ran.is_ok_and(|ran| ran.status.success())
+    };
+    if !mount(&["-t", "tmpfs", "-o", "size=700k", "tmpfs"]) {
+        return hydralora_testing::skip("mount", "a small disk cannot be mounted here");
+    }
+    place.succeed(&["study", "plan", "small.yaml", "--out", "disk/s"]);
+    let full = place.run(&["study", "run", "disk/s"]);
+    let room = mount(&["-o", "remount,size=80m"]);
+    let healed = place.run(&["study", "run", "disk/s", "--retry"]);
+    let found = results(&place, "disk/s");
+    let unmounted = std::process::Command::new("umount").arg(&disk).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    assert_eq!(full.code, Some(1), "{}\n{}", full.stdout, full.stderr);
+    assert!(full.stderr.contains("No space left on device"), "{}", full.stderr);
+    assert!(room && healed.code == Some(0), "{}\n{}", healed.stdout, healed.stderr);
+    assert_eq!(found.len(), 8);
+    assert_eq!(found.values().filter(|result| result["test"].is_object()).count(), 4);
+}
+
 /// The trained model with a chat template, as base models of studies have one.
 fn model_with_template(place: &Place) -> String {
     let folder = place.path("model");

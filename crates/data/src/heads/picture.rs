@@ -2,6 +2,7 @@
 
 use super::report::HeadsReport;
 use super::rules::Rule;
+use crate::shown::shown;
 use std::fmt::Write;
 
 /// Colours that stay apart from one another, also for people who see few; where they repeat, the
@@ -46,9 +47,7 @@ fn mark(x: f64, y: f64, radius: f64, number: usize) -> String {
 }
 
 fn escape(text: &str) -> String {
-    let clean = text.chars().filter(|c| !c.is_control() || c.is_whitespace());
-    clean
-        .collect::<String>()
+    shown(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -14,6 +14,9 @@ use crate::error::{Error, Location, Result};
 use crate::format::{self, Fields};
 use crate::input::{self, Input, MAX_RECORD_BYTES};
 
+/// Fields of a table; every row holds them all.
+const MOST_FIELDS: usize = 4096;
+
 pub(super) struct Csv;
 
 impl Layout for Csv {
@@ -81,6 +84,13 @@ impl Layout for Csv {
         };
         let mut header = Vec::new();
         let names = reader.byte_headers().map_err(|error| fault(&error, 1))?.clone();
+        if names.len() > MOST_FIELDS {
+            let message = format!(
+                "line 1: a header of {} fields; expected at most {MOST_FIELDS}",
+                names.len()
+            );
+            return Err(Error::format(&path, message));
+        }
         for name in &names {
             let name = input::text(&path, name.to_vec(), 1, 1)?;
             if header.contains(&name) {

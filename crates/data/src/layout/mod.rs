@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Location, Result, excerpt};
 use crate::format::{self, Fields, Format};
-use crate::input::Input;
+use crate::input::{self, Input, MAX_RECORD_BYTES};
 use crate::record::Body;
 
 /// Every layout, in the order in which they are asked.
@@ -91,7 +91,22 @@ pub(crate) fn read(input: Input, asked: &Asked<'_>, visit: &mut Visit<'_>) -> Re
         return Err(Error::format(&input.path, message));
     }
     match LAYOUTS.iter().find(|layout| layout.recognises(&input, asked)) {
-        Some(layout) => layout.read(input, asked, visit),
+        Some(layout) => {
+            let (path, budget) = (input.path.clone(), input.budget);
+            let mut held = 0_u64;
+            layout.read(input, asked, &mut |raw| {
+                let bytes = raw.content.bytes();
+                if bytes > MAX_RECORD_BYTES {
+                    let Location { line, record, .. } = raw.location;
+                    return Err(input::too_long(&path, line.max(record.unwrap_or(0))));
+                }
+                held += bytes as u64;
+                if held > budget {
+                    return Err(input::unpacks(&path, budget));
+                }
+                visit(raw)
+            })
+        }
         // Nothing but white space.
         None if input.first_char().is_none() => Ok(()),
         None => {
@@ -109,7 +124,31 @@ pub(crate) fn read(input: Input, asked: &Asked<'_>, visit: &mut Visit<'_>) -> Re
     }
 }
 
+/// About the bytes of memory that a value takes.
+fn size(value: &Value) -> usize {
+    let own = size_of::<Value>();
+    match value {
+        Value::String(text) => own + text.len(),
+        Value::Array(items) => items.iter().map(size).fold(own, usize::saturating_add),
+        Value::Object(object) => own + object_size(object),
+        _ => own,
+    }
+}
+
+fn object_size(object: &Map<String, Value>) -> usize {
+    let entries = object.iter().map(|(name, value)| name.len() + size(value));
+    entries.fold(0, usize::saturating_add)
+}
+
 impl Content {
+    /// About the bytes that it takes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Json { text, .. } | Self::Text(text) => text.len(),
+            Self::Object(object) => object_size(object),
+        }
+    }
+
     /// The object, and the text to show in messages about it.
     ///
     /// # Errors

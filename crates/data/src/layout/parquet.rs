@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use super::{Asked, Content, Layout, Raw, Visit};
 use crate::error::{Error, Location, Result};
-use crate::input::Input;
+use crate::input::{self, Input};
 
 pub(super) struct Parquet;
 
@@ -25,7 +25,7 @@ impl Layout for Parquet {
     }
 
     fn read(&self, input: Input, _: &Asked<'_>, visit: &mut Visit<'_>) -> Result<()> {
-        let path = input.path;
+        let path = input.path.clone();
         if let Some(compression) = input.compression {
             let message = format!(
                 "a Parquet file inside a {compression} stream; its end has to be read first, so \
@@ -60,6 +60,12 @@ impl Layout for Parquet {
         let Some(reader) = opened else {
             return Err(damaged(0, "it cannot be opened".to_owned()));
         };
+        // What the columns say of themselves, before the library makes room for it.
+        let said = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let said = said.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0));
+        if said.fold(0, u64::saturating_add) > input.budget {
+            return Err(input::unpacks(&path, input.budget));
+        }
         let mut rows = None;
         guarded(0, &mut || {
             rows = Some(reader.get_row_iter(None)?);

@@ -12,6 +12,9 @@ pub(super) const PERCENT: &str = "percent_";
 /// The filter around what a loop goes over.
 pub(super) const ITERATED: &str = "iterated_";
 
+/// Operands of `%` within each other.
+const MOST_OPERANDS: usize = 50;
+
 pub(super) fn translate(source: &str) -> String {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -91,7 +94,7 @@ fn mark(tag: &str) -> Option<(usize, String)> {
 fn expression(tag: &str, close: &str, out: &mut String) -> usize {
     out.push_str(&tag[..2]);
     let start = out.len();
-    let end = code(tag, 2, close, out);
+    let end = code(tag, 2, close, 0, out);
     if close == "%}"
         && let Some(range) = iterated(&out[start..])
     {
@@ -105,8 +108,9 @@ fn expression(tag: &str, close: &str, out: &mut String) -> usize {
     end + if closed { close.len() } else { 0 }
 }
 
-/// Writes the code from byte `at` on to `out`, up to `close` or the end, and says where that is.
-fn code(tag: &str, mut at: usize, close: &str, out: &mut String) -> usize {
+/// Writes the code from byte `at` on to `out`, up to `close` or the end, and says where that is. It
+/// lies in `depth` operands of `%`.
+fn code(tag: &str, mut at: usize, close: &str, depth: usize, out: &mut String) -> usize {
     let mut open = 0_usize;
     // Where in `out` the literal stands that came last, if nothing but space came since.
     let mut literal: Option<Range<usize>> = None;
@@ -127,12 +131,13 @@ fn code(tag: &str, mut at: usize, close: &str, out: &mut String) -> usize {
                         out.push_str(&text[1..]);
                         before.end = out.len();
                     }
+                    // The newcomer takes the neighbour's quotes: the neighbour may be long already.
                     Some(before) => {
-                        let joined = requoted(&out[before.start + 1..before.end - 1], c);
-                        out.truncate(before.start);
-                        out.push(c);
+                        let quote = out[before.start..].chars().next().unwrap_or(c);
+                        let joined = requoted(&text[1..text.len() - 1], quote);
+                        out.truncate(before.end - 1);
                         out.push_str(&joined);
-                        out.push_str(&text[1..]);
+                        out.push(quote);
                         before.end = out.len();
                     }
                     None => {
@@ -144,11 +149,12 @@ fn code(tag: &str, mut at: usize, close: &str, out: &mut String) -> usize {
                 at += len;
                 continue;
             }
-            '%' if literal.is_some() && !rest.starts_with("%}") => {
+            // Deeper than the engine follows parentheses nothing has to be right.
+            '%' if literal.is_some() && !rest.starts_with("%}") && depth < MOST_OPERANDS => {
                 let operand = at + 1 + operand_len(&tag[at + 1..]);
                 out.push_str(&["|", PERCENT, "("].concat());
                 let mut inner = String::new();
-                code(&tag[..operand], at + 1, "\0", &mut inner);
+                code(&tag[..operand], at + 1, "\0", depth + 1, &mut inner);
                 out.push_str(inner.trim());
                 out.push(')');
                 at = operand;
@@ -355,7 +361,7 @@ mod tests {
     #[test]
     fn literals_are_read_as_in_python() {
         assert_eq!(translate(r"{{ 'a' 'b' + 'c' }}"), "{{ 'ab' + 'c' }}");
-        assert_eq!(translate(r#"{{ "it's" 'x' }}"#), r"{{ 'it\'sx' }}");
+        assert_eq!(translate(r#"{{ "it's" 'x"' }}"#), r#"{{ "it'sx\"" }}"#);
         assert_eq!(translate("{{ 'a\\\nb\\U0001f600\\a' }}"), "{{ 'ab😀\\u0007' }}");
         assert_eq!(translate(r"{{ '\'}}' }}x{{ a }}"), r"{{ '\'}}' }}x{{ a }}");
         assert_eq!(translate("{{ 'open }}"), "{{ 'open }}");

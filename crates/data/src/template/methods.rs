@@ -4,6 +4,7 @@ use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
+use super::STEP_BYTES;
 use super::text::python_str;
 
 /// Characters that `str.strip` and `str.split` take for white space: Unicode's, and the four
@@ -27,6 +28,11 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    if method == "format"
+        && let Some(text) = value.as_str()
+    {
+        pay_for_format(state, text, '{', args)?;
+    }
     let found = match value.kind() {
         ValueKind::String => text(state, value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Map if method == "copy" => {
@@ -343,6 +349,29 @@ fn padded(text: &str, method: &str, missing: usize, fill: &str) -> String {
     }
 }
 
+/// Pays for the most that a format can make before it is made: every field may be as wide as a number
+/// in it, and hold the longest value.
+fn pay_for_format(
+    state: &State<'_, '_>,
+    format: &str,
+    mark: char,
+    values: &[Value],
+) -> Result<(), Error> {
+    let digits = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let width = |digits: &str| digits.parse::<u64>().unwrap_or(u64::MAX);
+    let widths = digits.map(width).fold(0, u64::saturating_add);
+    let mut longest = 0;
+    for value in values {
+        longest = longest.max(match value.as_str() {
+            Some(text) => text.len(),
+            None => python_str(state, value)?.len(),
+        });
+    }
+    let fields = format.matches(mark).count() as u64;
+    let bytes = fields.saturating_mul(longest as u64).saturating_add(widths);
+    state.consume_fuel(bytes / STEP_BYTES)
+}
+
 /// `text % values`.
 pub(super) fn percent(state: &State<'_, '_>, text: &str, values: &Value) -> Result<String, Error> {
     let values: Vec<Value> = match values.downcast_object_ref::<Tuple>() {
@@ -354,6 +383,7 @@ pub(super) fn percent(state: &State<'_, '_>, text: &str, values: &Value) -> Resu
         _ => python_str(state, &value).map(Value::from),
     };
     let values: Vec<Value> = values.into_iter().map(plain).collect::<Result<_, Error>>()?;
+    pay_for_format(state, text, '%', &values)?;
     minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, text, &values)
 }
 

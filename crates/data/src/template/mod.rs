@@ -7,10 +7,13 @@
 //! refuses a conversation, `strftime_now(format)` writes the date, `tojson` writes JSON without HTML
 //! escapes, `{% generation %}` marks are ignored, and values print as Python prints them.
 
+mod counted;
 mod dialect;
 mod environment;
 mod methods;
 mod text;
+mod walk;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,7 +67,7 @@ pub fn builtin_template_names() -> Vec<&'static str> {
 pub struct ChatTemplate {
     name: String,
     source: Arc<str>,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     arguments: Map<String, Json>,
 }
 
@@ -111,14 +114,19 @@ impl ChatTemplate {
     ) -> Result<Self> {
         let name = name.into();
         let source: Arc<str> = source.into().into();
-        let syntax = |error: minijinja::Error| Error::TemplateSyntax {
-            name: name.clone(),
-            line: error.line(),
-            message: message(&error),
+        let text = Arc::clone(&source);
+        let read = move || {
+            counted::check_source(&text)?;
+            let whole = counted::rewrite(&dialect::translate(&text), environment::syntax()?)?;
+            let mut environment = environment::build(now)?;
+            environment.add_template_owned(ONLY, whole)?;
+            Ok::<_, minijinja::Error>(environment)
         };
-        let mut environment = environment::build(now).map_err(syntax)?;
-        environment.add_template_owned(ONLY, dialect::translate(&source)).map_err(syntax)?;
-        Ok(Self { name, source, environment, arguments: Map::new() })
+        let fault = |line, message| Error::TemplateSyntax { name: name.clone(), line, message };
+        let environment = worker::run(read)
+            .map_err(|failed| fault(None, failed.to_string()))?
+            .map_err(|error| fault(error.line(), message(&error)))?;
+        Ok(Self { name, source, environment: Arc::new(environment), arguments: Map::new() })
     }
 
     /// A template that comes with the crate.
@@ -256,11 +264,13 @@ impl ChatTemplate {
         }
         context.insert("messages", messages.iter().map(turn).collect::<Value>());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        let template = self.environment.get_template(ONLY);
-        template.and_then(|template| template.render(Value::from_pairs(context))).map_err(|error| {
-            let (name, line) = (self.name.clone(), error.line());
-            Error::TemplateRender { name, line, message: message(&error) }
-        })
+        let fault =
+            |line, message| Error::TemplateRender { name: self.name.clone(), line, message };
+        let context = Value::from_pairs(context);
+        let environment = Arc::clone(&self.environment);
+        worker::run(move || environment.get_template(ONLY)?.render(context))
+            .map_err(|failed| fault(None, failed.to_string()))?
+            .map_err(|error| fault(error.line(), message(&error)))
     }
 }
 

@@ -71,7 +71,7 @@ fn python_repr(
             let text = quoted(value.as_str().unwrap_or_default());
             out.push(&text)
         }
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             let tuple = value.downcast_object_ref::<Tuple>().is_some();
             out.push(if tuple { "(" } else { "[" })?;
             let mut items = 0;

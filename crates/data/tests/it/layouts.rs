@@ -195,10 +195,34 @@ fn absurdly_long_records_are_refused_without_being_held() {
     ] {
         let error = message(name, &gzip(&[start, &long].concat()));
         assert!(
-            error.starts_with(&format!("{name}: line 2: a record of more than 64 MiB")),
+            error.starts_with(&format!("{name}: line 2: a record of more than 16 MiB")),
             "{name}: {error}"
         );
     }
+}
+
+#[test]
+fn files_that_unpack_to_far_more_than_they_are_are_refused() {
+    // 120 MiB, each record small enough, of some hundred KiB.
+    let record = |answer: &str| format!("{{\"question\": \"a\", \"answer\": \"{answer}\"}}\n");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..120 {
+        encoder.write_all(record(&"b".repeat(1 << 20)).as_bytes()).unwrap();
+    }
+    let many = encoder.finish().unwrap();
+    assert!(many.len() < 200 << 10);
+    let error = message("x.jsonl.gz", &many);
+    assert!(error.contains("x.jsonl.gz: its records hold more than"), "{error}");
+    assert!(error.contains("over 200 times its size"), "{error}");
+    // Text shrinks, too, but not so.
+    let ordinary =
+        (0..20_000).map(|n| record(&format!("number {n} of many {}", n * 7919 % 10_007)));
+    let ordinary = gzip(ordinary.collect::<String>().as_bytes());
+    assert_eq!(read("x.jsonl.gz", &ordinary).unwrap().records.len(), 20_000);
+
+    let header = (0..5000).map(|n| format!("f{n}")).collect::<Vec<_>>().join(",");
+    let error = message("x.csv", format!("{header}\n").as_bytes());
+    assert!(error.contains("line 1: a header of 5000 fields; expected at most 4096"), "{error}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The crate as its users see it: files in, data sets and messages out.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
+
 mod bad_input;
 mod documentation;
 mod heads;
+mod hostile_templates;
 #[cfg(target_os = "linux")]
 mod large;
 mod layouts;

@@ -95,7 +95,8 @@ fn without_lead(x: &Tensor, lead: usize, offsets: &[usize], starts: &[bool]) -> 
     })
 }
 
-/// The given rows of `x: [T, d]`, in order; no row twice.
+/// The given rows of `x: [T, d]`, in order; one may be given several times, and then gathers their
+/// gradients.
 ///
 /// # Panics
 /// If a row is not below `T`.
@@ -107,18 +108,30 @@ pub fn take_rows(x: &Var, rows: &[usize]) -> Var {
     })
 }
 
-/// Zeros of the given shape but for its `rows`, which are those of `x` in order.
+/// Zeros of the given shape, to whose `rows` those of `x` are added in order.
 fn spread_rows(x: &Tensor, rows: &[usize], shape: &[usize]) -> Tensor {
-    on_device!(rows::scatter(x, rows, shape));
+    // The device writes, which is the same where no row is met twice.
+    if all_differ(rows) {
+        on_device!(rows::scatter(x, rows, shape));
+    }
     let width = x.cols();
     let mut out = Tensor::zeros(x.dtype(), shape);
     dispatch!(x.dtype(), |E| {
         let out = out.data_mut::<E>();
         for (&row, from) in rows.iter().zip(x.data::<E>().chunks_exact(width.max(1))) {
-            out[row * width..(row + 1) * width].copy_from_slice(from);
+            simd::add_scaled(1.0, from, &mut out[row * width..(row + 1) * width]);
         }
     });
     out
+}
+
+fn all_differ(rows: &[usize]) -> bool {
+    let ascending = rows.windows(2).all(|two| two[0] < two[1]);
+    ascending || {
+        let mut sorted = rows.to_vec();
+        sorted.sort_unstable();
+        sorted.windows(2).all(|two| two[0] < two[1])
+    }
 }
 
 /// The given rows of `x: [T, d]`, in order.
@@ -242,6 +255,8 @@ mod tests {
     #[test]
     fn taken_rows_send_their_gradients_home() {
         check::gradients(&[&[5, 3]], |x| take_rows(&x[0], &[4, 0, 2]));
+        check::gradients(&[&[5, 3]], |x| take_rows(&x[0], &[4, 0, 4, 2, 4]));
+        check::gradients(&[&[2, 3]], |x| take_rows(&x[0], &[1, 1]));
     }
 
     #[test]

@@ -7,6 +7,12 @@ use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
 use std::sync::Arc;
 
+/// GGUF's tensor of divisors of the rotary frequencies.
+pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// The divisor that GGUF files give frequencies that do not turn.
+const STANDING: f32 = 1e30;
+/// From which divisor on a frequency counts as one of them.
+const STANDS: f32 = 1e20;
 /// GGUF's tensor of LongRoPE's divisors for short sequences.
 pub(crate) const SHORT_FACTORS: &str = "rope_factors_short.weight";
 /// GGUF's tensor of LongRoPE's divisors for long sequences.
@@ -110,6 +116,32 @@ impl RopeConfig {
         }
     }
 
+    /// Counts the pairs of a head that turn where frequencies are proportional.
+    fn turning(&self, head_dim: usize) -> usize {
+        (self.partial * head_dim as f64 / 2.0) as usize
+    }
+
+    /// Reads the divisors, one for every pair of a head, that a GGUF file gives its frequencies:
+    /// proportional ones where the last of them stand still, else as
+    /// [`RopeScaling::from_factors`].
+    pub(crate) fn stretched(mut self, factors: &[f32]) -> Self {
+        let turning = factors.iter().take_while(|&&factor| factor < STANDS).count();
+        let (first, standing) = factors.split_at(turning);
+        let uniform = first.first().filter(|&one| first.iter().all(|other| other == one));
+        match uniform {
+            Some(&factor) if !standing.is_empty() && standing.iter().all(|&f| f >= STANDS) => {
+                let pairs = factors.len() as f64;
+                self.partial = turning as f64 / pairs;
+                if self.partial * pairs < turning as f64 {
+                    self.partial *= 1.0 + f64::EPSILON;
+                }
+                self.scaling = RopeScaling::Proportional { factor: factor.into() };
+            }
+            _ => self.scaling = RopeScaling::from_factors(factors, self.theta),
+        }
+        self
+    }
+
     /// The factor on cosines and sines.
     pub(crate) fn factor(&self) -> f64 {
         match self.scaling {
@@ -192,7 +224,7 @@ impl RopeConfig {
                 each(&|i, frequency| frequency / divisors.get(i).copied().unwrap_or(1.0))
             }
             &RopeScaling::Proportional { factor } => {
-                let turning = (self.partial * head_dim as f64 / 2.0) as usize;
+                let turning = self.turning(head_dim);
                 each(&|i, frequency| if i < turning { frequency / factor } else { 0.0 })
             }
         }
@@ -296,10 +328,15 @@ impl RopeConfig {
                 let plain = Self { scaling: RopeScaling::None, ..self.clone() };
                 let plain = plain.inverse_frequencies(head_dim, 0);
                 let divisors = plain.iter().zip(&stretched).map(|(a, b)| (a / b) as f32);
-                vec![("rope_freqs.weight", divisors.collect())]
+                vec![(FREQUENCY_FACTORS, divisors.collect())]
             }
             RopeScaling::LongRope { short, long, .. } => {
                 vec![(SHORT_FACTORS, narrow(short)), (LONG_FACTORS, narrow(long))]
+            }
+            &RopeScaling::Proportional { factor } => {
+                let turning = self.turning(head_dim);
+                let divisor = |i: usize| if i < turning { factor as f32 } else { STANDING };
+                vec![(FREQUENCY_FACTORS, (0..head_dim / 2).map(divisor).collect())]
             }
             _ => Vec::new(),
         }
@@ -311,7 +348,10 @@ impl RopeConfig {
         let number = |value: f64| GgufValue::F32(value as f32);
         let size = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
         Some(match &self.scaling {
-            RopeScaling::None | RopeScaling::Llama3 { .. } => Vec::new(),
+            // The divisors are a tensor.
+            RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Proportional { .. } => {
+                Vec::new()
+            }
             RopeScaling::Linear { factor } => vec![kind("linear"), ("factor", number(*factor))],
             RopeScaling::Yarn {
                 factor,
@@ -344,9 +384,7 @@ impl RopeConfig {
                     ("original_context_length", size(*original_max_position_embeddings)),
                 ]
             }
-            RopeScaling::Dynamic { .. }
-            | RopeScaling::Yarn { .. }
-            | RopeScaling::Proportional { .. } => return None,
+            RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => return None,
         })
     }
 

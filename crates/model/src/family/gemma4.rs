@@ -16,18 +16,30 @@ use super::kit::{
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
-use crate::config::rope::{RopeDefaults, one_from_json};
-use crate::config::{Fields, LayerEmbeddings, ModelConfig, RopeConfig};
-use crate::error::Result;
+use crate::config::rope::{FREQUENCY_FACTORS, RopeDefaults, one_from_json};
+use crate::config::{Fields, LayerEmbeddings, ModelConfig, RopeConfig, RopeScaling};
+use crate::error::{Error, Result};
+use crate::gguf::{Array, GgufFile, Value as GgufValue};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
+use hydralora_kernels::ops::activation::Activation;
 use hydralora_kernels::ops::elementwise::{add, scale};
 use serde_json::{Map, Value, json};
 
 pub(super) struct Gemma4;
 pub(super) static FAMILY: Gemma4 = Gemma4;
 
-const NAMES: GgufNames = GgufNames::new("gemma4").parts(PARTS).windowed().unsupported();
+const NAMES: GgufNames = GgufNames::new("gemma4")
+    .parts(PARTS)
+    .tensors(&[("layer_output_scale.weight", LAYER_SCALAR)])
+    .outside(&[
+        ("per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight"),
+        ("per_layer_model_proj.weight", "model.per_layer_model_projection.weight"),
+        ("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"),
+    ])
+    .pieces("gemma4")
+    .windowed()
+    .by_layer();
 /// What lies beside Gemma 3's layer.
 const LAYER_EMBEDDING: Parts = &[
     ("inp_gate", "per_layer_input_gate"),
@@ -35,6 +47,23 @@ const LAYER_EMBEDDING: Parts = &[
     ("post_norm", POST_LAYER_EMBEDDING_NORM),
 ];
 const PARTS: &[Parts] = &[gemma2::NORMS, ATTENTION, QUERY_KEY_NORMS, FEED_FORWARD, LAYER_EMBEDDING];
+
+/// Metadata of GGUF files: which layers are windowed.
+const PATTERN: &str = "attention.sliding_window_pattern";
+/// Width of a key there.
+const WINDOWED_KEYS: &str = "attention.key_length_swa";
+/// Width of a value there.
+const WINDOWED_VALUES: &str = "attention.value_length_swa";
+/// How many numbers of a head turn there.
+const WINDOWED_TURNING: &str = "rope.dimension_count_swa";
+/// Base of the frequencies there.
+const WINDOWED_BASE: &str = "rope.freq_base_swa";
+/// How many of the last layers use earlier keys.
+const SHARED_LAYERS: &str = "attention.shared_kv_layers";
+/// Width of a layer's own embedding.
+const LAYER_WIDTH: &str = "embedding_length_per_layer_input";
+/// Width inside the feed-forward block.
+const INNER_WIDTH: &str = "feed_forward_length";
 
 /// Gate of a layer's own embedding.
 static LAYER_GATE: Linear = Linear::new("per_layer_input_gate", Kind::LAYER_EMBEDDING, 80);
@@ -83,6 +112,14 @@ impl Family for Gemma4 {
         LINEARS
     }
 
+    fn tables(&self) -> &'static [&'static str] {
+        &[TABLE]
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &[LAYER_SCALAR]
+    }
+
     fn defaults(&self) -> Defaults {
         Defaults { rope_theta: 1_000_000.0, ..gemma2::DEFAULTS }
     }
@@ -95,7 +132,7 @@ impl Family for Gemma4 {
         let kinds = fields.nested("rope_parameters")?;
         let nested = kinds.map(|kinds| kinds.nested(FULL)).transpose()?.flatten();
         let Some(nested) = nested else {
-            let scaling = crate::config::RopeScaling::Proportional { factor: 1.0 };
+            let scaling = RopeScaling::Proportional { factor: 1.0 };
             return Ok(RopeConfig { partial: 0.25, scaling, ..RopeConfig::plain(1_000_000.0) });
         };
         let defaults = RopeDefaults { theta: self.defaults().rope_theta, partial: Some(1.0) };
@@ -176,6 +213,147 @@ impl Family for Gemma4 {
         }
     }
 
+    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
+        let key = |name: &str| format!("{}.{name}", NAMES.architecture);
+        let fault = |name: &str, message: String| Error::config(file.path(), key(name), message);
+        let size = |name: &str| -> Result<Option<usize>> {
+            Ok(file.u64(&key(name))?.and_then(|size| usize::try_from(size).ok()))
+        };
+        let layers = config.num_hidden_layers;
+        // A number for every layer, or one for all.
+        let each = |name: &str| -> Result<Vec<u64>> {
+            let found = file.u64s(&key(name))?.unwrap_or_default();
+            match found.as_slice() {
+                [one] if layers != 1 => Ok(vec![*one; layers]),
+                several if several.len() == layers => Ok(found),
+                several => {
+                    let message = format!("expected a list of {layers}, found {}", several.len());
+                    Err(fault(name, message))
+                }
+            }
+        };
+        let windowed: Vec<bool> = each(PATTERN)?.iter().map(|&windowed| windowed != 0).collect();
+        let full_head_dim = config.head_dim;
+        config.head_dim = size(WINDOWED_KEYS)?.unwrap_or(full_head_dim);
+        if let Some(found) = size(WINDOWED_VALUES)?.filter(|&found| found != config.head_dim) {
+            let message = format!("expected {}, as wide as keys, found {found}", config.head_dim);
+            return Err(fault(WINDOWED_VALUES, message));
+        }
+        for name in ["attention.head_count", "attention.head_count_kv"] {
+            let found = file.u64s(&key(name))?.unwrap_or_default();
+            if found.windows(2).any(|two| two[0] != two[1]) {
+                let message = format!("expected the same in all layers, found {found:?}");
+                return Err(fault(name, message));
+            }
+        }
+        let shared_layers = size(SHARED_LAYERS)?.unwrap_or(0);
+        let width = size(LAYER_WIDTH)?.unwrap_or(0);
+        let inner = each(INNER_WIDTH)?;
+        let (own, sharing) = inner.split_at(layers.saturating_sub(shared_layers));
+        let usual = inner.first().copied().unwrap_or(0);
+        let wide_shared =
+            !sharing.is_empty() && sharing.iter().all(|&of| Some(of) == usual.checked_mul(2));
+        let narrow = sharing.iter().all(|&of| of == usual);
+        if !own.iter().all(|&of| of == usual) || !(wide_shared || narrow) {
+            let message = format!(
+                "expected {usual}, and as much or twice that in the last {shared_layers} layers, \
+                 found {inner:?}"
+            );
+            return Err(fault(INNER_WIDTH, message));
+        }
+        config.arithmetic.activation = Activation::GeluTanh;
+        config.arithmetic.logit_softcap = file.f64(&key("final_logit_softcapping"))?;
+        config.arithmetic.attention_scale = Some(1.0);
+        gemma2::common(config);
+        let local = RopeConfig::plain(file.f64(&key(WINDOWED_BASE))?.unwrap_or(10_000.0));
+        let turning = size(WINDOWED_TURNING)?.unwrap_or(config.head_dim);
+        let partial = turning as f64 / config.head_dim.max(1) as f64;
+        config.sliding_rope = Some(RopeConfig { partial, ..local });
+        match windowed.contains(&true) {
+            true => config.sliding_layers = Some(windowed),
+            false => config.sliding_window = None,
+        }
+        let vocab_size = config.vocab_size;
+        config.layer_embeddings =
+            Some(LayerEmbeddings { width, vocab_size, full_head_dim, shared_layers, wide_shared });
+        match owner_fault(config) {
+            Some(message) => Err(fault(SHARED_LAYERS, message)),
+            None => Ok(()),
+        }
+    }
+
+    fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
+        let Some(of) = &config.layer_embeddings else { return Vec::new() };
+        let number = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let size = |size: usize| GgufValue::U32(number(size));
+        let layers = 0..config.num_hidden_layers;
+        let windowed = layers.clone().map(|layer| config.window_of(layer).is_some()).collect();
+        let local = config.sliding_rope.as_ref().unwrap_or(&config.rope);
+        let inner = layers.map(|layer| number(inner_width(config, layer))).collect();
+        let inner = match of.wide_shared {
+            true => GgufValue::Array(Array::U32(inner)),
+            false => size(config.intermediate_size),
+        };
+        let mut all = vec![
+            (PATTERN, GgufValue::Array(Array::Bool(windowed))),
+            ("attention.sliding_window", size(config.sliding_window.unwrap_or(0))),
+            ("attention.key_length", size(of.full_head_dim)),
+            ("attention.value_length", size(of.full_head_dim)),
+            (WINDOWED_KEYS, size(config.head_dim)),
+            (WINDOWED_VALUES, size(config.head_dim)),
+            (SHARED_LAYERS, size(of.shared_layers)),
+            (LAYER_WIDTH, size(of.width)),
+            (INNER_WIDTH, inner),
+            ("rope.dimension_count", size(config.rope.rotary_dim(of.full_head_dim))),
+            (WINDOWED_TURNING, size(local.rotary_dim(config.head_dim))),
+            (WINDOWED_BASE, GgufValue::F32(local.theta as f32)),
+        ];
+        let cap = config.arithmetic.logit_softcap;
+        all.extend(cap.map(|cap| ("final_logit_softcapping", GgufValue::F32(cap as f32))));
+        all
+    }
+
+    /// llama.cpp reads this tensor whatever the frequencies are.
+    fn gguf_factors(&self, config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+        let widest = config.layer_embeddings.map_or(config.head_dim, |of| of.full_head_dim);
+        match config.rope.gguf_factors(widest) {
+            factors if factors.is_empty() => vec![(FREQUENCY_FACTORS, vec![1.0; widest / 2])],
+            factors => factors,
+        }
+    }
+
+    fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        let of = config.layer_embeddings?;
+        let say = |field: &'static str, why: &str| Some((field, why.to_owned()));
+        if (0..config.num_hidden_layers).all(|layer| config.window_of(layer).is_none()) {
+            return say("layer_types", "GGUF files imply that some layers are windowed");
+        }
+        if of.width > 0 && of.vocab_size != config.vocab_size {
+            return say("vocab_size_per_layer_input", "GGUF files imply vocab_size");
+        }
+        if config.attention_bias {
+            return say("attention_bias", "GGUF files have no such biases");
+        }
+        let plain = |rope: &RopeConfig| {
+            matches!(rope.scaling, RopeScaling::None) && rope.query_scaling.is_none()
+        };
+        let proportional = matches!(config.rope.scaling, RopeScaling::Proportional { .. });
+        let whole = plain(&config.rope) && config.rope.partial == 1.0;
+        if !(proportional || whole) || !config.sliding_rope.as_ref().is_none_or(plain) {
+            return say(
+                "rope_parameters",
+                "GGUF files imply `proportional`, and `default` in windows",
+            );
+        }
+        if config.num_hidden_layers.saturating_sub(of.shared_layers) < 2 {
+            return say(
+                "num_kv_shared_layers",
+                "llama.cpp expects two layers with keys of their own",
+            );
+        }
+        owner_fault(config).map(|why| ("num_kv_shared_layers", why))
+    }
+
     fn outside(&self, config: &ModelConfig) -> ModulesPlan {
         let Some(of) = config.layer_embeddings.filter(|of| of.width > 0) else {
             return ModulesPlan::default();
@@ -223,7 +401,7 @@ impl Family for Gemma4 {
         let key_value = config.num_key_value_heads * head_dim;
         let owns = plan.keys_of.is_none();
         let bias = config.attention_bias;
-        let inner = config.intermediate_size * if of.wide_shared && !owns { 2 } else { 1 };
+        let inner = inner_width(config, index);
         plan = plan
             .norm(INPUT_NORM, hidden)
             .norm(QUERY_NORM, head_dim)
@@ -313,6 +491,29 @@ fn full_head_dim(fields: &Fields<'_>, config: &ModelConfig) -> Result<usize> {
         by_layer.refuse_unread()?;
     }
     Ok(width.unwrap_or(512))
+}
+
+/// Width inside the feed-forward block of a layer.
+fn inner_width(config: &ModelConfig, layer: usize) -> usize {
+    let wide = config.layer_embeddings.is_some_and(|of| of.wide_shared);
+    config.intermediate_size * if wide && owner(config, layer).is_some() { 2 } else { 1 }
+}
+
+/// Says why llama.cpp would have a layer use other keys than it does here, if it would: always those of
+/// the last two layers that have their own, a windowed one and one that sees everything.
+fn owner_fault(config: &ModelConfig) -> Option<String> {
+    let shared = config.layer_embeddings.map_or(0, |of| of.shared_layers);
+    let owned = config.num_hidden_layers.saturating_sub(shared);
+    let differs = |layer: &usize| {
+        let expected = owned.checked_sub(if config.window_of(*layer).is_some() { 2 } else { 1 });
+        expected.is_none() || owner(config, *layer) != expected
+    };
+    (owned..config.num_hidden_layers).find(differs).map(|layer| {
+        format!(
+            "GGUF files imply that the last layers use the keys of the two before them, a windowed one \
+             and one that sees everything; layer {layer} does not"
+        )
+    })
 }
 
 /// The earlier layer whose keys and values layer `layer` uses: the last of its kind that has its own.

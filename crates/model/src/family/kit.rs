@@ -233,9 +233,11 @@ impl StartContext<'_> {
         self.config
     }
 
-    /// Looks up `tokens` in the table of that name.
+    /// Looks up `tokens`, one for every row, in the table of that name, as the rows' adapters have it.
     pub fn gather(&self, table: &str, tokens: &[u32]) -> Var {
-        Var::constant(self.modules.table(table).gather(tokens))
+        let (frozen, name) = (self.modules.table(table), format!("model.{table}.weight"));
+        let groups = self.adapters.groups(tokens.len());
+        joined(groups.map(|(_, rows, own)| own.look_up(&name, &tokens[rows], frozen)).collect())
     }
 
     /// Applies a linear layer, and what the adapter adds to it, to `x: [T, in]`.

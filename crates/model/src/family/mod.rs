@@ -5,6 +5,7 @@
 //! operations over the [`kit`].
 
 pub mod kit;
+mod layout;
 mod names;
 
 use crate::config::{Fields, ModelConfig, RopeConfig, rope};
@@ -15,8 +16,9 @@ use hydralora_kernels::Var;
 use kit::{LayerContext, LayerPlan, ModulesPlan, StartContext};
 use serde_json::{Map, Value};
 
+pub use layout::{Heads, Layout, Numbers, Order};
 pub use names::{GgufNames, interleaved_row};
-pub(crate) use names::{Stored, from_gguf, shift_of};
+pub(crate) use names::{NEXT_LAYERS, SENTENCE_PIECE, from_gguf, shift_of};
 
 /// What a family assumes where a `config.json` is silent.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +77,16 @@ pub trait Family: Sync {
         kit::LLAMA_LINEARS
     }
 
+    /// Tables that tokens are looked up in beside the embedding, as [`ModulesPlan`] names them.
+    fn tables(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Numbers of a layer that belong to no weight: training leaves them as they are.
+    fn constants(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// What it assumes where a `config.json` is silent.
     fn defaults(&self) -> Defaults {
         Defaults::LLAMA
@@ -111,7 +123,8 @@ pub trait Family: Sync {
         Ok(())
     }
 
-    /// Gives what a GGUF file's metadata have beside the common ones, by key without the architecture.
+    /// Gives what a GGUF file's metadata have beside the common ones, or in place of them, by key without
+    /// the architecture.
     fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
         let _ = config;
         Vec::new()
@@ -132,6 +145,18 @@ pub trait Family: Sync {
 
     /// How its tensors are named and ordered in a GGUF file.
     fn gguf(&self) -> &'static GgufNames;
+
+    /// Tells how the tensor `name` of a layer, `mlp.up_proj.weight`, differs in a GGUF file, beside what
+    /// [`GgufNames`] and [`norm_shift`](Self::norm_shift) say.
+    fn gguf_layout(&self, name: &str, heads: &Heads) -> Layout {
+        let _ = (name, heads);
+        Layout::default()
+    }
+
+    /// Gives the divisors of the rotary frequencies that a GGUF file holds, by the name of their tensor.
+    fn gguf_factors(&self, config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+        config.rope.gguf_factors(config.head_dim)
+    }
 
     /// What layer `index` consists of.
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan;
@@ -231,15 +256,26 @@ pub(crate) fn hint(found: &str) -> String {
 
 /// Finds the family that reads GGUF files of an architecture.
 pub fn find_gguf(architecture: &str) -> Option<&'static dyn Family> {
-    FAMILIES.iter().copied().find(|family| {
-        let names = family.gguf();
-        names.supported && names.architecture == architecture
-    })
+    FAMILIES.iter().copied().find(|family| family.gguf().architecture == architecture)
 }
 
 /// Lists the names of all supported families.
 pub fn supported() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.model_type()).collect()
+}
+
+/// Tells whether `name` is that of a table in the checkpoint of any family: the embedding, or one beside it.
+pub fn is_table(name: &str) -> bool {
+    let table = name.strip_prefix("model.").and_then(|rest| rest.strip_suffix(".weight"));
+    table.is_some_and(|table| {
+        table == "embed_tokens" || FAMILIES.iter().any(|family| family.tables().contains(&table))
+    })
+}
+
+/// Tells whether `name` is that of a tensor in the checkpoint of any family that training leaves as it is.
+pub fn is_constant(name: &str) -> bool {
+    let inside = || Some(name.strip_prefix("model.layers.")?.split_once('.')?.1);
+    inside().is_some_and(|name| FAMILIES.iter().any(|family| family.constants().contains(&name)))
 }
 
 /// Lists every linear layer that any family declares.

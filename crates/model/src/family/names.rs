@@ -1,5 +1,6 @@
 //! GGUF's tensor names as Hugging Face's and back, and the row order of its rotary projections.
 
+use super::layout::{Heads, Layout};
 use crate::gguf::GgufFile;
 
 /// How a family's tensors are named and ordered in a GGUF file.
@@ -9,8 +10,15 @@ pub struct GgufNames {
     pub architecture: &'static str,
     /// Parts of a layer, in groups.
     parts: &'static [Parts],
-    /// Whether files of the architecture are read and written.
-    pub supported: bool,
+    /// Tensors of a layer whose whole names are given: GGUF's, after the layer's number, and Hugging
+    /// Face's.
+    tensors: Parts,
+    /// Tensors outside the layers, beside embedding, last norm and output layer.
+    outside: Parts,
+    /// Whether sizes may be lists with a number for every layer; the family checks them.
+    pub by_layer: bool,
+    /// How files call a tokenizer whose tokens are pieces of text, `llama` or one that lists merges.
+    pub pieces: &'static str,
     /// Whether files of the architecture can say how far attention reaches.
     pub windowed: bool,
     /// Whether the rows of a query or key head are ordered as pairs `(0, d/2, 1, d/2+1, …)`, because
@@ -18,8 +26,11 @@ pub struct GgufNames {
     pub interleaved: bool,
 }
 
+/// GGUF's name of tokenizers whose merges follow from scores.
+pub(crate) const SENTENCE_PIECE: &str = "llama";
+
 /// Tensors outside the layers: GGUF's name and Hugging Face's.
-const OUTSIDE: &[(&str, &str)] = &[
+const OUTSIDE: Parts = &[
     ("token_embd.weight", "model.embed_tokens.weight"),
     ("output_norm.weight", "model.norm.weight"),
     ("output.weight", "lm_head.weight"),
@@ -57,16 +68,20 @@ impl GgufNames {
 
     /// Names the parts of a layer as most architectures do, with rows as Hugging Face orders them.
     pub const fn new(architecture: &'static str) -> Self {
-        Self { architecture, parts: PARTS, interleaved: false, windowed: false, supported: true }
+        Self {
+            architecture,
+            parts: PARTS,
+            tensors: &[],
+            outside: &[],
+            by_layer: false,
+            pieces: SENTENCE_PIECE,
+            windowed: false,
+            interleaved: false,
+        }
     }
 
     pub(super) const fn interleaving(self) -> Self {
         Self { interleaved: true, ..self }
-    }
-
-    /// Says that files of the architecture are neither read nor written.
-    pub(super) const fn unsupported(self) -> Self {
-        Self { supported: false, ..self }
     }
 
     /// Says that files can describe a window.
@@ -79,18 +94,46 @@ impl GgufNames {
         Self { parts, ..self }
     }
 
+    /// Names tensors of a layer that are neither weight nor bias of a part.
+    pub(super) const fn tensors(self, tensors: Parts) -> Self {
+        Self { tensors, ..self }
+    }
+
+    /// Names tensors outside the layers.
+    pub(super) const fn outside(self, outside: Parts) -> Self {
+        Self { outside, ..self }
+    }
+
+    /// Says how files call a tokenizer of pieces that lists its merges.
+    pub(super) const fn pieces(self, pieces: &'static str) -> Self {
+        Self { pieces, ..self }
+    }
+
+    /// Says that sizes may be lists with a number for every layer.
+    pub(super) const fn by_layer(self) -> Self {
+        Self { by_layer: true, ..self }
+    }
+
     fn all_parts(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
         self.parts.iter().copied().flatten()
     }
 
+    /// All tensors outside the layers.
+    fn all_outside(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        OUTSIDE.iter().chain(self.outside)
+    }
+
     /// Translates a GGUF tensor's name; one that is not known stays as it is.
     pub fn to_hugging_face(&self, name: &str) -> String {
-        if let Some((_, outside)) = OUTSIDE.iter().find(|(known, _)| *known == name) {
+        if let Some((_, outside)) = self.all_outside().find(|(known, _)| *known == name) {
             return (*outside).to_owned();
         }
         let block = || {
             let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
             let layer: usize = layer.parse().ok()?;
+            if let Some((_, whole)) = self.tensors.iter().find(|(known, _)| *known == rest) {
+                return Some(format!("model.layers.{layer}.{whole}"));
+            }
             let (part, kind) = rest.rsplit_once('.')?;
             let (_, part) = self.all_parts().find(|(known, _)| *known == part)?;
             matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{kind}"))
@@ -100,46 +143,41 @@ impl GgufNames {
 
     /// Translates a Hugging Face tensor's name, if it has one in GGUF.
     pub fn in_gguf(&self, name: &str) -> Option<String> {
-        if let Some((stored, _)) = OUTSIDE.iter().find(|(_, known)| *known == name) {
+        if let Some((stored, _)) = self.all_outside().find(|(_, known)| *known == name) {
             return Some((*stored).to_owned());
         }
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        if let Some((stored, _)) = self.tensors.iter().find(|(_, known)| *known == rest) {
+            return Some(format!("blk.{layer}.{stored}"));
+        }
         let (part, kind) = rest.rsplit_once('.')?;
         let (stored, _) = self.all_parts().find(|(_, known)| *known == part)?;
         Some(format!("blk.{layer}.{stored}.{kind}"))
     }
 }
 
-/// What a tensor of a GGUF file is.
-pub(crate) struct Stored {
-    /// Hugging Face's name.
-    pub(crate) name: String,
-    /// The number of heads whose rows the file interleaves in it, if it does.
-    pub(crate) heads: Option<usize>,
-    /// What the file has added to its numbers.
-    pub(crate) shift: f32,
-}
-
-/// Tells what the tensor `name` of `file` is.
-pub(crate) fn from_gguf(file: &GgufFile, name: &str) -> Stored {
+/// Tells what the tensors of `file` are: Hugging Face's name of one, and how it differs.
+pub(crate) fn from_gguf(file: &GgufFile) -> impl Fn(&str) -> (String, Layout) {
     let architecture = file.get("general.architecture").and_then(|value| value.as_str());
     let family = architecture.and_then(super::find_gguf);
     let names = family.map_or(&GgufNames::LLAMA, |family| family.gguf());
+    let heads = Heads::of_file(file, names.architecture);
     let count = |key: &str| file.get(&format!("{}.{key}", names.architecture))?.as_u64();
-    let heads = || {
-        let heads = count("attention.head_count");
-        match name.strip_prefix("blk.")?.split('.').nth(1)? {
-            "attn_q" => heads,
-            "attn_k" => count("attention.head_count_kv").or(heads),
-            _ => None,
+    let layers = count("block_count").unwrap_or(u64::MAX);
+    let layers = layers.saturating_sub(count(NEXT_LAYERS).unwrap_or(0));
+    move |name| {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+        if layer.and_then(|layer| layer.parse::<u64>().ok()).is_some_and(|layer| layer >= layers) {
+            return (format!("mtp.{name}"), Layout::default());
         }
-    };
-    let interleaved = names.interleaved && architecture == Some(names.architecture);
-    let heads = interleaved.then(heads).flatten().and_then(|heads| heads.try_into().ok());
-    let name = names.to_hugging_face(name);
-    let shift = family.map_or(0.0, |family| shift_of(family, &name)) as f32;
-    Stored { name, heads, shift }
+        let name = names.to_hugging_face(name);
+        let layout = family.map(|family| Layout::of(family, &name, &heads)).unwrap_or_default();
+        (name, layout)
+    }
 }
+
+/// Metadata that counts the layers, last in a file, that only predict tokens after the next one.
+pub(crate) const NEXT_LAYERS: &str = "nextn_predict_layers";
 
 /// What `family` adds to the tensor `name` where it multiplies; GGUF files hold the sum.
 pub(crate) fn shift_of(family: &dyn super::Family, name: &str) -> f64 {

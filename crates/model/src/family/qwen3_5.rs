@@ -11,9 +11,11 @@ use super::kit::{
     DOWN_PROJ, GATE_PROJ, INPUT_NORM, K_PROJ, KEY_NORM, LayerContext, LayerPlan, O_PROJ,
     POST_ATTENTION_NORM, Q_PROJ, QUERY_NORM, UP_PROJ, V_PROJ, all_but_every,
 };
-use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
+use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Heads, Layout, Numbers, Order, llama};
 use crate::config::{Fields, LinearAttention, ModelConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gguf::{Array, GgufFile, Value as GgufValue};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::delta_net::{decay_and_beta, gated_rms_norm};
@@ -24,7 +26,20 @@ use serde_json::{Map, Value, json};
 pub(super) struct Qwen35;
 pub(super) static FAMILY: Qwen35 = Qwen35;
 
-const NAMES: GgufNames = GgufNames::new("qwen35").unsupported();
+const NAMES: GgufNames =
+    GgufNames::new("qwen35").parts(PARTS).tensors(&[("ssm_a", DECAY), ("ssm_dt.bias", STEP_BIAS)]);
+const NORMS: Parts = &[("attn_norm", INPUT_NORM), ("post_attention_norm", POST_ATTENTION_NORM)];
+/// The delta rule's.
+const LINEAR_ATTENTION: Parts = &[
+    ("attn_qkv", "linear_attn.in_proj_qkv"),
+    ("attn_gate", "linear_attn.in_proj_z"),
+    ("ssm_beta", "linear_attn.in_proj_b"),
+    ("ssm_alpha", "linear_attn.in_proj_a"),
+    ("ssm_conv1d", CONV),
+    ("ssm_norm", STATE_NORM),
+    ("ssm_out", "linear_attn.out_proj"),
+];
+const PARTS: &[Parts] = &[NORMS, ATTENTION, QUERY_KEY_NORMS, LINEAR_ATTENTION, FEED_FORWARD];
 
 /// Queries, keys and values of the delta rule in one.
 static IN_QKV: Linear =
@@ -97,26 +112,7 @@ impl Family for Qwen35 {
             value_head_dim: size("linear_value_head_dim", 128)?,
             conv_kernel: size("linear_conv_kernel_dim", 4)?,
         };
-        for (field, size) in [
-            ("linear_num_key_heads", of.num_key_heads),
-            ("linear_num_value_heads", of.num_value_heads),
-            ("linear_key_head_dim", of.key_head_dim),
-            ("linear_value_head_dim", of.value_head_dim),
-            ("linear_conv_kernel_dim", of.conv_kernel),
-        ] {
-            if size == 0 || size > 1 << 20 {
-                let message = format!("expected a size from 1 to 1048576, found {size}");
-                return Err(fields.error(field, message));
-            }
-        }
-        if !of.num_value_heads.is_multiple_of(of.num_key_heads) {
-            let message = format!(
-                "expected a multiple of linear_num_key_heads {}, found {}",
-                of.num_key_heads, of.num_value_heads
-            );
-            return Err(fields.error("linear_num_value_heads", message));
-        }
-        config.linear_attention = Some(of);
+        config.linear_attention = Some(checked(of, |field, message| fields.error(field, message))?);
         // How a kernel library is to compute, and a gate that the families' code always has.
         for known in ["mamba_ssm_dtype", "attn_output_gate"] {
             let _ = fields.value(known);
@@ -138,6 +134,101 @@ impl Family for Qwen35 {
         ] {
             json.insert(key.to_owned(), value);
         }
+    }
+
+    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
+        let key = |name: &str| format!("{}.{name}", NAMES.architecture);
+        let layers = config.num_hidden_layers;
+        let size = |name: &str| -> Result<usize> {
+            let found = file.u64(&key(name))?.and_then(|size| usize::try_from(size).ok());
+            let missing = || Error::config(file.path(), key(name), "missing; expected a size");
+            found.ok_or_else(missing)
+        };
+        let linear = match file.u64s(&key("attention.recurrent_layers"))? {
+            Some(listed) if listed.len() >= layers => {
+                listed[..layers].iter().map(|&x| x != 0).collect()
+            }
+            Some(listed) => {
+                let message = format!("expected {layers}, found {}", listed.len());
+                return Err(Error::config(file.path(), key("attention.recurrent_layers"), message));
+            }
+            None => {
+                let interval = file.u64(&key("full_attention_interval"))?;
+                let interval = interval.and_then(|every| usize::try_from(every).ok());
+                all_but_every(interval.unwrap_or(INTERVAL), layers)
+            }
+        };
+        let (heads, inner) = (size("ssm.time_step_rank")?, size("ssm.inner_size")?);
+        let of = LinearAttention {
+            layers: linear,
+            num_key_heads: size("ssm.group_count")?,
+            num_value_heads: heads,
+            key_head_dim: size("ssm.state_size")?,
+            value_head_dim: inner / heads.max(1),
+            conv_kernel: size("ssm.conv_kernel")?,
+        };
+        let of = checked(of, |field, message| Error::config(file.path(), field, message))?;
+        config.linear_attention = Some(of);
+        Ok(())
+    }
+
+    fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
+        let Some(of) = &config.linear_attention else { return Vec::new() };
+        let size = |size: usize| GgufValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
+        let pairs = config.rope.rotary_dim(config.head_dim) / 2;
+        // Pairs take turns in following a picture's time, height and width, which are one for text.
+        let sections = [pairs.div_ceil(3), (pairs + 1) / 3, pairs / 3, 0];
+        let sections = sections.map(|pairs| i32::try_from(pairs).unwrap_or(i32::MAX));
+        vec![
+            ("rope.dimension_sections", GgufValue::Array(Array::I32(sections.to_vec()))),
+            ("full_attention_interval", size(interval(&of.layers).unwrap_or(INTERVAL))),
+            ("ssm.conv_kernel", size(of.conv_kernel)),
+            ("ssm.state_size", size(of.key_head_dim)),
+            ("ssm.group_count", size(of.num_key_heads)),
+            ("ssm.time_step_rank", size(of.num_value_heads)),
+            ("ssm.inner_size", size(of.num_value_heads * of.value_head_dim)),
+        ]
+    }
+
+    fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        let of = config.linear_attention.as_ref()?;
+        if of.key_head_dim != of.value_head_dim {
+            let why = format!("GGUF files imply {}, the width of keys", of.key_head_dim);
+            return Some(("linear_value_head_dim", why));
+        }
+        if config.attention_bias {
+            return Some(("attention_bias", "GGUF files have no such biases".to_owned()));
+        }
+        interval(&of.layers).is_none().then(|| {
+            let why = "GGUF files imply that every so many layers one attends";
+            ("layer_types", why.to_owned())
+        })
+    }
+
+    fn gguf_layout(&self, name: &str, heads: &Heads) -> Layout {
+        let mut layout =
+            Layout { squeezed: name.strip_suffix(".weight") == Some(CONV), ..Layout::default() };
+        if name == DECAY {
+            layout.numbers = Numbers::NegativeExp;
+        }
+        let Some(of) = heads.delta else { return layout };
+        let per = of.num_value_heads / of.num_key_heads;
+        // llama.cpp repeats all heads of keys in turn, where each is repeated by itself here.
+        let tiled = |start: usize, width: usize| {
+            (per > 1).then_some(Order::Tiled { start, groups: of.num_key_heads, per, width })
+        };
+        let (keys, width) = (2 * of.num_key_heads * of.key_head_dim, of.value_head_dim);
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        match module {
+            CONV => layout.rows = tiled(keys, width),
+            DECAY | STEP_BIAS => layout.rows = tiled(0, 1),
+            _ if module == IN_QKV.name => layout.rows = tiled(keys, width),
+            _ if module == IN_Z.name => layout.rows = tiled(0, width),
+            _ if module == IN_B.name || module == IN_A.name => layout.rows = tiled(0, 1),
+            _ if module == OUT.name => layout.columns = tiled(0, width),
+            _ => {}
+        }
+        layout
     }
 
     fn layer(&self, config: &ModelConfig, index: usize) -> LayerPlan {
@@ -183,6 +274,37 @@ impl Family for Qwen35 {
         let h = ctx.add(&h, update);
         llama::feed_forward(ctx, h)
     }
+}
+
+/// Checks sizes against each other; `fault` names a field.
+fn checked(
+    of: LinearAttention,
+    fault: impl Fn(&'static str, String) -> Error,
+) -> Result<LinearAttention> {
+    for (field, size) in [
+        ("linear_num_key_heads", of.num_key_heads),
+        ("linear_num_value_heads", of.num_value_heads),
+        ("linear_key_head_dim", of.key_head_dim),
+        ("linear_value_head_dim", of.value_head_dim),
+        ("linear_conv_kernel_dim", of.conv_kernel),
+    ] {
+        if size == 0 || size > 1 << 20 {
+            return Err(fault(field, format!("expected a size from 1 to 1048576, found {size}")));
+        }
+    }
+    if !of.num_value_heads.is_multiple_of(of.num_key_heads) {
+        let message = format!(
+            "expected a multiple of linear_num_key_heads {}, found {}",
+            of.num_key_heads, of.num_value_heads
+        );
+        return Err(fault("linear_num_value_heads", message));
+    }
+    Ok(of)
+}
+
+/// Finds the number such that of so many layers the last attends and the others are linear.
+fn interval(linear: &[bool]) -> Option<usize> {
+    (1..=linear.len() + 1).find(|&every| all_but_every(every, linear.len()) == linear)
 }
 
 fn linear_attention(ctx: &mut LayerContext<'_>, x: &Var) -> Var {

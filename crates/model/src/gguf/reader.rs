@@ -104,6 +104,15 @@ impl GgufFile {
         self.typed(key, "an unsigned integer", Value::as_u64)
     }
 
+    /// The value of `key` as numbers that count something, or truth values as 0 and 1, if there is one; a
+    /// single number is a list of one.
+    ///
+    /// # Errors
+    /// If the value is of another type, or one is negative.
+    pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        self.typed(key, "unsigned integers", Value::as_u64s)
+    }
+
     /// The value of `key` as a float, if there is one.
     ///
     /// # Errors

@@ -71,6 +71,26 @@ impl Value {
         }
     }
 
+    /// The value as unsigned numbers, whatever their width, truth values as 0 and 1; a single number is a
+    /// list of one.
+    pub fn as_u64s(&self) -> Option<Vec<u64>> {
+        fn all<T: Copy + TryInto<u64>>(values: &[T]) -> Option<Vec<u64>> {
+            values.iter().map(|&value| value.try_into().ok()).collect()
+        }
+        match self {
+            Value::Array(Array::U8(v)) => all(v),
+            Value::Array(Array::U16(v)) => all(v),
+            Value::Array(Array::U32(v)) => all(v),
+            Value::Array(Array::U64(v)) => all(v),
+            Value::Array(Array::I8(v)) => all(v),
+            Value::Array(Array::I16(v)) => all(v),
+            Value::Array(Array::I32(v)) => all(v),
+            Value::Array(Array::I64(v)) => all(v),
+            Value::Array(Array::Bool(v)) => all(v),
+            _ => self.as_u64().map(|value| vec![value]),
+        }
+    }
+
     /// The value as a float. A single-precision number becomes the double nearest to its shortest
     /// decimal form, so that `1e-5` stored in 32 bits is `1e-5` again.
     pub fn as_f64(&self) -> Option<f64> {

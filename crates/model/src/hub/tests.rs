@@ -33,7 +33,8 @@ fn serve(answers: Vec<(&'static str, u16, Option<usize>, Vec<u8>)>) -> String {
 fn hub(endpoint: Option<String>, cache: &Path) -> Hub {
     let python = "no-such-python".to_owned();
     let cache = cache.to_path_buf();
-    Hub { cache, shared: None, endpoint, token: None, python }
+    let idle = Duration::from_millis(300);
+    Hub { cache, shared: None, endpoint, token: None, python, idle }
 }
 
 #[test]
@@ -246,4 +247,57 @@ fn what_is_not_there_is_said() {
     assert!(error("org/none").contains("not found"));
     assert!(error("smolm").contains("smollm2-135m"));
     assert!(error("../etc/passwd").contains("not a hub id"));
+}
+
+/// Serves `head`, and then what `body` writes, to everybody who asks.
+fn serve_stream(
+    head: &'static str,
+    body: impl Fn(&mut std::net::TcpStream) + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
+            if stream.write_all(head.as_bytes()).is_ok() {
+                body(&mut stream);
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_hub_that_falls_silent_is_not_waited_for() {
+    let head = "HTTP/1.1 200 X\r\ncontent-length: 9000\r\n\r\n";
+    let endpoint = serve_stream(head, |stream| {
+        let _ = stream.write_all(b"{\"siblings\": [");
+        std::thread::sleep(Duration::from_secs(30));
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(Some(endpoint), cache.path());
+    for spec in ["org/m", "org/m:m.gguf"] {
+        let started = std::time::Instant::now();
+        let error = hub.resolve(spec, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("timeout"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[test]
+fn a_listing_without_end_is_not_held() {
+    let head = "HTTP/1.1 200 X\r\nconnection: close\r\n\r\n{\"siblings\": [";
+    let endpoint = serve_stream(head, |stream| {
+        let line = "{\"rfilename\": \"model.safetensors\"},".repeat(1000);
+        while stream.write_all(line.as_bytes()).is_ok() {}
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = hub(Some(endpoint), cache.path());
+    let error = hub.resolve("org/m", &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("limit") && error.contains("/api/models"), "{error}");
+    let error = hub.dataset_files("org/m", "main").unwrap_err();
+    assert!(error.contains("limit"), "{error}");
 }

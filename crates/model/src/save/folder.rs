@@ -2,6 +2,7 @@
 
 use super::Saving;
 use crate::error::{Error, Result};
+use crate::family::Layout;
 use hydralora_files::{Kind, replace_folder};
 use hydralora_kernels::block::BlockFormat;
 use safetensors::Dtype;
@@ -141,7 +142,7 @@ impl View for &Lazy<'_> {
         let encoded = if failed_before {
             Ok(vec![0; self.data_len()])
         } else {
-            self.saving.encode(self.name, self.saving.format, None, 0.0)
+            self.saving.encode(self.name, self.saving.format, &Layout::default())
         };
         Cow::Owned(encoded.unwrap_or_else(|error| {
             self.failed.borrow_mut().get_or_insert(error);

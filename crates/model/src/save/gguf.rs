@@ -3,11 +3,18 @@
 use super::Saving;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family::{self, GgufNames, interleaved_row};
+use crate::family::{self, GgufNames, Layout, NEXT_LAYERS};
 use crate::gguf::{Array, GgufFile, GgufWriter, VERSION_KEY, Value};
 use hydralora_kernels::block::{BlockFormat, quantize};
 use std::path::Path;
 
+/// Metadata that may be lists with an entry for every layer.
+const BY_LAYER: &[&str] = &[
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.recurrent_layers",
+    "feed_forward_length",
+];
 /// Metadata that is written anew, or holds only for the file it was in.
 const NOT_CARRIED: &[&str] =
     &["general.file_type", "general.name", "general.alignment", VERSION_KEY];
@@ -27,11 +34,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
     {
         writer.metadata("general.quantization_version", Value::U32(2));
     }
-    for (name, factors) in config.rope.gguf_factors(config.head_dim) {
-        let mut bytes = Vec::new();
-        quantize(BlockFormat::F32, &factors, &mut bytes);
-        writer.tensor(name, BlockFormat::F32, &[factors.len()], bytes);
-    }
+    write_factors(&mut writer, config);
     let names = config.gguf_names();
     for name in saving.names() {
         let stored = names.in_gguf(name).ok_or_else(|| {
@@ -40,34 +43,65 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
                 format!("tensor `{name}` has no name in a GGUF file"),
             )
         })?;
-        let shape = saving.shape(name);
-        let format = match (shape, saving.format) {
+        let layout = config.gguf_layout(name);
+        let mut shape = saving.shape(name).to_vec();
+        if layout.squeezed && shape.get(1) == Some(&1) {
+            shape.remove(1);
+        }
+        let format = match (shape.as_slice(), saving.format) {
             ([_], _) => BlockFormat::F32,
+            // llama.cpp convolves with single precision alone.
+            _ if layout.squeezed => BlockFormat::F32,
             ([.., width], format) if !width.is_multiple_of(format.block_len()) => BlockFormat::F16,
             (_, format) => format,
         };
-        let rows = shape.first().copied().unwrap_or(0);
-        let heads = config.interleaved_heads(name);
-        if let Some(heads) = heads.filter(|&heads| !rows.is_multiple_of(2 * heads)) {
-            let message = format!("tensor `{name}` has {rows} rows for {heads} heads");
+        if let Some(fault) = layout_fault(&layout, &shape) {
+            let message = format!("tensor `{name}` has {fault}");
             return Err(Error::malformed(saving.source.weights.path(), message));
         }
-        let len = shape.iter().product();
-        let shift = config.norm_shift_of(name) as f32;
-        writer.lazy_tensor(stored, format, shape, format.bytes_for(len), move || match heads {
-            Some(heads) => {
-                let order = move |row: usize| interleaved_row(row, rows, heads);
-                saving.encode(name, format, Some(&order), shift)
-            }
-            None => saving.encode(name, format, None, shift),
-        });
+        let len = format.bytes_for(shape.iter().product());
+        writer
+            .lazy_tensor(stored, format, &shape, len, move || saving.encode(name, format, &layout));
     }
     writer.write(out)
 }
 
+/// Adds the divisors of the rotary frequencies.
+pub(super) fn write_factors(writer: &mut GgufWriter<'_>, config: &ModelConfig) {
+    let family = family::find(&config.model_type);
+    for (name, factors) in family.map(|family| family.gguf_factors(config)).unwrap_or_default() {
+        let mut bytes = Vec::new();
+        quantize(BlockFormat::F32, &factors, &mut bytes);
+        writer.tensor(name, BlockFormat::F32, &[factors.len()], bytes);
+    }
+}
+
+/// Says why a tensor of `shape` has no rows or columns in that order, if it has none.
+fn layout_fault(layout: &Layout, shape: &[usize]) -> Option<String> {
+    let extent = |axis: usize| shape.get(axis).copied().unwrap_or(0);
+    let rows = layout.rows.and_then(|order| order.fault(extent(0)));
+    rows.or_else(|| layout.columns.and_then(|order| order.fault(extent(1))))
+}
+
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {
     let template = "tokenizer.chat_template";
+    let architecture = saving.source.config.gguf_names().architecture;
+    let layers = saving.source.config.num_hidden_layers;
+    let counted = |key: &str| key.strip_prefix(architecture)?.strip_prefix('.').map(str::to_owned);
     for (key, value) in base.metadata() {
+        match counted(key).as_deref() {
+            // Layers that predict later tokens are left out.
+            Some(NEXT_LAYERS) => continue,
+            Some("block_count") => {
+                writer.metadata(key.clone(), size(layers));
+                continue;
+            }
+            Some(counted) if BY_LAYER.contains(&counted) => {
+                writer.metadata(key.clone(), first(value, layers));
+                continue;
+            }
+            _ => {}
+        }
         let grown = with_added(key, value, saving);
         let value = grown.as_ref().unwrap_or(value);
         let dropped = NOT_CARRIED.contains(&key.as_str())
@@ -119,6 +153,23 @@ fn with_added(key: &str, value: &Value, saving: &Saving<'_>) -> Option<Value> {
     }
 }
 
+/// The first `count` entries of a list, if it has more.
+fn first(value: &Value, count: usize) -> Value {
+    fn of<T: Clone>(list: &[T], count: usize) -> Vec<T> {
+        list.iter().take(count).cloned().collect()
+    }
+    match value {
+        Value::Array(Array::Bool(list)) => Value::Array(Array::Bool(of(list, count))),
+        Value::Array(Array::I32(list)) => Value::Array(Array::I32(of(list, count))),
+        Value::Array(Array::U32(list)) => Value::Array(Array::U32(of(list, count))),
+        other => other.clone(),
+    }
+}
+
+fn size(value: usize) -> Value {
+    Value::U32(u32::try_from(value).unwrap_or(u32::MAX))
+}
+
 /// GGUF's number for files whose matrices are of a format.
 pub(super) fn file_type(format: BlockFormat, out: &Path) -> Result<u32> {
     Ok(match format {
@@ -128,7 +179,8 @@ pub(super) fn file_type(format: BlockFormat, out: &Path) -> Result<u32> {
         BlockFormat::Q8_0 => 7,
         BlockFormat::BF16 => 32,
         other => {
-            let message = format!("{other} cannot be written; expected f32, f16, bf16 or q8_0");
+            let message =
+                format!("{other} cannot be written; expected f32, f16, bf16, q8_0 or q4_0");
             return Err(Error::malformed(out, message));
         }
     })
@@ -137,8 +189,9 @@ pub(super) fn file_type(format: BlockFormat, out: &Path) -> Result<u32> {
 fn fresh_metadata(writer: &mut GgufWriter<'_>, saving: &Saving<'_>) -> Result<()> {
     let config = &saving.source.config;
     metadata_of_config(writer, config, saving.name, saving.source.weights.path())?;
+    let (tokenizer, pieces) = (&saving.source.tokenizer, config.gguf_names().pieces);
     let template = saving.chat_template;
-    for (key, value) in saving.source.tokenizer.gguf_metadata(config.vocab_size, template)? {
+    for (key, value) in tokenizer.gguf_metadata(config.vocab_size, template, pieces)? {
         writer.metadata(key, value);
     }
     Ok(())
@@ -151,14 +204,7 @@ pub(super) fn metadata_of_config(
     name: &str,
     path: &Path,
 ) -> Result<()> {
-    let GgufNames { architecture, windowed, supported, .. } = config.gguf_names();
-    if !supported {
-        let message = format!(
-            "models of the type `{}` are not written as GGUF; write a Hugging Face folder instead",
-            config.model_type
-        );
-        return Err(Error::malformed(path, message));
-    }
+    let GgufNames { architecture, windowed, .. } = config.gguf_names();
     let family = family::find(&config.model_type);
     if let Some((field, why)) = family.and_then(|family| family.gguf_fault(config)) {
         let message = format!("{why}; write a Hugging Face folder instead");
@@ -172,11 +218,11 @@ pub(super) fn metadata_of_config(
         );
         return Err(Error::config(path, "sliding_window", message));
     }
-    let size = |value: usize| Value::U32(u32::try_from(value).unwrap_or(u32::MAX));
     writer.metadata("general.architecture", Value::String((*architecture).to_owned()));
     writer.metadata("general.type", Value::String("model".to_owned()));
     writer.metadata("general.name", Value::String(name.to_owned()));
-    for (key, value) in [
+    let own = family.map(|family| family.gguf_metadata(config)).unwrap_or_default();
+    let common = [
         ("vocab_size", size(config.vocab_size)),
         ("context_length", size(config.max_position_embeddings)),
         ("embedding_length", size(config.hidden_size)),
@@ -189,11 +235,12 @@ pub(super) fn metadata_of_config(
         ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps as f32)),
         ("rope.dimension_count", size(config.rope.rotary_dim(config.head_dim))),
         ("rope.freq_base", Value::F32(config.rope.theta as f32)),
-    ] {
-        writer.metadata(format!("{architecture}.{key}"), value);
-    }
-    if let Some(window) = window {
-        writer.metadata(format!("{architecture}.attention.sliding_window"), size(window));
+    ];
+    let window = window.map(|window| ("attention.sliding_window", size(window)));
+    for (key, value) in common.into_iter().chain(window) {
+        if !own.iter().any(|(other, _)| *other == key) {
+            writer.metadata(format!("{architecture}.{key}"), value);
+        }
     }
     let of_rope = config.rope.gguf_metadata().ok_or_else(|| {
         let message = "a GGUF file cannot say how these frequencies are stretched; write a Hugging \
@@ -201,7 +248,6 @@ pub(super) fn metadata_of_config(
         Error::config(path, "rope_parameters", message)
     })?;
     let of_rope = of_rope.into_iter().map(|(key, value)| (format!("rope.scaling.{key}"), value));
-    let own = family.map(|family| family.gguf_metadata(config)).unwrap_or_default();
     let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
     for (key, value) in of_rope.chain(own) {
         writer.metadata(format!("{architecture}.{key}"), value);

@@ -12,9 +12,11 @@ pub use folder::FOLDER;
 pub use random::random_gguf;
 
 use crate::error::{Error, Result};
+use crate::family::{Layout, Numbers};
 use crate::source::ModelSource;
 use hydralora_kernels::Tensor;
 use hydralora_kernels::block::{BlockFormat, quantize};
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
@@ -91,14 +93,8 @@ impl Saving<'_> {
         self.source.weights.describe(self.origin(name)).map_or(&[], |(shape, _)| shape)
     }
 
-    /// The changed tensor `name` plus `shift`, its rows reordered by `order`, as bytes of `format`.
-    fn encode(
-        &self,
-        name: &str,
-        format: BlockFormat,
-        order: Option<&dyn Fn(usize) -> usize>,
-        shift: f32,
-    ) -> Result<Vec<u8>> {
+    /// The changed tensor `name`, laid out as a file has it, as bytes of `format`.
+    fn encode(&self, name: &str, format: BlockFormat, layout: &Layout) -> Result<Vec<u8>> {
         let shape = self.shape(name).to_vec();
         let values = self.source.weights.take_f32(self.origin(name), &shape)?;
         let mut tensor = (self.edit)(name, Tensor::new(values, &shape));
@@ -108,11 +104,17 @@ impl Saving<'_> {
                 format!("`{name}` would change its shape from {shape:?} to {:?}", tensor.shape());
             return Err(Error::malformed(path, message));
         }
+        let non_finite =
+            || Err(Error::NonFinite { path: path.to_path_buf(), name: name.to_owned() });
         if !tensor.is_finite() {
-            return Err(Error::NonFinite { path: path.to_path_buf(), name: name.to_owned() });
+            return non_finite();
         }
-        if shift != 0.0 {
-            tensor.data_mut::<f32>().iter_mut().for_each(|value| *value += shift);
+        if layout.numbers != Numbers::Same {
+            let values = tensor.data_mut::<f32>();
+            values.iter_mut().for_each(|value| *value = layout.numbers.write(*value));
+            if !tensor.is_finite() {
+                return non_finite();
+            }
         }
         let values = tensor.data::<f32>();
         if format == BlockFormat::F16
@@ -124,19 +126,21 @@ impl Saving<'_> {
             );
             return Err(Error::malformed(path, message));
         }
-        let mut bytes = Vec::new();
-        match order {
-            None => quantize(format, values, &mut bytes),
-            Some(row_of) => {
-                let rows = shape[0];
-                let width = values.len() / rows.max(1);
-                let mut ordered = vec![0.0f32; values.len()];
-                for (row, from) in values.chunks_exact(width.max(1)).enumerate() {
-                    ordered[row_of(row) * width..][..width].copy_from_slice(from);
-                }
-                quantize(format, &ordered, &mut bytes);
+        let rows = shape.first().copied().unwrap_or(1).max(1);
+        let width = values.len() / rows;
+        let mut ordered = Cow::Borrowed(values);
+        if let Some(order) = layout.rows {
+            order.apply(rows, width, values, ordered.to_mut());
+        }
+        if let Some(order) = layout.columns {
+            let mut unordered = vec![0.0; width];
+            for row in ordered.to_mut().chunks_exact_mut(width.max(1)) {
+                unordered.copy_from_slice(row);
+                order.apply(width, 1, &unordered, row);
             }
         }
+        let mut bytes = Vec::new();
+        quantize(format, &ordered, &mut bytes);
         Ok(bytes)
     }
 }

@@ -1,10 +1,10 @@
 //! A model of random weights as a GGUF file: for benchmarks and trials of sizes whose weights are not at
 //! hand.
 
-use super::gguf::{file_type, metadata_of_config};
+use super::gguf::{file_type, metadata_of_config, write_factors};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family::{self, kit::ModulesPlan};
+use crate::family::{self, Numbers, kit::ModulesPlan};
 use crate::gguf::{Array, GgufWriter, Value};
 use crate::site::{Site, TensorSite, name_hash};
 use hydralora_kernels::block::{BlockFormat, quantize};
@@ -30,6 +30,7 @@ pub fn random_gguf(config: &ModelConfig, format: BlockFormat, seed: u64, out: &P
     for (key, value) in byte_tokenizer(config) {
         writer.metadata(key, value);
     }
+    write_factors(&mut writer, config);
     let hidden = config.hidden_size;
     let mut matrices = vec![("model.embed_tokens.weight".to_owned(), config.vocab_size, hidden)];
     if !config.tie_word_embeddings {
@@ -47,6 +48,9 @@ pub fn random_gguf(config: &ModelConfig, format: BlockFormat, seed: u64, out: &P
         for plan in plan.tensors {
             let site = TensorSite { layer, name: plan.name, is_weight: plan.is_weight };
             lists.push((site.to_string(), plan.shape));
+        }
+        for (name, rows, cols) in plan.tables {
+            matrices.push((format!("model.{name}.weight"), rows, cols));
         }
     };
     add(None, family.outside(config));
@@ -74,16 +78,27 @@ pub fn random_gguf(config: &ModelConfig, format: BlockFormat, seed: u64, out: &P
     }
     for (name, shape) in &lists {
         let len = shape.iter().product();
-        // What multiplies is near one, and what is added near zero.
-        let centre = match name.ends_with("norm.weight") {
-            true => 1.0,
-            false => 0.0,
+        // What multiplies is near one, and what is added near zero; a convolution keeps sizes.
+        let (centre, deviation) = match (name.rsplit_once('.'), shape.as_slice()) {
+            (_, [_, .., taps]) => (0.0, 1.0 / (*taps as f64).sqrt()),
+            (Some((module, "weight")), _) if module.ends_with("norm") => (1.0, 0.02),
+            (Some((_, "layer_scalar")), _) => (1.0, 0.02),
+            _ => (0.0, 0.02),
         };
-        let values: Vec<f32> =
-            normals(len, 0.02, seed ^ name_hash(name)).iter().map(|x| x + centre).collect();
+        let layout = config.gguf_layout(name);
+        let drawn = normals(len, deviation, seed ^ name_hash(name));
+        // Norms are drawn as a file keeps them.
+        let values: Vec<f32> = match layout.numbers {
+            Numbers::NegativeExp => drawn.iter().map(|&x| layout.numbers.write(x)).collect(),
+            Numbers::Same | Numbers::Plus(_) => drawn.iter().map(|x| x + centre).collect(),
+        };
+        let mut shape = shape.clone();
+        if layout.squeezed && shape.len() == 3 {
+            shape.remove(1);
+        }
         let mut bytes = Vec::new();
         quantize(BlockFormat::F32, &values, &mut bytes);
-        writer.tensor(stored(name)?, BlockFormat::F32, shape, bytes);
+        writer.tensor(stored(name)?, BlockFormat::F32, &shape, bytes);
     }
     writer.write(out)
 }

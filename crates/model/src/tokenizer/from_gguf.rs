@@ -1,7 +1,8 @@
 //! The tokenizer in a GGUF file, rebuilt for the `tokenizers` crate.
 //!
 //! Byte-level BPE (`gpt2`) is a vocabulary, merges and the name of the rule that cuts a text into
-//! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow.
+//! words; SentencePiece BPE (`llama`) is pieces with scores, from which the merges follow; Gemma 4's
+//! (`gemma4`) is pieces and merges.
 
 use super::sentence_piece::{CONTROL, NORMAL, Pieces, UNKNOWN, USER_DEFINED, vocabulary};
 use super::{Extras, Special, Tokenizer, missing, words};
@@ -41,15 +42,17 @@ pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
     let kind = file.str("tokenizer.ggml.model")?.unwrap_or("missing");
     let (mut inner, default_add_bos) = match kind {
         "gpt2" => source.byte_level()?,
-        "llama" => (source.sentence_piece()?, true),
+        "llama" => (source.sentence_piece(None)?, true),
+        "gemma4" => (source.sentence_piece(Some(source.listed_merges()?))?, true),
         other => {
-            let message = format!("the kind `{other}` is not supported; expected gpt2 or llama");
+            let message =
+                format!("the kind `{other}` is not supported; expected gpt2, llama or gemma4");
             return Err(source.fault(message));
         }
     };
     let added: Vec<AddedToken> = source
         .of_kind(&[CONTROL, UNKNOWN, USER_DEFINED])
-        .filter(|(id, text)| !text.is_empty() && (kind == "llama" || source.kinds[*id] != UNKNOWN))
+        .filter(|(id, text)| !text.is_empty() && (kind != "gpt2" || source.kinds[*id] != UNKNOWN))
         .map(|(id, text)| {
             AddedToken::from(text, source.kinds[id] != USER_DEFINED).normalized(false)
         })
@@ -116,16 +119,10 @@ impl Source<'_> {
         BPE::builder().vocab_and_merges(vocabulary.collect::<HashMap<_, _, _>>(), merges)
     }
 
-    fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
-        let name = self.file.str("tokenizer.ggml.pre")?.unwrap_or("default");
-        let rule = words::find(name).ok_or_else(|| {
-            let known = words::known();
-            let message = format!("`{name}` is not supported; supported are {known}");
-            Error::config(self.file.path(), "tokenizer.ggml.pre", message)
-        })?;
+    fn listed_merges(&self) -> Result<Vec<(String, String)>> {
         let key = "tokenizer.ggml.merges";
         let merges = self.file.strings(key)?.ok_or_else(|| self.fault(format!("no `{key}`")))?;
-        let merges = merges
+        merges
             .iter()
             .map(|merge| {
                 // The first character may itself be a space in odd vocabularies.
@@ -137,7 +134,17 @@ impl Source<'_> {
                     Error::config(self.file.path(), key, message)
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect()
+    }
+
+    fn byte_level(&self) -> Result<(tokenizers::Tokenizer, bool)> {
+        let name = self.file.str("tokenizer.ggml.pre")?.unwrap_or("default");
+        let rule = words::find(name).ok_or_else(|| {
+            let known = words::known();
+            let message = format!("`{name}` is not supported; supported are {known}");
+            Error::config(self.file.path(), "tokenizer.ggml.pre", message)
+        })?;
+        let merges = self.listed_merges()?;
         let mut inner = tokenizers::Tokenizer::new(
             self.model(merges)
                 .ignore_merges(rule.ignore_merges)
@@ -149,30 +156,45 @@ impl Source<'_> {
         Ok((inner, rule.add_bos))
     }
 
-    fn sentence_piece(&self) -> Result<tokenizers::Tokenizer> {
+    /// Pieces joined by the merges that are `listed`, or those that follow from their scores.
+    fn sentence_piece(
+        &self,
+        listed: Option<Vec<(String, String)>>,
+    ) -> Result<tokenizers::Tokenizer> {
         if self.file.bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
             let message = "collapsing runs of spaces is not supported";
             let field = "tokenizer.ggml.remove_extra_whitespaces";
             return Err(Error::config(self.file.path(), field, message));
         }
+        let prefix = self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(listed.is_none());
+        let scores = if listed.is_none() { self.scores()? } else { Vec::new() };
+        let mut kinds = self.kinds.clone();
+        if let Some((id, _)) = self.special("unknown")? {
+            kinds[id as usize] = UNKNOWN;
+        }
+        let pieces = Pieces {
+            tokens: self.tokens,
+            kinds: &kinds,
+            scores: &scores,
+            listed,
+            unigram: false,
+            cut_user_defined: false,
+            byte_fallback: true,
+            prefix,
+            collapse: false,
+            replaced: &[],
+        };
+        pieces.build().map_err(|error| self.fault(error.to_string()))
+    }
+
+    fn scores(&self) -> Result<Vec<f64>> {
         let key = "tokenizer.ggml.scores";
         let scores =
             self.file.get(key).and_then(numbers).ok_or_else(|| {
                 Error::config(self.file.path(), key, "expected an array of numbers")
             })?;
         self.same_length("scores", scores.len())?;
-        let pieces = Pieces {
-            tokens: self.tokens,
-            kinds: &self.kinds,
-            scores: &scores,
-            unigram: false,
-            cut_user_defined: false,
-            byte_fallback: true,
-            prefix: self.file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
-            collapse: false,
-            replaced: &[],
-        };
-        pieces.build().map_err(|error| self.fault(error.to_string()))
+        Ok(scores)
     }
 }
 

@@ -186,6 +186,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Read> {
         tokens: &model.tokens,
         kinds: &model.kinds,
         scores: &model.scores,
+        listed: None,
         unigram,
         cut_user_defined: true,
         byte_fallback: model.byte_fallback && model.kinds.contains(&BYTE),

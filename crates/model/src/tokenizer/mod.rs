@@ -5,6 +5,7 @@ mod from_folder;
 mod from_gguf;
 mod from_sentence_piece;
 mod from_tekken;
+mod growth;
 mod sentence_piece;
 mod stream;
 mod to_gguf;
@@ -84,6 +85,7 @@ impl Tokenizer {
     }
 
     fn assemble(path: &Path, mut inner: tokenizers::Tokenizer, extras: Extras) -> Result<Self> {
+        growth::check(path, &inner)?;
         // A file may ask for truncation or padding, of any length; whole texts are needed here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::tokenizer(path, error.to_string()))?;
@@ -265,7 +267,8 @@ impl Tokenizer {
     }
 
     /// The tokenizer as the metadata of a GGUF file for a model with `rows` embeddings, with
-    /// `template` instead of its own chat template if one is given.
+    /// `template` instead of its own chat template if one is given. `pieces` is what the architecture's
+    /// files call a tokenizer of pieces, see [`GgufNames`](crate::family::GgufNames).
     ///
     /// # Errors
     /// If GGUF has no form for its kind, or a token lies beyond the embeddings.
@@ -273,8 +276,9 @@ impl Tokenizer {
         &self,
         rows: usize,
         template: Option<&str>,
+        pieces: &str,
     ) -> Result<Vec<(String, crate::gguf::Value)>> {
-        to_gguf::metadata(self, rows, template)
+        to_gguf::metadata(self, rows, template, pieces)
     }
 
     fn fault(&self, error: &tokenizers::Error) -> Error {

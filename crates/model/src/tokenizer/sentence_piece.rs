@@ -36,6 +36,8 @@ pub(super) struct Pieces<'a> {
     pub(super) tokens: &'a [String],
     pub(super) kinds: &'a [u64],
     pub(super) scores: &'a [f64],
+    /// The merges in order, where a file lists them; else they follow from the scores.
+    pub(super) listed: Option<Vec<(String, String)>>,
     /// Whether the likeliest pieces are taken, not the best merges.
     pub(super) unigram: bool,
     /// Whether user-defined pieces are taken out of the text before the others are formed; else the
@@ -87,15 +89,19 @@ impl MergeBudget {
 
 impl Pieces<'_> {
     /// The tokenizer without its special tokens.
-    pub(super) fn build(&self) -> Result<Tokenizer> {
+    pub(super) fn build(mut self) -> Result<Tokenizer> {
         let unknown = self.kinds.iter().position(|&kind| kind == UNKNOWN);
         let mut inner = if self.unigram {
             let pieces = self.tokens.iter().cloned().zip(self.scores.iter().copied()).collect();
             Tokenizer::new(Unigram::from(pieces, unknown, self.byte_fallback)?)
         } else {
+            let merges = match self.listed.take() {
+                Some(listed) => listed,
+                None => self.merges()?,
+            };
             let ids = vocabulary(self.tokens).into_iter().map(|(text, id)| (text.to_owned(), id));
             let mut model = BPE::builder()
-                .vocab_and_merges(ids.collect::<HashMap<_, _, _>>(), self.merges()?)
+                .vocab_and_merges(ids.collect::<HashMap<_, _, _>>(), merges)
                 .byte_fallback(self.byte_fallback)
                 .ignore_merges(self.cut_user_defined && self.kinds.contains(&USER_DEFINED))
                 .fuse_unk(true);

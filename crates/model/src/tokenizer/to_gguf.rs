@@ -1,11 +1,12 @@
 //! The tokenizer as the metadata of a GGUF file.
 //!
 //! Byte-level BPE becomes a vocabulary, merges and the name of the rule that cuts words; BPE with
-//! byte fallback, as converted from SentencePiece, becomes pieces with scores. Both are read from the
-//! tokenizer's own JSON form.
+//! byte fallback, as converted from SentencePiece, becomes pieces with scores, for Gemma 4 with merges
+//! too. All are read from the tokenizer's own JSON form.
 
 use super::{Tokenizer, words};
 use crate::error::{Error, Result};
+use crate::family::SENTENCE_PIECE;
 use crate::gguf::{Array, Value};
 use serde_json::Value as Json;
 use std::collections::{HashMap, HashSet};
@@ -17,11 +18,13 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
-/// The metadata of `tokenizer` for a model with `rows` embeddings.
+/// The metadata of `tokenizer` for a model with `rows` embeddings, whose architecture calls a tokenizer of
+/// pieces `pieces`.
 pub(super) fn metadata(
     tokenizer: &Tokenizer,
     rows: usize,
     template: Option<&str>,
+    pieces: &str,
 ) -> Result<Vec<(String, Value)>> {
     let text = tokenizer.inner.to_string(false).map_err(|error| tokenizer.fault(&error))?;
     let path = &tokenizer.path;
@@ -72,17 +75,23 @@ pub(super) fn metadata(
             let pieces = tokens.iter().zip(&mut kinds).filter(|(_, kind)| **kind == NORMAL);
             pieces.filter(|(token, _)| whole(token)).for_each(|(_, kind)| *kind = USER_DEFINED);
         }
-        if let Some(kind) = unknown.and_then(|id| kinds.get_mut(id)) {
-            *kind = UNKNOWN;
-        }
-        put("ggml.model", Value::String("llama".to_owned()));
-        put("ggml.pre", Value::String("default".to_owned()));
         let scores = scores(&tokens, &merges);
         put("ggml.scores", Value::Array(Array::F32(scores)));
         let prefix = json["normalizer"].to_string().contains("\"Prepend\"")
             || json["pre_tokenizer"]["prepend_scheme"] == "first"
             || json["pre_tokenizer"]["prepend_scheme"] == "always";
         put("ggml.add_space_prefix", Value::Bool(prefix));
+        // llama.cpp puts no space before a text whose merges are listed.
+        if pieces == SENTENCE_PIECE || prefix {
+            if let Some(kind) = unknown.and_then(|id| kinds.get_mut(id)) {
+                *kind = UNKNOWN;
+            }
+            put("ggml.model", Value::String(SENTENCE_PIECE.to_owned()));
+            put("ggml.pre", Value::String("default".to_owned()));
+        } else {
+            put("ggml.model", Value::String(pieces.to_owned()));
+            put("ggml.merges", joined(&merges));
+        }
     } else {
         let rule = words::name_of(&json["pre_tokenizer"], model["ignore_merges"] == true)
             .ok_or_else(|| {
@@ -92,8 +101,7 @@ pub(super) fn metadata(
             })?;
         put("ggml.model", Value::String("gpt2".to_owned()));
         put("ggml.pre", Value::String(rule.to_owned()));
-        let joined = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-        put("ggml.merges", Value::Array(Array::String(joined)));
+        put("ggml.merges", joined(&merges));
     }
     put("ggml.tokens", Value::Array(Array::String(tokens)));
     put("ggml.token_type", Value::Array(Array::I32(kinds)));
@@ -155,6 +163,11 @@ fn merges(model: &Json) -> Vec<(String, String)> {
         Some((left.to_owned(), right.to_owned()))
     }
     model["merges"].as_array().into_iter().flatten().filter_map(pair).collect()
+}
+
+fn joined(merges: &[(String, String)]) -> Value {
+    let joined = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    Value::Array(Array::String(joined))
 }
 
 /// SentencePiece joins the neighbours whose union scores best, so a piece scores by the first merge

@@ -37,6 +37,10 @@ const QWEN2: &[&str] = &[
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
+const QWEN35: &[&str] = &[
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+
 const TEKKEN: &[&str] = &[
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
@@ -54,6 +58,7 @@ const NAMES: &[(&[&str], Rule)] = &[
         plain(Cut::DigitsThenGpt2),
     ),
     (&["qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan"], plain(Cut::Split(QWEN2))),
+    (&["qwen35"], plain(Cut::Split(QWEN35))),
     (
         &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
         Rule { cut: Cut::Split(LLAMA3), ignore_merges: true, add_bos: true },
@@ -177,6 +182,9 @@ mod tests {
         assert_eq!(cut("gpt-2", "a  12 I'LL"), ["a", " ", " 12", " I", "'", "LL"]);
         assert_eq!(cut("llama-bpe", "a  12345 I'LL"), ["a", " ", " ", "123", "45", " I", "'LL"]);
         assert_eq!(cut("qwen2", "a 12\n\nb"), ["a", " ", "1", "2", "\n\n", "b"]);
+        // A vowel sign of Devanagari is a mark, part of its word for the newer rule alone.
+        assert_eq!(cut("qwen35", "\u{915}\u{93f} 1"), ["\u{915}\u{93f}", " ", "1"]);
+        assert_eq!(cut("qwen2", "\u{915}\u{93f}"), ["\u{915}", "\u{93f}"]);
         assert_eq!(cut("default", "x+=12345"), ["x", "+=", "123", "45"]);
         assert_eq!(cut("falcon", "`a` 1234"), ["`", "a", "`", " ", "123", "4"]);
         assert_eq!(cut("tekken", "HelloWorld 42"), ["Hello", "World", " ", "4", "2"]);

@@ -6,16 +6,16 @@
 //! Names, shapes `[out, in]` and the order of rows are Hugging Face's, whatever the file has.
 
 pub(crate) mod map;
+mod reorder;
 mod safetensors;
 pub(crate) mod split;
 
 use crate::error::{Error, Result};
-use crate::family;
+use crate::family::{self, Layout};
 use crate::gguf::GgufFile;
-use hydralora_kernels::block::{self, BlockFormat};
+use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::buffer::Buffer;
 use hydralora_kernels::ops::frozen_linear::PackedBytes;
-use hydralora_runtime::{chunks, chunks_mut, for_each};
 use map::MappedFile;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,8 +28,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const SINGLE: &str = "model.safetensors";
 /// List of the weight files of a model folder.
 const INDEX: &str = "model.safetensors.index.json";
-/// Numbers one thread widens at a time.
-const CHUNK: usize = 1 << 16;
 /// How many similar names a missing tensor's error lists.
 const NEAREST: usize = 3;
 
@@ -51,10 +49,20 @@ struct Entry {
     /// Rows of `shape` that no file has: zeros behind the others.
     added_rows: usize,
     range: Range<usize>,
-    interleaved_heads: Option<usize>,
-    /// What the file has added to every number, which must then be `F32`.
-    shift: f32,
+    /// How the file differs from what is given out.
+    layout: Layout,
     used: AtomicBool,
+}
+
+impl Entry {
+    /// The shape without the rows that no file has.
+    fn shape_in_file(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(height) = shape.first_mut() {
+            *height -= self.added_rows;
+        }
+        shape
+    }
 }
 
 /// A tensor as stored.
@@ -66,7 +74,7 @@ pub struct TensorView<'a> {
     pub format: BlockFormat,
     /// Extents, outermost first: `[out, in]`.
     pub shape: Vec<usize>,
-    /// The encoded numbers, row by row; copied only where the file has rows in another order.
+    /// The encoded numbers, row by row; copied only where the file has another order or other numbers.
     pub bytes: Cow<'a, [u8]>,
 }
 
@@ -132,8 +140,7 @@ impl Weights {
                         shape: tensor.shape,
                         added_rows: 0,
                         range: tensor.range,
-                        interleaved_heads: None,
-                        shift: 0.0,
+                        layout: Layout::default(),
                         used: AtomicBool::new(false),
                     },
                 )?;
@@ -180,46 +187,30 @@ impl Weights {
             entries: BTreeMap::new(),
             gguf: None,
         };
+        let known = family::from_gguf(&gguf);
         for tensor in gguf.tensors() {
-            let family::Stored { name, heads, shift } = family::from_gguf(&gguf, &tensor.name);
-            if shift != 0.0 && tensor.format != BlockFormat::F32 {
-                let message =
-                    format!("tensor `{}` is {}; expected F32", tensor.name, tensor.format);
-                return Err(Error::malformed(path, message));
+            let (name, layout) = known(&tensor.name);
+            if let Some(fault) = reorder::fault(&layout, tensor.format, &tensor.shape) {
+                return Err(Error::malformed(path, format!("tensor `{}` {fault}", tensor.name)));
             }
-            let rows = tensor.shape.first().copied().unwrap_or(0);
-            let shared = |heads: usize| {
-                heads > 0 && heads.checked_mul(2).is_some_and(|two| rows.is_multiple_of(two))
-            };
-            if let Some(heads) = heads.filter(|&heads| !shared(heads)) {
-                let message = format!(
-                    "tensor `{}` has {rows} rows, which {heads} heads of even width cannot share",
-                    tensor.name
-                );
-                return Err(Error::malformed(path, message));
-            }
-            if heads.is_some() && tensor.shape.len() == 1 && tensor.format.block_len() > 1 {
-                let message = format!(
-                    "tensor `{}` is a list in {} blocks, whose numbers cannot be put in order; \
-                     expected F32",
-                    tensor.name, tensor.format
-                );
-                return Err(Error::malformed(path, message));
+            let mut shape = tensor.shape.clone();
+            if layout.squeezed {
+                shape.insert(1, 1);
             }
             weights.insert(
                 name,
                 Entry {
                     file: tensor.part,
                     format: tensor.format,
-                    shape: tensor.shape.clone(),
+                    shape,
                     added_rows: 0,
                     range: tensor.range.clone(),
-                    interleaved_heads: heads,
-                    shift,
+                    layout,
                     used: AtomicBool::new(false),
                 },
             )?;
         }
+        drop(known);
         weights.gguf = Some(gguf);
         Ok(weights)
     }
@@ -283,40 +274,22 @@ impl Weights {
         self.entries.contains_key(name)
     }
 
-    /// The tensor `name` as stored. This does not count as using it.
+    /// The tensor `name` as stored, but in Hugging Face's order; widened to `F32` where the file keeps
+    /// other numbers, or cuts blocks where they would have to be cut. This does not count as using it.
     ///
     /// # Errors
     /// If there is no such tensor.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>> {
         let entry = self.entry(name)?;
-        let format = entry.format;
         let stored = self.stored(entry);
-        let bytes = match (entry.interleaved_heads, entry.shape.first()) {
-            (Some(heads), Some(&rows)) if !stored.is_empty() => {
-                let width = stored.len() / rows;
-                let mut ordered = Vec::with_capacity(stored.len());
-                for row in 0..rows {
-                    let from = family::interleaved_row(row, rows, heads);
-                    ordered.extend_from_slice(&stored[from * width..(from + 1) * width]);
-                }
-                Cow::Owned(ordered)
-            }
-            _ if entry.shift != 0.0 => {
-                let numbers = stored.chunks_exact(4).map(|bytes| {
-                    let number = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                    (number - entry.shift).to_le_bytes()
-                });
-                Cow::Owned(numbers.flatten().collect())
-            }
-            _ if entry.added_rows > 0 => {
-                let width: usize = entry.shape[1..].iter().product();
-                let mut whole = stored.to_vec();
-                // In every format, bytes that are zero are numbers that are zero.
-                whole.resize(stored.len() + format.bytes_for(entry.added_rows * width), 0);
-                Cow::Owned(whole)
-            }
-            _ => Cow::Borrowed(stored),
-        };
+        let (format, mut bytes) =
+            reorder::bytes(&entry.layout, entry.format, &entry.shape_in_file(), stored);
+        if entry.added_rows > 0 {
+            let width: usize = entry.shape[1..].iter().product();
+            // In every format, bytes that are zero are numbers that are zero.
+            let len = bytes.len() + format.bytes_for(entry.added_rows * width);
+            bytes.to_mut().resize(len, 0);
+        }
         Ok(TensorView { name: name.to_owned(), format, shape: entry.shape.clone(), bytes })
     }
 
@@ -331,7 +304,7 @@ impl Weights {
         Ok(view)
     }
 
-    /// The tensor `name` as stored, kept where it is: in the mapped file, unless its rows have to be
+    /// The tensor `name` as stored, kept where it is: in the mapped file, unless it has to be
     /// put in another order. It must have the shape `expected`, and then counts as used.
     ///
     /// # Errors
@@ -359,36 +332,15 @@ impl Weights {
     /// As [`take`](Self::take).
     pub fn take_f32(&self, name: &str, expected: &[usize]) -> Result<Buffer<f32>> {
         let entry = self.entry_of_shape(name, expected)?;
-        let format = entry.format;
         let stored = self.stored(entry);
-        let len: usize = entry.shape.iter().product();
-        let mut out = Buffer::<f32>::scratch(len);
-        if len == 0 {
-            self.mark_used(name);
-            return Ok(out);
-        }
-        match (entry.interleaved_heads, entry.shape.first()) {
-            (Some(heads), Some(&rows)) => {
-                let (width, row_bytes) = (len / rows, stored.len() / rows);
-                for_each(chunks_mut(&mut out, width), |row, out| {
-                    let from = family::interleaved_row(row, rows, heads) * row_bytes;
-                    block::dequantize(format, &stored[from..from + row_bytes], out);
-                });
-            }
-            _ => {
-                let width = len / entry.shape[0];
-                let (out, added) = out.split_at_mut(len - entry.added_rows * width);
-                added.fill(0.0);
-                // Every block length divides the chunk.
-                let stored = chunks(stored, format.bytes_for(CHUNK));
-                for_each((chunks_mut(out, CHUNK), stored), |_, (out, bytes)| {
-                    block::dequantize(format, bytes, out);
-                });
-            }
-        }
-        if entry.shift != 0.0 {
-            out.iter_mut().for_each(|number| *number -= entry.shift);
-        }
+        let found = reorder::numbers(&entry.layout, entry.format, &entry.shape_in_file(), stored);
+        let out = if entry.added_rows == 0 {
+            found
+        } else {
+            let mut out = Buffer::<f32>::zeros(entry.shape.iter().product());
+            out[..found.len()].copy_from_slice(&found);
+            out
+        };
         // Nobody reads the tensor as stored again; its pages would count as this process's memory.
         self.files[entry.file].release(entry.range.clone());
         self.mark_used(name);

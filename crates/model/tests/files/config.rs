@@ -303,3 +303,13 @@ fn older_and_newer_layouts_of_gemma_3_agree() {
     assert_eq!(older.rope_of(0).unwrap().theta, 5000.0);
     assert_eq!((older.window_of(0), older.window_of(1)), (Some(16), None));
 }
+
+#[test]
+fn more_layers_than_any_model_has_are_refused_before_anything_is_made_of_them() {
+    for family in ["llama", "gemma2", "gemma3_text", "qwen2", "smollm3"] {
+        for layers in [5000_u64, 1 << 31, 1 << 40] {
+            let message = error(json!({"model_type": family, "num_hidden_layers": layers}));
+            assert!(message.contains("num_hidden_layers"), "{family}: {message}");
+        }
+    }
+}

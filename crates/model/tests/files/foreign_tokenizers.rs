@@ -148,7 +148,7 @@ fn what_a_gguf_file_can_say_of_pieces_is_written() {
         Tokenizer::from_folder(&folder, &[]).unwrap()
     };
     let defined = open("bpe-defined");
-    let metadata = defined.gguf_metadata(defined.vocab_size(), None).unwrap();
+    let metadata = defined.gguf_metadata(defined.vocab_size(), None, "llama").unwrap();
     let kinds = metadata.iter().find(|(key, _)| key == "tokenizer.ggml.token_type").unwrap();
     let hydralora_model::gguf::Value::Array(hydralora_model::gguf::Array::I32(kinds)) = &kinds.1
     else {
@@ -160,7 +160,7 @@ fn what_a_gguf_file_can_say_of_pieces_is_written() {
         .collect();
     assert_eq!(whole, ["<tool>", "(a", "(a !"]);
     let plain = open("bpe");
-    assert!(plain.gguf_metadata(plain.vocab_size(), None).is_ok());
+    assert!(plain.gguf_metadata(plain.vocab_size(), None, "llama").is_ok());
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! How a base model's files are read, and what bad ones give.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
+
 mod config;
 mod families;
 mod foreign_tokenizers;
 mod gguf;
 mod kinds;
+mod llama_cpp;
 mod save;
 mod smollm2;
 mod source;

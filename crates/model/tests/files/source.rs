@@ -234,7 +234,7 @@ fn a_file_without_what_it_needs_is_refused() {
         (
             "tokenizer.ggml.model",
             text("bert"),
-            "the kind `bert` is not supported; expected gpt2 or llama",
+            "the kind `bert` is not supported; expected gpt2, llama or gemma4",
         ),
         ("tokenizer.ggml.scores", None, "tokenizer.ggml.scores: expected an array of numbers"),
         (

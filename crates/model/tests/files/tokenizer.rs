@@ -1,7 +1,8 @@
 //! Tokenizers out of folders: special tokens, templates, streams, saving, and what is refused.
 
 use crate::{copied_stories, fixture, replace};
-use hydralora_model::{Error, TokenStream, Tokenizer};
+use hydralora_model::gguf::{Array, GgufWriter, Value};
+use hydralora_model::{Error, GgufFile, TokenStream, Tokenizer};
 use proptest::prelude::*;
 use std::fs;
 
@@ -24,6 +25,30 @@ fn special_tokens_are_recognised_and_left_out_on_request() {
     assert_eq!((tokenizer.token_to_id("no such token"), tokenizer.id_to_token(512)), (None, None));
     assert_eq!(tokenizer.decode(&[512, u32::MAX], false).unwrap(), "");
     assert!(tokenizer.encode("").unwrap().is_empty());
+}
+
+#[test]
+fn gemma_4_lists_its_merges() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let mut tokens: Vec<String> =
+        ["<unk>", "<bos>", "a", "b", "\u{2581}", "ab", "\u{2581}ab"].map(str::to_owned).to_vec();
+    tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    let kinds = [2, 3, 1, 1, 1, 1, 1].into_iter().chain([6; 256]).collect();
+    let merges = vec!["a b".to_owned(), "\u{2581} ab".to_owned()];
+    GgufWriter::new()
+        .metadata("tokenizer.ggml.model", Value::String("gemma4".into()))
+        .metadata("tokenizer.ggml.tokens", Value::Array(Array::String(tokens)))
+        .metadata("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)))
+        .metadata("tokenizer.ggml.merges", Value::Array(Array::String(merges)))
+        .metadata("tokenizer.ggml.bos_token_id", Value::U32(1))
+        .write(&path)
+        .unwrap();
+    let tokenizer = Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
+    let ids = tokenizer.encode("ab ab\nba").unwrap();
+    assert_eq!(ids, [5, 6, 7 + 10, 3, 2]);
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "ab ab\nba");
+    assert!(tokenizer.add_bos());
 }
 
 #[test]
@@ -236,5 +261,28 @@ proptest! {
         if !whole.contains('\u{FFFD}') {
             prop_assert_eq!(streamed, whole);
         }
+    }
+}
+
+#[test]
+fn replacements_that_would_fill_the_memory_are_refused() {
+    let double = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+    let many = vec![double; 40].join(",");
+    let long = double.replace("aa", &"b".repeat(1 << 20));
+    let sequence =
+        |kind: &str, parts: &str| format!(r#"{{"type": "Sequence", "{kind}": [{parts}]}}"#);
+    for (part, value) in [
+        ("normalizer", sequence("normalizers", &many)),
+        ("decoder", sequence("decoders", &many)),
+        ("normalizer", long),
+    ] {
+        let folder = copied_stories();
+        let path = folder.path().join("tokenizer.json");
+        let mut file: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        file[part] = serde_json::from_str(&value).unwrap();
+        fs::write(&path, file.to_string()).unwrap();
+        let error = Tokenizer::from_folder(folder.path(), &[2]).unwrap_err().to_string();
+        assert!(error.contains(&format!("its {part} could make a text")), "{error}");
     }
 }

@@ -1,29 +1,24 @@
 //! llama.cpp's adapter files: a GGUF file with `general.type = adapter` and, for every layer, `A`
 //! and `B` under the base tensor's name with `.lora_a` and `.lora_b`.
 //!
-//! llama.cpp scales by `adapter.lora.alpha / r`. The rows of `B` at query and key layers are in the
-//! order its base files have.
+//! llama.cpp scales by `adapter.lora.alpha / r`. Rows of `B` and columns of `A` are in the order that
+//! its base files have.
 
 use super::Lora;
 use crate::error::{Error, Result};
-use hydralora_kernels::Tensor;
 use hydralora_kernels::block::{BlockFormat, quantize};
 use hydralora_model::gguf::{GgufWriter, Value};
-use hydralora_model::{ModelConfig, interleaved_row};
+use hydralora_model::{ModelConfig, Order};
 use std::path::Path;
 
 /// Writes `lora` for a model of `config`, its numbers in `f32`.
 ///
 /// # Errors
-/// If models of the family have no form in GGUF, or the file system refuses.
+/// If a layer has no name in GGUF or none that llama.cpp adapts, or the file system refuses.
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
     let mut writer = GgufWriter::marked();
     let text = |value: &str| Value::String(value.to_owned());
     let names = config.gguf_names();
-    if !names.supported {
-        let message = format!("models of the type `{}` are not written as GGUF", config.model_type);
-        return Err(Error::Malformed { path: out.to_path_buf(), message });
-    }
     writer.metadata("general.architecture", text(names.architecture));
     writer.metadata("general.type", text("adapter"));
     writer.metadata("general.base_model.count", Value::U32(1));
@@ -38,24 +33,45 @@ pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
             path: out.to_path_buf(),
             message: format!("{site} has no name in a GGUF file"),
         })?;
-        let heads = config.interleaved_heads(&tensor);
-        let b = heads.map_or_else(|| pair.b.clone(), |heads| interleave(&pair.b, heads));
-        for (part, tensor) in [("lora_a", &pair.a), ("lora_b", &b)] {
+        if site.linear.outside {
+            let message = format!(
+                "llama.cpp applies no adapter to {site}, which lies outside the layers; merge it into \
+                 the model instead"
+            );
+            return Err(Error::Malformed { path: out.to_path_buf(), message });
+        }
+        let layout = config.gguf_layout(&tensor);
+        let (mut a, mut b) = (pair.a.to_f32(), pair.b.to_f32());
+        // Rows of a change are rows of B, its columns those of A.
+        if let Some(order) = layout.columns {
+            a = columns(&a, pair.a.cols(), order);
+        }
+        if let Some(order) = layout.rows {
+            b = rows(&b, pair.b.rows(), order);
+        }
+        for (part, values, shape) in [("lora_a", a, pair.a.shape()), ("lora_b", b, pair.b.shape())]
+        {
             let mut bytes = Vec::new();
-            quantize(BlockFormat::F32, &tensor.to_f32(), &mut bytes);
-            writer.tensor(format!("{name}.{part}"), BlockFormat::F32, tensor.shape(), bytes);
+            quantize(BlockFormat::F32, &values, &mut bytes);
+            writer.tensor(format!("{name}.{part}"), BlockFormat::F32, shape, bytes);
         }
     }
     Ok(writer.write(out)?)
 }
 
-/// The rows of `b` in the order of a file whose heads are interleaved.
-fn interleave(b: &Tensor, heads: usize) -> Tensor {
-    let (rows, width) = (b.rows(), b.cols());
-    let values = b.to_f32();
+/// `rows` rows of `values` in a file's order.
+fn rows(values: &[f32], rows: usize, order: Order) -> Vec<f32> {
     let mut ordered = vec![0.0f32; values.len()];
-    for (row, from) in values.chunks_exact(width).enumerate() {
-        ordered[interleaved_row(row, rows, heads) * width..][..width].copy_from_slice(from);
+    order.apply(rows, values.len() / rows.max(1), values, &mut ordered);
+    ordered
+}
+
+/// The columns of `values`, `columns` in every row, in a file's order.
+fn columns(values: &[f32], columns: usize, order: Order) -> Vec<f32> {
+    let mut ordered = vec![0.0f32; values.len()];
+    let width = columns.max(1);
+    for (from, to) in values.chunks_exact(width).zip(ordered.chunks_exact_mut(width)) {
+        order.apply(columns, 1, from, to);
     }
-    Tensor::new(ordered, b.shape())
+    ordered
 }

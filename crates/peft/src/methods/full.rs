@@ -21,6 +21,7 @@ use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
     Adapter, Output, OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
 };
+use hydralora_model::family::{is_constant, is_table};
 use hydralora_model::{ModelConfig, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,7 @@ const OWN_KEYS: [&str; 3] = ["targets", "freeze_embeddings", "freeze_norms"];
 pub(super) struct Options {
     /// The linear layers to train.
     targets: Targets,
-    /// Leave the embedding and the output layer as they are.
+    /// Leave the embedding, other tables of tokens and the output layer as they are.
     freeze_embeddings: bool,
     /// Leave the norms as they are.
     freeze_norms: bool,
@@ -125,8 +126,11 @@ struct FullModel {
 impl FullModel {
     /// What a weight is for, if it is to be trained.
     fn role(&self, name: &str) -> Option<Role> {
-        if name == EMBEDDING || name == HEAD {
+        if is_table(name) || name == HEAD {
             return (!self.options.freeze_embeddings).then_some(Role::Weight);
+        }
+        if is_constant(name) {
+            return None;
         }
         let (module, kind) = name.rsplit_once('.')?;
         if let Ok(site) = module.parse::<Site>() {
@@ -160,7 +164,11 @@ impl Adapter for FullModel {
     }
 
     fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
-        match self.var(EMBEDDING) {
+        self.look_up(EMBEDDING, tokens, frozen)
+    }
+
+    fn look_up(&self, name: &str, tokens: &[u32], frozen: &FrozenLinear) -> Var {
+        match self.var(name) {
             Some(weight) => embedding(weight, tokens),
             None => Var::constant(frozen.gather(tokens)),
         }

@@ -33,10 +33,10 @@ fn write_all(team: &Team, cells: &[UnsafeCell<usize>], value: usize, share: Shar
     unsafe impl Sync for Shared<'_> {}
     let shared = Shared(cells);
     let shared = &shared;
-    let lead = team.lead().unwrap();
+    let mut lead = team.lead().unwrap();
     // SAFETY: as above.
     let body = move |index: usize| shared.0[index].with_mut(|cell| unsafe { *cell += value });
-    team.run(&lead, cells.len(), share, &body);
+    team.run(&mut lead, cells.len(), share, &body);
     drop(lead);
     for cell in cells {
         // SAFETY: the loop is over.
@@ -110,14 +110,14 @@ fn of_two_who_want_to_lead_one_does_and_nobody_waits() {
 fn a_panic_of_a_worker_reaches_the_leader() {
     explore(2, || {
         with_workers(2, |team| {
-            let lead = team.lead().unwrap();
+            let mut lead = team.lead().unwrap();
             let body = |index: usize| {
                 if index == 1 {
                     // Not `panic!`: its hook would print thousands of times.
                     std::panic::resume_unwind(Box::new("index one"));
                 }
             };
-            let run = || team.run(&lead, 2, Share::Runs, &body);
+            let run = || team.run(&mut lead, 2, Share::Runs, &body);
             assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
             drop(lead);
             assert!(team.lead().is_some());

@@ -149,10 +149,10 @@ fn tuning(analysis: &Analysis, slice: usize) -> Option<Figure> {
     Some(Figure {
         name: named(&["tuning", &analysis.slice_name(slice)]),
         title: format!("{name} by {tune}{place}"),
-        caption: format!(
-            "Means over seeds with 95 % intervals; each curve's lowest point is what is chosen and scored. \
-             What lies far above the others is drawn at the upper edge."
-        ),
+        caption:
+            "Means over seeds with 95 % intervals; each curve's lowest point is what is chosen and \
+                  scored. What lies far above the others is drawn at the upper edge."
+                .to_owned(),
         drawing,
         table,
     })

@@ -26,7 +26,7 @@ figure{margin:1.4rem 0 2rem;break-inside:avoid}figure .wide svg{display:block;wi
 figcaption{font-size:.9rem;color:var(--soft);max-width:48rem}details{margin:.3rem 0}summary{cursor:pointer;color:var(--accent);font-size:.9rem}
 ul{padding-left:1.2rem;max-width:48rem}li{margin:.3rem 0}
 .note{background:var(--panel);border-left:4px solid var(--accent);padding:.6rem 1rem;margin:1rem 0;max-width:48rem}
-@media print{body{font-size:11pt;max-width:none;padding:0}details:not([open])>*{display:revert}nav{display:none}.wide{overflow:visible}figure .wide svg{min-width:0;max-width:17cm}table{font-size:8.5pt}th,td{padding:.15rem .4rem;white-space:normal}h2{break-after:avoid}h3{break-after:avoid}}";
+@media print{body{font-size:11pt;max-width:none;padding:0}details::details-content{content-visibility:visible;display:block}nav{display:none}.wide{overflow:visible}figure .wide svg{min-width:0;max-width:17cm}table{font-size:8.5pt}th,td{padding:.15rem .4rem;white-space:normal}h2{break-after:avoid}h3{break-after:avoid}}";
 
 /// A study's part of a report.
 pub(crate) struct Part<'a> {

@@ -5,6 +5,7 @@ mod gates;
 
 use crate::routing::Routing;
 use chart::{Chart, Series, Style};
+use hydralora_data::shown;
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write;
@@ -134,7 +135,11 @@ fn speed(runs: &[(String, Vec<Value>)]) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    shown(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {

@@ -176,6 +176,49 @@ impl Trial {
     }
 }
 
+/// Full fine-tuning leaves out nothing but constants, and every gradient is the slope of the loss.
+#[test]
+fn full_fine_tuning_trains_every_weight_of_every_family() {
+    let tokenizer = source_of_any_tokenizer().tokenizer;
+    let case = cases().into_iter().find(|case| case.method == "full").unwrap();
+    for path in models() {
+        let Some(trial) = Trial::open(&path) else { continue };
+        let name = &trial.name;
+        let mut tuned = trial.build(&case, &tokenizer).unwrap();
+        let mut left: Vec<String> = trial.decoder.named_weights().into_keys().collect();
+        let found = trial.trained(tuned.as_ref(), false);
+        let gradients: Vec<Vec<f64>> = (tuned.trainables().into_iter())
+            .map(|trainable| {
+                left.retain(|name| name != trainable.parameter.name());
+                let gradient = found.gradients.get(trainable.var());
+                let gradient = gradient.map(Tensor::to_f64).unwrap_or_default();
+                let what = trainable.parameter.name();
+                assert!(gradient.iter().any(|&g| g != 0.0), "{name}: {what} has no gradient");
+                gradient
+            })
+            .collect();
+        assert!(left.iter().all(|name| name.ends_with("layer_scalar")), "{name}: {left:?}");
+        for (number, gradient) in gradients.iter().enumerate() {
+            let steepest = (0..gradient.len())
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+                .unwrap();
+            let mut loss_at = |step: f64| {
+                let mut all = tuned.trainables_mut();
+                all[number].parameter.value_mut().data_mut::<f64>()[steepest] += step;
+                trial.trained(tuned.as_ref(), false).loss
+            };
+            let (above, below) = (loss_at(1e-6), loss_at(-2e-6));
+            loss_at(1e-6);
+            let slope = (above - below) / 2e-6;
+            let what = tuned.trainables()[number].parameter.name().to_owned();
+            let expected = gradient[steepest];
+            let off = (slope - expected).abs();
+            let limit = 1e-5 * expected.abs() + 1e-7;
+            assert!(off < limit, "{name}: {what} {expected} where the loss rises by {slope}");
+        }
+    }
+}
+
 #[test]
 fn every_method_trains_and_generates_on_every_family() {
     let tokenizer = source_of_any_tokenizer().tokenizer;

@@ -1,5 +1,7 @@
 //! Training from files to checkpoints.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
+
 mod families;
 mod matrix;
 mod parity;

@@ -235,7 +235,7 @@ fn run_study(global: &Global, arguments: &RunArguments) -> anyhow::Result<ExitCo
         stale_after: Duration::from_secs(arguments.stale_after),
         ..work_options(global, jobs)
     };
-    let worked = work_on(global, &store, &plan, &options, &stop)?;
+    let worked = work_on(global, &store, &plan, &options, stop)?;
     let Worked { trained, scored, failed, stopped } = worked;
     let json = json!({"trained": trained, "scored": scored, "failed": failed, "stopped": stopped});
     let analysis = Analysis::read(&store)?;

@@ -87,7 +87,7 @@ pub(super) fn run(global: &Global, arguments: &QuickArguments) -> anyhow::Result
             global,
             format!("\n{}/{}  {}: {} cells", number + 1, stores.len(), plan.name, plan.cells.len()),
         );
-        failed += work_on(global, store, plan, &options, &stop)?.failed;
+        failed += work_on(global, store, plan, &options, stop)?.failed;
         if stop.load(Ordering::SeqCst) {
             say(global, "stopped; the same command goes on");
             return Ok(ExitCode::from(130));

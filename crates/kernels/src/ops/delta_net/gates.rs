@@ -28,6 +28,12 @@ fn softplus(x: f64) -> f64 {
     if x > LINEAR_FROM { x } else { x.exp().ln_1p() }
 }
 
+/// `e^A` rounded to the type that is computed in, as PyTorch has it: a file that holds `−e^A` in place of
+/// `A` then means the very same.
+fn rate<E: TensorElement>(a_log: f64) -> f64 {
+    E::from_f64(a_log.exp()).to_f64()
+}
+
 /// `softplus'`.
 fn softplus_slope(x: f64) -> f64 {
     if x > LINEAR_FROM { 1.0 } else { sigmoid(x) }
@@ -51,7 +57,7 @@ fn of_heads<E: TensorElement>(
 fn decay(a: &Var, a_log: &Var, dt_bias: &Var) -> Var {
     let [input, log, bias] = [a, a_log, dt_bias].map(|x| x.value().clone());
     let value = dispatch!(input.dtype(), |E| {
-        let of = |x: f64, a_log: f64| -a_log.exp() * softplus(x);
+        let of = |x: f64, a_log: f64| -rate::<E>(a_log) * softplus(x);
         Tensor::new(of_heads::<E>(&input, &log, &bias, of), input.shape())
     });
     let decay = value.clone();
@@ -62,7 +68,7 @@ fn decay(a: &Var, a_log: &Var, dt_bias: &Var) -> Var {
                 let sums = sums_over_rows::<E>(&gradient, |i, dg| dg * decay.data::<E>()[i]);
                 parents.add(1, Tensor::new(sums, log.shape()));
             }
-            let slope = |x: f64, a_log: f64| -a_log.exp() * softplus_slope(x);
+            let slope = |x: f64, a_log: f64| -rate::<E>(a_log) * softplus_slope(x);
             let slopes = of_heads::<E>(&input, &log, &bias, slope);
             for (dg, slope) in gradient.data_mut::<E>().iter_mut().zip(slopes) {
                 *dg *= slope;

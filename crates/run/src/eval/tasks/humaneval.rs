@@ -1,8 +1,9 @@
 //! HumanEval (Chen et al., arXiv 2107.03374): programs that have to pass their tests.
 //!
 //! As lm-evaluation-harness's `humaneval`: the prompt alone, up to `\nclass`, `\ndef`, `\n#`, `\nif`
-//! or `\nprint` or 1,024 tokens; prompt, completion and tests are one program, which passes if it
-//! ends without an exception within 3 s. One greedy program gives `pass@1`; with `--repeats N`
+//! or `\nprint` or 1,024 tokens; prompt and completion are a program, which passes if its tests end
+//! without an exception within 3 s. The tests call it from a process of their own, where it cannot
+//! answer for them; they see what the prompt defines and the function asked for. One greedy program gives `pass@1`; with `--repeats N`
 //! programs are drawn at a temperature of 0.2 and the likeliest tokens that reach 0.95, and
 //! `pass@k` is estimated without bias for `k` = 1, 10 and 100 up to `N`.
 //!
@@ -12,7 +13,7 @@
 use crate::eval::error::{Error, Result};
 use crate::eval::metrics::pass_at_k;
 use crate::eval::prompt::{Prompt, Reader};
-use crate::eval::sandbox::{Limits, Sandbox, Verdict};
+use crate::eval::sandbox::{Limits, Sandbox, Trial, Verdict};
 use crate::eval::task::{
     Answer, Family, Files, Info, Item, Metric, Opened, Remote, Score, Settings, Task, Work,
     locate_split, object,
@@ -74,7 +75,10 @@ impl Family for HumanEvalFamily {
         let mut tests = Vec::new();
         let mut items = Vec::new();
         for (id, (record, problem)) in problems.into_iter().enumerate() {
-            tests.push(format!("{}\ncheck({})", problem.test, problem.entry_point));
+            tests.push(Tests {
+                code: format!("{}\ncheck({})", problem.test, problem.entry_point),
+                entry_point: problem.entry_point,
+            });
             items.push(Item {
                 id,
                 record,
@@ -97,7 +101,8 @@ impl Family for HumanEvalFamily {
             },
             "repeats": repeats,
             "unsafe_code": true,
-            "sandbox": {"seconds": Limits::default().seconds, "memory": Limits::default().memory},
+            "sandbox": {"seconds": Limits::default().seconds, "memory": Limits::default().memory,
+                "memory_of_all": sandbox.has_group()},
         });
         let metric = |k: &usize| Metric::new(format!("pass@{k}"), "create_test");
         let info = Info {
@@ -123,10 +128,16 @@ struct Problem {
     entry_point: String,
 }
 
+/// What a program has to pass.
+struct Tests {
+    code: String,
+    entry_point: String,
+}
+
 struct HumanEval {
     info: Info,
     items: Vec<Item>,
-    tests: Vec<String>,
+    tests: Vec<Tests>,
     /// The `k` of each metric.
     counts: Vec<usize>,
     sandbox: Sandbox,
@@ -134,18 +145,21 @@ struct HumanEval {
 
 impl HumanEval {
     fn verdicts(&self, item: &Item, completions: &[String]) -> Result<Vec<Verdict>> {
-        let program = |completion: &String| {
-            format!("{}{completion}\n{}", item.prompt.question, self.tests[item.id])
+        let tests = &self.tests[item.id];
+        let verdict = |completion: &String| {
+            self.sandbox.check(&Trial {
+                shared: &item.prompt.question,
+                program: &format!("{}{completion}\n", item.prompt.question),
+                entry_point: &tests.entry_point,
+                tests: &tests.code,
+            })
         };
         let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
         let share = completions.len().div_ceil(workers).max(1);
         let parts: Vec<Result<Vec<Verdict>>> = std::thread::scope(|scope| {
             let running: Vec<_> = completions
                 .chunks(share)
-                .map(|part| {
-                    scope
-                        .spawn(move || part.iter().map(|c| self.sandbox.run(&program(c))).collect())
-                })
+                .map(|part| scope.spawn(move || part.iter().map(verdict).collect()))
                 .collect();
             let failed = || Err(Error::Sandbox("a thread of the sandbox died".to_owned()));
             running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| failed())).collect()
