@@ -11,9 +11,14 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+/// Defaults of generation, where programs look for the tokens at which it stops.
+const GENERATION_FILE: &str = "generation_config.json";
+/// Those tokens, in it and in the configuration.
+const ENDS: &str = "eos_token_id";
+
 /// Files of a folder that stay as they are.
 const CARRIED: &[&str] = &[
-    "generation_config.json",
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -44,9 +49,13 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             None => None,
         };
         let mut config = carried.unwrap_or_else(|| saving.source.config.to_json(name));
-        if saving.unties() {
+        // What the configuration says may not be what its tensors are.
+        let own_head = !saving.source.config.tie_word_embeddings
+            && config.get("tie_word_embeddings") != Some(&json!(false));
+        if saving.unties() || own_head {
             untie(&mut config);
         }
+        add_ends(&mut config, saving.end_ids);
         write_json(&folder.join("config.json"), &config)?;
         match &from {
             Some(from) => {
@@ -56,6 +65,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             }
             None => saving.source.tokenizer.save(folder)?,
         }
+        name_ends(&folder.join(GENERATION_FILE), saving)?;
         if let Some(template) = saving.chat_template {
             fs_err::write(folder.join("chat_template.jinja"), template)?;
         }
@@ -85,6 +95,46 @@ fn untie(config: &mut Value) {
     if let Some(fields) = config.as_object_mut() {
         fields.insert("tie_word_embeddings".to_owned(), json!(false));
     }
+}
+
+/// Adds the ids that `eos_token_id` does not name; one alone stays a number.
+fn add_ends(config: &mut Value, end_ids: &[u32]) {
+    let Some(fields) = config.as_object_mut() else { return };
+    let named = match fields.get(ENDS) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(id) => vec![id.clone()],
+    };
+    let new = end_ids.iter().map(|id| json!(id)).filter(|id| !named.contains(id));
+    let all: Vec<Value> = named.iter().cloned().chain(new).collect();
+    if all.len() > named.len() {
+        let value = if all.len() == 1 { all[0].clone() } else { Value::Array(all) };
+        fields.insert(ENDS.to_owned(), value);
+    }
+}
+
+/// Says in the defaults of generation where answers end; a model without such a file gets one where its
+/// configuration alone said something else.
+fn name_ends(path: &Path, saving: &Saving<'_>) -> Result<()> {
+    let known = &saving.source.config.eos_token_ids;
+    let new = saving.end_ids.iter().any(|id| !known.contains(id));
+    if !path.is_file() && !new {
+        return Ok(());
+    }
+    let mut settings: Value = match path.is_file() {
+        true => serde_json::from_slice(&fs_err::read(path)?)
+            .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?,
+        false => {
+            let bos = saving.source.tokenizer.bos().map(|(id, _)| id);
+            json!({"bos_token_id": bos, ENDS: known})
+        }
+    };
+    let before = settings.clone();
+    add_ends(&mut settings, saving.end_ids);
+    if settings == before && path.is_file() {
+        return Ok(());
+    }
+    write_json(path, &settings)
 }
 
 fn carried_config(path: &Path, dtype: &str) -> Result<Option<Value>> {
