@@ -14,6 +14,8 @@ pub struct Generator<'a> {
     pub tokenizer: &'a Tokenizer,
     /// What is added to it.
     pub adapter: &'a dyn Adapter,
+    /// Tokens at which a text ends, as [`ends::end_ids`](crate::ends::end_ids) says.
+    pub end_ids: &'a [u32],
 }
 
 /// Why a text ended.
@@ -62,7 +64,7 @@ impl Generator<'_> {
             if tokens.len() == max_new_tokens {
                 break Finish::Length;
             }
-            if self.tokenizer.end_ids().contains(&next) {
+            if self.end_ids.contains(&next) {
                 break Finish::Stop;
             }
             tokens.push(next);

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod encoder;
+pub mod ends;
 pub mod eval;
 mod generate;
 pub mod probe;
 mod sample;
 
-pub use encoder::ModelEncoder;
+pub use encoder::{ModelEncoder, start_ids};
 pub use generate::{Finish, Generation, Generator};
 pub use sample::{Sampling, likeliest};
 
