@@ -19,7 +19,7 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, evaluate};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{Ending, Outcome, Run, fit};
+pub use fit::{Ending, Outcome, Run, fit, total_steps};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};
 pub use schedule::Schedule;
