@@ -11,10 +11,13 @@ mod encoder;
 mod exchange_args;
 mod failure;
 mod features;
+mod in_force;
+mod keys;
 mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod resume;
 mod sources;
 mod ui;
 

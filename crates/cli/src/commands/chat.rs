@@ -14,9 +14,11 @@ const HELP: &str = "/new starts over, /quit or Ctrl-D ends";
 
 pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
     let sampling = sampling(&arguments.sampling)?;
-    let opened = Opened::new(&arguments.model)?;
+    let opened = Opened::new(global, &arguments.model, false)?;
     let template = opened
-        .template(global, false)?
+        .in_force
+        .template
+        .clone()
         .ok_or_else(|| bad_input("the model has no chat template to talk with"))?;
     let template = with_arguments(global, template, &arguments.template)?;
     let system: Vec<Message> = arguments.system.iter().map(Message::system).collect();

@@ -5,12 +5,13 @@ use crate::args::{
 };
 use crate::domain;
 use crate::failure::bad_input;
+use crate::in_force::{InForce, idle_note};
 use crate::plan::{Base, encode_chat, open_base};
 use crate::ui::{result, say};
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
-use hydralora_run::{Generator, Sampling};
+use hydralora_run::{Generator, Sampling, start_ids};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use std::time::Instant;
 
 pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     let sampling = sampling(&arguments.sampling)?;
-    let opened = Opened::new(&arguments.model)?;
+    let opened = Opened::new(global, &arguments.model, arguments.base_template)?;
     let tokenizer = opened.base.tokenizer();
     let prompt = if arguments.raw {
         if arguments.template != TemplateArguments::default() {
@@ -26,13 +27,9 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
                 "--thinking and --template-arg: are for the chat template, which --raw leaves out",
             ));
         }
-        let mut ids = tokenizer.encode(&arguments.prompt)?;
-        if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
-            ids.insert(0, bos);
-        }
-        ids
+        start_ids(tokenizer, &arguments.prompt)?
     } else {
-        let template = opened.template(global, arguments.base_template)?.ok_or_else(|| {
+        let template = opened.in_force.template.clone().ok_or_else(|| {
             bad_input("the model has no chat template; use --raw to continue the prompt as it is")
         })?;
         let template = with_arguments(global, template, &arguments.template)?;
@@ -123,17 +120,29 @@ pub(crate) fn with_arguments(
 pub(crate) struct Opened {
     pub(crate) base: Base,
     pub(crate) loaded: Option<LoadedAdapter>,
+    /// The template the adapter was trained with or else the model's own, and where answers end.
+    pub(crate) in_force: InForce,
 }
 
 impl Opened {
-    pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        global: &Global,
+        choice: &ModelChoice,
+        prefer_base: bool,
+    ) -> anyhow::Result<Self> {
         let base = open_base(&choice.model, choice.dtype)?;
         let mut loaded =
             choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
         if let Some(loaded) = &mut loaded {
             domain::choose(loaded.tuned.as_mut(), choice.domain.as_deref())?;
         }
-        Ok(Self { base, loaded })
+        let metadata = loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
+        let in_force = InForce::of(&base.source, metadata, prefer_base)?;
+        let idle = loaded.as_ref().and_then(|loaded| idle_note(loaded.tuned.as_ref()));
+        for note in in_force.notes.iter().chain(&idle) {
+            say(global, note);
+        }
+        Ok(Self { base, loaded, in_force })
     }
 
     /// The adapter, or none.
@@ -146,29 +155,7 @@ impl Opened {
             decoder: &self.base.decoder,
             tokenizer: self.base.tokenizer(),
             adapter: self.adapter(),
+            end_ids: &self.in_force.end_ids,
         }
-    }
-
-    /// The template the adapter was trained with; without one, the model's own.
-    pub(crate) fn template(
-        &self,
-        global: &Global,
-        prefer_base: bool,
-    ) -> anyhow::Result<Option<ChatTemplate>> {
-        let own = self.base.template()?;
-        let metadata = self.loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
-        let trained = metadata.and_then(|metadata| metadata.chat_template.as_deref());
-        let given = metadata.map(|metadata| metadata.template_arguments.clone());
-        let given = given.unwrap_or_default();
-        let own = own.map(|template| template.with_arguments(&given));
-        let Some(trained) = trained else { return Ok(own) };
-        if prefer_base {
-            if own.as_ref().is_some_and(|own| own.source() != trained) {
-                say(global, "note: the adapter was trained with another chat template");
-            }
-            return Ok(own);
-        }
-        let template = ChatTemplate::from_source("of the adapter", trained)?;
-        Ok(Some(template.with_arguments(&given)))
     }
 }

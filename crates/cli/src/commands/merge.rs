@@ -7,6 +7,7 @@ use crate::calibration::{
 use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
+use crate::in_force::{InForce, idle_note};
 use crate::output::check_out;
 use crate::ui::{result, say, thousands};
 use hydralora_kernels::block::BlockFormat;
@@ -49,6 +50,10 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         let adapted = data.held_out_loss(&decoder, tuned.as_adapter())?;
         measured = Some((data, adapted));
     }
+    let in_force = InForce::of(&source, metadata, false)?;
+    for note in in_force.notes.iter().chain(&idle_note(tuned)) {
+        say(global, note);
+    }
     let plan =
         MergePlan::new(tuned, &all, &gates).map_err(|error| with_advice(error, tuned, &all))?;
     let name = format!("{} merged", source.identity.name);
@@ -56,6 +61,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         source: &source,
         format: numbers,
         chat_template: metadata.and_then(|metadata| metadata.chat_template.as_deref()),
+        end_ids: &in_force.end_ids,
         name: &name,
         edit: &|name, tensor| plan.edit(name, tensor),
         untie: plan.unties(),

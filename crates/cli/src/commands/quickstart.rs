@@ -10,6 +10,7 @@ use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_model::durable::write_file;
 use hydralora_peft::methods;
+use hydralora_run::ends;
 use hydralora_run::{Generator, Sampling};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, report};
 use serde_json::{Value, json};
@@ -219,7 +220,9 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
         Some(template) => template,
         None => ChatTemplate::builtin(FALLBACK_TEMPLATE)?,
     };
-    let generator = Generator { decoder: &base.decoder, tokenizer: base.tokenizer(), adapter };
+    let end_ids = ends::end_ids(base.tokenizer(), Some(&template), &[], &[])?;
+    let (decoder, tokenizer) = (&base.decoder, base.tokenizer());
+    let generator = Generator { decoder, tokenizer, adapter, end_ids: &end_ids };
     QUESTIONS
         .iter()
         .map(|question| {

@@ -5,6 +5,7 @@ use crate::failure::bad_input;
 use crate::plan::{Base, Plan};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::resume::{Before, explain};
 use crate::ui::{result, say, table};
 use anyhow::Context;
 use hydralora_model::adapter::NoAdapter;
@@ -26,8 +27,14 @@ const HEADS_FILE: &str = "heads.json";
 
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
+    let before = arguments.resume.then(|| Before::read(&recipe.output));
     let plan = open(recipe, None, arguments.resume)?;
-    let trained = train(global, plan, arguments.resume, None)?;
+    if let Some(fault) = &plan.refused {
+        return Err(bad_input(fault));
+    }
+    let now = Before::of(&plan);
+    let trained = train(global, plan, arguments.resume, None)
+        .map_err(|error| explain(error, before.as_ref(), &now))?;
     let text = trained.summary();
     result(global, &trained.to_json(), &text)?;
     Ok(match trained.outcome.ending {
@@ -92,6 +99,13 @@ impl Trained {
         rows
     }
 
+    /// The best held-out loss and the last, where an earlier adapter was better than the last.
+    fn better_best(&self) -> Option<(f64, f64)> {
+        let last = self.outcome.evaluation.as_ref()?.loss;
+        let best = self.outcome.best_loss.filter(|best| *best < last)?;
+        self.plan.recipe.output.join("best").exists().then_some((best, last))
+    }
+
     fn summary(&self) -> String {
         let mut rows = vec![["domain", "base", "trained", "change"].map(str::to_owned).to_vec()];
         for (domain, before, after) in self.losses() {
@@ -117,7 +131,14 @@ impl Trained {
             String::new()
         };
         let what = if self.plan.tuned.as_whole_model().is_some() { "model  " } else { "adapter" };
-        format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
+        let best = match self.better_best() {
+            Some((best, last)) => format!(
+                "best     {folder}/best: held-out loss {best:.4}; that of {folder}/adapter, the last, is \
+                 {last:.4}\n"
+            ),
+            None => String::new(),
+        };
+        format!("{how}\n{losses}{what}  {folder}/adapter\n{best}report   {folder}/report.html")
     }
 
     fn to_json(&self) -> Value {
@@ -130,6 +151,7 @@ impl Trained {
             "best_loss": self.outcome.best_loss,
             "parameters": self.plan.parameters(),
             "adapter": folder.join("adapter"),
+            "best_adapter": self.better_best().map(|_| folder.join("best")),
             "report": folder.join("report.html"),
         })
     }

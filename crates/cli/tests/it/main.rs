@@ -10,6 +10,7 @@ mod eval;
 mod golden;
 mod heads;
 mod interop;
+mod meaning;
 mod quickstart;
 mod resume;
 mod support;
