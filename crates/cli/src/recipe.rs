@@ -4,6 +4,7 @@
 //! known one, wrong types, values that make no sense; each with the line it stands on.
 
 use crate::failure::bad_input;
+use crate::keys;
 use anyhow::Context;
 use hydralora_data::DataConfig;
 use hydralora_kernels::DType;
@@ -224,10 +225,8 @@ fn section<T: serde::de::DeserializeOwned + Default + Serialize>(
     required: bool,
     faults: &mut Vec<Fault>,
 ) -> Option<T> {
-    let known = match serde_json::to_value(T::default()) {
-        Ok(Value::Object(known)) => known,
-        _ => Map::new(),
-    };
+    let known: Map<String, Value> =
+        keys::of::<T>().into_iter().map(|key| (key.to_owned(), Value::Null)).collect();
     let found = match sections.get(name) {
         Some(Value::Object(section)) => section.clone(),
         None | Some(Value::Null) if !required => Map::new(),

@@ -20,7 +20,7 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{Ending, Outcome, Run, finished, fit};
+pub use fit::{Ending, Outcome, Run, finished, fit, total_steps};
 pub use movement::ROUTER_START_FILE;
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};

@@ -13,6 +13,7 @@ mod golden;
 mod heads;
 mod hostile;
 mod interop;
+mod meaning;
 mod messages;
 mod quickstart;
 mod resume;
