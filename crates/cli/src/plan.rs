@@ -95,7 +95,8 @@ pub(crate) fn encode_chat(
     messages: &[Message],
 ) -> anyhow::Result<Vec<u32>> {
     let [bos, eos] = ends::marks(tokenizer);
-    let rendered = template.render(messages, true, &bos, &eos)?;
+    let messages = template.adapt(messages, &serde_json::Map::new(), &bos, &eos);
+    let rendered = template.render(&messages, true, &bos, &eos)?;
     Ok(start_ids(tokenizer, &rendered)?)
 }
 

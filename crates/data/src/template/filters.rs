@@ -1,8 +1,9 @@
 //! Filters and tests of which the engine's own give something else than Python's.
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::STEP_BYTES;
 use super::methods::lines;
 use super::text::python_str;
 
@@ -54,14 +55,11 @@ fn absolute(value: &Value) -> Result<Value, Error> {
     }
 }
 
-/// Lines behind the first moved in, by a number of spaces or a text.
-fn indent(
-    text: &str,
-    width: Option<&Value>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    options: minijinja::value::Kwargs,
-) -> Result<String, Error> {
+/// Lines behind the first moved in, by a number of spaces or a text; what that makes is paid for before
+/// it is made.
+fn indent(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<String, Error> {
+    type Arguments<'a> = (&'a str, Option<&'a Value>, Option<bool>, Option<bool>, Kwargs);
+    let (text, width, first, blank, options) = from_args::<Arguments<'_>>(&arguments)?;
     let own = options.get::<Option<Value>>("width")?;
     let first = options.get::<Option<bool>>("first")?.or(first).unwrap_or(false);
     let blank = options.get::<Option<bool>>("blank")?.or(blank).unwrap_or(false);
@@ -79,8 +77,11 @@ fn indent(
         },
     };
     let with_end = format!("{text}\n");
+    let lines = lines(&with_end, false);
+    let most = lines.len().saturating_mul(before.len()).saturating_add(text.len());
+    state.consume_fuel(most as u64 / STEP_BYTES)?;
     let mut out = if first { before.clone() } else { String::new() };
-    for (number, line) in lines(&with_end, false).into_iter().enumerate() {
+    for (number, line) in lines.into_iter().enumerate() {
         if number > 0 {
             out.push('\n');
             if blank || !line.is_empty() {

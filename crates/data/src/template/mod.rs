@@ -591,6 +591,7 @@ mod tests {
             (nested, "{{ ns.list | tojson }}"),
             ("{% set ns.list = ns.list + ns.list %}", "{{ ns.list | tojson }}"),
             ("", "{{ ns.list | tojson(indent=1000000000000) }}"),
+            ("{% set ns.it = ('\\n' * 100000) | indent(60000, true, true) | length %}", ""),
         ] {
             let message = doubled(step, end);
             assert!(message.contains("or 256 MiB of text"), "{step}{end}: {message}");
