@@ -1,7 +1,7 @@
 //! What files are that are no data files: told by their first bytes, so that nobody calls them damaged.
 
 /// First bytes, and what a file is that begins with them.
-const KINDS: [(&[u8], &str); 25] = [
+const KINDS: [(&[u8], &str); 24] = [
     (b"version https://git-lfs.github.com/spec/", LFS),
     (
         b"PK\x03\x04",
@@ -9,7 +9,7 @@ const KINDS: [(&[u8], &str); 25] = [
     ),
     (b"\xff\xfe\0\0", "UTF-32; save it as UTF-8"),
     (b"\0\0\xfe\xff", "UTF-32; save it as UTF-8"),
-    (b"ARROW1", ARROW),
+    (b"ARROW1\0\0", ARROW),
     // The first message of a stream.
     (b"\xff\xff\xff\xff", ARROW),
     (b"\xff\xfe", "UTF-16; save it as UTF-8"),
@@ -20,17 +20,16 @@ const KINDS: [(&[u8], &str); 25] = [
     (b"\xfd7zXZ", "compressed with xz; use gzip or zstd"),
     (b"\x04\x22\x4d\x18", "compressed with lz4; use gzip or zstd"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-    (b"Rar!", "a rar archive; unpack it first"),
-    (b"PARE", "a Parquet file that is encrypted; decrypt it first"),
-    (b"ORC", "an ORC file; save it as Parquet or JSON lines"),
+    (b"Rar!\x1a\x07", "a rar archive; unpack it first"),
     (b"Obj\x01", "an Avro file; save it as Parquet or JSON lines"),
     (b"\x89HDF", "an HDF5 file; save its texts as JSON lines"),
     (b"\x93NUMPY", "an array of NumPy; save its texts as JSON lines"),
     (b"\x80\x04", "a pickle of Python; save its texts as JSON lines"),
     (b"\x80\x05", "a pickle of Python; save its texts as JSON lines"),
-    (b"SQLite format 3", "a database of SQLite; save a table as CSV or JSON lines"),
-    (b"%PDF", "a PDF; save its text"),
-    (b"GGUF", "a model; it is named under `model`"),
+    (b"SQLite format 3\0", "a database of SQLite; save a table as CSV or JSON lines"),
+    (b"%PDF-", "a PDF; save its text"),
+    (b"GGUF\x02\0\0\0", "a model; it is named under `model`"),
+    (b"GGUF\x03\0\0\0", "a model; it is named under `model`"),
 ];
 
 const LFS: &str =
@@ -38,11 +37,12 @@ const LFS: &str =
 const ARROW: &str = "an Arrow file, as the `datasets` library caches them; save it as Parquet (`to_parquet`) or JSON lines \
      (`to_json`)";
 
-/// Begins with a page that says why there is no file.
+/// Begins with a page that says why there is no file; plain text may be one.
 const PAGES: [&str; 2] = ["<!doctype html", "<html"];
 
-/// What a file is that begins with `head`, where that is a kind that is known and not read.
-pub(crate) fn kind(head: &[u8]) -> Option<&'static str> {
+/// What a file is that begins with `head` and whose name ends in `ending`, where that is a kind that is
+/// known and not read.
+pub(crate) fn kind(head: &[u8], ending: &str) -> Option<&'static str> {
     if let Some((_, what)) = KINDS.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Some(what);
     }
@@ -53,10 +53,8 @@ pub(crate) fn kind(head: &[u8]) -> Option<&'static str> {
     let start: Vec<u8> =
         head.iter().copied().skip_while(u8::is_ascii_whitespace).take(16).collect();
     let start = String::from_utf8_lossy(&start).to_lowercase();
-    PAGES
-        .iter()
-        .any(|page| start.starts_with(page))
-        .then_some("a web page, as a download that was refused leaves; fetch the file itself")
+    let page = ending != "txt" && PAGES.iter().any(|page| start.starts_with(page));
+    page.then_some("a web page, as a download that was refused leaves; fetch the file itself")
 }
 
 #[cfg(test)]
@@ -66,15 +64,27 @@ mod tests {
     #[test]
     fn kinds_are_told_by_their_first_bytes() {
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
-        assert!(kind(pointer).unwrap().contains("Git LFS pointer"));
-        assert!(kind(b"ARROW1\0\0").unwrap().contains("Arrow"));
-        assert!(kind(b"\xff\xff\xff\xff\x10\0\0\0").unwrap().contains("Arrow"));
-        assert!(kind(b"\n<!DOCTYPE html>\n<html>").unwrap().contains("web page"));
+        assert!(kind(pointer, "jsonl").unwrap().contains("Git LFS pointer"));
+        assert!(kind(b"ARROW1\0\0", "arrow").unwrap().contains("Arrow"));
+        assert!(kind(b"\xff\xff\xff\xff\x10\0\0\0", "arrow").unwrap().contains("Arrow"));
+        assert!(kind(b"\n<!DOCTYPE html>\n<html>", "json").unwrap().contains("web page"));
+        assert_eq!(kind(b"<!DOCTYPE html>", "txt"), None);
         let mut tar = vec![b'a'; 257];
         tar.extend(b"ustar\x0000");
-        assert!(kind(&tar).unwrap().contains("tar archive"));
-        for text in [&b"{\"text\": 1}"[..], b"text\n", b"PAR1", b"", b"Objective: none", b"[1]"] {
-            assert_eq!(kind(text), None);
+        assert!(kind(&tar, "").unwrap().contains("tar archive"));
+        for text in [
+            &b"{\"text\": 1}"[..],
+            b"text\n",
+            b"PAR1",
+            b"",
+            b"[1]",
+            b"Objective: none",
+            b"ORCID,name",
+            b"PARENT,child",
+            b"GGUF is a format",
+            b"ARROW1,ARROW2",
+        ] {
+            assert_eq!(kind(text, "csv"), None);
         }
     }
 }

@@ -75,7 +75,7 @@ impl Input {
             .take(HEAD_BYTES as u64)
             .read_to_end(&mut head)
             .map_err(|error| damaged(path, compression, 0, &error))?;
-        if let Some(what) = foreign::kind(&head) {
+        if let Some(what) = foreign::kind(&head, &ending(path)) {
             return Err(Error::format(path, format!("the file is {what}")));
         }
         if is_unmarked_utf16(&head) {

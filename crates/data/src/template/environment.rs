@@ -82,7 +82,12 @@ fn add_tests(environment: &mut Environment<'static>) {
     environment.add_test("sequence", move |value: &Value| {
         matches!(
             kind(value),
-            ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
+            ValueKind::Undefined
+                | ValueKind::String
+                | ValueKind::Seq
+                | ValueKind::Map
+                // A list from its end.
+                | ValueKind::Iterable
         )
     });
     environment.add_test("number", move |value: &Value| {
