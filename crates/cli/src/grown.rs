@@ -101,7 +101,8 @@ pub(crate) fn add_of_adapter(
 }
 
 fn growth_of(source: &ModelSource, folder: &Path) -> anyhow::Result<Growth> {
-    match io::read_metadata(folder)? {
+    // Of a folder of another program the metadata say nothing of added tokens.
+    match io::read_metadata(folder)?.filter(|metadata| !metadata.base_fingerprint.is_empty()) {
         Some(metadata) => Ok(Growth { tokens: metadata.added_tokens, rows: 0 }),
         None => growth_of_other(source, folder),
     }

@@ -14,6 +14,8 @@ mod exchange_args;
 mod failure;
 mod features;
 mod grown;
+mod in_force;
+mod keys;
 mod memory;
 mod output;
 mod plan;

@@ -5,6 +5,7 @@ use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
 use crate::grown::{add_of_adapters, add_of_recipe};
+use crate::in_force::own_template;
 use crate::memory;
 use crate::recipe::{ModelDtype, Recipe, faults_with};
 use crate::sources;
@@ -13,7 +14,9 @@ use anyhow::Context;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
-use hydralora_data::{ChatTemplate, Dataset, Example, Examples, LoadOptions, Message};
+use hydralora_data::{
+    ChatTemplate, Dataset, Example, Examples, LoadOptions, Message, builtin_template_names,
+};
 use hydralora_kernels::DType;
 use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
@@ -21,10 +24,13 @@ use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::probe::mean_inputs;
+use hydralora_run::{ends, start_ids};
+use hydralora_train::{Run, total_steps};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Training sequences whose layer inputs are averaged for a router's start.
 const ROUTER_SEQUENCES: usize = 256;
@@ -117,9 +123,7 @@ impl Base {
 
     /// The model's own chat template.
     pub(crate) fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
-        let template = self.source.tokenizer.chat_template();
-        let parse = |source: &str| ChatTemplate::from_source("of the model", source);
-        Ok(template.map(parse).transpose()?)
+        own_template(&self.source)
     }
 
     /// Reads an adapter and makes sure it belongs to this model.
@@ -148,33 +152,16 @@ impl Base {
     }
 }
 
-/// The chat template that an adapter was trained with, its arguments among it.
-pub(crate) fn trained_template(
-    metadata: Option<&Metadata>,
-) -> anyhow::Result<Option<ChatTemplate>> {
-    let Some(metadata) = metadata else { return Ok(None) };
-    let Some(source) = metadata.chat_template.as_deref() else { return Ok(None) };
-    let template = ChatTemplate::from_source("of the adapter", source)?;
-    Ok(Some(template.with_arguments(&metadata.template_arguments)))
-}
-
 /// Token ids of a conversation put through a template, ready to be answered.
 pub(crate) fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Message],
 ) -> anyhow::Result<Vec<u32>> {
-    let text =
-        |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
-    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-    let rendered = template.render(messages, true, &bos, &eos)?;
-    let mut ids = tokenizer.encode(&rendered)?;
-    if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos())
-        && ids.first() != Some(&bos)
-    {
-        ids.insert(0, bos);
-    }
-    Ok(ids)
+    let [bos, eos] = ends::marks(tokenizer);
+    let messages = template.adapt(messages, &serde_json::Map::new(), &bos, &eos);
+    let rendered = template.render(&messages, true, &bos, &eos)?;
+    Ok(start_ids(tokenizer, &rendered)?)
 }
 
 /// Options of methods that came after the first release; empty ones are the default.
@@ -199,6 +186,8 @@ pub(crate) struct Plan {
     pub(crate) metadata: Metadata,
     /// How the number of experts was found, where the recipe said `auto`.
     pub(crate) heads: Option<HeadsReport>,
+    /// Why it cannot be trained, though it can be looked at.
+    pub(crate) refused: Option<String>,
 }
 
 /// Looks at the training files for the number of experts.
@@ -321,8 +310,30 @@ impl Plan {
             ..LoadOptions::new(recipe.train.seed)
         };
         let (data, folder) = (&recipe.data, &recipe.base);
-        let dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
-        let end_ids = base.tokenizer().end_ids().iter();
+        let mut dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
+        let mut refused = None;
+        let chats = dataset.report.has_conversations();
+        let in_force = dataset.template.as_ref().filter(|_| chats);
+        if let Some(template) = in_force {
+            let (fault, note) = ends::template_fault(base.tokenizer(), template)?;
+            if let Some(fault) = fault {
+                let fault = format!("data.template: {fault}");
+                let name = template.name();
+                if builtin_template_names().contains(&name) {
+                    return Err(bad_input(fault));
+                }
+                // What a file of one's own makes of the records can be looked at all the same, and a
+                // model may come with a template that it was not made with.
+                let of_model = recipe.data.template.is_none();
+                let what = if of_model { "" } else { "cannot be trained with: " };
+                dataset.report.notes.push(format!("{what}{fault}"));
+                refused = (!of_model).then_some(fault);
+            }
+            dataset.report.notes.extend(note);
+        }
+        let trained = dataset.report.answer_ends();
+        let end_ids = ends::end_ids(base.tokenizer(), in_force, &[], &trained)?;
+        let end_ids = end_ids.iter();
         let metadata = Metadata {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             base_model: base.source.identity.reference.clone(),
@@ -336,7 +347,27 @@ impl Plan {
             added_tokens: base.source.added.clone(),
             tokenizer: base.added_files()?,
         };
-        Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })
+        let plan = Self { recipe, base, dataset, sites, tuned, metadata, heads, refused };
+        plan.check_steps()?;
+        Ok(plan)
+    }
+
+    /// Refuses a run without steps, or one whose steps all warm up.
+    fn check_steps(&self) -> anyhow::Result<()> {
+        let weights = self.dataset.report.weights();
+        let run = Run {
+            decoder: &self.base.decoder,
+            dataset: &self.dataset,
+            weights: &weights,
+            shuffle: self.recipe.data.shuffle,
+            config: &self.recipe.train,
+            metadata: &self.metadata,
+            fingerprint: "",
+            folder: None,
+            stop: &AtomicBool::new(false),
+        };
+        total_steps(&run)?;
+        Ok(())
     }
 
     /// Starts the routers from the clusters of the training data, where the recipe says so.

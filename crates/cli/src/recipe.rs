@@ -11,6 +11,7 @@ mod place;
 mod sections;
 
 use crate::failure::bad_input;
+use crate::keys;
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, DataConfig};
 use hydralora_kernels::DType;

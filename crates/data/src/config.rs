@@ -47,6 +47,12 @@ pub struct DataConfig {
     /// Tokens that are added to the model's vocabulary.
     #[serde(default)]
     pub add_tokens: Vec<AddToken>,
+    /// Which answers of a conversation are trained.
+    #[serde(default, skip_serializing_if = "Turns::is_each")]
+    pub turns: Turns,
+    /// What special tokens are that a record's own texts write out.
+    #[serde(default, skip_serializing_if = "SpecialTokens::are_read")]
+    pub special_tokens: SpecialTokens,
     /// Whether prompts are trained too; otherwise only answers are.
     #[serde(default)]
     pub train_on_prompt: bool,
@@ -198,6 +204,44 @@ pub struct SourceConfig {
     /// The files of a named source, once they are found; no key of a recipe.
     #[serde(skip)]
     pub located: Vec<PathBuf>,
+    /// Whether of a folder with splits those kept for validation are meant; no key of a recipe.
+    #[serde(skip)]
+    pub held_out: bool,
+}
+
+/// Which answers of a conversation are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// Each of them, behind the prompt it is asked with; in one sequence where the template writes
+    /// earlier turns the same once others follow, in a sequence of its own where not.
+    #[default]
+    Each,
+    /// The last alone.
+    Last,
+}
+
+impl Turns {
+    fn is_each(&self) -> bool {
+        *self == Self::Each
+    }
+}
+
+/// What special tokens are that a record's own texts write out, as an end of text in an answer about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SpecialTokens {
+    /// Those tokens.
+    #[default]
+    Read,
+    /// Text like any other.
+    Text,
+}
+
+impl SpecialTokens {
+    fn are_read(&self) -> bool {
+        *self == Self::Read
+    }
 }
 
 /// What happens to records longer than `max_seq_len`.
@@ -298,6 +342,8 @@ impl Default for DataConfig {
             template_arguments: Map::new(),
             thinking: None,
             add_tokens: Vec::new(),
+            turns: Turns::default(),
+            special_tokens: SpecialTokens::default(),
             train_on_prompt: false,
             overlong: Overlong::default(),
             shuffle: default_true(),
@@ -326,6 +372,7 @@ impl SourceConfig {
             fields: BTreeMap::new(),
             system: None,
             located: Vec::new(),
+            held_out: false,
         }
     }
 

@@ -127,7 +127,14 @@ pub fn open_weights(path: &Path) -> Result<(ModelConfig, Weights)> {
 fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
     let (weights, folder) = locate(path)?;
     let config = match weights.gguf() {
-        None => config_of_folder(&folder)?,
+        None => {
+            let mut config = config_of_folder(&folder)?;
+            // Programs that trained a head of its own may have left the flag as it was.
+            if config.tie_word_embeddings && has_own_head(&weights)? {
+                config.tie_word_embeddings = false;
+            }
+            config
+        }
         Some(file) => {
             let mut config = ModelConfig::from_gguf(file)?;
             if weights.contains(FREQUENCY_FACTORS) {
@@ -151,6 +158,22 @@ pub fn config_at(path: &Path) -> Result<ModelConfig> {
         return config_of_folder(path);
     }
     open_weights(path).map(|(config, _)| config)
+}
+
+/// Whether there is an output layer that differs from the embedding.
+fn has_own_head(weights: &Weights) -> Result<bool> {
+    const NAMES: [&str; 2] = ["lm_head.weight", "model.embed_tokens.weight"];
+    if !NAMES.iter().all(|name| weights.contains(name)) {
+        return Ok(false);
+    }
+    let [head, embedding] = NAMES.map(|name| weights.get(name));
+    let (head, embedding) = (head?, embedding?);
+    if head.format == embedding.format {
+        return Ok(head.shape != embedding.shape || head.bytes != embedding.bytes);
+    }
+    let numbers = |name: &str, shape: &[usize]| weights.take_f32(name, shape);
+    let (head, embedding) = (numbers(NAMES[0], &head.shape)?, numbers(NAMES[1], &embedding.shape)?);
+    Ok(head[..] != embedding[..])
 }
 
 /// The configuration of a Hugging Face folder.

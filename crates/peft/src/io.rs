@@ -12,7 +12,7 @@ use crate::tuned::Tuned;
 use hydralora_files::{Kind, Proof, expect_file, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Site, SiteShape};
-use hydralora_model::{AddedToken, ModelConfig};
+use hydralora_model::{AddedToken, ModelConfig, lfs_pointer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -33,6 +33,8 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub const PICKLED_FILE: &str = "adapter_model.bin";
 /// What an adapter was trained with.
 pub const METADATA_FILE: &str = "hydralora.json";
+/// What other trainers leave of the tokenizer; it may hold the chat template.
+const TOKENIZER_FILE: &str = "tokenizer_config.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -75,7 +77,7 @@ pub struct Metadata {
     pub version: String,
     /// Name of the base model.
     pub base_model: String,
-    /// Fingerprint of the base model's weights and configuration.
+    /// Fingerprint of the base model's weights and configuration; empty where nobody knows it.
     pub base_fingerprint: String,
     /// The chat template's source, if records were put through one.
     pub chat_template: Option<String>,
@@ -194,7 +196,10 @@ fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
 }
 
 fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
-    write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    // What names no base model is not worth a file of its own.
+    if !metadata.base_fingerprint.is_empty() {
+        write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    }
     for (name, bytes) in &metadata.tokenizer {
         write(&folder.join(name), bytes)?;
     }
@@ -305,6 +310,9 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
     expect_file(path)?;
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    if let Some(what) = lfs_pointer(&bytes) {
+        return Err(malformed(what.to_owned()));
+    }
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
     let mut tensors = TensorMap::new();
     for (name, view) in file.tensors() {
@@ -583,24 +591,52 @@ fn options_of(
     }
 }
 
-/// What the adapter in `folder` was trained with, if it says so.
+/// What the adapter in `folder` was trained with, if it says so: in our own file, or else in the
+/// template and the tokenizer's configuration that other trainers leave beside an adapter. Those name no
+/// base model, so that its fingerprint is empty.
 ///
 /// # Errors
-/// If the file is there but malformed.
+/// If a file is there but malformed.
 pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
     let path = folder.join(METADATA_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let mut metadata: Metadata = read_json(&path)?;
-    if !metadata.added_tokens.is_empty() {
-        for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
-            let path = folder.join(name);
-            let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
-            metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
+    if path.exists() {
+        let mut metadata: Metadata = read_json(&path)?;
+        if !metadata.added_tokens.is_empty() {
+            for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
+                let path = folder.join(name);
+                let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
+                metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
+            }
         }
+        return Ok(Some(metadata));
     }
-    Ok(Some(metadata))
+    let path = folder.join(TOKENIZER_FILE);
+    let tokenizer: Map<String, Value> = if path.exists() { read_json(&path)? } else { Map::new() };
+    let path = folder.join(TEMPLATE_FILE);
+    let chat_template = match path.exists() {
+        true => Some(fs::read_to_string(&path).map_err(|error| naming(&path, &error))?),
+        false => named_template(tokenizer.get("chat_template")),
+    };
+    let eos = tokenizer.get("eos_token");
+    let eos = eos.and_then(|eos| eos.as_str().or_else(|| eos.get("content")?.as_str()));
+    let found = Metadata {
+        chat_template,
+        end_tokens: eos.map(str::to_owned).into_iter().collect(),
+        ..Metadata::default()
+    };
+    Ok((found != Metadata::default()).then_some(found))
+}
+
+/// A template, or that called `default` in a list of named ones.
+fn named_template(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(named) => {
+            let of = |name: &str| named.iter().find(|entry| entry["name"] == name);
+            of("default")?["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -675,7 +711,7 @@ pub(crate) fn attach_layers(
     Err(Error::Tensors { path: path.to_path_buf(), mismatches })
 }
 
-/// Refuses an adapter whose recorded base model is not the one at hand.
+/// Refuses an adapter whose recorded base model is not the one at hand; one that records none fits any.
 ///
 /// # Errors
 /// If the fingerprints differ.
@@ -685,7 +721,7 @@ pub fn check_base(
     base_model: &str,
     fingerprint: &str,
 ) -> Result<()> {
-    if metadata.base_fingerprint == fingerprint {
+    if metadata.base_fingerprint == fingerprint || metadata.base_fingerprint.is_empty() {
         return Ok(());
     }
     Err(Error::AnotherBase {

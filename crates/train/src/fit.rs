@@ -144,12 +144,13 @@ impl Plan {
     }
 }
 
-/// Optimizer steps that a run takes in all.
+/// How many optimizer steps a run has.
 ///
 /// # Errors
-/// If the data give no batch.
+/// If the data give no batch, or all of the steps would warm up.
 pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
-    Plan::new(run).map(|plan| plan.total)
+    let total = Plan::new(run)?.total;
+    run.config.warmup(total).map(|_| total)
 }
 
 /// Trains `tuned` as `run` says, from the newest checkpoint if `resume`.
@@ -166,6 +167,7 @@ pub fn fit(
     let config = run.config;
     let sites = run.decoder.sites();
     let mut plan = Plan::new(run)?;
+    let warmup = config.warmup(plan.total)?;
     let mut optimizer = AdamW::new(config.adamw(), tuned);
     let mut progress = Progress {
         step: 0,
@@ -195,8 +197,6 @@ pub fn fit(
     release_kept();
     let before = progress.elapsed_s;
     let started = Instant::now();
-    let warmup =
-        config.warmup_steps.unwrap_or((config.warmup_ratio * plan.total as f64).ceil() as usize);
     let total_steps = plan.total;
     // Known before anything is written: then nothing is left to do but what a crash kept from being done.
     let mut ending = over(&progress, &plan, config);

@@ -4,8 +4,9 @@ use super::generate::{given_arguments, note_unused};
 use crate::adapter::{self, base_of};
 use crate::args::{Global, TemplateArguments, spelling};
 use crate::failure::bad_input;
+use crate::in_force::{idle_note, trained_template};
 use crate::output::check_file;
-use crate::plan::{Base, source_for, trained_template};
+use crate::plan::{Base, source_for};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::stop;
@@ -13,9 +14,9 @@ use crate::ui::{result, say, table, tell};
 use clap::Args;
 use hydralora_data::ChatTemplate;
 use hydralora_files::try_place;
-use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_peft::io::{CONFIG_FILE, LoadedAdapter, TENSOR_FILE};
+use hydralora_run::ends;
 use hydralora_run::eval::{
     self, Comparison, Error, Log, Opened, Progress, Reader, Results, Settings, Subject, tasks,
 };
@@ -153,6 +154,9 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     let lead = leads.max().unwrap_or(0);
     let context = base.source.config.max_position_embeddings.saturating_sub(lead);
     let settings = Settings { context, ..settings };
+    for note in adapters.iter().filter_map(|adapter| idle_note(adapter.loaded.tuned.as_ref())) {
+        say(global, note);
+    }
     let template = template(global, &base, &adapters, arguments)?;
     let reader = Reader {
         tokenizer: base.tokenizer(),
@@ -166,7 +170,8 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         say(global, line);
     }
     let subjects = subjects(&base, &adapters, arguments);
-    let end_ids = end_ids(&base, &opened, arguments.apply_chat_template);
+    let end_ids =
+        end_ids(&base, &adapters, template.as_ref(), &opened, arguments.apply_chat_template)?;
     let run = eval::Base { decoder: &base.decoder, reader, end_ids: &end_ids };
 
     let mut log = match &arguments.samples {
@@ -398,29 +403,14 @@ fn template(
              its own, with --skip-base"
         )));
     }
-    let missing = missing_tokens(template.source(), base.tokenizer());
-    if !missing.is_empty() {
-        return Err(bad_input(format!(
-            "--apply-chat-template: the template {} writes {}, which the model's vocabulary lacks",
-            template.name(),
-            missing.join(", ")
-        )));
+    let (fault, note) = ends::template_fault(base.tokenizer(), &template)?;
+    if let Some(fault) = fault {
+        return Err(bad_input(format!("--apply-chat-template: {fault}")));
+    }
+    if let Some(note) = note {
+        say(global, format!("note: {note}"));
     }
     Ok(Some(template))
-}
-
-/// Special tokens that a template spells out and the vocabulary lacks.
-fn missing_tokens(source: &str, tokenizer: &Tokenizer) -> Vec<String> {
-    let mut missing: Vec<String> = Vec::new();
-    for (at, _) in source.match_indices("<|") {
-        let Some(len) = source[at..].find("|>") else { continue };
-        let token = &source[at..at + len + 2];
-        let plain = token.len() <= 40 && !token.contains(char::is_whitespace);
-        if plain && tokenizer.token_to_id(token).is_none() && !missing.iter().any(|m| m == token) {
-            missing.push(token.to_owned());
-        }
-    }
-    missing
 }
 
 fn subjects<'a>(
@@ -459,18 +449,26 @@ fn folder_hashes(folder: &Path) -> Value {
     json!({CONFIG_FILE: hash(CONFIG_FILE), TENSOR_FILE: hash(TENSOR_FILE)})
 }
 
-/// Plain texts end where the model's configuration says; turns also where its template says.
-fn end_ids(base: &Base, opened: &[Opened], templated: bool) -> Vec<u32> {
+/// Plain texts end where the model's configuration says; answers also where the template in force and
+/// the adapters' folders say.
+fn end_ids(
+    base: &Base,
+    adapters: &[Named],
+    template: Option<&ChatTemplate>,
+    opened: &[Opened],
+    templated: bool,
+) -> anyhow::Result<Vec<u32>> {
     let mut tasks = opened.iter().flat_map(|opened| &opened.tasks);
     let talks = tasks.any(|task| task.items().iter().any(|i| i.prompt.conversation.is_some()));
-    if templated || talks {
-        return base.tokenizer().end_ids().to_vec();
+    let tokenizer = base.tokenizer();
+    if !templated && !talks {
+        return Ok(tokenizer.text_end_ids().to_vec());
     }
-    let mut ids = base.source.config.eos_token_ids.clone();
-    ids.extend(base.tokenizer().eos().map(|(id, _)| id));
+    let named = adapters.iter().filter_map(|adapter| adapter.loaded.metadata.as_ref());
+    let named: Vec<String> = named.flat_map(|metadata| metadata.end_tokens.clone()).collect();
+    let mut ids = ends::end_ids(tokenizer, template, &named, &[])?;
     ids.sort_unstable();
-    ids.dedup();
-    ids
+    Ok(ids)
 }
 
 fn out_path(out: &Path, name: &str, models: usize) -> PathBuf {

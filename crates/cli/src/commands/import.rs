@@ -3,6 +3,7 @@
 use crate::args::Global;
 use crate::exchange_args::{ImportArguments, ImportForm};
 use crate::failure::bad_input;
+use crate::in_force::InForce;
 use crate::output::check_folder;
 use crate::plan::{Parameters, load_on, open_source};
 use crate::ui::{result, thousands};
@@ -44,7 +45,8 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
                     )));
                 }
             }
-            let ends = source.tokenizer.end_ids().iter();
+            let ends = InForce::of(source, metadata.as_ref(), false)?.end_ids;
+            let ends = ends.iter();
             let of_source = Metadata {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 base_model: source.identity.reference.clone(),

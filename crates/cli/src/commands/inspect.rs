@@ -6,6 +6,7 @@ use crate::device::placed;
 use crate::domain;
 use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
+use crate::in_force::idle_note;
 use crate::plan::{Parameters, load_on, open_source};
 use crate::ui::{result, thousands};
 use hydralora_kernels::{DType, no_grad};
@@ -135,7 +136,8 @@ fn adapter(
     let options = io::read_options(folder)?;
     let recipe = Value::Object(options.to_recipe());
     let metadata = io::read_metadata(folder)?;
-    let base = metadata.as_ref().map_or("not recorded", |m| m.base_model.as_str());
+    let named = metadata.as_ref().map(|m| m.base_model.as_str()).filter(|name| !name.is_empty());
+    let base = named.unwrap_or("not recorded");
     let mut text = vec![
         format!("adapter            {}", folder.display()),
         format!("trained on         {base}"),
@@ -151,6 +153,7 @@ fn adapter(
             let kinds: Vec<&str> = kinds.into_iter().collect();
             text.push(format!("parameters         {parameters}"));
             text.push(format!("layers             {} ({})", sites.len(), kinds.join(", ")));
+            text.extend(idle_note(loaded.tuned.as_ref()));
             value["parameters"] = serde_json::to_value(&parameters)?;
         }
         None => {

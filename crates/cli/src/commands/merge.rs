@@ -7,8 +7,9 @@ use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
+use crate::in_force::{InForce, idle_note, trained_template};
 use crate::output::{check_file, check_folder};
-use crate::plan::{load_on, open_source, trained_template};
+use crate::plan::{load_on, open_source};
 use crate::ui::{result, say, thousands};
 use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
@@ -58,6 +59,10 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         let adapted = data.held_out_loss(&decoder, tuned.as_adapter())?;
         measured = Some((data, adapted));
     }
+    let in_force = InForce::of(&source, metadata, false)?;
+    for note in in_force.notes.iter().chain(&idle_note(tuned)) {
+        say(global, note);
+    }
     let plan =
         MergePlan::new(tuned, &all, &gates).map_err(|error| with_advice(error, tuned, &all))?;
     // Other programs know of no arguments, so they become a part of the template.
@@ -67,6 +72,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         source: &source,
         format: numbers,
         chat_template: template.as_deref(),
+        end_ids: &in_force.end_ids,
         name: &name,
         edit: &|name, tensor| plan.edit(name, tensor),
         untie: plan.unties(),

@@ -40,11 +40,17 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
     if !arguments.resume {
         spare_the_recipe(&recipe, &arguments.recipe.recipe)?;
     }
+    let before = arguments.resume.then(|| Before::read(&recipe.output));
     let plan = open(recipe, arguments.resume)?;
+    if let Some(fault) = &plan.refused {
+        return Err(bad_input(fault));
+    }
+    let now = Before::of(&plan);
     let folder = plan.recipe.output.clone();
     let stop = stop::flag("stopping after this step; the run will be saved");
     let start = Start { folder: &folder, resume: arguments.resume, baseline: None, stop };
-    let trained = train(global, plan, start)?;
+    let trained =
+        train(global, plan, start).map_err(|error| explain(error, before.as_ref(), &now))?;
     let shown = result(global, &trained.to_json(), &trained.summary());
     if trained.outcome.ending == Ending::Interrupted {
         // The terminal may be gone, and what counts is saved.
@@ -152,6 +158,13 @@ impl Trained {
         rows
     }
 
+    /// The best held-out loss and the last, where an earlier adapter was better than the last.
+    fn better_best(&self) -> Option<(f64, f64)> {
+        let last = self.outcome.evaluation.as_ref()?.loss;
+        let best = self.outcome.best_loss.filter(|best| *best < last)?;
+        self.plan.recipe.output.join("best").exists().then_some((best, last))
+    }
+
     fn summary(&self) -> String {
         let mut rows = vec![["domain", "base", "trained", "change"].map(str::to_owned).to_vec()];
         for (domain, before, after) in self.losses() {
@@ -182,7 +195,14 @@ impl Trained {
             String::new()
         };
         let what = if self.plan.tuned.as_whole_model().is_some() { "model  " } else { "adapter" };
-        format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
+        let best = match self.better_best() {
+            Some((best, last)) => format!(
+                "best     {folder}/best: held-out loss {best:.4}; that of {folder}/adapter, the last, is \
+                 {last:.4}\n"
+            ),
+            None => String::new(),
+        };
+        format!("{how}\n{losses}{what}  {folder}/adapter\n{best}report   {folder}/report.html")
     }
 
     fn to_json(&self) -> Value {
@@ -196,6 +216,7 @@ impl Trained {
             "best_loss": self.outcome.best_loss,
             "parameters": self.plan.parameters(),
             "adapter": folder.join("adapter"),
+            "best_adapter": self.better_best().map(|_| folder.join("best")),
             "report": folder.join(REPORT_FILE),
         })
     }

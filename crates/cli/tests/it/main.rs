@@ -16,6 +16,7 @@ mod heads;
 mod hostile;
 mod hub;
 mod interop;
+mod meaning;
 mod messages;
 mod quickstart;
 mod recipes;

@@ -176,6 +176,7 @@ fn a_gguf_file_is_the_same_model() {
             edit: &|_, tensor: Tensor| tensor,
             format: BlockFormat::F32,
             chat_template: None,
+            end_ids: &[],
             untie: false,
         };
         let written = scratch.path().join(format!("{name}-written.gguf"));
