@@ -25,7 +25,7 @@ use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::probe::mean_inputs;
 use hydralora_run::{ends, start_ids};
-use hydralora_train::{Run, total_steps};
+use hydralora_train::{Run, planned_steps};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -366,7 +366,7 @@ impl Plan {
             folder: None,
             stop: &AtomicBool::new(false),
         };
-        total_steps(&run)?;
+        planned_steps(&run)?;
         Ok(())
     }
 

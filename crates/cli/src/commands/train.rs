@@ -40,17 +40,14 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
     if !arguments.resume {
         spare_the_recipe(&recipe, &arguments.recipe.recipe)?;
     }
-    let before = arguments.resume.then(|| Before::read(&recipe.output));
     let plan = open(recipe, arguments.resume)?;
     if let Some(fault) = &plan.refused {
         return Err(bad_input(fault));
     }
-    let now = Before::of(&plan);
     let folder = plan.recipe.output.clone();
     let stop = stop::flag("stopping after this step; the run will be saved");
     let start = Start { folder: &folder, resume: arguments.resume, baseline: None, stop };
-    let trained =
-        train(global, plan, start).map_err(|error| explain(error, before.as_ref(), &now))?;
+    let trained = train(global, plan, start)?;
     let shown = result(global, &trained.to_json(), &trained.summary());
     if trained.outcome.ending == Ending::Interrupted {
         // The terminal may be gone, and what counts is saved.
