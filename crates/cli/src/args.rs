@@ -1,7 +1,9 @@
 //! The command line.
 
+use crate::adapter;
 use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
-use crate::recipe::ModelDtype;
+use crate::recipe::{ModelDtype, names};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydralora_data::heads::{DIMENSIONS, Rule};
 use std::ops::RangeInclusive;
@@ -37,6 +39,38 @@ pub(crate) struct Global {
     /// Stop, as after Ctrl-C, when stdin ends: for programs that start this one.
     #[arg(long, global = true, hide = true)]
     pub(crate) stop_on_eof: bool,
+}
+
+/// What to say of an argument of `train` or `check` that is an option of the recipe, as `--lr 1e-4`.
+pub(crate) fn recipe_option(
+    error: &clap::Error,
+    given: impl Iterator<Item = String>,
+) -> Option<String> {
+    let given: Vec<String> = given.collect();
+    let command = given.iter().find(|word| ["train", "check"].contains(&word.as_str()))?;
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let argument = argument.split(['=', ' ']).next()?;
+    let option = names::option(argument)?;
+    let value = given.iter().enumerate().find_map(|(at, word)| {
+        let rest = word.strip_prefix(argument)?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value.to_owned()),
+            None if rest.is_empty() => {
+                given.get(at + 1).filter(|next| !next.starts_with("--")).cloned()
+            }
+            None => None,
+        }
+    });
+    let value = value.unwrap_or_else(|| "VALUE".to_owned());
+    Some(format!(
+        "`{argument}` is no argument of `{command}`; the recipe says it, and for one command \
+         `--set {option}={value}` does"
+    ))
 }
 
 /// What models compute on.
@@ -311,11 +345,11 @@ fn field(text: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelChoice {
-    /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long)]
-    pub(crate) model: String,
-    /// Adapter folder.
-    #[arg(long)]
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
+    #[arg(long, required_unless_present = "adapter")]
+    pub(crate) model: Option<String>,
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: Option<PathBuf>,
     /// The text's domain, for an adapter that has an update for each.
     #[arg(long, value_name = "NAME", requires = "adapter")]
@@ -427,8 +461,8 @@ pub(crate) struct InspectArguments {
     /// Base model: a folder, a .gguf file, or a known name.
     #[arg(long)]
     pub(crate) model: Option<String>,
-    /// Adapter folder.
-    #[arg(long)]
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: Option<PathBuf>,
     /// The paper's parameter counts, on LLaMA2-7B's dimensions or those of `--model`.
     #[arg(long)]
@@ -540,4 +574,29 @@ pub(crate) struct BenchKernelsArguments {
     /// Length of the sequences in attention.
     #[arg(long, default_value_t = 200)]
     pub(crate) seq_len: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_recipe_are_no_arguments() {
+        for (given, expected) in [
+            ("train x.yaml --lr 1e-4", Some("`--set train.learning_rate=1e-4` does")),
+            ("train x.yaml --lr=1e-4", Some("`--set train.learning_rate=1e-4` does")),
+            ("check x.yaml --epochs", Some("`--set train.epochs=VALUE` does")),
+            ("train --max_seq_length 512 x.yaml", Some("`--set data.max_seq_len=512` does")),
+            ("train x.yaml --frobnicate 3", None),
+            ("generate --lr 1e-4 --model m --prompt p", None),
+            ("train", None),
+        ] {
+            let words = || std::iter::once("hydralora").chain(given.split(' ')).map(str::to_owned);
+            let error = Arguments::try_parse_from(words()).unwrap_err();
+            let advice = recipe_option(&error, words());
+            let said = advice.as_deref().unwrap_or_default();
+            assert!(said.ends_with(expected.unwrap_or_default()), "{given}: {said}");
+            assert_eq!(advice.is_some(), expected.is_some(), "{given}");
+        }
+    }
 }

@@ -7,8 +7,8 @@ use crate::failure::bad_input;
 use hydralora_data::{ChatTemplate, DataConfig, Dataset, Examples, SourceConfig};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::{Adapter, SiteShape};
-use hydralora_model::{Decoder, ModelSource, hub};
-use hydralora_peft::io::{self, LoadedAdapter, Metadata};
+use hydralora_model::{Decoder, ModelSource};
+use hydralora_peft::io::Metadata;
 use hydralora_peft::merge::{Gates, MergePlan};
 use hydralora_peft::{Error, Tuned};
 use hydralora_train::evaluate;
@@ -20,24 +20,9 @@ const HELD_OUT: f64 = 0.25;
 /// Longest sequence that is measured.
 const MAX_SEQ_LEN: usize = 1024;
 
-/// Opens a model's files, but not its decoder.
-pub(crate) fn open_source(spec: &str) -> anyhow::Result<ModelSource> {
-    let path = hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
-    Ok(ModelSource::open(&path)?)
-}
-
 /// The decoder of `source` in `f32`.
 pub(crate) fn open_decoder(source: &ModelSource) -> anyhow::Result<Decoder> {
     Ok(placed(Decoder::load(&source.config, &source.weights, DType::F32)?))
-}
-
-/// Reads an adapter and makes sure it belongs to `source`.
-pub(crate) fn load_on(source: &ModelSource, folder: &Path) -> anyhow::Result<LoadedAdapter> {
-    if let Some(metadata) = io::read_metadata(folder)? {
-        let identity = &source.identity;
-        io::check_base(folder, &metadata, &identity.name, &identity.fingerprint)?;
-    }
-    Ok(io::load(folder, &source.config, DType::F32)?)
 }
 
 /// Records to measure on, some of them kept apart.

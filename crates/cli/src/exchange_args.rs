@@ -1,5 +1,6 @@
 //! The command line of merging, exporting, importing and composing.
 
+use crate::adapter;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -43,11 +44,11 @@ pub(crate) enum NumberFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArguments {
-    /// Base model: a folder, a .gguf file, or a known name.
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
     #[arg(long)]
-    pub(crate) model: String,
-    /// Adapter folder.
-    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: PathBuf,
     /// Folder or file to write.
     #[arg(long)]
@@ -74,8 +75,8 @@ pub(crate) enum ExportForm {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// Adapter folder.
-    #[arg(long)]
+    /// Adapter folder, or its run's.
+    #[arg(long, value_parser = adapter::folder)]
     pub(crate) adapter: PathBuf,
     /// What to write.
     #[arg(long = "as", value_enum)]
@@ -83,7 +84,7 @@ pub(crate) struct ExportArguments {
     /// Folder or file to write.
     #[arg(long)]
     pub(crate) out: PathBuf,
-    /// Base model; needed for `--calibration` and `lora-gguf`.
+    /// Base model; for `--calibration` and `lora-gguf` it is the adapter's where this is left out.
     #[arg(long)]
     pub(crate) model: Option<String>,
     /// Add up the heads of a shared A: the same update in rank r instead of N·r.
@@ -106,8 +107,8 @@ pub(crate) struct ImportArguments {
     /// What the adapters are.
     #[arg(long = "from", value_enum)]
     pub(crate) form: ImportForm,
-    /// Adapter folders.
-    #[arg(required = true)]
+    /// Adapter folders, or their runs'.
+    #[arg(required = true, value_parser = adapter::folder)]
     pub(crate) adapters: Vec<PathBuf>,
     /// Folder to write.
     #[arg(long)]
@@ -140,8 +141,8 @@ pub(crate) enum How {
 
 #[derive(Debug, Args)]
 pub(crate) struct ComposeArguments {
-    /// LoRA folders.
-    #[arg(required = true)]
+    /// LoRA folders, or their runs'.
+    #[arg(required = true, value_parser = adapter::folder)]
     pub(crate) adapters: Vec<PathBuf>,
     /// How they are put together.
     #[arg(long, value_enum)]

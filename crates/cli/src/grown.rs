@@ -1,13 +1,14 @@
 //! Models with the tokens that a recipe or an adapter adds to their vocabulary.
 
 use crate::failure::bad_input;
+use crate::plan::check_base;
 use crate::recipe::Recipe;
 use anyhow::Context;
 use hydralora_model::{AddedToken, ModelSource};
 use hydralora_peft::io;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What an adapter needs of its base beyond what it has on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,10 +52,11 @@ pub(crate) fn add_of_recipe(
 /// Adds to `source` what the adapters in `folders` need.
 ///
 /// # Errors
-/// If they need different things.
-pub(crate) fn add_of_adapters(source: &mut ModelSource, folders: &[PathBuf]) -> anyhow::Result<()> {
-    let mut first: Option<(&PathBuf, Growth)> = None;
+/// If one was trained on another model, or they need different things.
+pub(crate) fn add_of_adapters(source: &mut ModelSource, folders: &[&Path]) -> anyhow::Result<()> {
+    let mut first: Option<(&Path, Growth)> = None;
     for folder in folders {
+        check_base(source, folder)?;
         let growth = growth_of(source, folder)?;
         match &first {
             None => first = Some((folder, growth)),
@@ -95,11 +97,12 @@ pub(crate) fn add_of_adapter(
     source: &mut ModelSource,
     folder: Option<&Path>,
 ) -> anyhow::Result<()> {
-    add_of_adapters(source, &Vec::from_iter(folder.map(Path::to_path_buf)))
+    add_of_adapters(source, folder.as_slice())
 }
 
 fn growth_of(source: &ModelSource, folder: &Path) -> anyhow::Result<Growth> {
-    match io::read_metadata(folder)? {
+    // Of a folder of another program the metadata say nothing of added tokens.
+    match io::read_metadata(folder)?.filter(|metadata| !metadata.base_fingerprint.is_empty()) {
         Some(metadata) => Ok(Growth { tokens: metadata.added_tokens, rows: 0 }),
         None => growth_of_other(source, folder),
     }

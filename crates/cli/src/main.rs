@@ -2,20 +2,26 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod args;
 mod calibration;
 mod commands;
 mod device;
 mod domain;
 mod encoder;
+mod estimate;
 mod exchange_args;
 mod failure;
 mod features;
 mod grown;
+mod in_force;
+mod keys;
+mod memory;
 mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod resume;
 mod schema;
 mod sources;
 mod stop;
@@ -26,7 +32,16 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            if let Some(advice) = args::recipe_option(&error, std::env::args()) {
+                ui::tell(format!("error: {advice}"));
+                return ExitCode::from(2);
+            }
+            error.exit()
+        }
+    };
     let run = std::panic::catch_unwind(|| start(&arguments));
     match run {
         Ok(Ok(code)) => code,

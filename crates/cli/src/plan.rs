@@ -1,28 +1,36 @@
 //! From a recipe to everything a run needs, opened and checked.
 
-use crate::calibration::open_source;
+use crate::adapter;
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
-use crate::grown::add_of_recipe;
-use crate::recipe::{ModelDtype, Recipe};
+use crate::grown::{add_of_adapters, add_of_recipe};
+use crate::in_force::own_template;
+use crate::memory;
+use crate::recipe::{ModelDtype, Recipe, faults_with};
 use crate::sources;
-use crate::ui::thousands;
+use crate::ui::{tell, thousands};
 use anyhow::Context;
 use hydralora_data::heads::{
     Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
 };
-use hydralora_data::{ChatTemplate, Dataset, Example, Examples, LoadOptions, Message};
+use hydralora_data::{
+    ChatTemplate, Dataset, Example, Examples, LoadOptions, Message, builtin_template_names,
+};
+use hydralora_kernels::DType;
 use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
-use hydralora_model::{Decoder, ModelSource, Tokenizer};
+use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
-use hydralora_peft::{MethodOptions, Role, Tuned, count};
+use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::probe::mean_inputs;
+use hydralora_run::{ends, start_ids};
+use hydralora_train::{Run, planned_steps};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Training sequences whose layer inputs are averaged for a router's start.
 const ROUTER_SEQUENCES: usize = 256;
@@ -33,9 +41,76 @@ pub(crate) struct Base {
     pub(crate) decoder: Decoder,
 }
 
+/// Finds and opens a model's files, but not its decoder.
+pub(crate) fn open_source(spec: &str) -> anyhow::Result<ModelSource> {
+    let reference = hub::reference(spec);
+    let path = hub::resolve(spec, &mut |line| tell(line))?;
+    let mut source = ModelSource::open(&path)?;
+    if !Path::new(spec).exists() && path.is_dir() {
+        // The folder of a cache is named after a revision.
+        let id = reference.split(['@', ':']).next().unwrap_or_default();
+        source.identity.name = id.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    source.identity.reference = reference;
+    Ok(source)
+}
+
+/// What a model's configuration says, before anything large of it is fetched or read: that it can be
+/// computed, and its weights held.
+pub(crate) fn configuration(spec: &str, dtype: ModelDtype) -> anyhow::Result<Option<ModelConfig>> {
+    let hub = hub::Hub::from_environment();
+    let config = hub.configuration(spec, &mut |line| tell(line))?;
+    if let Some(config) = &config {
+        memory::refuse_too_large(config, dtype)?;
+    }
+    Ok(config)
+}
+
 /// Finds and opens a base model.
 pub(crate) fn open_base(spec: &str, dtype: ModelDtype) -> anyhow::Result<Base> {
-    Base::of(open_source(spec)?, dtype)
+    open_base_of(spec, dtype, &[])
+}
+
+/// Finds and opens a base model with what these adapters need of it, and refuses adapters of another
+/// one before its weights are read.
+pub(crate) fn open_base_of(
+    spec: &str,
+    dtype: ModelDtype,
+    adapters: &[&Path],
+) -> anyhow::Result<Base> {
+    Base::of(source_for(spec, dtype, adapters)?, dtype)
+}
+
+/// The same without the decoder.
+pub(crate) fn source_for(
+    spec: &str,
+    dtype: ModelDtype,
+    adapters: &[&Path],
+) -> anyhow::Result<ModelSource> {
+    configuration(spec, dtype)?;
+    let mut source = open_source(spec)?;
+    add_of_adapters(&mut source, adapters)?;
+    Ok(source)
+}
+
+/// Refuses an adapter whose files say that it was trained on another model than `source`.
+pub(crate) fn check_base(source: &ModelSource, folder: &Path) -> anyhow::Result<()> {
+    if let Some(metadata) = io::read_metadata(folder)? {
+        let identity = &source.identity;
+        io::check_base(folder, &metadata, &identity.reference, &identity.fingerprint)?;
+    }
+    Ok(())
+}
+
+/// Reads an adapter for a model of this source, which it has to belong to.
+pub(crate) fn load_on(
+    source: &ModelSource,
+    folder: &Path,
+    dtype: DType,
+) -> anyhow::Result<LoadedAdapter> {
+    check_base(source, folder)?;
+    let loaded = io::load(folder, &source.config, dtype);
+    adapter::naming_base(loaded, folder, &source.identity.reference)
 }
 
 impl Base {
@@ -48,19 +123,12 @@ impl Base {
 
     /// The model's own chat template.
     pub(crate) fn template(&self) -> anyhow::Result<Option<ChatTemplate>> {
-        let template = self.source.tokenizer.chat_template();
-        let parse = |source: &str| ChatTemplate::from_source("of the model", source);
-        Ok(template.map(parse).transpose()?)
+        own_template(&self.source)
     }
 
     /// Reads an adapter and makes sure it belongs to this model.
     pub(crate) fn load_adapter(&self, folder: &Path) -> anyhow::Result<LoadedAdapter> {
-        let loaded = io::load(folder, self.decoder.config(), self.decoder.dtype())?;
-        if let Some(metadata) = &loaded.metadata {
-            let identity = &self.source.identity;
-            io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
-        }
-        Ok(loaded)
+        load_on(&self.source, folder, self.decoder.dtype())
     }
 
     /// What tells its tokenizer from others.
@@ -84,33 +152,16 @@ impl Base {
     }
 }
 
-/// The chat template that an adapter was trained with, its arguments among it.
-pub(crate) fn trained_template(
-    metadata: Option<&Metadata>,
-) -> anyhow::Result<Option<ChatTemplate>> {
-    let Some(metadata) = metadata else { return Ok(None) };
-    let Some(source) = metadata.chat_template.as_deref() else { return Ok(None) };
-    let template = ChatTemplate::from_source("of the adapter", source)?;
-    Ok(Some(template.with_arguments(&metadata.template_arguments)))
-}
-
 /// Token ids of a conversation put through a template, ready to be answered.
 pub(crate) fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: &[Message],
 ) -> anyhow::Result<Vec<u32>> {
-    let text =
-        |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.to_owned());
-    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-    let rendered = template.render(messages, true, &bos, &eos)?;
-    let mut ids = tokenizer.encode(&rendered)?;
-    if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos())
-        && ids.first() != Some(&bos)
-    {
-        ids.insert(0, bos);
-    }
-    Ok(ids)
+    let [bos, eos] = ends::marks(tokenizer);
+    let messages = template.adapt(messages, &serde_json::Map::new(), &bos, &eos);
+    let rendered = template.render(&messages, true, &bos, &eos)?;
+    Ok(start_ids(tokenizer, &rendered)?)
 }
 
 /// Options of methods that came after the first release; empty ones are the default.
@@ -135,6 +186,8 @@ pub(crate) struct Plan {
     pub(crate) metadata: Metadata,
     /// How the number of experts was found, where the recipe said `auto`.
     pub(crate) heads: Option<HeadsReport>,
+    /// Why it cannot be trained, though it can be looked at.
+    pub(crate) refused: Option<String>,
 }
 
 /// Looks at the training files for the number of experts.
@@ -189,7 +242,16 @@ pub(crate) fn refuse_larger_than_memory(
 impl Plan {
     /// Opens what `recipe` names. The model is loaded once and can be shared by giving it.
     pub(crate) fn open(mut recipe: Recipe, base: Option<Base>) -> anyhow::Result<Self> {
-        sources::locate(&mut recipe.data)?;
+        if base.is_none() {
+            let config = configuration(&recipe.model.path, recipe.model.dtype);
+            let config = config.with_context(|| format!("model.path: {}", recipe.model.path))?;
+            let (method, length) = (recipe.method.as_ref(), recipe.data.max_seq_len);
+            let faults = config.map(|config| faults_with(&config, Some(method), Some(length)));
+            if let Some(faults) = faults.filter(|faults| !faults.is_empty()) {
+                return Err(recipe.origin.error(&faults));
+            }
+        }
+        sources::locate(&mut recipe.data, &recipe.base)?;
         let heads = recipe.auto_experts.then(|| count_experts(&recipe)).transpose()?;
         if let Some(found) = &heads {
             recipe.set_num_experts(found.num_experts)?;
@@ -199,25 +261,22 @@ impl Plan {
         let (base, new_tokens) = match base {
             Some(base) if !grows => (base, Vec::new()),
             base => {
-                let source = match base {
+                let mut source = match base {
                     Some(base) => base.source,
                     None => open_source(&recipe.model.path).with_context(|| path.clone())?,
                 };
-                let mut source = source;
                 let new_tokens = add_of_recipe(&mut source, &mut recipe)?;
                 (Base::of(source, recipe.model.dtype).context(path)?, new_tokens)
             }
         };
-        let limit = base.source.config.max_position_embeddings;
-        if recipe.data.max_seq_len > limit {
-            let asked = recipe.data.max_seq_len;
-            return Err(bad_input(format!(
-                "data.max_seq_len: is {asked}; the model's context holds {limit}"
-            )));
+        let method = recipe.method.as_ref();
+        let length = recipe.data.max_seq_len;
+        let faults = faults_with(&base.source.config, Some(method), Some(length));
+        if !faults.is_empty() {
+            return Err(recipe.origin.error(&faults));
         }
         let all = base.decoder.sites();
         let sites = if recipe.method.whole_model() { all } else { recipe.method.select(&all)? };
-        recipe.method.check_layers(&sites)?;
         refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
@@ -225,13 +284,23 @@ impl Plan {
             tokenizer: base.tokenizer(),
             new_tokens: &new_tokens,
         })?;
+        if let Some(folder) = &recipe.init_from {
+            check_base(&base.source, folder)?;
+            let (name, dtype) = (recipe.method_name, base.decoder.dtype());
+            match start_from_adapter(folder, name, tuned.as_mut(), dtype) {
+                Err(hydralora_peft::Error::Options { faults }) => {
+                    return Err(recipe.origin.error(&faults));
+                }
+                other => other?,
+            }
+        }
         let ratio = recipe.train.b_learning_rate_ratio;
         if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
-            return Err(bad_input(format!(
-                "train.b_learning_rate_ratio: is {ratio}; `{}` trains no `B` that could learn faster; leave \
-                 the option out",
+            let message = format!(
+                "is {ratio}; `{}` trains no `B` that could learn faster; leave the option out",
                 recipe.method_name
-            )));
+            );
+            return Err(recipe.origin.error(&[Fault::new("train.b_learning_rate_ratio", message)]));
         }
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
@@ -241,11 +310,33 @@ impl Plan {
             ..LoadOptions::new(recipe.train.seed)
         };
         let (data, folder) = (&recipe.data, &recipe.base);
-        let dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
-        let end_ids = base.tokenizer().end_ids().iter();
+        let mut dataset = Dataset::load_with(data, folder, &encoder, template.as_ref(), &options)?;
+        let mut refused = None;
+        let chats = dataset.report.has_conversations();
+        let in_force = dataset.template.as_ref().filter(|_| chats);
+        if let Some(template) = in_force {
+            let (fault, note) = ends::template_fault(base.tokenizer(), template)?;
+            if let Some(fault) = fault {
+                let fault = format!("data.template: {fault}");
+                let name = template.name();
+                if builtin_template_names().contains(&name) {
+                    return Err(bad_input(fault));
+                }
+                // What a file of one's own makes of the records can be looked at all the same, and a
+                // model may come with a template that it was not made with.
+                let of_model = recipe.data.template.is_none();
+                let what = if of_model { "" } else { "cannot be trained with: " };
+                dataset.report.notes.push(format!("{what}{fault}"));
+                refused = (!of_model).then_some(fault);
+            }
+            dataset.report.notes.extend(note);
+        }
+        let trained = dataset.report.answer_ends();
+        let end_ids = ends::end_ids(base.tokenizer(), in_force, &[], &trained)?;
+        let end_ids = end_ids.iter();
         let metadata = Metadata {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            base_model: base.source.identity.name.clone(),
+            base_model: base.source.identity.reference.clone(),
             base_fingerprint: base.source.identity.fingerprint.clone(),
             chat_template: dataset.template.as_ref().map(|t| t.source().to_owned()),
             template_arguments: dataset
@@ -256,7 +347,27 @@ impl Plan {
             added_tokens: base.source.added.clone(),
             tokenizer: base.added_files()?,
         };
-        Ok(Self { recipe, base, dataset, sites, tuned, metadata, heads })
+        let plan = Self { recipe, base, dataset, sites, tuned, metadata, heads, refused };
+        plan.check_steps()?;
+        Ok(plan)
+    }
+
+    /// Refuses a run without steps, or one whose steps all warm up.
+    fn check_steps(&self) -> anyhow::Result<()> {
+        let weights = self.dataset.report.weights();
+        let run = Run {
+            decoder: &self.base.decoder,
+            dataset: &self.dataset,
+            weights: &weights,
+            shuffle: self.recipe.data.shuffle,
+            config: &self.recipe.train,
+            metadata: &self.metadata,
+            fingerprint: "",
+            folder: None,
+            stop: &AtomicBool::new(false),
+        };
+        planned_steps(&run)?;
+        Ok(())
     }
 
     /// Starts the routers from the clusters of the training data, where the recipe says so.
@@ -315,7 +426,10 @@ impl Plan {
         if let Some(data) = resolved["data"].as_object_mut() {
             data.retain(|key, value| !LATER_DATA_OPTIONS.contains(&key.as_str()) || says(value));
         }
-        // Nor does where token ids are kept.
+        // Nor does where token ids are kept, nor where a run started that goes on from a checkpoint.
+        if let Some(method) = resolved["method"].as_object_mut() {
+            method.remove(INIT_FROM);
+        }
         resolved["data"]["streaming"] = serde_json::Value::Null;
         let mut hash = Sha256::new();
         hash.update(resolved.to_string());

@@ -2,10 +2,14 @@
 
 use crate::recipe::{ModelSection, NUM_EXPERTS};
 use hydralora_data::DataConfig;
+use hydralora_peft::INIT_FROM;
 use hydralora_peft::methods::METHODS;
 use hydralora_train::TrainConfig;
 use schemars::{JsonSchema, schema_for};
 use serde_json::{Map, Value, json};
+
+/// The method that starts from no adapter.
+const FULL: &str = "full";
 
 /// The schema of a whole recipe, draft 2020-12.
 pub(crate) fn of_recipe() -> Value {
@@ -60,6 +64,13 @@ fn of_method(name: &str, summary: &str, mut schema: Value) -> Value {
     properties.insert("name".to_owned(), json!({"const": name, "description": summary}));
     if let Some(Value::Object(own)) = schema.get_mut("properties").map(Value::take) {
         properties.extend(own);
+    }
+    if name != FULL {
+        let meaning = "The folder of an adapter, or of its run, that training starts from.";
+        properties.insert(
+            INIT_FROM.to_owned(),
+            json!({"type": ["string", "null"], "description": meaning}),
+        );
     }
     if let Some(count) = properties.get_mut(NUM_EXPERTS) {
         let number = count.take();

@@ -2,13 +2,15 @@
 
 use hydralora_data::{DataConfig, Fetch};
 use hydralora_model::hub::Hub;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Finds the files of the named sources of a recipe.
-pub(crate) fn locate(data: &mut DataConfig) -> anyhow::Result<()> {
+/// Finds the files of the named sources of a recipe, and of data sets of the hub; paths are those of
+/// `base`.
+pub(crate) fn locate(data: &mut DataConfig, base: &Path) -> anyhow::Result<()> {
     let copies = std::env::var_os("HYDRALORA_DATA_DIR").filter(|folder| !folder.is_empty());
     let mut files = HubFiles::new(|line| crate::ui::tell(line));
-    Ok(hydralora_data::locate(data, copies.map(PathBuf::from).as_deref(), &mut files)?)
+    let copies = copies.map(PathBuf::from);
+    Ok(hydralora_data::locate(data, base, copies.as_deref(), &mut files)?)
 }
 
 /// Where token ids lie that are not held in memory.

@@ -91,6 +91,15 @@ impl TextEncoder for ByteEncoder {
     fn add_bos(&self) -> bool {
         self.add_bos
     }
+
+    fn special_in(&self, text: &str) -> Vec<Range<usize>> {
+        let found = self.encode(text).unwrap_or_default().into_iter();
+        found.filter(|(id, _)| *id >= 256).map(|(_, range)| range).collect()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        id >= 256
+    }
 }
 
 #[cfg(test)]

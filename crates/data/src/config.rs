@@ -47,6 +47,12 @@ pub struct DataConfig {
     /// Tokens that are added to the model's vocabulary.
     #[serde(default)]
     pub add_tokens: Vec<AddToken>,
+    /// Which answers of a conversation are trained.
+    #[serde(default, skip_serializing_if = "Turns::is_each")]
+    pub turns: Turns,
+    /// What special tokens are that a record's own texts write out.
+    #[serde(default, skip_serializing_if = "SpecialTokens::are_read")]
+    pub special_tokens: SpecialTokens,
     /// Whether prompts are trained too; otherwise only answers are.
     #[serde(default)]
     pub train_on_prompt: bool,
@@ -163,12 +169,19 @@ pub enum Dedup {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// The file or folder, relative to the recipe's folder; may be left out for a named source.
+    /// The file or folder, relative to the recipe's folder, or the id of a data set of the hub; may be
+    /// left out for a named source.
     #[serde(default)]
     pub path: PathBuf,
     /// A named source of the catalogue.
     #[serde(default)]
     pub source: Option<String>,
+    /// The split of a data set of the hub; none means `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// The configuration of a data set of the hub, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// `auto` or a format's name, see [`format_names`](crate::format_names).
     #[serde(default = "default_format")]
     pub format: String,
@@ -191,6 +204,44 @@ pub struct SourceConfig {
     /// The files of a named source, once they are found; no key of a recipe.
     #[serde(skip)]
     pub located: Vec<PathBuf>,
+    /// Whether of a folder with splits those kept for validation are meant; no key of a recipe.
+    #[serde(skip)]
+    pub held_out: bool,
+}
+
+/// Which answers of a conversation are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// Each of them, behind the prompt it is asked with; in one sequence where the template writes
+    /// earlier turns the same once others follow, in a sequence of its own where not.
+    #[default]
+    Each,
+    /// The last alone.
+    Last,
+}
+
+impl Turns {
+    fn is_each(&self) -> bool {
+        *self == Self::Each
+    }
+}
+
+/// What special tokens are that a record's own texts write out, as an end of text in an answer about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SpecialTokens {
+    /// Those tokens.
+    #[default]
+    Read,
+    /// Text like any other.
+    Text,
+}
+
+impl SpecialTokens {
+    fn are_read(&self) -> bool {
+        *self == Self::Read
+    }
 }
 
 /// What happens to records longer than `max_seq_len`.
@@ -291,6 +342,8 @@ impl Default for DataConfig {
             template_arguments: Map::new(),
             thinking: None,
             add_tokens: Vec::new(),
+            turns: Turns::default(),
+            special_tokens: SpecialTokens::default(),
             train_on_prompt: false,
             overlong: Overlong::default(),
             shuffle: default_true(),
@@ -310,6 +363,8 @@ impl SourceConfig {
         Self {
             path: path.into(),
             source: None,
+            split: None,
+            name: None,
             format: default_format(),
             domain: None,
             weight: default_weight(),
@@ -317,6 +372,7 @@ impl SourceConfig {
             fields: BTreeMap::new(),
             system: None,
             located: Vec::new(),
+            held_out: false,
         }
     }
 
@@ -520,7 +576,19 @@ impl SourceConfig {
             faults.push(Fault::new(format!("{at}.{key}"), message));
         };
         let path = base_dir.join(&self.path);
-        if self.path.as_os_str().is_empty() {
+        let of_hub = self.of_hub(base_dir).is_some();
+        for (key, value) in [("split", &self.split), ("name", &self.name)] {
+            if value.is_some() && !of_hub {
+                let message = "is for data sets of the hub, whose `path` is as owner/name";
+                fault(key, message.to_owned());
+            }
+        }
+        if of_hub {
+            if self.source.is_some() {
+                let message = "is given beside a data set of the hub; leave one of them out";
+                fault("source", message.to_owned());
+            }
+        } else if self.path.as_os_str().is_empty() {
             if self.source.is_none() {
                 fault("path", "is missing; expected a file, a folder or a `source`".to_owned());
             }

@@ -12,9 +12,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::config::{DataConfig, Dedup, SourceConfig};
+use crate::config::{DataConfig, Dedup, SourceConfig, SpecialTokens};
 use crate::dedup::{Seen, Signatures, exact_hash, signature, text_of, words};
-use crate::encode::{EncodeOptions, Encoded, TextEncoder, encode_record};
+use crate::encode::{EncodeOptions, Encoded, Sequence, TextEncoder, encode_record};
 use crate::error::{Error, Result};
 use crate::overlap::Questions;
 use crate::report::{DataReport, FileReport, SourceReport, Split};
@@ -23,7 +23,7 @@ use crate::store::{Counts, Entry, Examples, NewExample, Part, PartWriter, hash_f
 use crate::template::ChatTemplate;
 
 /// Changes whenever the same input could give other tokens than before.
-const CACHE_VERSION: u32 = 2;
+const CACHE_VERSION: u32 = 3;
 
 /// Everything to train and validate on.
 #[derive(Debug, Clone)]
@@ -112,10 +112,14 @@ impl Dataset {
             max_seq_len: config.max_seq_len,
             train_on_prompt: config.train_on_prompt,
             overlong: config.overlong,
+            turns: config.turns,
+            special_tokens: config.special_tokens,
         };
+        let held_out = |source: &SourceConfig| SourceConfig { held_out: true, ..source.clone() };
+        let valid: Vec<SourceConfig> = config.valid.iter().map(held_out).collect();
         let listed = config.train.iter().map(|source| (source, Split::Train));
         let listed: Vec<_> =
-            listed.chain(config.valid.iter().map(|source| (source, Split::Valid))).collect();
+            listed.chain(valid.iter().map(|source| (source, Split::Valid))).collect();
         let files: Vec<Vec<FileReport>> = listed
             .iter()
             .map(|(source, _)| file_reports(source, base_dir))
@@ -145,7 +149,8 @@ impl Dataset {
                 build(source, base_dir, &encode, PartWriter::memory(), "")?
             };
             let part = Arc::new(part);
-            loaded.push(Loaded { source, split, files, part, repeats: Vec::new() });
+            let others = source.meant_files(base_dir)?.1;
+            loaded.push(Loaded { source, split, files, others, part, repeats: Vec::new() });
         }
         let on_disk = streaming && unkept.is_empty();
         let scratch = on_disk.then_some(options.cache.as_path());
@@ -179,6 +184,8 @@ struct Loaded<'a> {
     source: &'a SourceConfig,
     split: Split,
     files: Vec<FileReport>,
+    /// Files of its folder that are of other splits.
+    others: Vec<PathBuf>,
     part: Arc<Part>,
     /// One for each example, or none where nothing was compared.
     repeats: Vec<Repeat>,
@@ -236,6 +243,7 @@ fn cache_key(
         "bos": encode.encoder.bos_token(), "eos": encode.encoder.eos_token(),
         "add_bos": encode.encoder.add_bos(), "max_seq_len": encode.max_seq_len,
         "train_on_prompt": encode.train_on_prompt, "overlong": encode.overlong,
+        "turns": encode.turns, "special_tokens": encode.special_tokens,
     });
     hex(&Sha256::digest(all.to_string()))
 }
@@ -268,15 +276,16 @@ fn build(
                     counts.truncated += usize::from(lost > 0);
                     counts.tokens_lost += lost;
                 }
-                Encoded::Kept { tokens, labels, lost, untrained_turns, endless } => {
+                Encoded::Kept { sequences, seen } => {
+                    counts.see(record, &seen);
+                    let lost: usize = sequences.iter().map(|sequence| sequence.lost).sum();
                     counts.truncated += usize::from(lost > 0);
                     counts.tokens_lost += lost;
-                    counts.untrained_turns += untrained_turns;
-                    counts.endless += usize::from(endless);
                     let domain = record.domain.as_deref().unwrap_or(&domain);
-                    let (tokens, labels) = (&tokens[..], &labels[..]);
                     let row = record.row;
-                    writer.push(&NewExample { tokens, labels, domain, row, text_hash })?;
+                    for Sequence { tokens, labels, .. } in &sequences {
+                        writer.push(&NewExample { tokens, labels, domain, row, text_hash })?;
+                    }
                 }
             }
         }
@@ -305,10 +314,16 @@ fn compare(
         let mut seen = Seen::default();
         for part in in_precedence(loaded) {
             let mut repeats = vec![Repeat::Not; part.part.examples];
+            // Several sequences may come from one record; they share its fate.
+            let mut before: Option<(u32, Repeat)> = None;
             part.part.for_each(&mut |number, entry| {
-                if !seen.insert(entry.text_hash) {
-                    repeats[number] = Repeat::Exact;
-                }
+                let repeat = match before {
+                    Some((row, repeat)) if row == entry.row => repeat,
+                    _ if seen.insert(entry.text_hash) => Repeat::Not,
+                    _ => Repeat::Exact,
+                };
+                repeats[number] = repeat;
+                before = Some((entry.row, repeat));
             })?;
             part.repeats = repeats;
         }
@@ -328,7 +343,8 @@ fn compare(
         let mut rows: Vec<u32> = Vec::new();
         let repeats = &part.repeats;
         part.part.for_each(&mut |number, entry| {
-            if repeats.get(number).is_none_or(|repeat| *repeat == Repeat::Not) {
+            let first = rows.last() != Some(&entry.row);
+            if first && repeats.get(number).is_none_or(|repeat| *repeat == Repeat::Not) {
                 rows.push(entry.row);
             }
         })?;
@@ -358,13 +374,22 @@ fn compare(
         let groups = signatures.groups(config.dedup_threshold)?;
         let mut numbered = groups.into_iter().enumerate();
         for part in in_precedence(loaded) {
-            for repeat in part.repeats.iter_mut().filter(|repeat| **repeat == Repeat::Not) {
-                if let Some((number, first)) = numbered.next()
-                    && first as usize != number
-                {
-                    *repeat = Repeat::Near;
+            let repeats = &mut part.repeats;
+            let mut before: Option<(u32, Repeat)> = None;
+            part.part.for_each(&mut |number, entry| {
+                if repeats[number] != Repeat::Not {
+                    return;
                 }
-            }
+                let repeat = match before {
+                    Some((row, repeat)) if row == entry.row => repeat,
+                    _ => match numbered.next() {
+                        Some((number, first)) if first as usize != number => Repeat::Near,
+                        _ => Repeat::Not,
+                    },
+                };
+                repeats[number] = repeat;
+                before = Some((entry.row, repeat));
+            })?;
         }
     }
     Ok(questions.map(|questions| questions.report(&finds)))
@@ -392,6 +417,8 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
         let in_valid = valid_rows(&part.source.label(), records, fraction, seed);
         let mut source = SourceReport::new(part.source, part.split, &part.part.counts);
         source.files = part.files.clone();
+        source.other_splits = part.others.clone();
+        source.special_kept_text = config.special_tokens == SpecialTokens::Text;
         let mut of_domain: Vec<Option<u32>> = vec![None; part.part.domains.len()];
         let (mut for_train, mut for_valid) = (Vec::new(), Vec::new());
         part.part.for_each(&mut |example, entry: &Entry| {

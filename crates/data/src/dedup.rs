@@ -20,6 +20,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek, SeekFrom, Write};
 
+use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
 use crate::error::{Error, Result};
@@ -37,8 +38,20 @@ const SIGNATURE_BYTES: usize = MINIMA * 4;
 pub(crate) fn text_of(record: &Record) -> String {
     match &record.body {
         Body::Chat(messages) => {
-            let contents: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-            contents.join("\n")
+            let mut text = String::new();
+            for message in messages {
+                for said in [message.reasoning().unwrap_or_default(), &message.content] {
+                    text.push_str(said);
+                    text.push('\n');
+                }
+                if let Some(calls) = message.fields.get("tool_calls").and_then(Value::as_array) {
+                    calls.iter().for_each(|call| text.push_str(&call.to_string()));
+                }
+            }
+            for (name, value) in &record.variables {
+                text.push_str(&format!("{name} {value}\n"));
+            }
+            text
         }
         Body::Completion { prompt, completion } => format!("{prompt}{completion}"),
         Body::Text(text) => text.clone(),

@@ -5,9 +5,8 @@
 //! | `1f 8b` | gzip (one or several members) |
 //! | `28 b5 2f fd` | zstd (one or several frames) |
 //! | `PAR1` | Parquet |
-//! | `PK 03 04` | a zip archive: refused |
-//! | `ff fe 00 00`, `00 00 fe ff` | UTF-32: refused |
-//! | `ff fe`, `fe ff`, or every other byte zero | UTF-16: refused |
+//! | every other byte zero | UTF-16: refused |
+//! | the marks in [`foreign`](crate::foreign) | Git LFS pointers, archives, Arrow and others: refused by name |
 //! | `ef bb bf` | a byte order mark, skipped |
 //!
 //! What a file is follows from these bytes; its name is only asked where they do not say.
@@ -18,6 +17,7 @@ use std::path::{Path, PathBuf};
 use fs_err::File;
 
 use crate::error::{Error, Result};
+use crate::foreign;
 
 /// The most bytes of one record; more is taken for a file that is damaged or of another kind.
 pub(crate) const MAX_RECORD_BYTES: usize = 16 << 20;
@@ -75,18 +75,7 @@ impl Input {
             .take(HEAD_BYTES as u64)
             .read_to_end(&mut head)
             .map_err(|error| damaged(path, compression, 0, &error))?;
-        let foreign = [
-            (&b"PK\x03\x04"[..], "a zip archive; unpack it first"),
-            (&b"\xff\xfe\0\0"[..], "UTF-32; save it as UTF-8"),
-            (&b"\0\0\xfe\xff"[..], "UTF-32; save it as UTF-8"),
-            (&b"\xff\xfe"[..], "UTF-16; save it as UTF-8"),
-            (&b"\xfe\xff"[..], "UTF-16; save it as UTF-8"),
-            (&b"\x1f\x8b"[..], "compressed twice; decompress it once"),
-            (&b"\x28\xb5\x2f\xfd"[..], "compressed twice; decompress it once"),
-            (&b"BZh"[..], "compressed with bzip2; use gzip or zstd"),
-            (&b"\xfd7zXZ"[..], "compressed with xz; use gzip or zstd"),
-        ];
-        if let Some((_, what)) = foreign.iter().find(|(magic, _)| head.starts_with(magic)) {
+        if let Some(what) = foreign::kind(&head, &ending(path)) {
             return Err(Error::format(path, format!("the file is {what}")));
         }
         if is_unmarked_utf16(&head) {

@@ -55,6 +55,7 @@ mod dataset;
 mod dedup;
 mod encode;
 mod error;
+mod foreign;
 mod format;
 pub mod heads;
 mod input;
@@ -65,6 +66,7 @@ mod report;
 mod rows;
 mod shown;
 mod source;
+mod splits;
 mod store;
 mod strftime;
 mod suggest;
@@ -74,16 +76,19 @@ pub use batch::{Batch, Batches, Sampler, valid_batches};
 pub use byte_encoder::ByteEncoder;
 pub use catalogue::{Fetch, NamedSource, Shape, locate, named_sources};
 pub use config::{
-    AddToken, DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig, THINKING,
-    template_argument_fault,
+    AddToken, DataConfig, Dedup, Fault, Mixing, Overlong, SourceConfig, SpecialTokens, THINKING,
+    Turns, template_argument_fault,
 };
 pub use dataset::{Dataset, LoadOptions};
-pub use encode::{EncodeOptions, Encoded, Example, IGNORE_LABEL, TextEncoder, encode_record};
+pub use encode::{
+    EncodeOptions, Encoded, Example, IGNORE_LABEL, Seen, Sequence, TextEncoder, encode_record,
+    encode_start, without_reasoning,
+};
 pub use error::{Error, Location, Result};
 pub use format::format_names;
 pub use overlap::{Overlap, OverlapReport};
 pub use record::{Body, Message, Record};
-pub use report::{DataReport, DropReason, Dropped, FileReport, SourceReport, Split};
+pub use report::{DataReport, DropReason, Dropped, FileReport, SourceReport, Split, TurnCounts};
 pub use rows::read_rows;
 pub use shown::{escape_markup, shown};
 pub use source::{SourceRecords, read_source};

@@ -6,7 +6,11 @@ use crate::error::Location;
 
 /// Names of a turn's reasoning, as data and templates write it; `transformers` takes the first
 /// that is there.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Names of a turn's field that says whether it is trained: 0 and false say no.
+pub(crate) const CONTROLS: [&str; 6] =
+    ["weight", "train", "loss", "trainable", "loss_mask", "mask"];
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +83,12 @@ impl Message {
         self.content.trim().is_empty() && !named.filter_map(|name| self.fields.get(*name)).any(says)
     }
 
+    /// Whether nothing in the record says that the turn is not to be trained.
+    pub fn is_trained(&self) -> bool {
+        let no = |value: &Value| value == &Value::Bool(false) || value.as_f64() == Some(0.0);
+        !CONTROLS.iter().filter_map(|name| self.fields.get(*name)).any(no)
+    }
+
     /// Whether the assistant speaks.
     pub fn is_assistant(&self) -> bool {
         self.role == "assistant"
@@ -115,4 +125,6 @@ pub struct Record {
     /// What the chat template sees beside the messages: `tools` and `documents` as lists, and the
     /// entries of the record's `chat_template_kwargs`.
     pub variables: Map<String, Value>,
+    /// Names of the record's fields that hold something and that nobody reads.
+    pub unread: Vec<String>,
 }

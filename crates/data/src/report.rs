@@ -1,11 +1,13 @@
 //! What loading found, for people and for files.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::SourceConfig;
+use crate::encode::Seen;
 use crate::overlap::OverlapReport;
 use crate::store::Counts;
 
@@ -30,6 +32,74 @@ pub enum DropReason {
     TooLong,
     /// Nothing to train is left: after truncation, or in a single token.
     NoLabel,
+    /// The record says that none of its answers is to be trained.
+    Masked,
+}
+
+/// Answers that are not trained as the template writes them in the whole conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TurnCounts {
+    /// Answers that could not be located in the rendered conversation.
+    pub untrained_turns: usize,
+    /// Answers that their records say are not to be trained.
+    pub masked_turns: usize,
+    /// Answers that follow the prompt as it is asked, where the template writes another before them.
+    pub moved_turns: usize,
+    /// Answers whose reasoning the template leaves out; it was put back.
+    pub restored_reasoning: usize,
+    /// Answers whose reasoning is not trained, as the template has no place for it.
+    pub left_out_reasoning: usize,
+    /// Sequences that records became beyond one each.
+    pub further_sequences: usize,
+    /// Sequences that did not fit into `max_seq_len`, of records of which others did.
+    pub lost_sequences: usize,
+}
+
+impl TurnCounts {
+    pub(crate) fn add(&mut self, seen: &Seen) {
+        self.untrained_turns += seen.untrained_turns;
+        self.masked_turns += seen.masked_turns;
+        self.moved_turns += seen.moved_turns;
+        self.restored_reasoning += seen.restored_reasoning;
+        self.left_out_reasoning += seen.left_out_reasoning;
+        self.further_sequences += seen.further_sequences;
+        self.lost_sequences += seen.lost_sequences;
+    }
+
+    /// A sentence for each that is not zero.
+    fn sentences(&self) -> Vec<String> {
+        let each = [
+            (
+                self.untrained_turns,
+                "answer(s) are not trained, because the chat template has no place for them",
+            ),
+            (self.masked_turns, "answer(s) are not trained, as their records say"),
+            (
+                self.moved_turns,
+                "answer(s) are trained behind the prompt as it will be asked; the chat template writes \
+                 another one before them (it moves the system prompt, or opens reasoning)",
+            ),
+            (
+                self.restored_reasoning,
+                "answer(s) have reasoning that the chat template cuts out; it is trained before their text",
+            ),
+            (
+                self.left_out_reasoning,
+                "answer(s) have reasoning that is not trained: the chat template has no place for it",
+            ),
+            (
+                self.further_sequences,
+                "sequence(s) more than records, because the chat template writes earlier turns \
+                 differently once later ones follow; `turns: last` trains the last answers alone",
+            ),
+            (
+                self.lost_sequences,
+                "sequence(s) of earlier or later turns have nothing to train within max_seq_len",
+            ),
+        ];
+        let some = each.into_iter().filter(|(count, _)| *count > 0);
+        some.map(|(count, what)| format!("{count} {what}")).collect()
+    }
 }
 
 /// How many records were dropped for which reason.
@@ -43,6 +113,9 @@ pub struct Dropped {
     pub too_long: usize,
     /// Nothing to train is left.
     pub no_label: usize,
+    /// The record says that none of its answers is to be trained.
+    #[serde(default)]
+    pub masked: usize,
     /// The text of an earlier record, with `dedup`.
     pub duplicate: usize,
     /// Nearly the text of an earlier record, with `dedup: near`.
@@ -61,15 +134,17 @@ impl Dropped {
             DropReason::EmptyText => &mut self.empty_text,
             DropReason::TooLong => &mut self.too_long,
             DropReason::NoLabel => &mut self.no_label,
+            DropReason::Masked => &mut self.masked,
         } += 1;
     }
 
-    fn reasons(&self) -> [(usize, &'static str); 6] {
+    fn reasons(&self) -> [(usize, &'static str); 7] {
         [
             (self.empty_answer, "with an empty answer"),
             (self.empty_text, "with an empty text"),
             (self.too_long, "longer than max_seq_len"),
             (self.no_label, "with nothing to train within max_seq_len"),
+            (self.masked, "with no answer that is to be trained"),
             (self.duplicate, "repeating an earlier record"),
             (self.near_duplicate, "nearly repeating an earlier record"),
         ]
@@ -145,10 +220,27 @@ pub struct SourceReport {
     pub truncated: usize,
     /// How many tokens that cost.
     pub tokens_lost: usize,
-    /// Assistant turns that could not be located in the rendered conversation.
-    pub untrained_turns: usize,
+    /// What became of answers that are not trained as the template writes them in the whole
+    /// conversation.
+    #[serde(flatten)]
+    pub turns: TurnCounts,
     /// Examples whose template writes nothing after the last answer.
     pub endless: usize,
+    /// Records whose own texts write out special tokens, which are read as such.
+    pub records_with_special: usize,
+    /// How many such tokens there are.
+    pub special_in_text: usize,
+    /// Whether they are kept text.
+    pub special_kept_text: bool,
+    /// Records by the name of a field that nobody reads.
+    pub unread_fields: BTreeMap<String, usize>,
+    /// Records by the name of a field that the chat template does not write.
+    pub unwritten_fields: BTreeMap<String, usize>,
+    /// Answers by the token that was trained last of them.
+    pub answer_ends: BTreeMap<u32, usize>,
+    /// Files of the source's folder that are left out, as their names say that they are of another
+    /// split.
+    pub other_splits: Vec<PathBuf>,
     /// Records not used.
     pub dropped: Dropped,
 }
@@ -172,8 +264,15 @@ impl SourceReport {
             longest: 0,
             truncated: counts.truncated,
             tokens_lost: counts.tokens_lost,
-            untrained_turns: counts.untrained_turns,
+            turns: counts.turns,
             endless: counts.endless,
+            records_with_special: counts.special[0],
+            special_in_text: counts.special[1],
+            special_kept_text: false,
+            unread_fields: counts.unread.clone(),
+            unwritten_fields: counts.unwritten.clone(),
+            answer_ends: counts.ends.clone(),
+            other_splits: Vec::new(),
             dropped: counts.dropped,
         }
     }
@@ -216,6 +315,23 @@ impl DataReport {
         train.map(|source| source.weight).collect()
     }
 
+    /// Whether a source's records are conversations.
+    pub fn has_conversations(&self) -> bool {
+        let chat = |source: &SourceReport| crate::format::is_chat(&source.format) == Some(true);
+        self.sources.iter().any(chat)
+    }
+
+    /// The tokens that were trained last of answers, the most frequent first.
+    pub fn answer_ends(&self) -> Vec<u32> {
+        let mut counted: BTreeMap<u32, usize> = BTreeMap::new();
+        for (token, count) in self.sources.iter().flat_map(|source| &source.answer_ends) {
+            *counted.entry(*token).or_default() += count;
+        }
+        let mut tokens: Vec<(u32, usize)> = counted.into_iter().collect();
+        tokens.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        tokens.into_iter().map(|(token, _)| token).collect()
+    }
+
     pub(crate) fn take_notes(&mut self) {
         let mut notes = Vec::new();
         for source in &self.sources {
@@ -246,11 +362,39 @@ impl DataReport {
                     source.truncated, source.tokens_lost
                 ));
             }
-            if source.untrained_turns > 0 {
+            notes
+                .extend(source.turns.sentences().into_iter().map(|note| format!("{path}: {note}")));
+            if source.special_in_text > 0 {
+                let what = match source.special_kept_text {
+                    true => "which are kept text",
+                    false => {
+                        "which are read as those tokens; `special_tokens: text` keeps them text"
+                    }
+                };
                 notes.push(format!(
-                    "{path}: {} earlier answer(s) are not trained, because the chat template \
-                     writes them differently once later turns follow",
-                    source.untrained_turns
+                    "{path}: {} record(s) write out {} special token(s) of the model in their own texts, {what}",
+                    source.records_with_special, source.special_in_text
+                ));
+            }
+            for (fields, what) in [
+                (&source.unread_fields, "hold fields that are not used"),
+                (&source.unwritten_fields, "hold fields that the chat template does not write"),
+            ] {
+                let most = fields.values().max().copied().unwrap_or(0);
+                if most > 0 {
+                    let counted = fields.iter().map(|(name, count)| format!("{name} ({count})"));
+                    let listed = counted.collect::<Vec<_>>().join(", ");
+                    notes.push(format!("{path}: records {what}: {listed}"));
+                }
+            }
+            if let [first, ..] = &source.other_splits[..] {
+                let names = source.other_splits.iter().filter_map(|path| path.file_name());
+                let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
+                notes.push(format!(
+                    "{path}: {} left out: by their names they are of other splits; list them by \
+                     themselves to use them, as in `path: {}`",
+                    names.join(", "),
+                    first.display()
                 ));
             }
             if source.endless > 0 {

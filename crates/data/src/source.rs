@@ -19,6 +19,7 @@ use crate::format::{self, Fields, Format};
 use crate::input::Input;
 use crate::layout::{self, Asked, Content, Parsed, Raw};
 use crate::record::{Body, Message, Record};
+use crate::splits;
 
 /// A file's records and the format they were read with.
 #[derive(Debug)]
@@ -256,14 +257,15 @@ impl Reading<'_> {
             .into_par_iter()
             .enumerate()
             .map(|(index, raw)| {
-                let Parsed { location, mut body, domain, variables } =
+                let Parsed { location, mut body, domain, variables, unread } =
                     layout::parse(raw, format, fields)?;
                 if let (Body::Chat(messages), Some(system)) = (&mut body, system)
                     && messages.first().is_none_or(|first| first.role != "system")
                 {
                     messages.insert(0, Message::system(system));
                 }
-                Ok(Record { location, row: (first + index) as u32, body, domain, variables })
+                let row = (first + index) as u32;
+                Ok(Record { location, row, body, domain, variables, unread })
             })
             .collect();
         (self.handle)(records.into_iter().collect::<Result<_>>()?)
@@ -281,6 +283,17 @@ impl SourceConfig {
     /// # Errors
     /// When a folder cannot be read or holds no data file, or a named source was not located.
     pub fn files(&self, base_dir: &Path) -> Result<Vec<PathBuf>> {
+        Ok(self.meant_files(base_dir)?.0)
+    }
+
+    /// The files of the source, and those of its folder that by their names are of other splits.
+    pub(crate) fn meant_files(&self, base_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+        let files = self.all_files(base_dir)?;
+        let of_folder = self.named().is_none() && base_dir.join(&self.path).is_dir();
+        Ok(if of_folder { splits::meant(files, self.held_out) } else { (files, Vec::new()) })
+    }
+
+    fn all_files(&self, base_dir: &Path) -> Result<Vec<PathBuf>> {
         if !self.located.is_empty() {
             return Ok(self.located.clone());
         }

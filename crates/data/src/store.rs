@@ -16,6 +16,7 @@
 //! that decides about tokens. Which examples are for validation or left out as duplicates is not
 //! in it, so that a change of those finds the cache again.
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,9 +27,10 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 use hydralora_files::NewFile;
 
-use crate::encode::{Example, IGNORE_LABEL};
+use crate::encode::{Example, IGNORE_LABEL, Seen};
 use crate::error::{Error, Result};
-use crate::report::Dropped;
+use crate::record::Record;
+use crate::report::{Dropped, TurnCounts};
 
 const MAGIC: &[u8; 16] = b"hydralora tok  1";
 /// The bit of a stored token that says it is trained.
@@ -95,8 +97,43 @@ pub(crate) struct Counts {
     pub(crate) dropped: Dropped,
     pub(crate) truncated: usize,
     pub(crate) tokens_lost: usize,
-    pub(crate) untrained_turns: usize,
+    pub(crate) turns: TurnCounts,
     pub(crate) endless: usize,
+    /// Records whose texts write out special tokens, and how many those are.
+    pub(crate) special: [usize; 2],
+    /// Records by the name of a field that nobody reads.
+    pub(crate) unread: BTreeMap<String, usize>,
+    /// Records by the name of a field that the chat template does not write.
+    pub(crate) unwritten: BTreeMap<String, usize>,
+    /// Answers by the token that was trained last of them.
+    pub(crate) ends: BTreeMap<u32, usize>,
+}
+
+/// Most names and tokens that are counted one by one.
+const MOST_NAMES: usize = 256;
+
+impl Counts {
+    /// Counts what was seen of a record.
+    pub(crate) fn see(&mut self, record: &Record, seen: &Seen) {
+        self.turns.add(seen);
+        self.endless += usize::from(seen.endless);
+        self.special[0] += usize::from(seen.special_in_text > 0);
+        self.special[1] += seen.special_in_text;
+        for (names, counted) in
+            [(&record.unread, &mut self.unread), (&seen.unwritten, &mut self.unwritten)]
+        {
+            for name in names {
+                if counted.len() < MOST_NAMES || counted.contains_key(name) {
+                    *counted.entry(name.clone()).or_default() += 1;
+                }
+            }
+        }
+        for token in &seen.ends {
+            if self.ends.len() < MOST_NAMES || self.ends.contains_key(token) {
+                *self.ends.entry(*token).or_default() += 1;
+            }
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

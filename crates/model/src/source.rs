@@ -26,6 +26,8 @@ const HEAD: &str = "lm_head.weight";
 pub struct ModelIdentity {
     /// Name of the folder or file.
     pub name: String,
+    /// What the model can be opened by again: a hub id, or the absolute path.
+    pub reference: String,
     /// SHA-256, in hexadecimal, over what determines the model's output: the configuration, and
     /// each tensor's name, shape, number format and the bytes at its two ends.
     pub fingerprint: String,
@@ -78,8 +80,9 @@ impl ModelSource {
         }
         let tokenizer = tokenizer.with_rows(config.vocab_size);
         let fingerprint = fingerprint(&config, &weights);
-        let (identity, added) = (ModelIdentity { name, fingerprint }, Vec::new());
-        Ok(Self { config, weights, tokenizer, identity, added })
+        let reference = resolved.to_string_lossy().into_owned();
+        let identity = ModelIdentity { name, reference, fingerprint };
+        Ok(Self { config, weights, tokenizer, identity, added: Vec::new() })
     }
 
     /// Adds tokens of these texts to the vocabulary, each a mark or text, and gives them with their
@@ -124,7 +127,14 @@ pub fn open_weights(path: &Path) -> Result<(ModelConfig, Weights)> {
 fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
     let (weights, folder) = locate(path)?;
     let config = match weights.gguf() {
-        None => config_of_folder(&folder)?,
+        None => {
+            let mut config = config_of_folder(&folder)?;
+            // Programs that trained a head of its own may have left the flag as it was.
+            if config.tie_word_embeddings && has_own_head(&weights)? {
+                config.tie_word_embeddings = false;
+            }
+            config
+        }
         Some(file) => {
             let mut config = ModelConfig::from_gguf(file)?;
             if weights.contains(FREQUENCY_FACTORS) {
@@ -139,6 +149,33 @@ fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
     Ok((config, weights, folder))
 }
 
+/// The configuration of the model at `path`, for which as little is read as can be.
+///
+/// # Errors
+/// If there is no model, or its configuration is malformed or not supported.
+pub fn config_at(path: &Path) -> Result<ModelConfig> {
+    if path.join("config.json").exists() {
+        return config_of_folder(path);
+    }
+    open_weights(path).map(|(config, _)| config)
+}
+
+/// Whether there is an output layer that differs from the embedding.
+fn has_own_head(weights: &Weights) -> Result<bool> {
+    const NAMES: [&str; 2] = ["lm_head.weight", "model.embed_tokens.weight"];
+    if !NAMES.iter().all(|name| weights.contains(name)) {
+        return Ok(false);
+    }
+    let [head, embedding] = NAMES.map(|name| weights.get(name));
+    let (head, embedding) = (head?, embedding?);
+    if head.format == embedding.format {
+        return Ok(head.shape != embedding.shape || head.bytes != embedding.bytes);
+    }
+    let numbers = |name: &str, shape: &[usize]| weights.take_f32(name, shape);
+    let (head, embedding) = (numbers(NAMES[0], &head.shape)?, numbers(NAMES[1], &embedding.shape)?);
+    Ok(head[..] != embedding[..])
+}
+
 /// The configuration of a Hugging Face folder.
 ///
 /// # Errors
@@ -146,7 +183,10 @@ fn open_parts(path: &Path) -> Result<(ModelConfig, Weights, PathBuf)> {
 pub fn config_of_folder(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join("config.json");
     if !path.exists() {
-        return Err(Error::NoModel { path: folder.to_path_buf() });
+        return Err(match of_another_kind(folder) {
+            Some(what) => Error::NotTextModel { path: folder.to_path_buf(), what },
+            None => Error::NoModel { path: folder.to_path_buf() },
+        });
     }
     ModelConfig::from_json_file(&path)
 }
@@ -156,6 +196,9 @@ fn locate(path: &Path) -> Result<(Weights, PathBuf)> {
     if path.is_dir() {
         if path.join("config.json").exists() {
             return Ok((Weights::open(path)?, path.to_path_buf()));
+        }
+        if let Some(what) = of_another_kind(path) {
+            return Err(Error::NotTextModel { path: path.to_path_buf(), what });
         }
         let mut files = Vec::new();
         for entry in fs_err::read_dir(path)? {
@@ -184,6 +227,21 @@ fn locate(path: &Path) -> Result<(Weights, PathBuf)> {
         _ => Path::new("."),
     };
     Ok((Weights::open(path)?, parent.to_path_buf()))
+}
+
+/// What a folder without a model is, if that is known.
+fn of_another_kind(folder: &Path) -> Option<String> {
+    if folder.join("adapter_config.json").exists() {
+        return Some(
+            "an adapter and no model; expected the base model that it was trained on".to_owned(),
+        );
+    }
+    let inside = folder.join("adapter");
+    let whole = inside.join("config.json").exists();
+    (whole || inside.join("adapter_config.json").exists()).then(|| {
+        let kind = if whole { "model" } else { "adapter" };
+        format!("the folder of a run and no model; its {kind} is {}", inside.display())
+    })
 }
 
 fn stretched_rope(weights: &Weights, config: &ModelConfig) -> Result<RopeConfig> {

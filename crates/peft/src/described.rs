@@ -3,7 +3,7 @@
 use crate::error::{Fault, Result};
 use crate::method::{Method, MethodOptions};
 use crate::options::refuse_unless;
-use crate::section::read_section;
+use crate::section::{read_rest, read_section};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -68,8 +68,14 @@ impl<O: Described> Method for Registered<O> {
         &self,
         section: &Map<String, Value>,
     ) -> Result<Box<dyn MethodOptions>, Vec<Fault>> {
-        let options: O = read_section("method", section, &self.defaults())?;
-        let faults = options.faults();
+        let (options, mut faults) = read_rest::<O>("method", section, &self.defaults());
+        let Some(options) = options else { return Err(faults) };
+        // An option that could not be read stands at its default, of which nothing is to be said.
+        let of_rest = options.faults().into_iter();
+        let of_rest: Vec<Fault> = of_rest
+            .filter(|found| !faults.iter().any(|fault| fault.field == found.field))
+            .collect();
+        faults.extend(of_rest);
         if faults.is_empty() { Ok(Box::new(options)) } else { Err(faults) }
     }
 

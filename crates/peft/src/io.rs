@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Fault, Result};
 use crate::low_rank::{TokenIndices, vocabulary_axis};
-use crate::method::MethodOptions;
+use crate::method::{Method, MethodOptions};
 use crate::methods::METHODS;
 use crate::options::refuse_unknown;
 use crate::trainable::TensorMap;
@@ -12,7 +12,7 @@ use crate::tuned::Tuned;
 use hydralora_files::{Kind, Proof, expect_file, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Site, SiteShape};
-use hydralora_model::{AddedToken, ModelConfig};
+use hydralora_model::{AddedToken, ModelConfig, lfs_pointer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -33,6 +33,8 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub const PICKLED_FILE: &str = "adapter_model.bin";
 /// What an adapter was trained with.
 pub const METADATA_FILE: &str = "hydralora.json";
+/// What other trainers leave of the tokenizer; it may hold the chat template.
+const TOKENIZER_FILE: &str = "tokenizer_config.json";
 /// The chat template, where the Hugging Face tools look for it.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -75,7 +77,7 @@ pub struct Metadata {
     pub version: String,
     /// Name of the base model.
     pub base_model: String,
-    /// Fingerprint of the base model's weights and configuration.
+    /// Fingerprint of the base model's weights and configuration; empty where nobody knows it.
     pub base_fingerprint: String,
     /// The chat template's source, if records were put through one.
     pub chat_template: Option<String>,
@@ -132,7 +134,7 @@ pub fn write_into(
         return write_tensors(&folder.join(MODEL_FILE), &tensors);
     }
     let mut config = tuned.peft_config(all);
-    config.insert("base_model_name_or_path".to_owned(), json!(metadata.base_model));
+    name_base(&mut config, &metadata.base_model);
     write_parts(folder, &config, tensors, Some(metadata))
 }
 
@@ -153,8 +155,21 @@ pub fn save_unbound(
     if let Some(names) = target_modules.filter(|names| !names.is_null()) {
         config.insert("target_modules".to_owned(), names);
     }
-    config.insert("base_model_name_or_path".to_owned(), json!(base_model));
+    name_base(&mut config, base_model);
     save_parts(folder, config, tuned.file_tensors(), metadata)
+}
+
+/// Names the base model as PEFT and the hub do: of a hub id `owner/name@revision:file` the revision
+/// stands apart, and the file has no place.
+fn name_base(config: &mut Map<String, Value>, base_model: &str) {
+    let id = base_model.split(['@', ':']).next().unwrap_or_default();
+    let of_hub = id.split('/').count() == 2 && !id.starts_with(['/', '.', '~']);
+    let name = if of_hub { id } else { base_model };
+    config.insert("base_model_name_or_path".to_owned(), json!(name));
+    let rest = if of_hub { &base_model[id.len()..] } else { "" };
+    if let Some(revision) = rest.strip_prefix('@').and_then(|rest| rest.split(':').next()) {
+        config.insert("revision".to_owned(), json!(revision));
+    }
 }
 
 /// Writes a folder of these parts, whole or not at all.
@@ -181,7 +196,10 @@ fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
 }
 
 fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
-    write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    // What names no base model is not worth a file of its own.
+    if !metadata.base_fingerprint.is_empty() {
+        write(&folder.join(METADATA_FILE), &pretty(metadata))?;
+    }
     for (name, bytes) in &metadata.tokenizer {
         write(&folder.join(name), bytes)?;
     }
@@ -292,6 +310,9 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
     expect_file(path)?;
     let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
+    if let Some(what) = lfs_pointer(&bytes) {
+        return Err(malformed(what.to_owned()));
+    }
     let file = SafeTensors::deserialize(&bytes).map_err(|error| malformed(error.to_string()))?;
     let mut tensors = TensorMap::new();
     for (name, view) in file.tensors() {
@@ -494,6 +515,19 @@ pub fn read_options(folder: &Path) -> Result<Box<dyn MethodOptions>> {
     options_of(folder, config, &TensorMap::new())
 }
 
+/// The name of the method whose adapter a folder holds.
+///
+/// # Errors
+/// As [`read_options`], as far as the method is concerned.
+pub fn method_of(folder: &Path) -> Result<&'static str> {
+    let mut config = read_config(folder)?;
+    if is_published(&config) {
+        let tensors = decode(&stored_tensors(folder), DType::F32)?;
+        name_published(&mut config, &tensors);
+    }
+    claiming(folder, &config).map(|method| method.name())
+}
+
 /// The `adapter_config.json` of a folder.
 ///
 /// # Errors
@@ -514,30 +548,39 @@ fn is_published(config: &Map<String, Value>) -> bool {
     config.get("peft_type") == Some(&json!("LORA")) && config.contains_key("lora_nums")
 }
 
-/// The options of a folder with this configuration and these tensors.
-fn options_of(
-    folder: &Path,
-    mut config: Map<String, Value>,
-    tensors: &TensorMap,
-) -> Result<Box<dyn MethodOptions>> {
-    let path = folder.join(CONFIG_FILE);
-    if is_published(&config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
+/// Says of the published LoRAMoE's configuration, by its tensors, that it is one.
+fn name_published(config: &mut Map<String, Value>, tensors: &TensorMap) {
+    if is_published(config) && tensors.keys().any(|name| name.contains(".lora_A0.")) {
         config.insert("peft_type".to_owned(), json!("LORAMOE"));
         for (key, own) in [("blc_alpha", "balance_delta"), ("blc_weight", "balance_weight")] {
             let value = config.remove(key).filter(|value| !value.is_null()).unwrap_or(json!(0.0));
             config.insert(own.to_owned(), value);
         }
     }
-    let method = METHODS.iter().find(|method| method.claims(&config)).ok_or_else(|| {
+}
+
+/// The method that a folder's configuration describes.
+fn claiming(folder: &Path, config: &Map<String, Value>) -> Result<&'static dyn Method> {
+    METHODS.iter().copied().find(|method| method.claims(config)).ok_or_else(|| {
         let known: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
         let found = config.get("peft_type").map_or("missing".to_owned(), Value::to_string);
         Error::Malformed {
-            path: path.clone(),
+            path: folder.join(CONFIG_FILE),
             message: format!("peft_type is {found}; supported methods are {}", known.join(", ")),
         }
-    })?;
+    })
+}
+
+/// The options of a folder with this configuration and these tensors.
+fn options_of(
+    folder: &Path,
+    mut config: Map<String, Value>,
+    tensors: &TensorMap,
+) -> Result<Box<dyn MethodOptions>> {
+    name_published(&mut config, tensors);
+    let method = claiming(folder, &config)?;
     let malformed = |faults: Vec<Fault>| Error::Malformed {
-        path: path.clone(),
+        path: folder.join(CONFIG_FILE),
         message: faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; "),
     };
     let options = method.read_peft(&config).map_err(malformed)?;
@@ -548,24 +591,52 @@ fn options_of(
     }
 }
 
-/// What the adapter in `folder` was trained with, if it says so.
+/// What the adapter in `folder` was trained with, if it says so: in our own file, or else in the
+/// template and the tokenizer's configuration that other trainers leave beside an adapter. Those name no
+/// base model, so that its fingerprint is empty.
 ///
 /// # Errors
-/// If the file is there but malformed.
+/// If a file is there but malformed.
 pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
     let path = folder.join(METADATA_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let mut metadata: Metadata = read_json(&path)?;
-    if !metadata.added_tokens.is_empty() {
-        for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
-            let path = folder.join(name);
-            let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
-            metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
+    if path.exists() {
+        let mut metadata: Metadata = read_json(&path)?;
+        if !metadata.added_tokens.is_empty() {
+            for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
+                let path = folder.join(name);
+                let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
+                metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
+            }
         }
+        return Ok(Some(metadata));
     }
-    Ok(Some(metadata))
+    let path = folder.join(TOKENIZER_FILE);
+    let tokenizer: Map<String, Value> = if path.exists() { read_json(&path)? } else { Map::new() };
+    let path = folder.join(TEMPLATE_FILE);
+    let chat_template = match path.exists() {
+        true => Some(fs::read_to_string(&path).map_err(|error| naming(&path, &error))?),
+        false => named_template(tokenizer.get("chat_template")),
+    };
+    let eos = tokenizer.get("eos_token");
+    let eos = eos.and_then(|eos| eos.as_str().or_else(|| eos.get("content")?.as_str()));
+    let found = Metadata {
+        chat_template,
+        end_tokens: eos.map(str::to_owned).into_iter().collect(),
+        ..Metadata::default()
+    };
+    Ok((found != Metadata::default()).then_some(found))
+}
+
+/// A template, or that called `default` in a list of named ones.
+fn named_template(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(named) => {
+            let of = |name: &str| named.iter().find(|entry| entry["name"] == name);
+            of("default")?["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -640,7 +711,7 @@ pub(crate) fn attach_layers(
     Err(Error::Tensors { path: path.to_path_buf(), mismatches })
 }
 
-/// Refuses an adapter whose recorded base model is not the one at hand.
+/// Refuses an adapter whose recorded base model is not the one at hand; one that records none fits any.
 ///
 /// # Errors
 /// If the fingerprints differ.
@@ -650,7 +721,7 @@ pub fn check_base(
     base_model: &str,
     fingerprint: &str,
 ) -> Result<()> {
-    if metadata.base_fingerprint == fingerprint {
+    if metadata.base_fingerprint == fingerprint || metadata.base_fingerprint.is_empty() {
         return Ok(());
     }
     Err(Error::AnotherBase {
@@ -729,6 +800,25 @@ mod tests {
             let folder = folder(&config, &tensors);
             let loaded = load_unbound(folder.path(), &sites(), DType::F32).unwrap();
             assert_eq!(loaded.tuned.tensors().len(), 1, "{config}");
+        }
+    }
+
+    #[test]
+    fn a_base_model_is_named_as_peft_names_it() {
+        for (base, name, revision) in [
+            ("org/model", "org/model", None),
+            ("org/model@v1", "org/model", Some("v1")),
+            ("org/model@v1:m.gguf", "org/model", Some("v1")),
+            ("org/model:m.gguf", "org/model", None),
+            ("/models/a@b", "/models/a@b", None),
+            ("/models", "/models", None),
+            ("./m/x@1", "./m/x@1", None),
+            ("stories260K", "stories260K", None),
+        ] {
+            let mut config = Map::new();
+            name_base(&mut config, base);
+            assert_eq!(config["base_model_name_or_path"], name, "{base}");
+            assert_eq!(config.get("revision").and_then(Value::as_str), revision, "{base}");
         }
     }
 

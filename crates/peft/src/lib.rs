@@ -25,13 +25,15 @@ mod targets;
 mod trainable;
 mod tuned;
 mod virtual_tokens;
+mod warm;
 
 pub use error::{Error, Fault, Result};
 pub use method::{Method, MethodOptions};
-pub use section::{nearest, read_section};
+pub use section::{listed, nearest, read_rest, read_section, suggestion};
 pub use targets::{PRESETS, Targets};
 pub use trainable::{Role, TensorMap, Trainable, count};
 pub use tuned::{
     Base, DomainAware, Mergeable, Parameters, Persist, Routed, TrainHooks, TrainingPlan, Tuned,
     WholeModel,
 };
+pub use warm::{INIT_FROM, start_from_adapter};

@@ -64,6 +64,24 @@ impl dyn Tuned + '_ {
     pub fn as_adapter(&self) -> &dyn Adapter {
         self
     }
+
+    /// Whether it certainly leaves every output of its base as it is: all updates are products with a
+    /// zero matrix, or factors of one.
+    pub fn changes_nothing(&self) -> bool {
+        let pass = Pass::inference();
+        let beside = self.beside_layers().is_some()
+            || self.as_whole_model().is_some()
+            || self.prompt(&pass).is_some()
+            || self.prefix(0, &pass).is_some();
+        let all = |tensor: &Tensor, value: f64| tensor.to_f64().iter().all(|v| *v == value);
+        let idle = |site: Site| match self.merge(site, &Gates::Uniform) {
+            Merge::Unchanged => true,
+            Merge::Delta(of) => of.beside.is_none() && (all(&of.b, 0.0) || all(&of.a, 0.0)),
+            Merge::ScaleInput(factors) | Merge::ScaleOutput(factors) => all(&factors, 1.0),
+            Merge::Map(_) | Merge::Refused(_) => false,
+        };
+        !beside && self.sites().into_iter().all(idle)
+    }
 }
 
 /// What is trained: the options it was built from, the layers it changes, its tensors.

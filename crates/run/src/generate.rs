@@ -16,6 +16,8 @@ pub struct Generator<'a> {
     pub tokenizer: &'a Tokenizer,
     /// What is added to it.
     pub adapter: &'a dyn Adapter,
+    /// Tokens at which a text ends, as [`ends::end_ids`](crate::ends::end_ids) says.
+    pub end_ids: &'a [u32],
 }
 
 /// What to write.
@@ -95,7 +97,7 @@ impl Generator<'_> {
             if tokens.len() == max_new_tokens {
                 break Finish::Length;
             }
-            if self.tokenizer.end_ids().contains(&next) {
+            if self.end_ids.contains(&next) {
                 break Finish::Stop;
             }
             tokens.push(next);

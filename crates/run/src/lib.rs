@@ -3,13 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod encoder;
+pub mod ends;
 pub mod eval;
 mod generate;
 pub mod probe;
 mod sample;
 mod stops;
 
-pub use encoder::ModelEncoder;
+pub use encoder::{ModelEncoder, start_ids};
 pub use generate::{Finish, Generation, Generator, Request};
 pub use sample::{Sampling, likeliest};
 

@@ -3,17 +3,21 @@
 //! Order and dropout follow from the seed and the step alone, so there is no random state to save.
 
 use crate::error::{Error, Result};
+use crate::fit::Run;
 use crate::optimizer::AdamW;
 use hydralora_files::{Kind, Proof, remove_folder, replace_folder};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
-use hydralora_peft::io::{self, Metadata};
+use hydralora_peft::io;
 use hydralora_peft::{TensorMap, Tuned};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const STATE_FILE: &str = "state.json";
+/// What the run was given, for whoever goes on from it.
+const SETTINGS_FILE: &str = "settings.json";
 /// The trained tensors, where the adapter's own file holds others.
 const TRAINABLES_FILE: &str = "trainables.safetensors";
 /// What the method keeps beside its tensors.
@@ -75,12 +79,17 @@ pub fn save(
     tuned: &dyn Tuned,
     optimizer: &AdamW,
     progress: &Progress,
-    metadata: &Metadata,
+    run: &Run<'_>,
     all: &[SiteShape],
 ) -> Result<Option<PathBuf>> {
     let kept = hydralora_files::set_aside(folder, &FOLDER)?;
     replace_folder::<Error>(folder, &FOLDER, |folder| {
-        io::write_into(folder, tuned, metadata, all)?;
+        io::write_into(folder, tuned, run.metadata, all)?;
+        if !run.settings.is_null() {
+            let settings =
+                serde_json::to_vec_pretty(run.settings).map_err(std::io::Error::other)?;
+            fs::write(folder.join(SETTINGS_FILE), settings)?;
+        }
         for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
             io::write_tensors(&folder.join(name), &moments)?;
         }
@@ -165,6 +174,22 @@ pub fn load(
     let shadows = [shadow(MOMENT_FILES[0])?, shadow(MOMENT_FILES[1])?];
     optimizer.restore(progress.optimizer_steps, [shadows[0].as_ref(), shadows[1].as_ref()]);
     Ok(progress)
+}
+
+/// What a checkpoint says of its run: the settings it was given, if it was written with any, and the
+/// fingerprint.
+///
+/// # Errors
+/// If a file of it is missing or malformed.
+pub fn describe(folder: &Path) -> Result<(Option<Value>, String)> {
+    let read = |name: &str| -> Result<Value> {
+        let fault = |message: String| Error::Checkpoint { path: folder.join(name), message };
+        let text = fs::read(folder.join(name)).map_err(|error| fault(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))
+    };
+    let settings = folder.join(SETTINGS_FILE).exists().then(|| read(SETTINGS_FILE)).transpose()?;
+    let fingerprint = read(STATE_FILE)?["run_fingerprint"].as_str().unwrap_or_default().to_owned();
+    Ok((settings, fingerprint))
 }
 
 /// The folder of a step's checkpoint.

@@ -1,5 +1,6 @@
 //! The `train:` section of a recipe.
 
+use crate::error::{Error, Result};
 use crate::optimizer::AdamWConfig;
 use crate::schedule::Schedule;
 use schemars::JsonSchema;
@@ -98,6 +99,27 @@ impl TrainConfig {
         }
     }
 
+    /// How many of a run's `total` steps warm up. A share is rounded up, but leaves the last step.
+    ///
+    /// # Errors
+    /// If `warmup_steps` leaves no step at the full learning rate.
+    pub fn warmup(&self, total: usize) -> Result<usize> {
+        match self.warmup_steps {
+            Some(steps) if steps >= total => {
+                let message = format!(
+                    "train.warmup_steps: is {steps}, and the run has {total} step(s) in all; expected fewer, \
+                     or `warmup_ratio`"
+                );
+                Err(Error::Config { faults: vec![message] })
+            }
+            Some(steps) => Ok(steps),
+            None => {
+                let share = (self.warmup_ratio * total as f64).ceil() as usize;
+                Ok(share.min(total.saturating_sub(1)))
+            }
+        }
+    }
+
     /// Every value that makes no sense, as `(field, what is wrong)`.
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
@@ -126,7 +148,7 @@ impl TrainConfig {
         let rate = self.learning_rate;
         check(positive(rate), "learning_rate", rate.to_string(), "a positive number");
         let warmup = self.warmup_ratio;
-        check((0.0..=1.0).contains(&warmup), "warmup_ratio", warmup.to_string(), "0 to 1");
+        check(share(warmup), "warmup_ratio", warmup.to_string(), "0 or more, and less than 1");
         let decay = self.weight_decay;
         check(decay.is_finite() && decay >= 0.0, "weight_decay", decay.to_string(), "0 or more");
         check(share(self.beta1), "beta1", self.beta1.to_string(), "0 ≤ beta1 < 1");

@@ -17,6 +17,7 @@ use hydralora_model::adapter::Pass;
 use hydralora_model::{Decoder, Packed};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TrainingPlan, Tuned};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,10 @@ pub struct Run<'a> {
     pub metadata: &'a Metadata,
     /// Hash of everything that decides how the run goes.
     pub fingerprint: &'a str,
+    /// That of the checkpoint to go on from, where the run is another one in what may change.
+    pub continues: Option<&'a str>,
+    /// What a checkpoint says of the run for whoever goes on from it; nothing where it is null.
+    pub settings: &'a Value,
     /// The run's folder; without one nothing is written.
     pub folder: Option<&'a Path>,
     /// Set from outside to stop after the step in flight.
@@ -139,6 +144,15 @@ impl Plan {
     }
 }
 
+/// How many optimizer steps a run has.
+///
+/// # Errors
+/// If the data give no batch, or all of the steps would warm up.
+pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
+    let total = Plan::new(run)?.total;
+    run.config.warmup(total).map(|_| total)
+}
+
 /// Trains `tuned` as `run` says, from the newest checkpoint if `resume`.
 ///
 /// # Errors
@@ -153,6 +167,7 @@ pub fn fit(
     let config = run.config;
     let sites = run.decoder.sites();
     let mut plan = Plan::new(run)?;
+    let warmup = config.warmup(plan.total)?;
     let mut optimizer = AdamW::new(config.adamw(), tuned);
     let mut progress = Progress {
         step: 0,
@@ -167,8 +182,14 @@ pub fn fit(
         let newest = checkpoint::list(folder)?.pop();
         if let Some((_, path)) = newest {
             let dtype = run.decoder.dtype();
-            progress =
-                checkpoint::load(&path, tuned, &mut optimizer, run.fingerprint, &sites, dtype)?;
+            let of_run = run.continues.unwrap_or(run.fingerprint);
+            progress = checkpoint::load(&path, tuned, &mut optimizer, of_run, &sites, dtype)?;
+            run.fingerprint.clone_into(&mut progress.run_fingerprint);
+            if progress.step > plan.total {
+                let (step, total) = (progress.step, plan.total);
+                let message = format!("is of step {step}, and the run is to have {total} steps");
+                return Err(Error::Checkpoint { path, message });
+            }
         }
     }
     tuned.begin(&TrainingPlan { total_steps: plan.total, domains: &run.dataset.domains })?;
@@ -176,8 +197,6 @@ pub fn fit(
     release_kept();
     let before = progress.elapsed_s;
     let started = Instant::now();
-    let warmup =
-        config.warmup_steps.unwrap_or((config.warmup_ratio * plan.total as f64).ceil() as usize);
     let total_steps = plan.total;
     // Known before anything is written: then nothing is left to do but what a crash kept from being done.
     let mut ending = over(&progress, &plan, config);
@@ -231,7 +250,7 @@ pub fn fit(
             && let Some(folder) = run.folder
         {
             let path = checkpoint::folder_of(folder, progress.step);
-            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run.metadata, &sites)?;
+            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites)?;
             notes.set_aside(kept, sink)?;
             for note in checkpoint::prune(folder, config.keep_checkpoints)? {
                 notes.add(note, sink)?;
@@ -368,7 +387,8 @@ fn over(progress: &Progress, plan: &Plan, config: &TrainConfig) -> Option<Ending
 pub fn finished(run: &Run<'_>) -> Result<Option<Outcome>> {
     let Some(folder) = run.folder else { return Ok(None) };
     let Some((_, path)) = checkpoint::list(folder)?.pop() else { return Ok(None) };
-    let progress = checkpoint::read_state(&path, run.fingerprint)?;
+    let of_run = run.continues.unwrap_or(run.fingerprint);
+    let progress = checkpoint::read_state(&path, of_run)?;
     let ending = over(&progress, &Plan::new(run)?, run.config);
     Ok(ending.map(|ending| outcome(ending, &progress, None)))
 }

@@ -15,14 +15,16 @@ pub mod report;
 mod routing;
 mod schedule;
 mod sinks;
+mod timing;
 
 pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{Ending, Outcome, Run, finished, fit};
+pub use fit::{Ending, Outcome, Run, finished, fit, planned_steps};
 pub use movement::ROUTER_START_FILE;
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};
 pub use schedule::Schedule;
 pub use sinks::{METRICS_FILE, MetricsFile, TensorBoard, read_metrics};
+pub use timing::{Timing, time_tokens};

@@ -101,7 +101,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let tokenizer = opened.base.tokenizer();
     let decoder = &opened.base.decoder;
-    let mut engine = Engine::new(decoder, tokenizer, opened.adapter(), tokenizer.end_ids());
+    let mut engine = Engine::new(decoder, tokenizer, opened.adapter(), &opened.in_force.end_ids);
     let limit = arguments.max_new_tokens;
     let mut requests = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.iter().enumerate() {

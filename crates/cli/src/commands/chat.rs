@@ -24,9 +24,11 @@ Ctrl-C ends an answer. A message that begins with a slash is written with two.";
 
 pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
     let sampling = sampling(&arguments.sampling)?;
-    let opened = Opened::new(&arguments.model)?;
+    let opened = Opened::new(global, &arguments.model, false)?;
     let template = opened
-        .template(global, false)?
+        .in_force
+        .template
+        .clone()
         .ok_or_else(|| bad_input("the model has no chat template to talk with"))?;
     let template = with_arguments(global, template, &arguments.template)?;
     let terminal = std::io::stdin().is_terminal();

@@ -1,17 +1,21 @@
 //! `hydralora check`: everything but the training.
 
 use crate::args::{CheckArguments, Global};
+use crate::estimate::Estimate;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
-use crate::ui::{result, thousands};
+use crate::ui::{result, say, thousands};
 use hydralora_data::{Example, IGNORE_LABEL};
+use hydralora_model::TokenStream;
 use serde_json::json;
 use std::fmt::Write;
 use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
-    let plan = Plan::open(recipe, None)?;
+    let mut plan = Plan::open(recipe, None)?;
+    let estimate = Estimate::of(&mut plan)?;
+    plan.recipe.notes.iter().for_each(|note| say(global, note));
     let memory = plan.memory();
     let megabytes = |bytes: usize| format!("{} MB", thousands(bytes.div_ceil(1 << 20)));
     let mut text = String::new();
@@ -32,19 +36,21 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
         thousands(memory.largest_batch_tokens),
         megabytes(memory.output_layer),
     );
+    let _ = writeln!(text, "steps    {estimate}");
     let _ = writeln!(text, "{}", plan.dataset.report);
     let sample = match plan.dataset.train.iter().next() {
         Some(example) => Some(show(&plan, &example?)?),
         None => None,
     };
-    if let Some((prompt, answer)) = &sample {
+    if let Some(sample) = &sample {
         let _ =
             writeln!(text, "the first record as the model sees it ([[ ]] marks what is trained):");
-        let _ = write!(text, "{prompt}[[{answer}]]");
+        let _ = write!(text, "{sample}");
     }
     let json = json!({
         "parameters": plan.parameters(),
         "memory_bytes": memory,
+        "estimate": estimate,
         "data": plan.dataset.report,
         "recipe": plan.recipe.resolved(),
     });
@@ -52,10 +58,22 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// A record's tokens as text: up to the first trained one, and from there on.
-fn show(plan: &Plan, example: &Example) -> anyhow::Result<(String, String)> {
-    let start = example.labels.iter().position(|&label| label != IGNORE_LABEL).unwrap_or(0);
-    let (prompt, answer) = example.tokens.split_at(start);
-    let decode = |ids: &[u32]| plan.base.tokenizer().decode(ids, false);
-    Ok((decode(prompt)?, decode(answer)?))
+/// A record's tokens as text, each run of trained ones between brackets.
+fn show(plan: &Plan, example: &Example) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let marked: Vec<bool> = example.labels.iter().map(|&label| label != IGNORE_LABEL).collect();
+    let mut stream = TokenStream::with_special(plan.base.tokenizer());
+    let mut open = false;
+    for (&token, &trained) in example.tokens.iter().zip(&marked) {
+        if trained != open {
+            text.push_str(if trained { "[[" } else { "]]" });
+            open = trained;
+        }
+        text.push_str(&stream.push(token)?);
+    }
+    text.push_str(&stream.finish()?);
+    if open {
+        text.push_str("]]");
+    }
+    Ok(text)
 }

@@ -1,10 +1,11 @@
 //! `hydralora compose`: one LoRA out of several.
 
 use crate::args::Global;
-use crate::calibration::{Measured, open_decoder, open_source};
+use crate::calibration::{Measured, open_decoder};
 use crate::exchange_args::{ComposeArguments, How};
 use crate::failure::bad_input;
 use crate::output::check_folder;
+use crate::plan::{check_base, open_source};
 use crate::ui::{result, say};
 use hydralora_kernels::DType;
 use hydralora_peft::compose::{COMPOSITIONS, ComposeOptions, compose, lorahub};
@@ -76,10 +77,7 @@ fn search(
     }
     let source = open_source(model)?;
     for lora in loras {
-        if let Some(metadata) = &lora.metadata {
-            let identity = &source.identity;
-            io::check_base(&lora.path, metadata, &identity.name, &identity.fingerprint)?;
-        }
+        check_base(&source, &lora.path)?;
     }
     let all = source.config.sites();
     let data = Measured::read(file, &source, loras[0].metadata.as_ref(), false)?;

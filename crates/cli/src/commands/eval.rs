@@ -1,12 +1,12 @@
 //! `hydralora eval`: benchmark scores of a base model and of adapters on it.
 
 use super::generate::{given_arguments, note_unused};
+use crate::adapter::{self, base_of};
 use crate::args::{Global, TemplateArguments, spelling};
-use crate::calibration::open_source;
 use crate::failure::bad_input;
-use crate::grown::add_of_adapters;
+use crate::in_force::{idle_note, trained_template};
 use crate::output::check_file;
-use crate::plan::{Base, trained_template};
+use crate::plan::{Base, source_for};
 use crate::recipe::ModelDtype;
 use crate::sources::HubFiles;
 use crate::stop;
@@ -14,9 +14,9 @@ use crate::ui::{result, say, table, tell};
 use clap::Args;
 use hydralora_data::ChatTemplate;
 use hydralora_files::try_place;
-use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_peft::io::{CONFIG_FILE, LoadedAdapter, TENSOR_FILE};
+use hydralora_run::ends;
 use hydralora_run::eval::{
     self, Comparison, Error, Log, Opened, Progress, Reader, Results, Settings, Subject, tasks,
 };
@@ -38,10 +38,10 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Options of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// Base model: a folder, a .gguf file, or a known name.
-    #[arg(long, required_unless_present_any = ["compare", "list_tasks"])]
+    /// Base model: a folder, a .gguf file, or a known name [default: the adapter's].
+    #[arg(long, required_unless_present_any = ["compare", "list_tasks", "adapter"])]
     model: Option<String>,
-    /// Adapter folder; repeat it to score several in one pass over the data.
+    /// Adapter folder, or its run's; repeat it to score several in one pass over the data.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
     /// The domain that all records count as, for adapters that have an update for each.
@@ -109,16 +109,14 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         result(global, &comparison_json(&comparison), &comparison_text(&comparison))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let named = name_adapters(&arguments.adapter)?;
     if let Some(out) = &arguments.out {
         let ours = |path: &Path| {
             let text = hydralora_files::read(path).ok();
             let value: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
             value.is_some_and(|value| value.get("hydralora_version").is_some())
         };
-        let names = arguments.adapter.iter().map(|spec| match spec.split_once('=') {
-            Some((name, _)) => name.to_owned(),
-            None => name_of(Path::new(spec)),
-        });
+        let names = named.iter().map(|(name, _)| name.clone());
         let base = (!arguments.skip_base).then(|| BASE.to_owned());
         let names: Vec<String> = base.into_iter().chain(names).collect();
         for name in &names {
@@ -128,17 +126,19 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     if let Some(samples) = &arguments.samples {
         try_place(samples)?;
     }
-    let spec = arguments.model.as_deref().unwrap_or_default();
     let settings = settings(arguments)?;
+    let spec = match (&arguments.model, named.first()) {
+        (Some(given), _) => given.clone(),
+        (None, Some((_, folder))) => base_of(None, folder)?,
+        (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+    };
     // Wrong names are found before the model is opened.
     for task in &arguments.tasks {
         tasks::known(task)?;
     }
     let folders = data_folders(global, arguments, &settings)?;
-    let named = named(&arguments.adapter)?;
-    let mut source = open_source(spec)?;
-    let paths: Vec<PathBuf> = named.iter().map(|(_, folder)| folder.clone()).collect();
-    add_of_adapters(&mut source, &paths)?;
+    let paths: Vec<&Path> = named.iter().map(|(_, folder)| folder.as_path()).collect();
+    let source = source_for(&spec, arguments.dtype, &paths)?;
     if !source.added.is_empty() && !arguments.skip_base {
         return Err(bad_input(
             "--adapter: adds tokens, which the base alone does not have; score it in a run of its own, \
@@ -154,6 +154,9 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     let lead = leads.max().unwrap_or(0);
     let context = base.source.config.max_position_embeddings.saturating_sub(lead);
     let settings = Settings { context, ..settings };
+    for note in adapters.iter().filter_map(|adapter| idle_note(adapter.loaded.tuned.as_ref())) {
+        say(global, note);
+    }
     let template = template(global, &base, &adapters, arguments)?;
     let reader = Reader {
         tokenizer: base.tokenizer(),
@@ -167,7 +170,8 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         say(global, line);
     }
     let subjects = subjects(&base, &adapters, arguments);
-    let end_ids = end_ids(&base, &opened, arguments.apply_chat_template);
+    let end_ids =
+        end_ids(&base, &adapters, template.as_ref(), &opened, arguments.apply_chat_template)?;
     let run = eval::Base { decoder: &base.decoder, reader, end_ids: &end_ids };
 
     let mut log = match &arguments.samples {
@@ -295,15 +299,17 @@ struct Named {
     loaded: LoadedAdapter,
 }
 
-/// Names and folders of the adapters that the command line gives.
-fn named(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// The adapters' names and folders.
+fn name_adapters(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut adapters: Vec<(String, PathBuf)> = Vec::new();
     for spec in specs {
-        let (name, folder) = match spec.split_once('=') {
-            Some((name, folder)) => (name.to_owned(), PathBuf::from(folder)),
-            None => (name_of(Path::new(spec)), PathBuf::from(spec)),
+        let (name, given) = match spec.split_once('=') {
+            Some((name, given)) => (Some(name.to_owned()), given),
+            None => (None, spec.as_str()),
         };
-        if name == BASE || adapters.iter().any(|(other, _)| *other == name) {
+        let folder = adapter::folder(given);
+        let name = name.unwrap_or_else(|| name_of(folder.as_deref().unwrap_or(Path::new(given))));
+        if name == BASE || adapters.iter().any(|(taken, _)| *taken == name) {
             return Err(bad_input(format!(
                 "--adapter: `{name}` is taken; give each a name of its own, as in --adapter NAME=DIR"
             )));
@@ -311,6 +317,8 @@ fn named(specs: &[String]) -> anyhow::Result<Vec<(String, PathBuf)>> {
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(bad_input(format!("--adapter: `{name}` is no name; expected NAME=DIR")));
         }
+        let folder =
+            folder.map_err(|message| bad_input(format!("--adapter {given}: {message}")))?;
         adapters.push((name, folder));
     }
     Ok(adapters)
@@ -395,29 +403,14 @@ fn template(
              its own, with --skip-base"
         )));
     }
-    let missing = missing_tokens(template.source(), base.tokenizer());
-    if !missing.is_empty() {
-        return Err(bad_input(format!(
-            "--apply-chat-template: the template {} writes {}, which the model's vocabulary lacks",
-            template.name(),
-            missing.join(", ")
-        )));
+    let (fault, note) = ends::template_fault(base.tokenizer(), &template)?;
+    if let Some(fault) = fault {
+        return Err(bad_input(format!("--apply-chat-template: {fault}")));
+    }
+    if let Some(note) = note {
+        say(global, format!("note: {note}"));
     }
     Ok(Some(template))
-}
-
-/// Special tokens that a template spells out and the vocabulary lacks.
-fn missing_tokens(source: &str, tokenizer: &Tokenizer) -> Vec<String> {
-    let mut missing: Vec<String> = Vec::new();
-    for (at, _) in source.match_indices("<|") {
-        let Some(len) = source[at..].find("|>") else { continue };
-        let token = &source[at..at + len + 2];
-        let plain = token.len() <= 40 && !token.contains(char::is_whitespace);
-        if plain && tokenizer.token_to_id(token).is_none() && !missing.iter().any(|m| m == token) {
-            missing.push(token.to_owned());
-        }
-    }
-    missing
 }
 
 fn subjects<'a>(
@@ -456,18 +449,26 @@ fn folder_hashes(folder: &Path) -> Value {
     json!({CONFIG_FILE: hash(CONFIG_FILE), TENSOR_FILE: hash(TENSOR_FILE)})
 }
 
-/// Plain texts end where the model's configuration says; turns also where its template says.
-fn end_ids(base: &Base, opened: &[Opened], templated: bool) -> Vec<u32> {
+/// Plain texts end where the model's configuration says; answers also where the template in force and
+/// the adapters' folders say.
+fn end_ids(
+    base: &Base,
+    adapters: &[Named],
+    template: Option<&ChatTemplate>,
+    opened: &[Opened],
+    templated: bool,
+) -> anyhow::Result<Vec<u32>> {
     let mut tasks = opened.iter().flat_map(|opened| &opened.tasks);
     let talks = tasks.any(|task| task.items().iter().any(|i| i.prompt.conversation.is_some()));
-    if templated || talks {
-        return base.tokenizer().end_ids().to_vec();
+    let tokenizer = base.tokenizer();
+    if !templated && !talks {
+        return Ok(tokenizer.text_end_ids().to_vec());
     }
-    let mut ids = base.source.config.eos_token_ids.clone();
-    ids.extend(base.tokenizer().eos().map(|(id, _)| id));
+    let named = adapters.iter().filter_map(|adapter| adapter.loaded.metadata.as_ref());
+    let named: Vec<String> = named.flat_map(|metadata| metadata.end_tokens.clone()).collect();
+    let mut ids = ends::end_ids(tokenizer, template, &named, &[])?;
     ids.sort_unstable();
-    ids.dedup();
-    ids
+    Ok(ids)
 }
 
 fn out_path(out: &Path, name: &str, models: usize) -> PathBuf {

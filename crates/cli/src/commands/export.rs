@@ -1,15 +1,15 @@
 //! `hydralora export`: an adapter in another program's form.
 
+use crate::adapter::base_of;
 use crate::args::Global;
-use crate::calibration::{
-    Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
-};
+use crate::calibration::{Cost, Measured, chosen_gates, open_decoder, with_advice};
 use crate::domain;
 use crate::exchange_args::{ExportArguments, ExportForm};
-use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
 use crate::output::{check_file, check_folder};
+use crate::plan::{load_on, open_source};
 use crate::ui::{result, say, thousands};
+use anyhow::Context;
 use hydralora_kernels::DType;
 use hydralora_model::family::kit::Q_PROJ;
 use hydralora_model::gguf::is_ours;
@@ -42,17 +42,21 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
     } else {
         check_folder(&arguments.out, &io::MADE, &[folder])?;
     }
-    let mut source = arguments.model.as_deref().map(open_source).transpose()?;
-    if let Some(source) = &mut source {
-        add_of_adapter(source, Some(folder))?;
-    }
-    if source.is_none() && (gguf || arguments.gates.calibration.is_some()) {
-        let option = if gguf { "--as lora-gguf" } else { "--calibration" };
-        return Err(bad_input(format!("{option}: needs the base model; expected --model")));
-    }
+    let needed = gguf || arguments.gates.calibration.is_some();
+    let source = match &arguments.model {
+        None if !needed => None,
+        given => {
+            let option = if gguf { "--as lora-gguf" } else { "--calibration" };
+            let base = base_of(given.as_deref(), folder);
+            let base = base.with_context(|| format!("{option}: needs the base model"))?;
+            let mut source = open_source(&base)?;
+            add_of_adapter(&mut source, Some(folder))?;
+            Some(source)
+        }
+    };
     let config = io::read_config(folder)?;
     let (mut loaded, all) = match &source {
-        Some(source) => (load_on(source, folder)?, source.config.sites()),
+        Some(source) => (load_on(source, folder, DType::F32)?, source.config.sites()),
         None => {
             let options = io::read_options(folder)?;
             let shapes = if options.whole_model() {

@@ -1,20 +1,20 @@
 //! `hydralora generate`: continue a prompt, or a file of them.
 
+use crate::adapter::base_of;
 use crate::args::{
     GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
 };
-use crate::calibration::open_source;
 use crate::domain;
 use crate::failure::bad_input;
-use crate::grown::add_of_adapter;
-use crate::plan::{Base, encode_chat, trained_template};
+use crate::in_force::{InForce, idle_note};
+use crate::plan::{Base, encode_chat, open_base_of};
 use crate::ui::{print, result, say};
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, Message, THINKING, template_argument_fault};
 use hydralora_model::Tokenizer;
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::io::LoadedAdapter;
-use hydralora_run::{Generation, Generator, Request, Sampling};
+use hydralora_run::{Generation, Generator, Request, Sampling, start_ids};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
         return Err(bad_input("--system: is for the chat template, which --raw leaves out"));
     }
     let asked = Asked::read(arguments)?;
-    let opened = Opened::new(&arguments.model)?;
+    let opened = Opened::new(global, &arguments.model, arguments.base_template)?;
     let prompter = Prompter::new(global, &opened, arguments)?;
     match asked {
         Asked::One(prompt) => one(global, arguments, &opened, &prompter.encode(&prompt)?, sampling),
@@ -102,7 +102,7 @@ impl<'a> Prompter<'a> {
         if arguments.raw {
             return Ok(Self { tokenizer, template: None, system: None });
         }
-        let template = opened.template(global, arguments.base_template)?.ok_or_else(|| {
+        let template = opened.in_force.template.clone().ok_or_else(|| {
             bad_input("the model has no chat template; use --raw to continue the prompt as it is")
         })?;
         let template = Some(with_arguments(global, template, &arguments.template)?);
@@ -112,13 +112,7 @@ impl<'a> Prompter<'a> {
     /// Token ids of a prompt, ready to be answered.
     pub(crate) fn encode(&self, prompt: &Asking) -> anyhow::Result<Vec<u32>> {
         match (&self.template, prompt) {
-            (None, Asking::Text(text)) => {
-                let mut ids = self.tokenizer.encode(text)?;
-                if let Some((bos, _)) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos()) {
-                    ids.insert(0, bos);
-                }
-                Ok(ids)
-            }
+            (None, Asking::Text(text)) => Ok(start_ids(self.tokenizer, text)?),
             (None, Asking::Messages(_)) => {
                 Err(bad_input("`messages` are for the chat template, which --raw leaves out"))
             }
@@ -291,19 +285,34 @@ pub(crate) fn given_arguments(
 pub(crate) struct Opened {
     pub(crate) base: Base,
     pub(crate) loaded: Option<LoadedAdapter>,
+    /// The template the adapter was trained with or else the model's own, and where answers end.
+    pub(crate) in_force: InForce,
 }
 
 impl Opened {
-    pub(crate) fn new(choice: &ModelChoice) -> anyhow::Result<Self> {
-        let mut source = open_source(&choice.model)?;
-        add_of_adapter(&mut source, choice.adapter.as_deref())?;
-        let base = Base::of(source, choice.dtype)?;
-        let mut loaded =
-            choice.adapter.as_deref().map(|folder| base.load_adapter(folder)).transpose()?;
+    pub(crate) fn new(
+        global: &Global,
+        choice: &ModelChoice,
+        prefer_base: bool,
+    ) -> anyhow::Result<Self> {
+        let adapter = choice.adapter.as_deref();
+        let spec = match (&choice.model, adapter) {
+            (given, Some(adapter)) => base_of(given.as_deref(), adapter)?,
+            (Some(given), None) => given.clone(),
+            (None, None) => return Err(bad_input("expected --model, --adapter or both")),
+        };
+        let base = open_base_of(&spec, choice.dtype, adapter.as_slice())?;
+        let mut loaded = adapter.map(|folder| base.load_adapter(folder)).transpose()?;
         if let Some(loaded) = &mut loaded {
             domain::choose(loaded.tuned.as_mut(), choice.domain.as_deref())?;
         }
-        Ok(Self { base, loaded })
+        let metadata = loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
+        let in_force = InForce::of(&base.source, metadata, prefer_base)?;
+        let idle = loaded.as_ref().and_then(|loaded| idle_note(loaded.tuned.as_ref()));
+        for note in in_force.notes.iter().chain(&idle) {
+            say(global, note);
+        }
+        Ok(Self { base, loaded, in_force })
     }
 
     /// The adapter, or none.
@@ -316,24 +325,7 @@ impl Opened {
             decoder: &self.base.decoder,
             tokenizer: self.base.tokenizer(),
             adapter: self.adapter(),
+            end_ids: &self.in_force.end_ids,
         }
-    }
-
-    /// The template the adapter was trained with; without one, the model's own.
-    pub(crate) fn template(
-        &self,
-        global: &Global,
-        prefer_base: bool,
-    ) -> anyhow::Result<Option<ChatTemplate>> {
-        let own = self.base.template()?;
-        let metadata = self.loaded.as_ref().and_then(|loaded| loaded.metadata.as_ref());
-        let Some(trained) = trained_template(metadata)? else { return Ok(own) };
-        if prefer_base {
-            if own.as_ref().is_some_and(|own| own.source() != trained.source()) {
-                say(global, "note: the adapter was trained with another chat template");
-            }
-            return Ok(own.map(|own| own.with_arguments(trained.arguments())));
-        }
-        Ok(Some(trained))
     }
 }

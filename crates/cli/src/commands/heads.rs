@@ -81,7 +81,7 @@ fn sources(global: &Global, arguments: &HeadsArguments) -> anyhow::Result<Vec<So
     if !faults.is_empty() {
         return Err(bad_input(faults.join("\n")));
     }
-    sources::locate(&mut data)?;
+    sources::locate(&mut data, Path::new(""))?;
     for named in data.train.iter().filter_map(SourceConfig::named) {
         say(global, format!("{}: licence: {}", named.name, named.licence));
     }

@@ -1,11 +1,11 @@
 //! `hydralora import`: adapters made of others.
 
 use crate::args::Global;
-use crate::calibration::{load_on, open_source};
 use crate::exchange_args::{ImportArguments, ImportForm};
 use crate::failure::bad_input;
+use crate::in_force::InForce;
 use crate::output::check_folder;
-use crate::plan::Parameters;
+use crate::plan::{Parameters, load_on, open_source};
 use crate::ui::{result, thousands};
 use hydralora_kernels::DType;
 use hydralora_model::ModelSource;
@@ -45,10 +45,11 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
                     )));
                 }
             }
-            let ends = source.tokenizer.end_ids().iter();
+            let ends = InForce::of(source, metadata.as_ref(), false)?.end_ids;
+            let ends = ends.iter();
             let of_source = Metadata {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                base_model: source.identity.name.clone(),
+                base_model: source.identity.reference.clone(),
                 base_fingerprint: source.identity.fingerprint.clone(),
                 chat_template: metadata.as_ref().and_then(|m| m.chat_template.clone()),
                 template_arguments: metadata
@@ -60,9 +61,9 @@ pub(crate) fn run(global: &Global, arguments: &ImportArguments) -> anyhow::Resul
             if let Some(metadata) = &metadata {
                 let identity = &source.identity;
                 let folder = &arguments.adapters[0];
-                io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
+                io::check_base(folder, metadata, &identity.reference, &identity.fingerprint)?;
             }
-            (all, None, source.identity.name.clone(), Some(of_source))
+            (all, None, source.identity.reference.clone(), Some(of_source))
         }
     };
     let out = &arguments.out;
@@ -125,7 +126,7 @@ fn from_official(
         )));
     }
     let loaded = match source {
-        Some(source) => load_on(source, folder)?,
+        Some(source) => load_on(source, folder, DType::F32)?,
         None => {
             let tensors = io::decode(&io::stored_tensors(folder), DType::F32)?;
             io::load_unbound(folder, &shapes_in(&tensors), DType::F32)?

@@ -2,6 +2,7 @@
 
 use crate::args::{Global, InitArguments};
 use crate::failure::bad_input;
+use crate::recipe::relative;
 use crate::schema;
 use crate::ui::{result, say};
 use anyhow::Context;
@@ -67,7 +68,7 @@ fn recipe(arguments: &InitArguments) -> anyhow::Result<String> {
          model:\n  # {}\n  path: {}\n  # {}\n  # dtype: f32\n\ndata:\n  # {}\n  train:\n",
         method.summary(),
         meaning(&schema["properties"]["model"], "path"),
-        yaml(&arguments.model)?,
+        yaml(&model_from(arguments))?,
         meaning(&schema["properties"]["model"], "dtype"),
         meaning(&schema["properties"]["data"], "train"),
     );
@@ -95,6 +96,16 @@ fn recipe(arguments: &InitArguments) -> anyhow::Result<String> {
     options(&mut out, &TrainConfig::default(), &schema["properties"]["train"])?;
     let _ = write!(out, "\noutput: {}\n", yaml(&format!("runs/{name}"))?);
     Ok(out)
+}
+
+/// The model as it is called from the recipe's folder, where it is a path from here.
+fn model_from(arguments: &InitArguments) -> String {
+    let model = Path::new(&arguments.model);
+    let folder = arguments.recipe.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let moved = folder
+        .filter(|_| model.is_relative() && model.exists())
+        .and_then(|folder| relative(model, folder));
+    moved.map_or_else(|| arguments.model.clone(), |path| path.to_string_lossy().into_owned())
 }
 
 /// Writes a section's options, each under what it means.

@@ -6,15 +6,16 @@ use crate::device::placed;
 use crate::domain;
 use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
-use crate::plan::Parameters;
+use crate::in_force::idle_note;
+use crate::plan::{Parameters, load_on, open_source};
 use crate::ui::{result, thousands};
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
-use hydralora_model::{Decoder, Held, ModelSource, Packed, hub};
+use hydralora_model::{Decoder, Held, ModelSource, Packed};
 use hydralora_peft::io;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
@@ -22,8 +23,7 @@ pub(crate) fn run(global: &Global, arguments: &InspectArguments) -> anyhow::Resu
     let mut text = Vec::new();
     let opened = match &arguments.model {
         Some(spec) => {
-            let path = hub::resolve(spec, &mut |line| crate::ui::tell(line))?;
-            let mut source = ModelSource::open(&path)?;
+            let mut source = open_source(spec)?;
             add_of_adapter(&mut source, arguments.adapter.as_deref())?;
             // Only logits are computed; to be counted, weights stay as they are in the file.
             let held = if arguments.logits.is_some() { Held::Wide } else { Held::Stored };
@@ -76,8 +76,8 @@ fn logits(
     if let Some((bos, _)) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
         tokens.insert(0, bos);
     }
-    let load = |folder: &PathBuf| io::load(folder, decoder.config(), decoder.dtype());
-    let mut loaded = arguments.adapter.as_ref().map(load).transpose()?;
+    let load = |folder: &Path| load_on(source, folder, decoder.dtype());
+    let mut loaded = arguments.adapter.as_deref().map(load).transpose()?;
     if let Some(loaded) = &mut loaded {
         domain::choose(loaded.tuned.as_mut(), arguments.domain.as_deref())?;
     }
@@ -136,7 +136,8 @@ fn adapter(
     let options = io::read_options(folder)?;
     let recipe = Value::Object(options.to_recipe());
     let metadata = io::read_metadata(folder)?;
-    let base = metadata.as_ref().map_or("not recorded", |m| m.base_model.as_str());
+    let named = metadata.as_ref().map(|m| m.base_model.as_str()).filter(|name| !name.is_empty());
+    let base = named.unwrap_or("not recorded");
     let mut text = vec![
         format!("adapter            {}", folder.display()),
         format!("trained on         {base}"),
@@ -145,17 +146,14 @@ fn adapter(
     let mut value = json!({"options": recipe, "base_model": base});
     match opened {
         Some((source, decoder)) => {
-            let loaded = io::load(folder, decoder.config(), decoder.dtype())?;
-            if let Some(metadata) = &metadata {
-                let identity = &source.identity;
-                io::check_base(folder, metadata, &identity.name, &identity.fingerprint)?;
-            }
+            let loaded = load_on(source, folder, decoder.dtype())?;
             let parameters = Parameters::of(decoder.num_parameters(), loaded.tuned.as_ref());
             let sites = loaded.tuned.sites();
             let kinds: BTreeSet<&str> = sites.iter().map(|site| site.linear.module()).collect();
             let kinds: Vec<&str> = kinds.into_iter().collect();
             text.push(format!("parameters         {parameters}"));
             text.push(format!("layers             {} ({})", sites.len(), kinds.join(", ")));
+            text.extend(idle_note(loaded.tuned.as_ref()));
             value["parameters"] = serde_json::to_value(&parameters)?;
         }
         None => {

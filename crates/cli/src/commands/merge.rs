@@ -1,16 +1,17 @@
 //! `hydralora merge`: an adapter folded into its base model.
 
+use crate::adapter::base_of;
 use crate::args::Global;
-use crate::calibration::{
-    Cost, Measured, chosen_gates, load_on, open_decoder, open_source, with_advice,
-};
+use crate::calibration::{Cost, Measured, chosen_gates, open_decoder, with_advice};
 use crate::domain;
 use crate::exchange_args::{MergeArguments, ModelFormat, NumberFormat};
 use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
+use crate::in_force::{InForce, idle_note, trained_template};
 use crate::output::{check_file, check_folder};
-use crate::plan::trained_template;
+use crate::plan::{load_on, open_source};
 use crate::ui::{result, say, thousands};
+use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::adapter::NoAdapter;
 use hydralora_model::save::{FOLDER, Saving};
@@ -34,7 +35,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         }
         NumberFormat::Q8 => BlockFormat::Q8_0,
     };
-    let mut source = open_source(&arguments.model)?;
+    let mut source = open_source(&base_of(arguments.model.as_deref(), &arguments.adapter)?)?;
     add_of_adapter(&mut source, Some(&arguments.adapter))?;
     let inputs = [source.weights.path(), &arguments.adapter];
     match format {
@@ -43,7 +44,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
             check_file("--out", &arguments.out, &inputs, "GGUF file", gguf::is_ours)?;
         }
     }
-    let mut loaded = load_on(&source, &arguments.adapter)?;
+    let mut loaded = load_on(&source, &arguments.adapter, DType::F32)?;
     domain::choose(loaded.tuned.as_mut(), arguments.gates.domain.as_deref())?;
     let (tuned, metadata) = (loaded.tuned.as_ref(), loaded.metadata.as_ref());
     let all = source.config.sites();
@@ -58,6 +59,10 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         let adapted = data.held_out_loss(&decoder, tuned.as_adapter())?;
         measured = Some((data, adapted));
     }
+    let in_force = InForce::of(&source, metadata, false)?;
+    for note in in_force.notes.iter().chain(&idle_note(tuned)) {
+        say(global, note);
+    }
     let plan =
         MergePlan::new(tuned, &all, &gates).map_err(|error| with_advice(error, tuned, &all))?;
     // Other programs know of no arguments, so they become a part of the template.
@@ -67,6 +72,7 @@ pub(crate) fn run(global: &Global, arguments: &MergeArguments) -> anyhow::Result
         source: &source,
         format: numbers,
         chat_template: template.as_deref(),
+        end_ids: &in_force.end_ids,
         name: &name,
         edit: &|name, tensor| plan.edit(name, tensor),
         untie: plan.unties(),

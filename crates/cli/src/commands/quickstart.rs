@@ -14,7 +14,7 @@ use hydralora_files::mark::MARK_FILE;
 use hydralora_files::{Kind, replace_folder, write_file};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::methods;
-use hydralora_run::{Generator, Request, Sampling};
+use hydralora_run::{Generator, Request, Sampling, ends};
 use hydralora_train::report::{self, Answers};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, read_metrics};
 use serde_json::{Value, json};
@@ -318,7 +318,9 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
         Some(template) => template,
         None => ChatTemplate::builtin(FALLBACK_TEMPLATE)?,
     };
-    let generator = Generator { decoder: &base.decoder, tokenizer: base.tokenizer(), adapter };
+    let end_ids = ends::end_ids(base.tokenizer(), Some(&template), &[], &[])?;
+    let (decoder, tokenizer) = (&base.decoder, base.tokenizer());
+    let generator = Generator { decoder, tokenizer, adapter, end_ids: &end_ids };
     QUESTIONS
         .iter()
         .map(|question| {

@@ -1,10 +1,12 @@
 //! `hydralora train`: a recipe to a run's folder.
 
 use crate::args::{Global, TrainArguments};
+use crate::estimate::Estimate;
 use crate::failure::bad_input;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::resume;
 use crate::stop;
 use crate::ui::{result, say, table};
 use anyhow::Context;
@@ -14,7 +16,7 @@ use hydralora_peft::io::TRAINED;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
     Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard,
-    checkpoint, evaluate_until, finished, fit, read_metrics,
+    checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
 use std::fs;
@@ -39,6 +41,9 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
         spare_the_recipe(&recipe, &arguments.recipe.recipe)?;
     }
     let plan = open(recipe, arguments.resume)?;
+    if let Some(fault) = &plan.refused {
+        return Err(bad_input(fault));
+    }
     let folder = plan.recipe.output.clone();
     let stop = stop::flag("stopping after this step; the run will be saved");
     let start = Start { folder: &folder, resume: arguments.resume, baseline: None, stop };
@@ -56,7 +61,7 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
 fn spare_the_recipe(recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
     let record = recipe.output.join(RECIPE_FILE);
     let same = matches!((record.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same && fs::read(path).ok() != Some(recipe.to_yaml()?.into_bytes()) {
+    if same && fs::read(path).ok() != Some(recipe.to_yaml_of_run(&recipe.output)?.into_bytes()) {
         return Err(bad_input(format!(
             "output: {} is the recipe itself, and the run would write over it; choose another folder",
             record.display()
@@ -74,6 +79,9 @@ fn open(mut recipe: Recipe, resume: bool) -> anyhow::Result<Plan> {
     if resume && recipe.auto_experts {
         let found = recorded_experts(&recipe.output.join(HEADS_FILE))?;
         recipe.set_num_experts(found)?;
+    }
+    if resume {
+        resume::check_recipe(&recipe)?;
     }
     Plan::open(recipe, None)
 }
@@ -147,6 +155,13 @@ impl Trained {
         rows
     }
 
+    /// The best held-out loss and the last, where an earlier adapter was better than the last.
+    fn better_best(&self) -> Option<(f64, f64)> {
+        let last = self.outcome.evaluation.as_ref()?.loss;
+        let best = self.outcome.best_loss.filter(|best| *best < last)?;
+        self.plan.recipe.output.join("best").exists().then_some((best, last))
+    }
+
     fn summary(&self) -> String {
         let mut rows = vec![["domain", "base", "trained", "change"].map(str::to_owned).to_vec()];
         for (domain, before, after) in self.losses() {
@@ -177,7 +192,14 @@ impl Trained {
             String::new()
         };
         let what = if self.plan.tuned.as_whole_model().is_some() { "model  " } else { "adapter" };
-        format!("{how}\n{losses}{what}  {folder}/adapter\nreport   {folder}/report.html")
+        let best = match self.better_best() {
+            Some((best, last)) => format!(
+                "best     {folder}/best: held-out loss {best:.4}; that of {folder}/adapter, the last, is \
+                 {last:.4}\n"
+            ),
+            None => String::new(),
+        };
+        format!("{how}\n{losses}{what}  {folder}/adapter\n{best}report   {folder}/report.html")
     }
 
     fn to_json(&self) -> Value {
@@ -191,6 +213,7 @@ impl Trained {
             "best_loss": self.outcome.best_loss,
             "parameters": self.plan.parameters(),
             "adapter": folder.join("adapter"),
+            "best_adapter": self.better_best().map(|_| folder.join("best")),
             "report": folder.join(REPORT_FILE),
         })
     }
@@ -225,34 +248,66 @@ impl Sink for Records {
     }
 }
 
+/// TensorBoard with the base model's held-out loss before the first step.
+struct Board {
+    board: TensorBoard,
+    base: Option<Evaluation>,
+}
+
+impl Sink for Board {
+    fn record(&mut self, event: &Event) -> hydralora_train::Result<()> {
+        self.board.record(event)?;
+        if matches!(event, Event::Started { .. })
+            && let Some(evaluation) = self.base.take()
+        {
+            self.board.record(&Event::Evaluated { step: 0, evaluation, best: false })?;
+        }
+        Ok(())
+    }
+}
+
 /// Trains a plan and writes its folder.
 pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow::Result<Trained> {
     let Start { folder, resume, baseline, stop } = start;
     let _lock = Lock::folder(folder).context("output")?;
     // Somebody may have been here while the data were read.
     check_output(folder, resume)?;
-    let fingerprint = plan.fingerprint();
+    let (fingerprint, settings) = (plan.fingerprint(), resume::settings(&plan));
     let weights = plan.dataset.report.weights();
-    if resume && let Some(outcome) = finished(&run_of(&plan, &fingerprint, &weights, folder, stop))?
+    let of_run = (fingerprint.as_str(), &settings);
+    let steps = planned_steps(&run_of(&plan, of_run, None, &weights, folder, stop))?;
+    let continued = resume.then(|| resume::check_plan(&plan, folder, steps)).transpose()?;
+    let continues = continued.as_ref().and_then(|of| of.fingerprint.as_deref());
+    if resume
+        && let Some(outcome) = finished(&run_of(&plan, of_run, continues, &weights, folder, stop))?
     {
         let whole = [folder.join("adapter"), folder.join(REPORT_FILE)].iter().all(|p| p.exists());
         if whole {
             return already_finished(plan, folder, outcome);
         }
     }
+    // Nobody reads it of a quiet run, which is timed by whoever started it.
+    let estimate = (!global.quiet).then(|| Estimate::of(&mut plan)).transpose()?;
     if let Some(heads) = &plan.heads {
         say(global, format!("experts  {}: {}", heads.num_experts, heads.reasons.join("; ")));
     }
+    plan.recipe.notes.iter().for_each(|note| say(global, note));
     say(global, format!("model    {}", plan.metadata.base_model));
     say(global, format!("method   {}, {}", plan.recipe.method_name, plan.parameters()));
+    if let Some(estimate) = &estimate {
+        say(global, format!("steps    {estimate}"));
+    }
     say(global, plan.dataset.report.to_string());
 
-    if !resume {
+    if let Some(continued) = &continued {
+        continued.notes.iter().for_each(|note| say(global, note));
+    } else if plan.recipe.init_from.is_none() {
         plan.start_routers()?;
     }
     let recipe = plan.recipe.to_yaml()?;
     let data = serde_json::to_vec_pretty(&plan.dataset.report)?;
-    let mut files = vec![(RECIPE_FILE, recipe.clone().into_bytes()), (DATA_FILE, data)];
+    let of_run = plan.recipe.to_yaml_of_run(folder)?;
+    let mut files = vec![(RECIPE_FILE, of_run.into_bytes()), (DATA_FILE, data)];
     if let Some(heads) = &plan.heads {
         files.extend(super::heads::files(heads)?);
     }
@@ -268,11 +323,15 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     if let Some(model) = tuned.as_whole_model() {
         base.decoder.release(|name| model.takes_over(name));
     }
+    let base_at_start = baseline.clone().filter(|_| !resume);
     let files = files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)).collect();
     let mut sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(Records { files }),
         Box::new(MetricsFile::new(folder, resume)),
-        Box::new(TensorBoard::new(&folder.join("tensorboard"))),
+        Box::new(Board {
+            board: TensorBoard::new(&folder.join("tensorboard")),
+            base: base_at_start,
+        }),
         Box::new(Progress::new(global.quiet)),
     ];
     let Plan { recipe: of_run, base, dataset, tuned, metadata, .. } = &mut plan;
@@ -284,6 +343,8 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         config: &of_run.train,
         metadata,
         fingerprint: &fingerprint,
+        continues,
+        settings: &settings,
         folder: Some(folder),
         stop,
     };
@@ -297,9 +358,11 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     Ok(trained)
 }
 
+/// The run of a plan with this fingerprint and these settings.
 fn run_of<'a>(
     plan: &'a Plan,
-    fingerprint: &'a str,
+    (fingerprint, settings): (&'a str, &'a Value),
+    continues: Option<&'a str>,
     weights: &'a [f64],
     folder: &'a Path,
     stop: &'a AtomicBool,
@@ -312,6 +375,8 @@ fn run_of<'a>(
         config: &plan.recipe.train,
         metadata: &plan.metadata,
         fingerprint,
+        continues,
+        settings,
         folder: Some(folder),
         stop,
     }
@@ -347,7 +412,13 @@ fn measure_baseline(
     }
     say(global, "measuring the base model's held-out loss");
     let (examples, domains) = (&plan.dataset.valid, &plan.dataset.domains);
-    Ok(evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains)?)
+    let found = evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains)?;
+    if let Some(found) = &found {
+        let domains = found.domains.iter().map(|of| format!("{} {:.4}", of.domain, of.loss));
+        let domains: Vec<String> = domains.collect();
+        say(global, format!("base     held-out loss {:.4}  {}", found.loss, domains.join("  ")));
+    }
+    Ok(found)
 }
 
 fn write_report(

@@ -177,7 +177,9 @@ fn an_adapter_that_does_not_fit_is_refused() {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         refused(&place, &arguments, parts);
     };
-    refused_with("absent", &["adapter_config.json"]);
+    refused_with("absent", &["--adapter", "no such folder", "adapter_config.json"]);
+    refused_with("good/metrics.jsonl", &["this is a file"]);
+    refused_with("good/tensorboard", &["holds no adapter", "adapter_config.json"]);
 
     // Another base: same shapes, other weights.
     copy_model(&place);
@@ -188,7 +190,7 @@ fn an_adapter_that_does_not_fit_is_refused() {
     refused(
         &place,
         &["generate", "--model", "model", "--raw", "--prompt", "a", "--adapter", "good/adapter"],
-        &["was trained on `stories260K`", "the model given is `model`"],
+        &["was trained on `", "stories260K` (fingerprint", "the model given is `", "/model` (fing"],
     );
 
     let config = place.read("good/adapter/adapter_config.json");

@@ -42,15 +42,8 @@ fn a_recipe_becomes_an_adapter_a_report_and_better_answers() {
     assert_eq!(events, 1);
     assert!(place.read("run/report.html").contains("Routing"));
 
-    // The resolved recipe is a recipe.
-    place.succeed(&[
-        "check",
-        "run/recipe.yaml",
-        "--set",
-        "data.train.0.path=../animals.jsonl",
-        "--set",
-        "data.train.1.path=../colours.jsonl",
-    ]);
+    // The resolved recipe is a recipe, from wherever it is read.
+    place.succeed(&["check", "run/recipe.yaml"]);
 
     let model = model().display().to_string();
     let generate = |adapter: &[&str]| {

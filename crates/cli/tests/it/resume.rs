@@ -89,13 +89,22 @@ fn another_recipe_or_no_checkpoint_is_refused() {
     let ran = place.run(&["train", "recipe.yaml"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.stderr.contains("holds a run already"), "{}", ran.stderr);
-    let ran = place.run(&["train", "recipe.yaml", "--resume", "--set", "train.learning_rate=0.5"]);
-    assert_eq!(ran.code, Some(2));
-    assert!(
-        ran.stderr.contains("the recipe, the data or the base model changed"),
-        "{}",
-        ran.stderr
-    );
+    let refused = |set: &str, part: &str| {
+        let ran = place.run(&["train", "recipe.yaml", "--resume", "--set", set]);
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains(part), "{part:?} is missing in\n{}", ran.stderr);
+    };
+    refused("train.learning_rate=0.5", "train.learning_rate was 0.01 and is 0.5 now");
+    refused("method.rank=3", "method.rank was 2 and is 3 now");
+    refused("data.train.1.weight=2", "data.train[1].weight was 1.0 and is 2.0 now");
+    refused("train.max_steps=10", "has taken 20 steps, and the run is to have 10");
+    let text = place.read("animals.jsonl").replace("barks", "sings");
+    place.write("animals.jsonl", &text);
+    refused("train.seed=41", "the training data are others");
+    let wide = place.widened_model("wide").display().to_string();
+    let more = place.read("animals.jsonl").replace("sings", "barks");
+    place.write("animals.jsonl", &more);
+    refused(&format!("model.path={wide}"), "the base model was `");
 }
 
 #[test]

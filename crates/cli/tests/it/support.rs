@@ -92,10 +92,56 @@ impl Place {
         folder
     }
 
+    /// The trained model with more tokens behind its 512, each recognised whole, in the folder `name`.
+    pub(crate) fn model_with_tokens(&self, name: &str, tokens: &[&str]) -> PathBuf {
+        let bytes = fs::read(model().join("model.safetensors")).unwrap();
+        let stored = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = stored
+            .tensors()
+            .into_iter()
+            .map(|(name, tensor)| {
+                let (mut shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
+                if name == "model.embed_tokens.weight" {
+                    shape[0] += tokens.len();
+                    let width = shape[1];
+                    let small = |at: usize| ((at * 37 % 101) as f32 / 101.0 - 0.5) * 0.05;
+                    let new = (0..tokens.len() * width).flat_map(|at| small(at).to_le_bytes());
+                    data.extend(new.collect::<Vec<u8>>());
+                }
+                (name, shape, data)
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, shape, data)| {
+            (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+        });
+        let folder = self.path(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("model.safetensors"), serialize(views, None).unwrap()).unwrap();
+        fs::copy(model().join("tokenizer_config.json"), folder.join("tokenizer_config.json"))
+            .unwrap();
+        let read = |file: &str| -> serde_json::Value {
+            serde_json::from_str(&fs::read_to_string(model().join(file)).unwrap()).unwrap()
+        };
+        let mut config = read("config.json");
+        config["vocab_size"] = (512 + tokens.len()).into();
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let mut tokenizer = read("tokenizer.json");
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        for (id, token) in (512..).zip(tokens) {
+            added.push(serde_json::json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            }));
+        }
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        folder
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hydralora"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("HYDRALORA_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1");
+        command.env("HF_HUB_CACHE", self.path("shared"));
         command.env_remove("HYDRALORA_DATA_DIR");
         command
     }

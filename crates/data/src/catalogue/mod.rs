@@ -12,6 +12,7 @@ mod flan_v2;
 mod gsm8k;
 mod icliniq;
 mod lawyer_instruct;
+mod of_hub;
 mod t0;
 mod us_terms;
 
@@ -129,12 +130,23 @@ pub trait Fetch {
 }
 
 /// Finds the files of every named source of a recipe: below its `path` if it has one, else in
-/// `copies` (a folder of data sets), else by `fetch`.
+/// `copies` (a folder of data sets), else by `fetch`; and those of every data set of the hub. Relative
+/// paths are those of `base_dir`.
 ///
 /// # Errors
 /// [`Error::Unavailable`] with all that was tried.
-pub fn locate(config: &mut DataConfig, copies: Option<&Path>, fetch: &mut dyn Fetch) -> Result<()> {
+pub fn locate(
+    config: &mut DataConfig,
+    base_dir: &Path,
+    copies: Option<&Path>,
+    fetch: &mut dyn Fetch,
+) -> Result<()> {
     for source in config.train.iter_mut().chain(&mut config.valid) {
+        if source.located.is_empty()
+            && let Some(set) = source.of_hub(base_dir)
+        {
+            source.located = of_hub::find(source, &set, fetch)?;
+        }
         let named = source.path.as_os_str().is_empty().then(|| source.named()).flatten();
         if let Some(named) = named.filter(|_| source.located.is_empty()) {
             source.located = find_files(named, copies, fetch)?;
@@ -302,23 +314,42 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs_err::create_dir(folder.path().join("gsm8k")).unwrap();
         fs_err::write(folder.path().join("gsm8k/train.jsonl"), "{}").unwrap();
+        let here = Path::new("");
         let mut hub = Hub(vec!["main/train-0.parquet", "main/test-0.parquet"], "h".into(), vec![]);
         let mut config = DataConfig {
             train: vec![SourceConfig::of("gsm8k"), SourceConfig::of("dolly-15k")],
             ..DataConfig::default()
         };
         let mut offline = config.clone();
-        locate(&mut config, Some(folder.path()), &mut hub).unwrap();
+        locate(&mut config, here, Some(folder.path()), &mut hub).unwrap();
         assert_eq!(config.train[0].located, [folder.path().join("gsm8k/train.jsonl")]);
         assert_eq!(config.train[1].located, [PathBuf::from("h/databricks-dolly-15k.jsonl")]);
         assert!(hub.2[0].ends_with("databricks-dolly-15k.jsonl true"), "{:?}", hub.2);
-        locate(&mut offline, None, &mut hub).unwrap();
+        locate(&mut offline, here, None, &mut hub).unwrap();
         assert_eq!(offline.train[0].located, [PathBuf::from("h/main/train-0.parquet")]);
         assert_eq!(hub.2[1], "openai/gsm8k main main/train-0.parquet false");
         hub.0.clear();
         let mut none = DataConfig { train: vec![SourceConfig::of("gsm8k")], ..offline };
-        let error = locate(&mut none, None, &mut hub).unwrap_err().to_string();
+        let error = locate(&mut none, here, None, &mut hub).unwrap_err().to_string();
         assert!(error.contains("HYDRALORA_DATA_DIR is not set"), "{error}");
         assert!(error.contains("openai/gsm8k has no file"), "{error}");
+    }
+
+    #[test]
+    fn a_data_set_of_the_hub_is_found_by_its_id() {
+        let mut hub = Hub(vec!["default/train/0000.parquet"], "h".into(), vec![]);
+        let mut config =
+            DataConfig { train: vec![SourceConfig::new("org/set")], ..DataConfig::default() };
+        let here = Path::new("/nowhere");
+        assert_eq!(config.validate(here), []);
+        locate(&mut config, here, None, &mut hub).unwrap();
+        assert_eq!(config.train[0].located, [PathBuf::from("h/default/train/0000.parquet")]);
+        assert_eq!(hub.2, ["org/set refs/convert/parquet default/train/0000.parquet false"]);
+        assert_eq!(config.train[0].domain_name(), "set");
+        let mut other = SourceConfig { split: Some("tset".to_owned()), ..SourceConfig::new("a/b") };
+        other.name = Some("default".to_owned());
+        let mut config = DataConfig { train: vec![other], ..DataConfig::default() };
+        let error = locate(&mut config, here, None, &mut hub).unwrap_err().to_string();
+        assert!(error.contains("no split of it; expected one of train"), "{error}");
     }
 }

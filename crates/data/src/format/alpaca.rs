@@ -1,9 +1,12 @@
-//! `alpaca`: `{instruction, input?, output, system?}`.
+//! `alpaca`: `{instruction, input?, output, system?, history?}`.
 //!
+//! `history` is a list of earlier turns, each a pair of what the user and what the assistant said.
 //! The user says the instruction, followed by a line break and the input where that is not empty;
 //! the assistant says the output.
 
-use super::{FieldFault, Fields, Format};
+use serde_json::Value;
+
+use super::{FieldFault, Fields, Format, describe, known};
 use crate::record::{Body, Message};
 
 pub(super) struct Alpaca;
@@ -18,7 +21,7 @@ impl Format for Alpaca {
     }
 
     fn optional(&self) -> &'static [&'static str] {
-        &["input", "system"]
+        &["input", "system", "history", "thinking", "reasoning_content", "reasoning"]
     }
 
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault> {
@@ -34,10 +37,29 @@ impl Format for Alpaca {
         if let Some(system) = fields.optional_text("system")?.filter(|text| !text.is_empty()) {
             messages.push(Message::system(system));
         }
+        for [asked, answered] in history(fields)? {
+            messages.extend([Message::user(asked), Message::assistant(answered)]);
+        }
         messages.push(Message::user(user));
-        messages.push(Message::assistant(output));
+        messages.push(known::answer(fields, output)?);
         Ok(Body::Chat(messages))
     }
+}
+
+/// Earlier turns: a list of pairs, or JSON text of one.
+fn history(fields: &Fields<'_>) -> Result<Vec<[String; 2]>, FieldFault> {
+    let value = match fields.get("history") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) if text.trim().is_empty() => return Ok(Vec::new()),
+        Some(Value::String(text)) => {
+            serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into())
+        }
+        Some(value) => value.clone(),
+    };
+    serde_json::from_value(value.clone()).map_err(|_| {
+        let expected = "a list of pairs [what the user said, what the assistant said]";
+        FieldFault::new(&fields.full_name("history"), expected, describe(&value))
+    })
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //!
 //! `content` is a string, or a list of `{type: "text", text}` parts that are joined; an assistant
 //! that only calls tools may have none. Everything else in a message (`tool_calls`,
-//! `reasoning_content`, `name`) is kept for the chat template.
+//! `reasoning_content`, `name`) is kept for the chat template; `weight`, `train` and their like of 0 or
+//! false say that a turn is not trained.
 
 use serde_json::{Map, Value};
 
-use super::{FieldFault, Fields, Format, describe};
+use super::{FieldFault, Fields, Format, describe, known};
 use crate::record::{Body, Message};
 
 pub(super) struct Messages;
@@ -23,17 +24,26 @@ impl Format for Messages {
     }
 
     fn optional(&self) -> &'static [&'static str] {
-        &["role", "content"]
+        &["role", "content", "system"]
     }
 
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault> {
         let turns = fields.objects("messages")?;
-        turns.iter().map(message).collect::<Result<_, _>>().map(Body::Chat)
+        let mut messages = turns.iter().map(message).collect::<Result<Vec<_>, _>>()?;
+        if let Some(system) = fields.optional_text("system")?.filter(|text| !text.is_empty())
+            && messages.iter().all(|message| message.role != "system")
+        {
+            messages.insert(0, Message::system(system));
+        }
+        Ok(Body::Chat(messages))
     }
 }
 
 fn message(turn: &Fields<'_>) -> Result<Message, FieldFault> {
+    known::check_controls(turn)?;
     let role = turn.text("role")?;
+    // The older name of a tool's result.
+    let role = if role == "function" { "tool" } else { role };
     if !ROLES.contains(&role) {
         return Err(FieldFault::new(
             &turn.full_name("role"),

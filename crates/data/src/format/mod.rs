@@ -3,6 +3,7 @@
 mod alpaca;
 mod cloze;
 mod completion;
+pub(crate) mod known;
 mod messages;
 mod natural_instructions;
 mod prompt_response;
@@ -39,6 +40,9 @@ pub(crate) const TEMPLATE_LISTS: [&str; 2] = ["tools", "documents"];
 
 /// The field of a record with further arguments for its chat template, as TRL names it.
 pub(crate) const TEMPLATE_ARGUMENTS: &str = "chat_template_kwargs";
+
+/// The older name of a record's tools.
+const FUNCTIONS: &str = "functions";
 
 /// How one kind of record is read.
 pub(crate) trait Format: Sync {
@@ -124,6 +128,14 @@ pub(crate) fn detect(fields: &Fields<'_>) -> Result<&'static dyn Format, String>
     let mut automatic = FORMATS.iter().copied().filter(|format| format.automatic());
     automatic.find(|format| fits(*format, fields)).ok_or_else(|| {
         let found: Vec<&str> = fields.object.keys().map(String::as_str).collect();
+        if known::PREFERENCE.iter().all(|name| fields.object.contains_key(*name)) {
+            return format!(
+                "the first record has the fields [{}]: `chosen` and `rejected` are preference data, and \
+                 nothing here learns from a comparison; to train the chosen answers, map one, as in \
+                 `fields: {{response: chosen}}`, beside `prompt`",
+                found.join(", ")
+            );
+        }
         let needs: Vec<String> = FORMATS
             .iter()
             .filter(|format| format.automatic())
@@ -170,6 +182,11 @@ impl<'a> Fields<'a> {
     /// The file's name for a field.
     pub(crate) fn name(&self, field: &'a str) -> &'a str {
         self.names.get(field).map_or(field, String::as_str)
+    }
+
+    /// A name of the file with its place inside the record.
+    fn full_name_of(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// The file's name for a field, with its place inside the record.
@@ -258,6 +275,14 @@ impl<'a> Fields<'a> {
             Some(other) => {
                 let name = self.full_name(TEMPLATE_ARGUMENTS);
                 return Err(FieldFault::new(&name, options, describe(&other)));
+            }
+        }
+        // The older name of tools, with less around each.
+        if let Some(Value::Array(functions)) = parsed(FUNCTIONS, "a list of objects")? {
+            let tool = |function| serde_json::json!({"type": "function", "function": function});
+            let tools: Vec<Value> = functions.into_iter().map(tool).collect();
+            if !tools.is_empty() {
+                variables.insert(TEMPLATE_LISTS[0].to_owned(), Value::Array(tools));
             }
         }
         for name in TEMPLATE_LISTS {

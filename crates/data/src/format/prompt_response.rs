@@ -3,7 +3,7 @@
 //! The user says the prompt, the assistant the response, through the chat template; `completion`
 //! is the format for prompts that are taken as they are.
 
-use super::{FieldFault, Fields, Format};
+use super::{FieldFault, Fields, Format, known};
 use crate::record::{Body, Message};
 
 pub(super) struct PromptResponse;
@@ -18,7 +18,7 @@ impl Format for PromptResponse {
     }
 
     fn optional(&self) -> &'static [&'static str] {
-        &["system"]
+        &["system", "thinking", "reasoning_content", "reasoning"]
     }
 
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault> {
@@ -27,7 +27,7 @@ impl Format for PromptResponse {
             messages.push(Message::system(system));
         }
         messages.push(Message::user(fields.text("prompt")?));
-        messages.push(Message::assistant(fields.text("response")?));
+        messages.push(known::answer(fields, fields.text("response")?)?);
         Ok(Body::Chat(messages))
     }
 }

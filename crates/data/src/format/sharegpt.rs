@@ -1,11 +1,18 @@
 //! `sharegpt`: `{conversations: [{from, value}, …], system?}`.
 //!
-//! `from` is `human` or `user`, `gpt` or `assistant`, `system`, `tool` or `observation`.
+//! `from` is `human` or `user`, `gpt` or `assistant`, `system`, `tool` or `observation`, or
+//! `function_call`, an assistant that calls the tools which its value names in JSON. Turns with `role` and
+//! `content` are read too.
 
-use super::{FieldFault, Fields, Format};
+use serde_json::Value;
+
+use super::{FieldFault, Fields, Format, describe, known};
 use crate::record::{Body, Message};
 
 pub(super) struct ShareGpt;
+
+/// A turn of the assistant that calls tools.
+const CALLS: &str = "calls";
 
 const ROLES: &[(&str, &str)] = &[
     ("human", "user"),
@@ -15,6 +22,15 @@ const ROLES: &[(&str, &str)] = &[
     ("system", "system"),
     ("tool", "tool"),
     ("observation", "tool"),
+    ("function_response", "tool"),
+    ("function", "tool"),
+    ("chatgpt", "assistant"),
+    ("bing", "assistant"),
+    ("bard", "assistant"),
+    ("model", "assistant"),
+    ("bot", "assistant"),
+    ("function_call", CALLS),
+    ("tool_call", CALLS),
 ];
 
 impl Format for ShareGpt {
@@ -36,16 +52,42 @@ impl Format for ShareGpt {
             messages.push(Message::system(system));
         }
         for turn in fields.objects("conversations")? {
-            let from = turn.text("from")?;
+            known::check_controls(&turn)?;
+            let other = turn.get("from").is_none() && turn.get("role").is_some();
+            let [from_name, value_name] =
+                if other { ["role", "content"] } else { ["from", "value"] };
+            let from = turn.text(from_name)?;
             let Some((_, role)) = ROLES.iter().find(|(name, _)| *name == from) else {
                 let known: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
                 return Err(FieldFault::new(
-                    &turn.full_name("from"),
+                    &turn.full_name(from_name),
                     &format!("one of {}", known.join(", ")),
                     format!("\"{from}\""),
                 ));
             };
-            messages.push(Message::new(*role, turn.text("value")?));
+            let named = ["from", "value", "role", "content"];
+            if *role == CALLS {
+                let text = turn.text(value_name)?;
+                let calls = known::calls(text).ok_or_else(|| {
+                    let expected = "JSON of a call {name, arguments}, or of a list of them";
+                    let found = describe(&text.into());
+                    FieldFault::new(&turn.full_name(value_name), expected, found)
+                })?;
+                let mut message = known::calling(calls);
+                message.fields.extend(turn.others(&named));
+                messages.push(message);
+                continue;
+            }
+            let calls = turn.get("tool_calls").is_some();
+            let mut fields = turn.others(&named);
+            let text = match turn.get(value_name) {
+                None if calls => {
+                    fields.insert("content".to_owned(), Value::Null);
+                    ""
+                }
+                _ => turn.text(value_name)?,
+            };
+            messages.push(Message { fields, ..Message::new(*role, text) });
         }
         Ok(Body::Chat(messages))
     }

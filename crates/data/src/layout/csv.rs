@@ -4,8 +4,9 @@
 //! comma, tab and semicolon the header holds most of. All values are strings.
 
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value};
 
@@ -52,11 +53,13 @@ impl Layout for Csv {
         let compression = input.compression;
         let unread = Arc::new(AtomicUsize::new(0));
         let unclosed = Arc::new(AtomicUsize::new(0));
+        let escaped = Arc::new(Mutex::new(Vec::new()));
         let bounded = Bounded {
             reader: input.reader,
             unread: unread.clone(),
-            quotes: Quotes { separator, at: At::Start, line: 1, opened: 0 },
+            quotes: Quotes { separator, at: At::Start, before: 0, line: 1, opened: 0 },
             unclosed: unclosed.clone(),
+            escaped: escaped.clone(),
         };
         let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(bounded);
         let fault = |error: &csv::Error, line: usize| match error.kind() {
@@ -74,6 +77,9 @@ impl Layout for Csv {
             },
             csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
                 let line = pos.as_ref().map_or(line, |pos| pos.line() as usize);
+                if let Some(line) = first_escape(&escaped, line..=line, false) {
+                    return backslash(&path, line);
+                }
                 let message = format!(
                     "line {line}: expected {expected_len} fields as in the header, found {len}; \
                      fields that hold the separator or a line break need quotes"
@@ -106,6 +112,11 @@ impl Layout for Csv {
             unread.store(0, Relaxed);
             if !reader.read_byte_record(&mut row).map_err(|error| fault(&error, next_line))? {
                 return Ok(());
+            }
+            let lines = next_line..=(reader.position().line() as usize);
+            let open = unclosed.load(Relaxed) > 0;
+            if let Some(line) = first_escape(&escaped, lines, !open) {
+                return Err(backslash(&path, line));
             }
             if unclosed.load(Relaxed) > 0 {
                 let line = unclosed.load(Relaxed);
@@ -140,6 +151,32 @@ impl Layout for Csv {
     }
 }
 
+/// The most of these that are noted; one ends the reading in most files.
+const MOST_ESCAPES: usize = 1 << 16;
+
+/// Quotes behind a backslash in quoted fields: their lines, and whether they can be nothing but escaped.
+type Escapes = Arc<Mutex<Vec<(usize, bool)>>>;
+
+/// The first of them in these lines; of the certain ones only on request.
+fn first_escape(
+    escapes: &Escapes,
+    lines: std::ops::RangeInclusive<usize>,
+    certain: bool,
+) -> Option<usize> {
+    let escapes = escapes.lock().ok()?;
+    let wanted = |(line, sure): &&(usize, bool)| lines.contains(line) && (*sure || !certain);
+    escapes.iter().find(wanted).map(|(line, _)| *line)
+}
+
+/// The error of a quote that a backslash escapes, which would end its field.
+fn backslash(path: &Path, line: usize) -> Error {
+    let message = format!(
+        "line {line}: a quote inside a quoted field follows a backslash; CSV has no escapes, expected the \
+         quote twice (`\"\"`), as in RFC 4180"
+    );
+    Error::format(path, message)
+}
+
 /// What separates the fields.
 fn separator(input: &Input) -> u8 {
     if input.ending == "tsv" {
@@ -165,6 +202,7 @@ struct Bounded {
     quotes: Quotes,
     /// The line of the open quote; 0 while there is none at the end.
     unclosed: Arc<AtomicUsize>,
+    escaped: Escapes,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +215,14 @@ impl Read for Bounded {
         if self.unread.fetch_add(read, Relaxed) > MAX_RECORD_BYTES {
             return Err(io::Error::other(TooLong));
         }
-        buffer[..read].iter().for_each(|&byte| self.quotes.take(byte));
+        for &byte in &buffer[..read] {
+            if let Some(found) = self.quotes.take(byte)
+                && let Ok(mut escaped) = self.escaped.lock()
+                && escaped.len() < MOST_ESCAPES
+            {
+                escaped.push(found);
+            }
+        }
         if read == 0 && self.quotes.at == At::Quoted {
             self.unclosed.store(self.quotes.opened, Relaxed);
         }
@@ -199,14 +244,24 @@ enum At {
 struct Quotes {
     separator: u8,
     at: At,
+    /// The byte before the last quote in a quoted field.
+    before: u8,
     line: usize,
     /// The line of the last quote that began a field.
     opened: usize,
 }
 
 impl Quotes {
-    fn take(&mut self, byte: u8) {
+    /// Takes a byte; gives the line of a quote behind a backslash when what follows it is known.
+    fn take(&mut self, byte: u8) -> Option<(usize, bool)> {
         let ends = byte == self.separator || byte == b'\n' || byte == b'\r';
+        // Before more of the field it is escaped; before a separator it may end a text that ends in a
+        // backslash, and two may be one of the text.
+        let escaped = (self.at == At::Quote && self.before == b'\\')
+            .then_some((self.line, !ends && byte != b'"'));
+        if !(self.at == At::Quoted && byte == b'"') {
+            self.before = byte;
+        }
         self.at = match (self.at, byte) {
             (At::Start, b'"') => {
                 self.opened = self.line;
@@ -218,5 +273,6 @@ impl Quotes {
             _ => At::Plain,
         };
         self.line += usize::from(byte == b'\n');
+        escaped
     }
 }

@@ -201,6 +201,7 @@ pub(crate) struct Parsed {
     pub(crate) body: Body,
     pub(crate) domain: Option<String>,
     pub(crate) variables: Map<String, Value>,
+    pub(crate) unread: Vec<String>,
 }
 
 /// What a record says, with its own domain if a field for it is mapped.
@@ -224,10 +225,13 @@ pub(crate) fn parse(
             Body::Chat(_) => fields.variables()?,
             _ => Map::new(),
         };
-        Ok((body, domain, variables))
+        let unread = format::known::unread(&fields, format)?;
+        Ok((body, domain, variables, unread))
     });
     match parsed {
-        Ok((body, domain, variables)) => Ok(Parsed { location, body, domain, variables }),
+        Ok((body, domain, variables, unread)) => {
+            Ok(Parsed { location, body, domain, variables, unread })
+        }
         Err(fault) => Err(Error::Field {
             location: Box::new(location),
             field: fault.field,

@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
@@ -60,6 +61,13 @@ impl Layout for Parquet {
         let Some(reader) = opened else {
             return Err(damaged(0, "it cannot be opened".to_owned()));
         };
+        if let Some(codec) = unread_codec(&reader) {
+            let message = format!(
+                "a Parquet file whose columns are compressed with {codec}, which is not read; write it with \
+                 zstd, Snappy, gzip or LZ4"
+            );
+            return Err(Error::format(&path, message));
+        }
         // What the columns say of themselves, before the library makes room for it.
         let said = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
         let said = said.map(|column| u64::try_from(column.uncompressed_size()).unwrap_or(0));
@@ -87,6 +95,16 @@ impl Layout for Parquet {
         }
         Ok(())
     }
+}
+
+/// A compression of the file's columns that the library is built without.
+fn unread_codec(reader: &SerializedFileReader<std::fs::File>) -> Option<&'static str> {
+    let groups = reader.metadata().row_groups().iter();
+    groups.flat_map(|group| group.columns()).find_map(|column| match column.compression() {
+        Compression::BROTLI(_) => Some("Brotli"),
+        Compression::LZO => Some("LZO"),
+        _ => None,
+    })
 }
 
 /// The library's message without the word it begins with.

@@ -48,9 +48,7 @@ pub(super) fn build(now: i64) -> Result<Environment<'static>, Error> {
         environment.add_filter(name, methods::escape);
     }
     environment.add_filter("int", methods::int);
-    environment.add_filter("wordcount", |text: &str| {
-        text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count()
-    });
+    super::filters::add(&mut environment);
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
     environment
         .add_filter("string", |state: &State<'_, '_>, value: &Value| python_str(state, value));
@@ -84,13 +82,19 @@ fn add_tests(environment: &mut Environment<'static>) {
     environment.add_test("sequence", move |value: &Value| {
         matches!(
             kind(value),
-            ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
+            ValueKind::Undefined
+                | ValueKind::String
+                | ValueKind::Seq
+                | ValueKind::Map
+                // A list from its end.
+                | ValueKind::Iterable
         )
     });
     environment.add_test("number", move |value: &Value| {
         matches!(kind(value), ValueKind::Number | ValueKind::Bool)
     });
     environment.add_test("callable", |value: &Value| {
-        value.as_object().is_some() && value.kind() == ValueKind::Plain
+        // What is undefined can be called, and refuses then.
+        value.is_undefined() || value.as_object().is_some() && value.kind() == ValueKind::Plain
     });
 }

@@ -286,7 +286,7 @@ fn rsplit<'t>(text: &'t str, separator: Option<&str>, most: usize) -> Result<Vec
     Ok(parts)
 }
 
-fn lines(text: &str, ends: bool) -> Vec<&str> {
+pub(super) fn lines(text: &str, ends: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {

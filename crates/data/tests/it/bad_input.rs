@@ -111,8 +111,8 @@ fn unknown_fields_do_not_tell_a_format() {
 
 #[test]
 fn files_of_other_kinds_are_recognised() {
-    assert_snapshot!(message("x.jsonl", b"PK\x03\x04"), @"x.jsonl: the file is a zip archive; unpack it first");
-    assert_snapshot!(message("x.jsonl", b"<html>"), @"x.jsonl: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file that begins with `<`; plain text files need `format: text`");
+    assert_snapshot!(message("x.jsonl", b"PK\x03\x04"), @"x.jsonl: the file is a zip archive; unpack it first (a workbook of Excel is one too: save it as CSV)");
+    assert_snapshot!(message("x.jsonl", b"<html>"), @"x.jsonl: the file is a web page, as a download that was refused leaves; fetch the file itself");
     assert_snapshot!(message("x.bin", b"\0\x01\x02"), @"x.bin: expected JSON lines, a JSON array, CSV with a header that names the fields, or Parquet for format auto, found a file whose first bytes are no text; plain text files need `format: text`");
     assert_snapshot!(message("x.jsonl", b"\xff\xfe{\x00"), @r#"x.jsonl: the file is UTF-16; save it as UTF-8"#);
     assert_snapshot!(message("x.jsonl", b"\xff\xfe\0\0{\0\0\0"), @"x.jsonl: the file is UTF-32; save it as UTF-8");

@@ -186,6 +186,43 @@ fn faults_of_a_table_name_line_and_field() {
 }
 
 #[test]
+fn quotes_that_a_backslash_escapes_are_told_from_damage() {
+    let escaped = "a quote inside a quoted field follows a backslash";
+    for text in [
+        "question,answer\na,b\n\"say \\\"hi\\\" now\",c\n",
+        "question,answer\na,b\n\"ends in \\\"hi\\\"\",c\nd,e\n",
+        "question,answer\na,b\n\"one \\\", two\",c\n",
+    ] {
+        let error = message("x.csv", text.as_bytes());
+        assert!(error.starts_with("x.csv: line 3: ") && error.contains(escaped), "{text}{error}");
+    }
+    // A backslash is a character like any other.
+    let text = "question,answer\n\"C:\\dir\\\",\"a \\ \"\"b\"\"\"\n";
+    let records = read("x.csv", text.as_bytes()).unwrap();
+    let expected = Body::Chat(vec![
+        hydralora_data::Message::user("C:\\dir\\"),
+        hydralora_data::Message::assistant("a \\ \"b\""),
+    ]);
+    assert_eq!(bodies(&records), [expected]);
+}
+
+#[test]
+fn files_of_other_kinds_are_called_by_their_name() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    for (name, bytes, expected) in [
+        ("x.jsonl", pointer.as_bytes(), "Git LFS pointer"),
+        ("x.parquet", pointer.as_bytes(), "Git LFS pointer"),
+        ("x.arrow", b"ARROW1\0\0abc", "Arrow file"),
+        ("x.arrow", b"\xff\xff\xff\xff\x10\x03\0\0", "Arrow file"),
+        ("x.json", b"<!DOCTYPE html><html>", "web page"),
+        ("x.jsonl", b"PK\x03\x04abcd", "zip archive"),
+    ] {
+        let error = message(name, bytes);
+        assert!(error.contains(expected) && !error.contains("damaged"), "{error}");
+    }
+}
+
+#[test]
 fn absurdly_long_records_are_refused_without_being_held() {
     let long = vec![b'a'; 70 << 20];
     for (name, start) in [

@@ -27,7 +27,7 @@ fn records(name: &str, file: &str, content: &str) -> Vec<Record> {
     fs_err::create_dir_all(path.parent().unwrap()).unwrap();
     fs_err::write(&path, content).unwrap();
     let mut config = DataConfig { train: vec![SourceConfig::of(name)], ..DataConfig::default() };
-    locate(&mut config, Some(folder.path()), &mut Offline).unwrap();
+    locate(&mut config, Path::new(""), Some(folder.path()), &mut Offline).unwrap();
     read_source(&config.train[0], Path::new("")).unwrap().records
 }
 
@@ -161,11 +161,13 @@ fn names_that_are_not_known_or_not_there_are_explained() {
         "{error}"
     );
     config.train = vec![SourceConfig::of("gsm8k")];
-    let error = locate(&mut config, Some(folder.path()), &mut Offline).unwrap_err().to_string();
+    let error = locate(&mut config, Path::new(""), Some(folder.path()), &mut Offline)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("data source `gsm8k` cannot be had:\n  no file "), "{error}");
     assert!(error.ends_with("hub: offline"), "{error}");
     config.train = vec![SourceConfig::of("t0")];
-    let error = locate(&mut config, None, &mut Offline).unwrap_err().to_string();
+    let error = locate(&mut config, Path::new(""), None, &mut Offline).unwrap_err().to_string();
     assert!(error.contains("HYDRALORA_DATA_DIR is not set"), "{error}");
     assert!(error.contains("it is not on the hub as a file"), "{error}");
 }
@@ -192,7 +194,7 @@ fn copies_load_whole() {
         let mut config = config(&[]);
         config.train.push(SourceConfig { limit: Some(400), ..SourceConfig::of(named.name) });
         config.max_seq_len = 20_000;
-        if let Err(error) = locate(&mut config, Some(&copies), &mut Offline) {
+        if let Err(error) = locate(&mut config, Path::new(""), Some(&copies), &mut Offline) {
             hydralora_testing::skip("data", error);
             continue;
         }

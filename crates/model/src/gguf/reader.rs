@@ -3,6 +3,7 @@
 use super::value::{Array, Value, type_id};
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_RANK, SUPPORTED_FORMATS, kind, types};
 use crate::error::{Error, Result};
+use crate::pointer::lfs_pointer;
 use crate::weights::map::MappedFile;
 use hydralora_kernels::block::BlockFormat;
 use std::collections::HashSet;
@@ -168,6 +169,9 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn file(mut self) -> Result<GgufFile> {
+        if let Some(what) = lfs_pointer(self.bytes) {
+            return Err(self.error(what));
+        }
         if self.bytes.len() < MAGIC.len() || &self.bytes[..MAGIC.len()] != MAGIC {
             return Err(self.error("not a GGUF file: it does not start with `GGUF`"));
         }

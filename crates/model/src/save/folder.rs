@@ -16,11 +16,14 @@ use std::path::{Path, PathBuf};
 /// their folders cannot be told from a model that somebody put there.
 pub const FOLDER: Kind = Kind { name: "merged model", earlier: None };
 
-/// What generation starts from.
-const GENERATION: &str = "generation_config.json";
+/// Defaults of generation, where programs look for the tokens at which it stops.
+const GENERATION_FILE: &str = "generation_config.json";
+/// Those tokens, in it and in the configuration.
+const ENDS: &str = "eos_token_id";
+
 /// Files of a folder that stay as they are.
 const CARRIED: &[&str] = &[
-    GENERATION,
+    GENERATION_FILE,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -51,20 +54,24 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             None => None,
         };
         let mut config = carried.unwrap_or_else(|| saving.source.config.to_json(name));
-        if saving.unties() {
+        // What the configuration says may not be what its tensors are.
+        let own_head = !saving.source.config.tie_word_embeddings
+            && config.get("tie_word_embeddings") != Some(&json!(false));
+        if saving.unties() || own_head {
             untie(&mut config);
         }
         let grown = !saving.source.added.is_empty();
         if let Some(fields) = config.as_object_mut().filter(|_| grown) {
             fields.insert("vocab_size".to_owned(), json!(saving.source.config.vocab_size));
         }
+        add_ends(&mut config, saving.end_ids);
         write_json(&folder.join("config.json"), &config)?;
         match &from {
             // The files of its own tokenizer know nothing of added tokens.
             Some(from) if grown => {
-                let kept = from.join(GENERATION);
+                let kept = from.join(GENERATION_FILE);
                 if kept.is_file() {
-                    fs_err::copy(kept, folder.join(GENERATION))?;
+                    fs_err::copy(kept, folder.join(GENERATION_FILE))?;
                 }
                 saving.source.tokenizer.save(folder)?;
             }
@@ -75,6 +82,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
             }
             None => saving.source.tokenizer.save(folder)?,
         }
+        name_ends(&folder.join(GENERATION_FILE), saving)?;
         if let Some(template) = saving.chat_template {
             fs_err::write(folder.join("chat_template.jinja"), template)?;
         }
@@ -104,6 +112,46 @@ fn untie(config: &mut Value) {
     if let Some(fields) = config.as_object_mut() {
         fields.insert("tie_word_embeddings".to_owned(), json!(false));
     }
+}
+
+/// Adds the ids that `eos_token_id` does not name; one alone stays a number.
+fn add_ends(config: &mut Value, end_ids: &[u32]) {
+    let Some(fields) = config.as_object_mut() else { return };
+    let named = match fields.get(ENDS) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(id) => vec![id.clone()],
+    };
+    let new = end_ids.iter().map(|id| json!(id)).filter(|id| !named.contains(id));
+    let all: Vec<Value> = named.iter().cloned().chain(new).collect();
+    if all.len() > named.len() {
+        let value = if all.len() == 1 { all[0].clone() } else { Value::Array(all) };
+        fields.insert(ENDS.to_owned(), value);
+    }
+}
+
+/// Says in the defaults of generation where answers end; a model without such a file gets one where its
+/// configuration alone said something else.
+fn name_ends(path: &Path, saving: &Saving<'_>) -> Result<()> {
+    let known = &saving.source.config.eos_token_ids;
+    let new = saving.end_ids.iter().any(|id| !known.contains(id));
+    if !path.is_file() && !new {
+        return Ok(());
+    }
+    let mut settings: Value = match path.is_file() {
+        true => serde_json::from_slice(&hydralora_files::read(path)?)
+            .map_err(|fault| Error::Json { path: path.to_path_buf(), fault })?,
+        false => {
+            let bos = saving.source.tokenizer.bos().map(|(id, _)| id);
+            json!({"bos_token_id": bos, ENDS: known})
+        }
+    };
+    let before = settings.clone();
+    add_ends(&mut settings, saving.end_ids);
+    if settings == before && path.is_file() {
+        return Ok(());
+    }
+    write_json(path, &settings)
 }
 
 fn carried_config(path: &Path, dtype: &str) -> Result<Option<Value>> {

@@ -28,6 +28,7 @@ pub(super) fn write(saving: &Saving<'_>, out: &Path) -> Result<()> {
         Some(base) => carry_metadata(&mut writer, base, saving),
         None => fresh_metadata(&mut writer, saving)?,
     }
+    name_ends(&mut writer, base, saving);
     writer.metadata("general.file_type", Value::U32(file_type));
     if saving.format == BlockFormat::Q8_0
         && base.is_none_or(|base| base.get("general.quantization_version").is_none())
@@ -81,6 +82,30 @@ fn layout_fault(layout: &Layout, shape: &[usize]) -> Option<String> {
     let extent = |axis: usize| shape.get(axis).copied().unwrap_or(0);
     let rows = layout.rows.and_then(|order| order.fault(extent(0)));
     rows.or_else(|| layout.columns.and_then(|order| order.fault(extent(1))))
+}
+
+/// GGUF's names for tokens at which generation stops, beside that of the end of a text.
+const FURTHER_ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Says where answers end beside the end of a text: the format has a key for the end of a turn and one
+/// for that of a message. What the base says stays where it still holds.
+fn name_ends(writer: &mut GgufWriter<'_>, base: Option<&GgufFile>, saving: &Saving<'_>) {
+    let said = |key: &str| base.and_then(|base| base.u64(key).ok().flatten());
+    let kept: Vec<(&str, u64)> = FURTHER_ENDS
+        .iter()
+        .filter_map(|key| Some((*key, said(key)?)))
+        .filter(|(_, id)| saving.end_ids.iter().any(|end| u64::from(*end) == *id))
+        .collect();
+    let eos = saving.source.tokenizer.eos().map(|(id, _)| id);
+    let named = |id: u32| eos == Some(id) || kept.iter().any(|(_, kept)| *kept == u64::from(id));
+    let mut new = saving.end_ids.iter().copied().filter(|id| !named(*id));
+    for key in FURTHER_ENDS {
+        if !kept.iter().any(|(kept, _)| *kept == key)
+            && let Some(id) = new.next()
+        {
+            writer.metadata(key.to_owned(), Value::U32(id));
+        }
+    }
 }
 
 fn carry_metadata(writer: &mut GgufWriter<'_>, base: &GgufFile, saving: &Saving<'_>) {

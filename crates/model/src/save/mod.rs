@@ -31,6 +31,9 @@ pub struct Saving<'a> {
     pub format: BlockFormat,
     /// Chat template to write instead of the model's own.
     pub chat_template: Option<&'a str>,
+    /// Tokens at which answers end, the most important first; those that the model's files do not
+    /// name are added to what they name.
+    pub end_ids: &'a [u32],
     /// Name to write into the file's metadata.
     pub name: &'a str,
     /// Gives what to write for the tensor of a Hugging Face name, `f32` in its own shape.

@@ -7,6 +7,7 @@ use super::{CONFIG_FILE, Extras, Special, TOKENIZER_FILE, Tokenizer, guarded, mi
 use super::{from_sentence_piece, from_tekken};
 use crate::config::token_ids;
 use crate::error::{Error, Result};
+use crate::pointer::lfs_pointer;
 use serde_json::Value;
 use std::path::Path;
 
@@ -84,6 +85,9 @@ pub(super) fn read(folder: &Path, config_end_ids: &[u32]) -> Result<Tokenizer> {
         return Err(Error::MissingTokenizer { folder: folder.to_path_buf(), message });
     };
     let bytes = hydralora_files::read(&path)?;
+    if let Some(what) = lfs_pointer(&bytes) {
+        return Err(Error::malformed(&path, what));
+    }
     let Read { inner, bos: own_bos, eos: own_eos, add_bos: own_add_bos } = read(&path, &bytes)?;
     let config_path = folder.join(CONFIG_FILE);
     let special_path = folder.join(SPECIAL_TOKENS_FILE);

@@ -67,7 +67,7 @@ pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
         return Err(source.fault(message));
     }
     let mut end_ids: Vec<u32> = Vec::new();
-    for role in ["eos", "eot"] {
+    for role in ["eos", "eot", "eom"] {
         end_ids.extend(source.special(role)?.map(|(id, _)| id));
     }
     let extras = Extras {

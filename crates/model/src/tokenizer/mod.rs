@@ -28,7 +28,7 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Its special tokens and chat template.
 const CONFIG_FILE: &str = "tokenizer_config.json";
 /// Tokens that end a turn in the chat templates of the supported families.
-const END_OF_TURN: &[&str] =
+pub const END_OF_TURN: &[&str] =
     &["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
 /// A special token: its id and its text.
@@ -47,9 +47,13 @@ pub struct Tokenizer {
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
+    /// Those of `end_ids` that no template names.
+    text_end_ids: Vec<u32>,
     end_ids: Vec<u32>,
     add_bos: bool,
     chat_template: Option<String>,
+    /// Texts of special tokens.
+    special: Vec<String>,
 }
 
 /// What a file says beside the vocabulary itself.
@@ -101,6 +105,9 @@ impl Tokenizer {
             (eos, _) => eos,
         };
         end_ids.extend(eos.as_ref().map(|(id, _)| *id));
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        let text_end_ids = end_ids.clone();
         let template = extras.chat_template.as_deref().unwrap_or_default();
         let in_template = END_OF_TURN.iter().filter(|token| template.contains(**token));
         end_ids.extend(in_template.filter_map(|token| inner.token_to_id(token)));
@@ -112,6 +119,12 @@ impl Tokenizer {
             let first = encoded.and_then(|encoded| encoded.get_ids().first().copied());
             extras.bos.as_ref().is_some_and(|(id, _)| first == Some(*id))
         });
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let special =
+            added.values().filter(|token| token.special && !token.content.trim().is_empty());
+        let mut special: Vec<String> = special.map(|token| token.content.clone()).collect();
+        // The longest that fits counts.
+        special.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
@@ -123,9 +136,11 @@ impl Tokenizer {
             bos: extras.bos,
             eos,
             pad: extras.pad,
+            text_end_ids,
             end_ids,
             add_bos,
             chat_template: extras.chat_template,
+            special,
         })
     }
 
@@ -216,6 +231,41 @@ impl Tokenizer {
     /// those with which the chat template ends a turn.
     pub fn end_ids(&self) -> &[u32] {
         &self.end_ids
+    }
+
+    /// Those of them at which any text ends, by the configuration, in ascending order. Where answers
+    /// end that a chat template writes is `hydralora_run::ends`' to say.
+    pub fn text_end_ids(&self) -> &[u32] {
+        &self.text_end_ids
+    }
+
+    /// Whether a token is one that was added to the vocabulary to be recognised whole, as those that
+    /// end a turn are; the ones that begin and end a text count too.
+    pub fn is_added(&self, id: u32) -> bool {
+        let marks = [&self.bos, &self.eos, &self.pad];
+        marks.iter().any(|mark| mark.as_ref().is_some_and(|(mark, _)| *mark == id))
+            || self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+
+    /// Where special tokens are written out in a text, in bytes.
+    pub fn special_in(&self, text: &str) -> Vec<Range<usize>> {
+        let mut first = [false; 256];
+        for token in &self.special {
+            first[usize::from(token.as_bytes()[0])] = true;
+        }
+        let (bytes, mut found, mut at) = (text.as_bytes(), Vec::new(), 0);
+        while let Some(next) = bytes[at..].iter().position(|byte| first[usize::from(*byte)]) {
+            at += next;
+            let fits = |token: &&String| bytes[at..].starts_with(token.as_bytes());
+            match self.special.iter().find(fits) {
+                Some(token) => {
+                    found.push(at..at + token.len());
+                    at += token.len();
+                }
+                None => at += 1,
+            }
+        }
+        found
     }
 
     /// Whether the model expects every text to begin with its first token.

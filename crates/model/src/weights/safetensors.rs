@@ -1,6 +1,7 @@
 //! Headers of safetensors files and the index of sharded ones.
 
 use crate::error::{Error, Result};
+use crate::pointer::lfs_pointer;
 use hydralora_kernels::block::BlockFormat;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use std::collections::BTreeMap;
@@ -20,6 +21,9 @@ pub(super) struct Stored {
 
 /// The tensors of a file, sorted by name.
 pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Vec<Stored>> {
+    if let Some(what) = lfs_pointer(bytes) {
+        return Err(Error::malformed(path, what));
+    }
     let (header, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| describe(&error, bytes, path))?;
     let start = LENGTH_BYTES + header;

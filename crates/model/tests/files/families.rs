@@ -166,7 +166,8 @@ fn a_gguf_file_is_the_same_model() {
         as_files_imply(&mut config);
         let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
         let expected = logits(&decoder, batch);
-        let identity = ModelIdentity { name: name.clone(), fingerprint: String::new() };
+        let (reference, fingerprint) = (String::new(), String::new());
+        let identity = ModelIdentity { name: name.clone(), reference, fingerprint };
         let source =
             ModelSource { config: config.clone(), weights, tokenizer, identity, added: Vec::new() };
         let saving = Saving {
@@ -175,6 +176,7 @@ fn a_gguf_file_is_the_same_model() {
             edit: &|_, tensor: Tensor| tensor,
             format: BlockFormat::F32,
             chat_template: None,
+            end_ids: &[],
             untie: false,
         };
         let written = scratch.path().join(format!("{name}-written.gguf"));

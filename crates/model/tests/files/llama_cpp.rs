@@ -34,6 +34,7 @@ fn saving(source: &ModelSource) -> Saving<'_> {
         edit: &|_, tensor: Tensor| tensor,
         format: BlockFormat::F32,
         chat_template: None,
+        end_ids: &[],
         untie: false,
     }
 }

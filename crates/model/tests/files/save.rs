@@ -18,7 +18,7 @@ fn saving<'a>(
     format: BlockFormat,
     edit: &'a dyn Fn(&str, Tensor) -> Tensor,
 ) -> Saving<'a> {
-    Saving { source, format, chat_template: None, name: "again", edit, untie: false }
+    Saving { source, format, chat_template: None, end_ids: &[], name: "again", edit, untie: false }
 }
 
 fn logits(source: &ModelSource) -> Vec<f64> {

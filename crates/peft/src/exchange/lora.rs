@@ -292,6 +292,11 @@ fn even_out(sites: &mut BTreeMap<Site, Pair>, scales: &BTreeMap<Site, f64>) -> (
     (rank, scale)
 }
 
+/// The last part of a model's path or id.
+fn last_name(name: &str) -> &str {
+    name.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default()
+}
+
 /// Reads several LoRAs that were trained on the same base.
 ///
 /// # Errors
@@ -315,9 +320,10 @@ pub fn read_loras(folders: &[PathBuf]) -> Result<Vec<Lora>> {
                 return Err(differ(other, "base models", show(a), show(b)));
             }
             (Some(_), Some(_)) => {}
+            // A folder may lie elsewhere, and a hub's model in a folder, under the same last name.
             _ if !first.base_model.is_empty()
                 && !other.base_model.is_empty()
-                && first.base_model != other.base_model =>
+                && last_name(&first.base_model) != last_name(&other.base_model) =>
             {
                 let quoted = |name: &str| format!("`{name}`");
                 let (a, b) = (quoted(&first.base_model), quoted(&other.base_model));

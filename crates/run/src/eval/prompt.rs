@@ -1,6 +1,7 @@
 //! From a question and examples to what the model reads.
 
 use super::error::{Error, Result};
+use crate::start_ids;
 use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -94,7 +95,21 @@ impl Reader<'_> {
         let (bos, eos) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
         let none = Map::new();
         let variables = prompt.conversation.as_ref().map_or(&none, |asked| &asked.variables);
-        Ok(template.render_with(&prompt.messages(), variables, true, &bos, &eos)?)
+        let messages = prompt.messages();
+        let messages = template.adapt(&messages, variables, &bos, &eos);
+        Ok(template.render_with(&messages, variables, true, &bos, &eos)?)
+    }
+
+    /// Refuses to put the prompts of a task through a chat template, which would score something else.
+    ///
+    /// # Errors
+    /// If they were to be.
+    pub(crate) fn refuse_template(&self, task: &str, why: &str) -> Result<()> {
+        if self.template.is_none() {
+            return Ok(());
+        }
+        let message = format!("`{task}` {why}; score it without, or in a run of its own");
+        Err(Error::Option { option: "apply-chat-template", message })
     }
 
     /// Between a prompt and the answers that are compared; nothing behind a chat template.
@@ -108,13 +123,7 @@ impl Reader<'_> {
     /// # Errors
     /// If the text cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer.encode(text)?;
-        if let Some((bos, written)) = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
-            && (ids.first() != Some(&bos) || !text.starts_with(written))
-        {
-            ids.insert(0, bos);
-        }
-        Ok(ids)
+        Ok(start_ids(self.tokenizer, text)?)
     }
 
     /// Token ids of a context and of what continues it, encoded together: spaces at the context's

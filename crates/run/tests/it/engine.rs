@@ -166,7 +166,12 @@ fn texts_written_together_are_those_written_alone() {
         };
         engine.write(&requests, &mut take).unwrap();
         for (request, found) in requests.iter().zip(&found) {
-            let generator = Generator { decoder: &model.decoder, tokenizer, adapter };
+            let generator = Generator {
+                decoder: &model.decoder,
+                tokenizer,
+                adapter,
+                end_ids: tokenizer.end_ids(),
+            };
             let mut cache = model.decoder.new_cache();
             let asked = Request {
                 prompt: &request.prompt,

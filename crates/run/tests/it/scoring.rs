@@ -188,6 +188,7 @@ fn loss_and_exact_read_any_file_of_records() {
             decoder: &model.decoder,
             tokenizer: &model.source.tokenizer,
             adapter: &NoAdapter,
+            end_ids: model.source.tokenizer.end_ids(),
         };
         let prompt = reader(&model).encode("Once upon a time").unwrap();
         let mut cache = model.decoder.new_cache();

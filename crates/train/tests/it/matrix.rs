@@ -283,6 +283,8 @@ fn train(
         config: &config,
         metadata: &metadata,
         fingerprint: "the same",
+        continues: None,
+        settings: &Value::Null,
         folder: Some(folder),
         stop: &stop,
     };

@@ -1,10 +1,11 @@
 //! Recipes as a plan needs them: read, checked, counted and hashed without loading weights.
 
+use crate::plan::open_source;
 use crate::recipe::{Recipe, read_method, set};
 use crate::sources;
 use hydralora_kernels::DType;
 use hydralora_model::{ModelConfig, ModelIdentity, ModelSource};
-use hydralora_peft::{Fault, MethodOptions, count};
+use hydralora_peft::{Fault, INIT_FROM, MethodOptions, count, io};
 use hydralora_run::eval::tasks;
 use hydralora_study::host::{Recipes, Resolved};
 use hydralora_study::{Error, Result};
@@ -44,11 +45,9 @@ impl Known {
         if let Some(opened) = self.bases.borrow().get(spec) {
             return Ok(opened.clone());
         }
-        let fault =
-            |error: hydralora_model::Error| Error::bad(format!("model.path: {spec}: {error}"));
-        let path = hydralora_model::hub::resolve(spec, &mut |line| crate::ui::tell(line))
-            .map_err(fault)?;
-        let ModelSource { config, identity, .. } = ModelSource::open(&path).map_err(fault)?;
+        let opened = open_source(spec);
+        let ModelSource { config, identity, .. } =
+            opened.map_err(|error| Error::bad(format!("model.path: {spec}: {error:#}")))?;
         let opened = Rc::new(Opened { config, identity });
         self.bases.borrow_mut().insert(spec.to_owned(), opened.clone());
         Ok(opened)
@@ -118,7 +117,11 @@ fn method(recipe: &Value) -> Result<Option<Box<dyn MethodOptions>>> {
         return Ok(None);
     }
     let mut faults = Vec::new();
-    let found = read_method(recipe.get("method"), &mut faults);
+    let mut section = recipe.get("method").cloned();
+    if let Some(Value::Object(options)) = &mut section {
+        options.remove(INIT_FROM);
+    }
+    let found = read_method(section.as_ref(), &mut faults);
     if faults.is_empty() { Ok(found.map(|(_, options)| options)) } else { Err(told(&faults)) }
 }
 
@@ -154,16 +157,20 @@ impl Known {
 
 impl Recipes for Known {
     fn set(&self, recipe: &mut Value, key: &str, value: &Value) -> Result<()> {
-        set(recipe, key, value.clone()).map_err(|message| Error::bad(format!("{key}: {message}")))
+        match set(recipe, key, value.clone()) {
+            Ok(_) => Ok(()),
+            Err(message) => Err(Error::bad(format!("{key}: {message}"))),
+        }
     }
 
     fn resolve(&self, recipe: &Value, folder: &Path) -> Result<Resolved> {
         let mut recipe = Recipe::from_value(recipe, folder).map_err(|faults| told(&faults))?;
-        // As `train` takes it: relative to where the command is run.
+        // Cells lie elsewhere.
         if let Ok(path) = Path::new(&recipe.model.path).canonicalize() {
             recipe.model.path = path.display().to_string();
         }
-        sources::locate(&mut recipe.data).map_err(|error| Error::bad(format!("{error:#}")))?;
+        sources::locate(&mut recipe.data, folder)
+            .map_err(|error| Error::bad(format!("{error:#}")))?;
         let files = self.data_files(&recipe)?;
         let opened = self.base(&recipe.model.path)?;
         self.check_fit(&recipe, &opened)?;
@@ -181,8 +188,10 @@ impl Recipes for Known {
                 // The name of the file gives the domain where nothing else does.
                 noted["domain"] = json!(source.domain_name());
                 noted.as_object_mut().map(|noted| noted.remove("path"));
-                if !source.path.as_os_str().is_empty() {
-                    source.path = absolute(&base.join(&source.path))?;
+                // A data set of the hub is no path.
+                let path = base.join(&source.path);
+                if !source.path.as_os_str().is_empty() && path.exists() {
+                    source.path = absolute(&path)?;
                 }
             }
         }
@@ -199,6 +208,10 @@ impl Recipes for Known {
             compared.push(self.sha256(path)?);
         }
         identity["data"]["overlap_check"] = json!(compared);
+        if let Some(adapter) = &mut recipe.init_from {
+            *adapter = absolute(adapter)?;
+            identity["method"][INIT_FROM] = json!(self.sha256(&io::stored_tensors(adapter))?);
+        }
         let resolved = with_auto(recipe.resolved(), recipe.auto_experts);
         let base = [opened.identity.name.clone(), opened.identity.fingerprint.clone()];
         Ok(Resolved { recipe: resolved, identity, base, files })

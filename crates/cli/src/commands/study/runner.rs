@@ -311,7 +311,8 @@ impl Runner for Children<'_> {
                 let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
                 Error::file(&recipe_path, faults.join("; "))
             })?;
-            sources::locate(&mut recipe.data).map_err(|error| Error::bad(format!("{error:#}")))?;
+            sources::locate(&mut recipe.data, folder)
+                .map_err(|error| Error::bad(format!("{error:#}")))?;
             let mut files = Vec::new();
             for source in recipe.data.train.iter().chain(&recipe.data.valid) {
                 files.extend(source.files(folder).map_err(|error| Error::bad(error.to_string()))?);

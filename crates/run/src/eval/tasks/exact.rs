@@ -1,7 +1,7 @@
 //! Written answers compared with the right ones, over any file of prompts and answers.
 //!
 //! `--tasks exact:FILE`, in any of the formats that training reads: the last answer of a record is
-//! asked for, greedily, and compared without surrounding spaces (`none`), and also in lower case
+//! asked for, greedily, and compared without reasoning and surrounding spaces (`none`), and also in lower case
 //! without punctuation and repeated spaces (`normalised`). Where no answer of the file has a line
 //! break, writing ends at the first one.
 
@@ -11,7 +11,7 @@ use crate::eval::prompt::{Conversation, Prompt, Reader};
 use crate::eval::task::{
     Answer, Family, Info, Item, Metric, Opened, Score, Settings, Task, Work, hex, object,
 };
-use hydralora_data::{Body, SourceConfig, read_source};
+use hydralora_data::{Body, SourceConfig, read_source, without_reasoning};
 use serde_json::json;
 use std::path::Path;
 
@@ -102,7 +102,7 @@ fn records(path: &Path) -> Result<Vec<Item>> {
             record: json!({"row": record.row}),
             prompt,
             work: Work::Whole(Vec::new()),
-            target: target.trim().to_owned(),
+            target: without_reasoning(&target).trim().to_owned(),
         });
     }
     Ok(items)
@@ -129,7 +129,8 @@ impl Task for Exact {
     }
 
     fn score(&self, item: &Item, answer: &Answer) -> Result<Vec<Score>> {
-        let text = answer.texts().first().map_or("", String::as_str).trim();
+        let text = answer.texts().first().map_or("", String::as_str);
+        let text = without_reasoning(text).trim();
         let normalised = plain(text);
         Ok(vec![
             Score::of(text == item.target, text),

@@ -44,7 +44,12 @@ impl Family for HumanEvalFamily {
         "HumanEval: programs run against their tests (needs --allow-code-execution)"
     }
 
-    fn open(&self, name: &str, settings: &Settings, _: &Reader<'_>) -> Result<Opened> {
+    fn open(&self, name: &str, settings: &Settings, reader: &Reader<'_>) -> Result<Opened> {
+        reader.refuse_template(
+            name,
+            "continues a program, and an answer in a conversation is no continuation: it explains, or \
+             stands in a code fence",
+        )?;
         if !settings.allow_code_execution {
             return Err(Error::Option {
                 option: "allow-code-execution",

@@ -34,6 +34,7 @@ impl Family for MmluPpl {
     }
 
     fn open(&self, name: &str, settings: &Settings, reader: &Reader<'_>) -> Result<Opened> {
+        reader.refuse_template(name, "compares whole texts, of which none is an answer")?;
         settings.examples(name, 0, 0)?;
         if reader.template.is_some() {
             return Err(Error::Option {

@@ -4,6 +4,7 @@ use super::{Case, Model, model};
 use hydralora_kernels::DType;
 use hydralora_peft::io::Metadata;
 use hydralora_train::{Ending, Event, Outcome, Result, Run, Sink, TrainConfig, finished, fit};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,8 @@ fn go(
         config,
         metadata: &metadata,
         fingerprint: "the same",
+        continues: None,
+        settings: &Value::Null,
         folder: Some(folder),
         stop: &stop,
     };

@@ -33,7 +33,9 @@ fn folded(model: &Model, plan: &MergePlan<'_>) -> Vec<f64> {
     let source = &model.source;
     let format = BlockFormat::F32;
     let (name, untie) = ("merged", plan.unties());
-    Saving { source, format, chat_template: None, name, edit: &edit, untie }.folder(&out).unwrap();
+    Saving { source, format, chat_template: None, end_ids: &[], name, edit: &edit, untie }
+        .folder(&out)
+        .unwrap();
     let written = ModelSource::open(&out).unwrap();
     let decoder = Decoder::load(&written.config, &written.weights, DType::F64).unwrap();
     Model { source: written, decoder, dataset: model.dataset.clone() }.logits(&NoAdapter)
