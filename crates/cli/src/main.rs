@@ -15,7 +15,6 @@ mod failure;
 mod features;
 mod grown;
 mod in_force;
-mod keys;
 mod memory;
 mod output;
 mod plan;

@@ -363,6 +363,8 @@ impl Plan {
             config: &self.recipe.train,
             metadata: &self.metadata,
             fingerprint: "",
+            continues: None,
+            settings: &serde_json::Value::Null,
             folder: None,
             stop: &AtomicBool::new(false),
         };

@@ -11,7 +11,6 @@ mod place;
 mod sections;
 
 use crate::failure::bad_input;
-use crate::keys;
 use anyhow::Context;
 use hydralora_data::{ChatTemplate, DataConfig};
 use hydralora_kernels::DType;

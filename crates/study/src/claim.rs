@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -21,6 +22,10 @@ use std::time::{Duration, Instant, SystemTime};
 const CLAIMS: &str = "claims";
 /// Heartbeats in the time after which a claim without one is dead.
 const BEATS: u32 = 6;
+/// How often a claim is tried that somebody else's end of work gets in the way of.
+const TRIES: usize = 5;
+/// Beginning of the name of claims that have been put away.
+const SPENT: &str = ".claims-";
 
 /// Who holds a cell.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,6 +141,17 @@ impl Observer {
     /// # Errors
     /// If the claim cannot be written.
     pub fn claim(&mut self, folder: &Path) -> Result<Option<Claim>> {
+        for _ in 0..TRIES {
+            match self.try_claim(folder) {
+                // Whoever was done with the cell has put the claims away between two steps here.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                tried => return tried,
+            }
+        }
+        self.try_claim(folder)
+    }
+
+    fn try_claim(&mut self, folder: &Path) -> Result<Option<Claim>> {
         let next = match highest(folder)? {
             None => 1,
             Some((number, path)) => match self.judge(&path)? {
@@ -229,7 +245,12 @@ impl Claim {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.stop();
         if holds(&self.folder, &self.holder.token)? {
-            let _ = fs::remove_dir_all(self.folder.join(CLAIMS));
+            // Put away in one step: removed one by one, a claim that somebody makes meanwhile would go
+            // with them.
+            let spent = self.folder.join(format!("{SPENT}{}", self.holder.token));
+            if fs::rename(self.folder.join(CLAIMS), &spent).is_ok() {
+                let _ = fs::remove_dir_all(&spent);
+            }
         }
         Ok(())
     }
@@ -368,6 +389,35 @@ mod tests {
             claim.finish().unwrap();
             assert_eq!(highest(folder.path()).unwrap(), None);
         }
+    }
+
+    /// Claims come and go as fast as they can: nobody stumbles over another's end of work, and no two
+    /// hold the cell at once.
+    #[test]
+    fn an_end_of_work_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let holders = std::sync::atomic::AtomicUsize::new(0);
+        let ended: usize = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut ended = 0;
+                        for _ in 0..200 {
+                            let claim = Observer::new(LONG).claim(folder.path()).unwrap();
+                            let Some(claim) = claim else { continue };
+                            assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                            holders.fetch_sub(1, Ordering::SeqCst);
+                            claim.finish().unwrap();
+                            ended += 1;
+                        }
+                        ended
+                    })
+                })
+                .collect();
+            tries.into_iter().map(|one| one.join().unwrap()).sum()
+        });
+        assert!(ended > 0);
+        assert!(names_in(folder.path()).unwrap().is_empty());
     }
 
     #[test]

@@ -101,6 +101,9 @@ pub trait Runner: Sync {
     /// # Errors
     /// With what has changed.
     fn check(&self, folder: &Path, cell: &CellFile) -> Result<()>;
+    /// Waits for a command of an earlier attempt that may still work in the folder `run`: its worker has
+    /// died, and it is about to save and to end.
+    fn wait_for(&self, run: &Path);
     /// Says something to people.
     fn say(&self, line: &str);
 }

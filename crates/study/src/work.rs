@@ -558,7 +558,10 @@ impl Worker<'_> {
         }
         earlier.sort();
         match earlier.pop() {
-            Some((_, last)) if last != name => rename(&folder.join(last), &folder.join(&name))?,
+            Some((_, last)) if last != name => {
+                self.runner.wait_for(&folder.join(&last));
+                rename(&folder.join(last), &folder.join(&name))?
+            }
             Some(_) => {}
             None => make_folder(&folder.join(&name))?,
         }

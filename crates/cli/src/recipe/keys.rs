@@ -4,18 +4,46 @@ use super::ModelSection;
 use hydralora_data::{DataConfig, SourceConfig};
 use hydralora_peft::{INIT_FROM, methods};
 use hydralora_train::TrainConfig;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde::de::value::Error;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
+use serde::forward_to_deserialize_any;
+use serde_json::{Map, Value};
 
 /// Options of the `method` section that are not the method's own.
 pub(super) const OF_EVERY_METHOD: [&str; 2] = ["name", INIT_FROM];
 
+/// Asks a type for the names of its fields and gives it nothing.
+struct Names<'a>(&'a mut Map<String, Value>);
+
+impl<'de> Deserializer<'de> for Names<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+        Err(Error::custom("only names are asked for"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.0.extend(fields.iter().map(|&name| (name.to_owned(), Value::Null)));
+        self.deserialize_any(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
 /// The fields that `T` is read from, those among them that are written only where they are used.
 fn of<T: DeserializeOwned>() -> Map<String, Value> {
-    // Its parser says what it would have taken: "unknown field `?`, expected one of `a`, `b`".
-    let said = serde_json::from_value::<T>(json!({"?": null})).err().map(|error| error.to_string());
-    let said = said.unwrap_or_default();
-    said.split('`').skip(3).step_by(2).map(|name| (name.to_owned(), Value::Null)).collect()
+    let mut known = Map::new();
+    // Nothing can come of it but an error.
+    let _ = T::deserialize(Names(&mut known));
+    known
 }
 
 /// Those of `model`.
@@ -55,6 +83,7 @@ pub(super) fn sections() -> [(&'static str, Vec<String>); 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn every_field_is_found() {
@@ -69,7 +98,7 @@ mod tests {
             assert!(written.iter().all(|key| known.contains_key(key)), "{known:?} {written:?}");
             assert!(!known.contains_key("?"));
         }
-        for rare in ["thinking", "template_arguments"] {
+        for rare in ["thinking", "template_arguments", "turns", "special_tokens"] {
             assert!(of_data().contains_key(rare));
         }
         assert!(!of_source().contains_key("located"));

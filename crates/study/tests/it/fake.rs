@@ -130,6 +130,8 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
+    fn wait_for(&self, _: &Path) {}
+
     fn say(&self, line: &str) {
         self.said.lock().unwrap().push(line.to_owned());
     }

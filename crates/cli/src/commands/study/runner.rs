@@ -6,6 +6,7 @@ use crate::args::{Global, spelling};
 use crate::recipe::Recipe;
 use crate::sources;
 use crate::ui::say;
+use hydralora_files::Lock;
 use hydralora_study::host::{Ended, Job, Runner, Scored};
 use hydralora_study::result::{
     CurvePoint, DomainLoss, Energy, EvaluationPoint, Gates, Losses, Measured, Validated,
@@ -334,6 +335,16 @@ impl Runner for Children<'_> {
         match checked.bases.get(spec) {
             Some(found) if cell.identity["base"] == json!(found) => Ok(()),
             _ => Err(changed(Path::new(spec), "the base model has changed")),
+        }
+    }
+
+    fn wait_for(&self, run: &Path) {
+        let until = Instant::now() + GRACE;
+        let busy = || {
+            Lock::folder(run).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+        };
+        while busy() && Instant::now() < until {
+            std::thread::sleep(POLL);
         }
     }
 
