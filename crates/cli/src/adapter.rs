@@ -38,7 +38,8 @@ pub(crate) fn folder(text: &str) -> Result<PathBuf, String> {
 
 /// Whether a folder is an adapter's, or a model's that was trained whole.
 fn holds_adapter(path: &Path) -> bool {
-    [CONFIG_FILE, METADATA_FILE].iter().any(|file| path.join(file).is_file())
+    // Of whatever kind they are: whoever reads them says what is wrong with them.
+    [CONFIG_FILE, METADATA_FILE].iter().any(|file| path.join(file).symlink_metadata().is_ok())
 }
 
 /// The base model of an adapter: `given`, or where that is left out, the one its files name.

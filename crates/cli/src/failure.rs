@@ -78,6 +78,7 @@ fn of_adapter(error: &hydralora_peft::Error) -> u8 {
             _ => 1,
         },
         hydralora_peft::Error::Model(error) => of_model(error),
+        hydralora_peft::Error::NonFinite { .. } => 1,
         _ => 2,
     }
 }

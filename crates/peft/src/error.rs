@@ -45,6 +45,14 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// Weights hold a number that is not finite, so that they are not written.
+    #[error("{path}: `{name}` holds a number that is not finite; nothing was written", path = path.display())]
+    NonFinite {
+        /// The file that would have been written.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// The method's name is not known.
     #[error("unknown method `{name}`; expected one of {known}")]
     UnknownMethod {

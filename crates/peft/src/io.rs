@@ -12,16 +12,20 @@ use crate::tuned::Tuned;
 use hydralora_files::{Kind, Proof, expect_file, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Site, SiteShape};
-use hydralora_model::{AddedToken, ModelConfig, lfs_pointer};
+use hydralora_model::{ModelConfig, lfs_pointer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+
+mod metadata;
+
+use metadata::write_metadata;
+pub use metadata::{METADATA_FILE, Metadata, TEMPLATE_FILE, read_metadata};
 
 /// PEFT's configuration file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -31,16 +35,6 @@ pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 pub const MODEL_FILE: &str = "model.safetensors";
 /// The tensor file of older programs, a pickle.
 pub const PICKLED_FILE: &str = "adapter_model.bin";
-/// What an adapter was trained with.
-pub const METADATA_FILE: &str = "hydralora.json";
-/// What other trainers leave of the tokenizer; it may hold the chat template.
-const TOKENIZER_FILE: &str = "tokenizer_config.json";
-/// The chat template, where the Hugging Face tools look for it.
-pub const TEMPLATE_FILE: &str = "chat_template.jinja";
-
-/// The files of a tokenizer beside an adapter that adds tokens.
-const TOKENIZER_FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
-
 /// How builds that left no list of a folder's files are known to have written an adapter.
 const PROOF: Proof = Proof {
     file: METADATA_FILE,
@@ -69,31 +63,6 @@ const ALWAYS_BUILT: usize = 1 << 22;
 
 /// The prefix PEFT puts before a base model's names.
 pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
-
-/// What an adapter was trained with.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metadata {
-    /// Version of hydralora that wrote the folder.
-    pub version: String,
-    /// Name of the base model.
-    pub base_model: String,
-    /// Fingerprint of the base model's weights and configuration; empty where nobody knows it.
-    pub base_fingerprint: String,
-    /// The chat template's source, if records were put through one.
-    pub chat_template: Option<String>,
-    /// Arguments of the chat template, such as `enable_thinking`; answers are asked for with the same
-    /// ones.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub template_arguments: Map<String, Value>,
-    /// Text of the tokens that end an answer.
-    pub end_tokens: Vec<String>,
-    /// Tokens that were added to the base model's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub added_tokens: Vec<AddedToken>,
-    /// The files of the tokenizer with them, by name; beside `hydralora.json`, not in it.
-    #[serde(skip)]
-    pub tokenizer: Vec<(String, Arc<[u8]>)>,
-}
 
 /// An adapter read from a folder.
 pub struct LoadedAdapter {
@@ -188,24 +157,9 @@ pub(crate) fn save_parts(
 fn check_finite(folder: &Path, tensors: &TensorMap) -> Result<()> {
     match tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
         None => Ok(()),
-        Some((name, _)) => Err(Error::Malformed {
-            path: folder.join(TENSOR_FILE),
-            message: format!("`{name}` holds a number that is not finite; nothing was written"),
-        }),
-    }
-}
-
-fn write_metadata(folder: &Path, metadata: &Metadata) -> Result<()> {
-    // What names no base model is not worth a file of its own.
-    if !metadata.base_fingerprint.is_empty() {
-        write(&folder.join(METADATA_FILE), &pretty(metadata))?;
-    }
-    for (name, bytes) in &metadata.tokenizer {
-        write(&folder.join(name), bytes)?;
-    }
-    match &metadata.chat_template {
-        Some(template) => write(&folder.join(TEMPLATE_FILE), template.as_bytes()),
-        None => Ok(()),
+        Some((name, _)) => {
+            Err(Error::NonFinite { path: folder.join(TENSOR_FILE), name: name.clone() })
+        }
     }
 }
 
@@ -588,54 +542,6 @@ fn options_of(
     match refuse_unknown(&config, &options.to_peft()) {
         faults if faults.is_empty() => Ok(options),
         faults => Err(malformed(faults)),
-    }
-}
-
-/// What the adapter in `folder` was trained with, if it says so: in our own file, or else in the
-/// template and the tokenizer's configuration that other trainers leave beside an adapter. Those name no
-/// base model, so that its fingerprint is empty.
-///
-/// # Errors
-/// If a file is there but malformed.
-pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
-    let path = folder.join(METADATA_FILE);
-    if path.exists() {
-        let mut metadata: Metadata = read_json(&path)?;
-        if !metadata.added_tokens.is_empty() {
-            for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
-                let path = folder.join(name);
-                let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
-                metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
-            }
-        }
-        return Ok(Some(metadata));
-    }
-    let path = folder.join(TOKENIZER_FILE);
-    let tokenizer: Map<String, Value> = if path.exists() { read_json(&path)? } else { Map::new() };
-    let path = folder.join(TEMPLATE_FILE);
-    let chat_template = match path.exists() {
-        true => Some(fs::read_to_string(&path).map_err(|error| naming(&path, &error))?),
-        false => named_template(tokenizer.get("chat_template")),
-    };
-    let eos = tokenizer.get("eos_token");
-    let eos = eos.and_then(|eos| eos.as_str().or_else(|| eos.get("content")?.as_str()));
-    let found = Metadata {
-        chat_template,
-        end_tokens: eos.map(str::to_owned).into_iter().collect(),
-        ..Metadata::default()
-    };
-    Ok((found != Metadata::default()).then_some(found))
-}
-
-/// A template, or that called `default` in a list of named ones.
-fn named_template(value: Option<&Value>) -> Option<String> {
-    match value? {
-        Value::String(template) => Some(template.clone()),
-        Value::Array(named) => {
-            let of = |name: &str| named.iter().find(|entry| entry["name"] == name);
-            of("default")?["template"].as_str().map(str::to_owned)
-        }
-        _ => None,
     }
 }
 

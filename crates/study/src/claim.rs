@@ -248,8 +248,11 @@ impl Claim {
             // Put away in one step: removed one by one, a claim that somebody makes meanwhile would go
             // with them.
             let spent = self.folder.join(format!("{SPENT}{}", self.holder.token));
-            if fs::rename(self.folder.join(CLAIMS), &spent).is_ok() {
-                let _ = fs::remove_dir_all(&spent);
+            let put_away = fs::rename(self.folder.join(CLAIMS), &spent).is_ok();
+            // Somebody may just be making a file in there.
+            let mut left = put_away;
+            for _ in 0..TRIES {
+                left = left && fs::remove_dir_all(&spent).is_err();
             }
         }
         Ok(())

@@ -33,6 +33,8 @@ pub enum Error {
     },
     #[error("step {step}: the gradient of `{name}` is not finite; training stopped, {kept}")]
     NonFiniteGradient { step: usize, name: String, kept: String },
+    #[error("step {step}: `{name}` is not finite any more; training stopped, {kept}")]
+    NonFiniteWeights { step: usize, name: String, kept: String },
     #[error("{path}: {message}", path = path.display())]
     Checkpoint { path: PathBuf, message: String },
     #[error("{message}")]

@@ -229,7 +229,8 @@ pub fn fit(
                 progress.best_loss = Some(found.loss);
                 progress.evaluations_since_best = 0;
                 if let Some(folder) = run.folder {
-                    save_adapter(&folder.join("best"), tuned, run, &mut notes, sink)?;
+                    save_adapter(&folder.join("best"), tuned, run, &mut notes, sink)
+                        .map_err(|error| of_step(error, progress.step, run))?;
                 }
             } else {
                 progress.evaluations_since_best += 1;
@@ -250,7 +251,8 @@ pub fn fit(
             && let Some(folder) = run.folder
         {
             let path = checkpoint::folder_of(folder, progress.step);
-            let kept = checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites)?;
+            let saved = checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites);
+            let kept = saved.map_err(|error| of_step(error, progress.step, run))?;
             notes.set_aside(kept, sink)?;
             for note in checkpoint::prune(folder, config.keep_checkpoints)? {
                 notes.add(note, sink)?;
@@ -351,7 +353,8 @@ pub fn fit(
         return Ok(outcome(ending, &progress, evaluation));
     }
     if let Some(folder) = run.folder {
-        save_adapter(&folder.join("adapter"), tuned, run, &mut notes, sink)?;
+        save_adapter(&folder.join("adapter"), tuned, run, &mut notes, sink)
+            .map_err(|error| of_step(error, progress.step, run))?;
     }
     // Of a run that lacked its adapter alone.
     if evaluation.is_none() && !run.dataset.valid.is_empty() {
@@ -426,6 +429,16 @@ fn save_adapter(
 ) -> Result<()> {
     notes.set_aside(set_aside(folder, &io::TRAINED)?, sink)?;
     Ok(io::save(folder, tuned, run.metadata, &run.decoder.sites())?)
+}
+
+/// Weights that a step spoilt are what became of that step, rather than of a file.
+fn of_step(error: Error, step: usize, run: &Run<'_>) -> Error {
+    match error {
+        Error::Adapter(hydralora_peft::Error::NonFinite { name, .. }) => {
+            Error::NonFiniteWeights { step, name, kept: kept(run.folder) }
+        }
+        other => other,
+    }
 }
 
 /// File and record of each example of a batch.

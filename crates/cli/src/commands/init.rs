@@ -6,7 +6,7 @@ use crate::recipe::relative;
 use crate::schema;
 use crate::ui::{result, say};
 use anyhow::Context;
-use hydralora_peft::methods;
+use hydralora_peft::{INIT_FROM, methods};
 use hydralora_train::TrainConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -91,7 +91,11 @@ fn recipe(arguments: &InitArguments) -> anyhow::Result<String> {
     if let Some(domains) = defaults.get_mut(DOMAINS) {
         *domains = arguments.data.iter().filter_map(|path| domain_of(path)).collect();
     }
-    options(&mut out, &defaults, of_method.unwrap_or(&Value::Null))?;
+    let of_method = of_method.unwrap_or(&Value::Null);
+    if of_method["properties"].get(INIT_FROM).is_some() {
+        defaults.insert(INIT_FROM.to_owned(), Value::Null);
+    }
+    options(&mut out, &defaults, of_method)?;
     out += "\ntrain:\n";
     options(&mut out, &TrainConfig::default(), &schema["properties"]["train"])?;
     let _ = write!(out, "\noutput: {}\n", yaml(&format!("runs/{name}"))?);

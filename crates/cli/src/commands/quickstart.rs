@@ -14,7 +14,8 @@ use hydralora_files::mark::MARK_FILE;
 use hydralora_files::{Kind, replace_folder, write_file};
 use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::methods;
-use hydralora_run::{Generator, Request, Sampling, ends};
+use hydralora_run::ends::{self, AnswerEnd};
+use hydralora_run::{Generator, Request, Sampling};
 use hydralora_train::report::{self, Answers};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, read_metrics};
 use serde_json::{Value, json};
@@ -32,8 +33,10 @@ pub(crate) const SAMPLE: &[(&str, &str)] = &[
     ("translation", include_str!("../../../../data/sample/translation.jsonl")),
 ];
 
-/// For a base model that brings no chat template.
-const FALLBACK_TEMPLATE: &str = "chatml";
+/// For a base model that brings no chat template: the first whose special tokens its vocabulary has.
+const FALLBACK_TEMPLATES: [&str; 2] = ["chatml", "alpaca"];
+/// Needs no token of its own.
+const LAST_RESORT: &str = "plain";
 
 /// What the folder is.
 const FOLDER: Kind = Kind { name: "quickstart", earlier: None };
@@ -258,7 +261,10 @@ fn train_one(
     let train_on = SAMPLE.iter().map(|(domain, _)| {
         json!({"path": format!("data/{domain}.jsonl"), "format": "alpaca", "domain": domain})
     });
-    let template = base.template()?.is_none().then_some(FALLBACK_TEMPLATE);
+    let template = match base.template()? {
+        None => Some(fallback_template(&base)?.0),
+        Some(_) => None,
+    };
     let recipe = json!({
         "model": {"path": arguments.model},
         "data": {
@@ -294,6 +300,18 @@ fn train_one(
     }
 }
 
+/// A template for a base model without one, by name and as such.
+fn fallback_template(base: &Base) -> anyhow::Result<(&'static str, ChatTemplate)> {
+    for name in FALLBACK_TEMPLATES {
+        let template = ChatTemplate::builtin(name)?;
+        let end = ends::answer_end(base.tokenizer(), &template)?;
+        if !matches!(end, Some(AnswerEnd::NoToken(_))) {
+            return Ok((name, template));
+        }
+    }
+    Ok((LAST_RESORT, ChatTemplate::builtin(LAST_RESORT)?))
+}
+
 /// The rank whose LoRA on the same layers comes closest in parameters.
 fn lora_rank_of_equal_size(base: &Base, hydra: &Value) -> anyhow::Result<usize> {
     let size = |name: &str, options: &Value| -> anyhow::Result<usize> {
@@ -316,7 +334,7 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
     const LONGEST: usize = 40;
     let template = match base.template()? {
         Some(template) => template,
-        None => ChatTemplate::builtin(FALLBACK_TEMPLATE)?,
+        None => fallback_template(base)?.1,
     };
     let end_ids = ends::end_ids(base.tokenizer(), Some(&template), &[], &[])?;
     let (decoder, tokenizer) = (&base.decoder, base.tokenizer());

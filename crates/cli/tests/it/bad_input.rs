@@ -271,20 +271,28 @@ fn methods_that_do_not_go_together_are_refused() {
 #[test]
 fn a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint() {
     let place = Place::new();
-    let arguments = [
-        "train",
-        "recipe.yaml",
-        "--quiet",
-        "--set",
-        "train.learning_rate=1e38",
-        "--set",
-        "train.save_every=1",
-        "--set",
-        "train.warmup_steps=2",
-        "--set",
-        "train.eval_every=0",
-    ];
-    let ran = place.run(&arguments);
+    let train = |warmup: &str| {
+        place.run(&[
+            "train",
+            "recipe.yaml",
+            "--quiet",
+            "--set",
+            "train.learning_rate=1e38",
+            "--set",
+            "train.save_every=1",
+            "--set",
+            warmup,
+            "--set",
+            "train.eval_every=0",
+        ])
+    };
+    // At once so far off that the weights cannot be saved.
+    let ran = train("train.warmup_steps=2");
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    for part in ["step 1: `", "is not finite any more; training stopped"] {
+        assert!(ran.stderr.contains(part), "{part:?} is missing in\n{}", ran.stderr);
+    }
+    let ran = train("train.warmup_steps=7");
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     for part in ["step ", "not finite", "training stopped"] {
         let inf = part == "not finite" && ran.stderr.contains("the loss is");

@@ -441,8 +441,8 @@ fn a_refused_resume_names_what_changed() {
     let place = Place::new();
     place.succeed(&["train", "recipe.yaml", "--quiet", "--set", "train.max_steps=4"]);
     for (value, expected) in [
-        ("train.learning_rate=0.02", "train.learning_rate: was 0.01, is 0.02"),
-        ("data.max_seq_len=64", "data.max_seq_len: was 128, is 64"),
+        ("train.learning_rate=0.02", "train.learning_rate was 0.01 and is 0.02 now"),
+        ("data.max_seq_len=64", "data.max_seq_len was 128 and is 64 now"),
     ] {
         // The refusal is about the run as it began, whatever was tried since.
         let recipe = place.read("run/recipe.yaml");
@@ -462,7 +462,11 @@ fn a_refused_resume_names_what_changed() {
     let colours = place.read("colours.jsonl").replace("blue", "grey");
     place.write("colours.jsonl", &colours);
     let ran = place.run(&["train", "recipe.yaml", "--resume", "--set", "train.max_steps=4"]);
-    assert!(ran.code == Some(2) && ran.stderr.contains("give other tokens"), "{}", ran.stderr);
+    assert!(
+        ran.code == Some(2) && ran.stderr.contains("training data are others"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

@@ -27,7 +27,10 @@ fn quickstart_compares_two_methods_of_equal_size() {
     assert!(place.path("qs/hydralora/adapter/adapter_model.safetensors").exists());
     assert!(place.path("qs/lora/adapter/adapter_model.safetensors").exists());
     let records = place.read("qs/hydralora/data.json") + &place.read("qs/hydralora/recipe.yaml");
-    assert!(records.contains("qs/data/law.jsonl") && !records.contains(".tmp"), "{records}");
+    assert!(
+        records.contains("qs/data/law.jsonl") && !records.contains("hydralora.tmp"),
+        "{records}"
+    );
     // It stays until another one is whole.
     let before = all_below(&place.path("qs"));
     let ran = place.run(&arguments);

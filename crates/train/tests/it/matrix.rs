@@ -654,7 +654,11 @@ fn wrong_options_are_named() {
     );
     says(faults("lora", json!({"init_lora_weights": "rlora"})), &["several heads"]);
     says(faults("hydralora", json!({"init_lora_weights": "pissa"})), &["single pair"]);
-    says(faults("lora", json!({"init_lora_weights": "olora"})), &["init_lora_weights", "pissa"]);
+    says(
+        faults("lora", json!({"init_lora_weights": "olora"})),
+        &["init_lora_weights", "did you mean"],
+    );
+    says(faults("lora", json!({"init_lora_weights": "svd"})), &["init_lora_weights", "pissa"]);
     says(faults("full", json!({"freeze_embedings": true})), &["`freeze_embeddings`"]);
     says(faults("full", json!({"targets": []})), &["method.targets"]);
 }
