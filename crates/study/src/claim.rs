@@ -223,6 +223,11 @@ impl Claim {
         Ok(Self { folder, path, number, holder, shared, heart: Some(heart) })
     }
 
+    /// Whether a file or folder of that name in a cell is of claims.
+    pub(crate) fn is_of(name: &str) -> bool {
+        name == CLAIMS || name.starts_with(SPENT)
+    }
+
     /// How many claims there have been, this one included.
     pub fn number(&self) -> u64 {
         self.number
@@ -245,6 +250,10 @@ impl Claim {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.stop();
         if holds(&self.folder, &self.holder.token)? {
+            // Others' that were put away and left by a process that died.
+            for name in names_in(&self.folder)?.iter().filter(|name| name.starts_with(SPENT)) {
+                let _ = fs::remove_dir_all(self.folder.join(name));
+            }
             // Put away in one step: removed one by one, a claim that somebody makes meanwhile would go
             // with them.
             let spent = self.folder.join(format!("{SPENT}{}", self.holder.token));

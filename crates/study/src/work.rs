@@ -96,6 +96,8 @@ struct Board<'a> {
     unscorable: HashSet<String>,
     observer: Observer,
     pruned: HashSet<usize>,
+    /// Cells in which nothing of a dead worker is left.
+    tidied: HashSet<String>,
 }
 
 /// Works until nothing is left to do, or it is asked to stop.
@@ -132,6 +134,7 @@ pub fn work(
         unscorable: HashSet::new(),
         observer: Observer::new(options.stale_after),
         pruned: HashSet::new(),
+        tidied: HashSet::new(),
         cells,
     });
     let counts = [const { AtomicUsize::new(0) }; 3];
@@ -231,8 +234,11 @@ impl Board<'_> {
         let mut held = false;
         for index in self.cells.clone() {
             let id = self.plan.cells[index].id.clone();
-            let Some(task) = self.task(index)? else { continue };
             let folder = self.store.folder(&id);
+            let Some(task) = self.task(index)? else {
+                self.tidy(&id, &folder)?;
+                continue;
+            };
             if let Some(claim) = self.observer.claim(&folder)? {
                 // Somebody may have ended it between the look and the claim.
                 self.states.remove(&id);
@@ -250,6 +256,22 @@ impl Board<'_> {
         // What waits for a choice goes on when the cells that decide it are done by others.
         held = held || self.others_work()?;
         Ok(if held && wait { Next::Wait } else { Next::End })
+    }
+
+    /// Removes once what a worker left in a cell that died after its result was there.
+    fn tidy(&mut self, id: &str, folder: &Path) -> Result<()> {
+        if self.tidied.contains(id) || !matches!(self.state(id)?, State::Trained(..)) {
+            return Ok(());
+        }
+        let left = names_in(folder)?.iter().any(|name| Claim::is_of(name) || is_attempt(name));
+        if left {
+            // Held by somebody, it is in good hands.
+            let Some(claim) = self.observer.claim(folder)? else { return Ok(()) };
+            clean(folder)?;
+            claim.finish()?;
+        }
+        self.tidied.insert(id.to_owned());
+        Ok(())
     }
 
     /// Whether some cell that is not done is held by somebody, and something here waits for it.
@@ -435,13 +457,7 @@ impl Worker<'_> {
                     ..self.empty_result(&cell, claim.number())
                 };
                 self.store.publish(&result)?;
-                for spent in SPENT {
-                    let _ = fs::remove_dir_all(folder.join(RUN).join(spent));
-                }
-                // What a command wrote that did not know yet that its cell had been taken over.
-                for name in names_in(&folder)?.iter().filter(|name| name.starts_with("run-")) {
-                    let _ = fs::remove_dir_all(folder.join(name));
-                }
+                clean(&folder)?;
                 claim.finish()?;
                 self.counts[0].fetch_add(1, Ordering::SeqCst);
                 let loss = valid.map_or(String::new(), |loss| format!("  held-out loss {loss:.4}"));
@@ -567,6 +583,24 @@ impl Worker<'_> {
         }
         Ok(name)
     }
+}
+
+/// Whether a name in a cell's folder is that of work under way.
+fn is_attempt(name: &str) -> bool {
+    let number = |stem| name.strip_prefix(stem)?.strip_prefix('-')?.parse::<u64>().ok();
+    [RUN, SCORE].into_iter().any(|stem| number(stem).is_some())
+}
+
+/// Removes what a trained cell does not need any more, and what a command wrote that did not know yet
+/// that its cell had been taken over.
+fn clean(folder: &Path) -> Result<()> {
+    for spent in SPENT {
+        let _ = fs::remove_dir_all(folder.join(RUN).join(spent));
+    }
+    for name in names_in(folder)?.iter().filter(|name| is_attempt(name)) {
+        let _ = fs::remove_dir_all(folder.join(name));
+    }
+    Ok(())
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

@@ -72,6 +72,29 @@ fn cells_are_trained_once_and_only_the_chosen_are_scored() {
     assert_eq!(new, 18);
 }
 
+/// A worker may die when its cell's result is there and its traces are too.
+#[test]
+fn what_a_dead_worker_left_in_a_cell_that_is_done_is_cleared_away() {
+    let place = place();
+    let (store, plan, _) = planned(STUDY, &place.path().join("s")).unwrap();
+    worked(&store, &plan, &FakeRunner::default(), &options(2)).unwrap();
+    let id = &plan.cells[0].id;
+    let result = fs::read(store.file(id, RESULT)).unwrap();
+    let traces = ["claims", ".claims-1", "run-3", "score-2", "run/checkpoints"];
+    for folder in traces {
+        fs::create_dir_all(store.file(id, folder)).unwrap();
+        fs::write(store.file(id, folder).join("000001.json"), "{\"host\"").unwrap();
+    }
+    fs::write(store.file(id, "run-of-mine.txt"), "kept").unwrap();
+    let again = worked(&store, &plan, &FakeRunner::default(), &options(2)).unwrap();
+    assert_eq!((again.trained, again.scored), (0, 0));
+    for folder in traces {
+        assert!(!store.file(id, folder).exists(), "{folder}");
+    }
+    assert!(store.file(id, "run-of-mine.txt").exists());
+    assert_eq!(fs::read(store.file(id, RESULT)).unwrap(), result);
+}
+
 #[test]
 fn a_report_is_written_whole_and_partial() {
     let place = place();
