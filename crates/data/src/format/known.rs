@@ -155,7 +155,8 @@ pub(super) fn check_controls(turn: &Fields<'_>) -> Result<(), FieldFault> {
         let Some(value) = turn.get(name) else { continue };
         let number = value.as_f64().is_some_and(|number| number == 0.0 || number == 1.0);
         // A mask of true hides in some data and shows in others.
-        if !number && !(value.is_boolean() && name != "mask") {
+        let names = value.is_boolean() && name != "mask";
+        if !(number || names) {
             let expected = match name {
                 "mask" => "0 for a turn that is not trained, or 1; or `train: false` instead",
                 _ => "0 or false for a turn that is not trained, 1 or true for one that is",
