@@ -5,6 +5,7 @@ use crate::start_ids;
 use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::Tokenizer;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// A conversation that is to be answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Prompt {
     /// The question to answer.
     pub question: String,
     /// Between a question and its answer.
-    pub answer_delimiter: &'static str,
+    pub answer_delimiter: Cow<'static, str>,
     /// A conversation that takes the place of all of this, for records that are one.
     pub conversation: Option<Conversation>,
 }
@@ -37,7 +38,7 @@ impl Prompt {
             description: String::new(),
             shots: Vec::new(),
             question: question.into(),
-            answer_delimiter: "",
+            answer_delimiter: "".into(),
             conversation: None,
         }
     }
@@ -113,7 +114,7 @@ impl Reader<'_> {
     }
 
     /// Between a prompt and the answers that are compared; nothing behind a chat template.
-    pub fn delimiter(&self, delimiter: &'static str) -> &'static str {
+    pub fn delimiter<'a>(&self, delimiter: &'a str) -> &'a str {
         if self.template.is_some() { "" } else { delimiter }
     }
 
@@ -194,7 +195,7 @@ mod tests {
             description: "About sums.\n\n".to_owned(),
             shots: vec![("1+1?".to_owned(), "2".to_owned()), ("1+2?".to_owned(), "3".to_owned())],
             question: "2+2?".to_owned(),
-            answer_delimiter: " ",
+            answer_delimiter: " ".into(),
             conversation: None,
         };
         assert_eq!(prompt.text(), "About sums.\n\n1+1? 2\n\n1+2? 3\n\n2+2?");

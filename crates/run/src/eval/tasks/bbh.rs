@@ -266,7 +266,7 @@ impl Source {
             description: worked.description.clone(),
             shots: examples.collect::<Result<_>>()?,
             question: String::new(),
-            answer_delimiter: if thinks { "" } else { " " },
+            answer_delimiter: if thinks { "" } else { " " }.into(),
             conversation: None,
         };
         let original = questions.len();

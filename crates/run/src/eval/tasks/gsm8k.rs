@@ -83,7 +83,7 @@ impl Family for Gsm8kFamily {
                         description: String::new(),
                         shots: examples.collect(),
                         question: problem.prompt(),
-                        answer_delimiter: " ",
+                        answer_delimiter: " ".into(),
                         conversation: None,
                     },
                     work: Work::Write {

@@ -373,7 +373,7 @@ impl Subject {
             ),
             shots: shots_of.collect(),
             question: String::new(),
-            answer_delimiter: " ",
+            answer_delimiter: " ".into(),
             conversation: None,
         };
         let original = questions.len();
@@ -385,7 +385,7 @@ impl Subject {
                 record: question.record(),
                 prompt: Prompt { question: question.prompt(), ..prompt.clone() },
                 work: Work::Choices {
-                    delimiter: " ",
+                    delimiter: " ".into(),
                     choices: LETTERS.map(str::to_owned).to_vec(),
                 },
                 target: LETTERS[question.answer].to_owned(),
