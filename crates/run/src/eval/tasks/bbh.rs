@@ -267,7 +267,7 @@ impl Source {
             shots: examples.collect::<Result<_>>()?,
             question: String::new(),
             answer_delimiter: if thinks { "" } else { " " }.into(),
-            conversation: None,
+            ..Prompt::default()
         };
         let original = questions.len();
         let limit = settings.limit.unwrap_or(usize::MAX);

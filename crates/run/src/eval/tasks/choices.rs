@@ -186,11 +186,16 @@ fn text_of(name: &str, value: &Value) -> Result<String, String> {
     text(name, value).map(str::to_owned)
 }
 
-/// A JSON value in words.
+/// A JSON value in words; of a long text its beginning.
 fn kind(value: &Value) -> String {
+    const SHOWN: usize = 60;
     match value {
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "an object".to_owned(),
+        Value::String(text) => match text.char_indices().nth(SHOWN) {
+            Some((end, _)) => json!(format!("{}…", &text[..end])).to_string(),
+            None => value.to_string(),
+        },
         other => other.to_string(),
     }
 }
@@ -284,11 +289,8 @@ impl Options {
         }
         let Some(&(chosen, how)) = found.first() else {
             let last = count - 1;
-            let letters = (b'A' + (last as u8).min(25)) as char;
-            let shown = match value {
-                Value::String(text) => format!("`{text}`"),
-                other => kind(other),
-            };
+            let letters = (b'A' + last.min(25) as u8) as char;
+            let shown = kind(value);
             return Err(format!(
                 "`{name}` is {shown}, which names none of the {count} options; expected 0 to {last}, A to \
                  {letters}, a label, or an option's text"
@@ -297,8 +299,9 @@ impl Options {
         match found.iter().find(|(other, _)| *other != chosen) {
             None => Ok(chosen),
             Some((other, why)) => Err(format!(
-                "`{name}` is {value}, which is {how} of option {chosen} and {why} of option {other}, counted \
-                 from 0; write the option's text or its index so that it names one"
+                "`{name}` is {}, which is {how} of option {chosen} and {why} of option {other}, counted \
+                 from 0; write the option's text or its index so that it names one",
+                kind(value)
             )),
         }
     }
@@ -319,7 +322,7 @@ fn distinct(name: &str, what: &str, texts: &[String]) -> Result<(), String> {
         if let Some(first) = texts[..at].iter().position(|earlier| earlier == text) {
             return Err(format!(
                 "`{name}`: {what} {first} and {at}, counted from 0, are both {}; expected each once",
-                json!(text)
+                kind(&json!(text))
             ));
         }
     }
@@ -384,7 +387,7 @@ impl Choices {
                     shots: drawn.into_iter().map(of).collect(),
                     question: question.text.clone(),
                     answer_delimiter: question.delimiter.clone().into(),
-                    conversation: None,
+                    ..Prompt::default()
                 },
                 work: Work::Choices {
                     delimiter: question.delimiter.clone().into(),
@@ -561,7 +564,7 @@ mod tests {
             ),
             (json!({"prompt": "?", "choices": ["x", "y"], "answer": -1}), "expected 0 to 1"),
             (json!({"prompt": "?", "choices": ["x", "y"], "answer": 0.5}), "expected 0 to 1"),
-            (json!({"prompt": "?", "choices": ["x", "y"], "answer": "C"}), "`answer` is `C`"),
+            (json!({"prompt": "?", "choices": ["x", "y"], "answer": "C"}), "`answer` is \"C\""),
             (json!({"prompt": "?", "choices": ["x", "y"], "answer": [0]}), "`answer` is a list"),
             (json!({"prompt": "?", "choices": ["x", "y"], "answer": true}), "`answer` is true"),
             (

@@ -84,7 +84,7 @@ impl Family for Gsm8kFamily {
                         shots: examples.collect(),
                         question: problem.prompt(),
                         answer_delimiter: " ".into(),
-                        conversation: None,
+                        ..Prompt::default()
                     },
                     work: Work::Write {
                         stops: STOPS.map(str::to_owned).to_vec(),

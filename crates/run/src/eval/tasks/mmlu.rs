@@ -374,7 +374,7 @@ impl Subject {
             shots: shots_of.collect(),
             question: String::new(),
             answer_delimiter: " ".into(),
-            conversation: None,
+            ..Prompt::default()
         };
         let original = questions.len();
         let asked = questions.into_iter().take(settings.limit.unwrap_or(usize::MAX));

@@ -149,32 +149,37 @@ fn words(text: &str) -> Vec<String> {
     parts.filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// The lengths of the longest common subsequences of all beginnings, `[a + 1, b + 1]` in rows.
-fn lengths(a: &[String], b: &[String]) -> Vec<usize> {
-    let width = b.len() + 1;
-    let mut table = vec![0; (a.len() + 1) * width];
+/// Length of the longest common subsequence, and, a bit for each pair of words, whether what comes before
+/// both shares more with all of `a` up to there than with all of `b`. Bits, because a reference may be a
+/// book.
+fn longest(a: &[String], b: &[String]) -> (usize, Vec<u64>) {
+    let mut bits = vec![0; (a.len() * b.len()).div_ceil(64)];
+    let (mut above, mut here) = (vec![0; b.len() + 1], vec![0; b.len() + 1]);
     for (i, left) in a.iter().enumerate() {
         for (j, right) in b.iter().enumerate() {
-            let (above, here) = (i * width + j, (i + 1) * width + j);
-            table[here + 1] = match left == right {
-                true => table[above] + 1,
-                false => table[above + 1].max(table[here]),
+            here[j + 1] = match left == right {
+                true => above[j] + 1,
+                false => above[j + 1].max(here[j]),
             };
+            let at = i * b.len() + j;
+            bits[at / 64] |= u64::from(here[j] > above[j + 1]) << (at % 64);
         }
+        std::mem::swap(&mut above, &mut here);
     }
-    table
+    (above[b.len()], bits)
 }
 
 /// Marks the words of `reference` in one longest common subsequence with `answer`: the one that is found
 /// from the end, where both ways are as long with the earlier word of the reference.
 fn mark(reference: &[String], answer: &[String], marked: &mut [bool]) {
-    let (table, width) = (lengths(reference, answer), answer.len() + 1);
+    let (_, bits) = longest(reference, answer);
     let (mut i, mut j) = (reference.len(), answer.len());
     while i > 0 && j > 0 {
+        let at = (i - 1) * answer.len() + j - 1;
         if reference[i - 1] == answer[j - 1] {
             marked[i - 1] = true;
             (i, j) = (i - 1, j - 1);
-        } else if table[i * width + j - 1] > table[(i - 1) * width + j] {
+        } else if bits[at / 64] >> (at % 64) & 1 == 1 {
             j -= 1;
         } else {
             i -= 1;
@@ -194,7 +199,7 @@ fn f_measure(hits: usize, reference: usize, answer: usize) -> f64 {
 /// F-measure of the longest common subsequence of words.
 pub(crate) fn rouge_l(reference: &str, answer: &str) -> f64 {
     let (reference, answer) = (words(reference), words(answer));
-    let hits = lengths(&reference, &answer).last().copied().unwrap_or(0);
+    let (hits, _) = longest(&reference, &answer);
     f_measure(hits, reference.len(), answer.len())
 }
 
