@@ -482,6 +482,10 @@ def benchmark_seeds():
         text = json.dumps(line).encode() + b"\n"
         seed("benchmark", f"exact_{name}", kind(5, text * 2))
         seed("benchmark", f"loss_{name}", kind(6, text * 2))
+    for number, file in [(9, "choices/everyday.jsonl"), (10, "rouge/summaries.jsonl")]:
+        for index, line in enumerate((SAMPLE / file).read_bytes().splitlines(True)[::3]):
+            seed("benchmark", f"{Path(file).stem}_{index}", kind(number, line * 2))
+    seed("benchmark", "humaneval_instruct", kind(11, b"".join(problems.splitlines(True)[:1])))
     hub = ROOT / "crates/run/tests/fixtures/hub/openai--gsm8k/main"
     shards = join(hub / "train-00000-of-00001.parquet", hub / "test-00000-of-00002.parquet")
     seed("benchmark", "gsm8k_parquet", kind(8, shards))

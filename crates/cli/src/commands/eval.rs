@@ -50,7 +50,8 @@ pub(crate) struct EvalArguments {
     /// Score the adapters only.
     #[arg(long, requires = "adapter")]
     skip_base: bool,
-    /// Tasks and groups, with commas between them; `loss:FILE` and `exact:FILE` read that file.
+    /// Tasks and groups, with commas between them; `loss:FILE`, `exact:FILE`, `rouge:FILE` and
+    /// `choices:FILE` read that file.
     #[arg(long, value_delimiter = ',', required_unless_present_any = ["compare", "list_tasks"])]
     tasks: Vec<String>,
     /// Print the tasks there are.

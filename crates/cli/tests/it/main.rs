@@ -18,6 +18,7 @@ mod hub;
 mod interop;
 mod meaning;
 mod messages;
+mod own_files;
 mod quickstart;
 mod recipes;
 mod resume;

@@ -107,9 +107,20 @@ fn distinct(opened: &[Opened]) -> Result<Vec<&dyn Task>> {
 }
 
 /// The groups, those of the same name as one: `loss:a.jsonl,loss:b.jsonl` is one mean over both.
-fn joined(opened: &[Opened]) -> Vec<Group> {
+///
+/// # Errors
+/// If one has the name of a task, under which only one of both could be reported.
+fn joined(opened: &[Opened], tasks: &[&dyn Task]) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     for group in opened.iter().flat_map(|opened| &opened.groups) {
+        if tasks.iter().any(|task| task.info().name == group.name) {
+            let message = format!(
+                "`{}` is the name of a task and of a mean over others; give their files other names, or \
+                 score them in two runs",
+                group.name
+            );
+            return Err(Error::Option { option: "tasks", message });
+        }
         let Some(known) = groups.iter_mut().find(|known| known.name == group.name) else {
             groups.push(group.clone());
             continue;
@@ -120,7 +131,7 @@ fn joined(opened: &[Opened]) -> Vec<Group> {
             }
         }
     }
-    groups
+    Ok(groups)
 }
 
 /// [`run_until`] nothing but `progress` ends the run.
@@ -155,7 +166,7 @@ pub fn run_until(
 ) -> Result<Vec<Results>> {
     let started = Instant::now();
     let tasks = distinct(opened)?;
-    let groups = joined(opened);
+    let groups = joined(opened, &tasks)?;
     let total = tasks.iter().map(|task| task.items().len()).sum::<usize>() * subjects.len();
     let mut engines: Vec<Engine<'_>> = subjects
         .iter()

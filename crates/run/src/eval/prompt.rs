@@ -5,6 +5,7 @@ use crate::start_ids;
 use hydralora_data::{ChatTemplate, Message};
 use hydralora_model::Tokenizer;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// A conversation that is to be answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Conversation {
 }
 
 /// A question behind examples.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     /// What comes first: the task's description.
     pub description: String,
@@ -25,29 +26,25 @@ pub struct Prompt {
     /// The question to answer.
     pub question: String,
     /// Between a question and its answer.
-    pub answer_delimiter: &'static str,
+    pub answer_delimiter: Cow<'static, str>,
     /// A conversation that takes the place of all of this, for records that are one.
     pub conversation: Option<Conversation>,
+    /// What the answer begins with: the model goes on from there, behind a chat template too.
+    pub answer_start: String,
 }
 
 impl Prompt {
     /// A prompt that is just this text.
     pub fn plain(question: impl Into<String>) -> Self {
-        Self {
-            description: String::new(),
-            shots: Vec::new(),
-            question: question.into(),
-            answer_delimiter: "",
-            conversation: None,
-        }
+        Self { question: question.into(), ..Self::default() }
     }
 
-    /// Description, examples apart by a blank line, question.
+    /// Description, examples apart by a blank line, question, the answer's beginning.
     fn text(&self) -> String {
         let shots: String = (self.shots.iter())
             .map(|(question, answer)| format!("{question}{}{answer}\n\n", self.answer_delimiter))
             .collect();
-        format!("{}{shots}{}", self.description, self.question)
+        format!("{}{shots}{}{}", self.description, self.question, self.answer_start)
     }
 
     /// The description as the system's message, each example as a turn.
@@ -97,7 +94,8 @@ impl Reader<'_> {
         let variables = prompt.conversation.as_ref().map_or(&none, |asked| &asked.variables);
         let messages = prompt.messages();
         let messages = template.adapt(&messages, variables, &bos, &eos);
-        Ok(template.render_with(&messages, variables, true, &bos, &eos)?)
+        let asked = template.render_with(&messages, variables, true, &bos, &eos)?;
+        Ok(asked + &prompt.answer_start)
     }
 
     /// Refuses to put the prompts of a task through a chat template, which would score something else.
@@ -113,7 +111,7 @@ impl Reader<'_> {
     }
 
     /// Between a prompt and the answers that are compared; nothing behind a chat template.
-    pub fn delimiter(&self, delimiter: &'static str) -> &'static str {
+    pub fn delimiter<'a>(&self, delimiter: &'a str) -> &'a str {
         if self.template.is_some() { "" } else { delimiter }
     }
 
@@ -194,8 +192,8 @@ mod tests {
             description: "About sums.\n\n".to_owned(),
             shots: vec![("1+1?".to_owned(), "2".to_owned()), ("1+2?".to_owned(), "3".to_owned())],
             question: "2+2?".to_owned(),
-            answer_delimiter: " ",
-            conversation: None,
+            answer_delimiter: " ".into(),
+            ..Prompt::default()
         };
         assert_eq!(prompt.text(), "About sums.\n\n1+1? 2\n\n1+2? 3\n\n2+2?");
         let roles: Vec<String> = prompt.messages().into_iter().map(|turn| turn.role).collect();

@@ -5,6 +5,7 @@ use super::error::{Error, Result};
 use super::prompt::{Prompt, Reader};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -201,7 +202,7 @@ pub enum Work {
     /// The likelihood of each of these after the prompt, behind a delimiter.
     Choices {
         /// Before each choice.
-        delimiter: &'static str,
+        delimiter: Cow<'static, str>,
         /// The choices.
         choices: Vec<String>,
     },
@@ -369,6 +370,26 @@ impl Files {
             }
             None => Ok((found, count)),
         }
+    }
+
+    /// Hands the objects of a file of any layout that training reads to `take`, with the line each
+    /// begins on where there are lines. What `take` finds wrong becomes an error that names the place.
+    pub(crate) fn rows(
+        &mut self,
+        path: &Path,
+        take: &mut dyn FnMut(Map<String, Value>) -> Result<(), String>,
+    ) -> Result<()> {
+        self.hashes.insert(path.display().to_string(), hex(&hydralora_files::read(path)?));
+        let mut fault = None;
+        hydralora_data::read_rows(path, &mut |place, object| {
+            fault = take(object).err().map(|message| {
+                let row = place.record.map_or(String::new(), |row| format!("record {row}: "));
+                let line = (place.line > 0).then_some(place.line);
+                Error::malformed(path, line, format!("{row}{message}"))
+            });
+            Ok(fault.is_none())
+        })?;
+        fault.map_or(Ok(()), Err)
     }
 
     /// The objects of a file of JSON lines, at most `limit`, with how many there are.

@@ -1,6 +1,6 @@
 //! Shared work gives the same answers as each request alone.
 
-use crate::support::{Model, model};
+use crate::support::{Model, model, plainly};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Packed, Run, Tree};
@@ -10,25 +10,6 @@ use hydralora_run::eval::{Engine, Scored, Scoring, Writing, Written};
 use hydralora_run::{Generation, Generator, Request, Sampling};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-
-/// `log p` of the continuation from one whole pass, without any sharing.
-fn plainly(model: &Model, adapter: &dyn Adapter, request: &Scoring) -> Scored {
-    let _guard = no_grad();
-    let Scoring { tokens, from } = request;
-    let offsets = [0, tokens.len()];
-    let packed = Packed { tokens, offsets: &offsets };
-    let hidden = model.decoder.hidden(packed, adapter, &Pass::inference()).unwrap();
-    let mut scored = Scored { log_likelihood: 0.0, greedy: true, tokens: 0 };
-    for at in *from..tokens.len() {
-        let logits = model.decoder.logits(hidden.value(), &[at - 1]).to_f64();
-        let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
-        let token = tokens[at] as usize;
-        scored.log_likelihood += logits[token] - sum.ln();
-        scored.greedy &= logits.iter().all(|logit| *logit <= logits[token]);
-        scored.tokens += 1;
-    }
-    scored
-}
 
 fn engine<'a>(model: &'a Model, adapter: &'a dyn Adapter) -> Engine<'a> {
     Engine::new(&model.decoder, &model.source.tokenizer, adapter, model.source.tokenizer.end_ids())

@@ -1,7 +1,7 @@
 //! Programs that try to get out of the sandbox. Where bubblewrap cannot work, each test says so.
 
-use hydralora_run::eval::Error;
 use hydralora_run::eval::sandbox::{Limits, Sandbox, Trial, Verdict};
+use hydralora_run::eval::{Answer, Error, Reader, Settings, Work, tasks};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -460,4 +460,56 @@ fn the_right_solutions_of_humaneval_pass_and_others_do_not() {
         assert_eq!(with(&text("canonical_solution")), Verdict::Passed, "{}", text("task_id"));
         assert_ne!(with("    return None\n"), Verdict::Passed, "{}", text("task_id"));
     }
+}
+
+#[test]
+fn instructed_programs_go_on_from_an_opened_fence() {
+    if sandbox().is_none() {
+        return;
+    }
+    let model = crate::support::model();
+    let template = hydralora_data::ChatTemplate::builtin("chatml").unwrap();
+    let plain =
+        Reader { tokenizer: &model.source.tokenizer, template: None, record_template: None };
+    let chat = Reader { template: Some(&template), ..plain };
+    let settings = Settings {
+        data: crate::support::sample(),
+        shots: None,
+        limit: None,
+        seed: 1234,
+        repeats: None,
+        temperature: None,
+        max_new_tokens: Some(12),
+        allow_code_execution: true,
+        context: 512,
+    };
+    let opened = tasks::open("humaneval_instruct", &settings, &chat).unwrap();
+    let task = &opened.tasks[0];
+    assert_eq!(
+        (task.info().version, task.info().metrics[0].key()),
+        (4.0, "pass@1,create_test".into())
+    );
+    let item = &task.items()[0];
+    let field = |key: &str| item.record[key].as_str().unwrap();
+    let program = field("prompt");
+    // As lm-evaluation-harness 0.4.13 renders it.
+    let user = format!(
+        "Write a solution to the following problem and make sure that it passes the tests:\n\
+         ```python\n{program}\n```\n"
+    );
+    let answer = format!("Here is the completed function:\n```python\n{program}\n");
+    assert_eq!(plain.render(&item.prompt).unwrap(), format!("{user}{answer}"));
+    assert_eq!(
+        chat.render(&item.prompt).unwrap(),
+        format!("<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{answer}")
+    );
+    let Work::Write { stops, .. } = &item.work else { panic!("{:?}", item.work) };
+    assert_eq!(stops, &["\nclass", "\ndef", "\n#", "\nif", "\nprint", "```"]);
+    let score =
+        |text: &str| task.score(item, &Answer::Texts(vec![text.to_owned()])).unwrap()[0].value;
+    assert_eq!(score(field("canonical_solution")), 1.0);
+    assert_eq!(score("    return None\n"), 0.0);
+    // Continuing a program behind a template is refused with the name of what asks for one.
+    let refused = tasks::open("humaneval", &settings, &chat).err().unwrap().to_string();
+    assert!(refused.contains("`humaneval_instruct` asks for one"), "{refused}");
 }

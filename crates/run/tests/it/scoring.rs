@@ -62,7 +62,8 @@ fn prompts_are_the_harness_s() {
          Which planet is known for its large rings?\nA. Mars\nB. Venus\nC. Saturn\nD. Mercury\n\
          Answer:"
     );
-    assert!(matches!(work, Work::Choices { delimiter: " ", ref choices } if choices.len() == 4));
+    let four = |work: &Work| matches!(work, Work::Choices { delimiter, choices } if delimiter == " " && choices.len() == 4);
+    assert!(four(&work));
     let (_, work) = first("mmlu_ppl_astronomy", None);
     let Work::Whole(texts) = work else { panic!("{work:?}") };
     assert!(texts[2].starts_with(

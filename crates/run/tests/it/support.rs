@@ -1,7 +1,9 @@
 //! The trained model of 260,032 parameters, and the bundled sample of the benchmarks.
 
-use hydralora_kernels::DType;
-use hydralora_model::{Decoder, ModelSource};
+use hydralora_kernels::{DType, no_grad};
+use hydralora_model::adapter::{Adapter, Pass};
+use hydralora_model::{Decoder, ModelSource, Packed};
+use hydralora_run::eval::{Scored, Scoring};
 use std::path::{Path, PathBuf};
 
 pub(crate) struct Model {
@@ -18,4 +20,23 @@ pub(crate) fn model() -> Model {
 
 pub(crate) fn sample() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/eval-sample")
+}
+
+/// `log p` of the continuation from one whole pass, without any sharing.
+pub(crate) fn plainly(model: &Model, adapter: &dyn Adapter, request: &Scoring) -> Scored {
+    let _guard = no_grad();
+    let Scoring { tokens, from } = request;
+    let offsets = [0, tokens.len()];
+    let packed = Packed { tokens, offsets: &offsets };
+    let hidden = model.decoder.hidden(packed, adapter, &Pass::inference()).unwrap();
+    let mut scored = Scored { log_likelihood: 0.0, greedy: true, tokens: 0 };
+    for at in *from..tokens.len() {
+        let logits = model.decoder.logits(hidden.value(), &[at - 1]).to_f64();
+        let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+        let token = tokens[at] as usize;
+        scored.log_likelihood += logits[token] - sum.ln();
+        scored.greedy &= logits.iter().all(|logit| *logit <= logits[token]);
+        scored.tokens += 1;
+    }
+    scored
 }

@@ -266,8 +266,8 @@ impl Source {
             description: worked.description.clone(),
             shots: examples.collect::<Result<_>>()?,
             question: String::new(),
-            answer_delimiter: if thinks { "" } else { " " },
-            conversation: None,
+            answer_delimiter: if thinks { "" } else { " " }.into(),
+            ..Prompt::default()
         };
         let original = questions.len();
         let limit = settings.limit.unwrap_or(usize::MAX);

@@ -35,54 +35,66 @@ impl Family for ExactFamily {
 
     fn open(&self, name: &str, settings: &Settings, _: &Reader<'_>) -> Result<Opened> {
         settings.examples(name, 0, 0)?;
-        let max_new_tokens = settings.new_tokens(256)?;
         let mut opened = Opened::default();
-        for path in record_files(name, &settings.data)? {
-            let mut info = Info {
-                name: format!("{name}_{}", path.file_stem().unwrap_or_default().to_string_lossy()),
-                version: 1.0,
-                shots: 0,
-                output_type: "generate_until",
-                metrics: ["none", "normalised"].map(|f| Metric::new("exact_match", f)).to_vec(),
-                config: serde_json::Map::new(),
-                data: [(path.display().to_string(), hex(&hydralora_files::read(&path)?))].into(),
-                original: 0,
-            };
-            let mut items = records(&path)?;
-            info.original = items.len();
-            let one_line = items
-                .iter()
-                .all(|item| item.prompt.conversation.is_none() && !item.target.contains('\n'));
-            let stops: Vec<String> = one_line.then(|| "\n".to_owned()).into_iter().collect();
-            info.config = object(json!({
-                "generation_kwargs": {
-                    "until": stops, "do_sample": false, "temperature": 0.0,
-                    "max_gen_toks": max_new_tokens,
-                },
-            }));
-            items.truncate(settings.limit.unwrap_or(usize::MAX));
-            for item in &mut items {
-                item.work = Work::Write {
-                    stops: stops.clone(),
-                    max_new_tokens,
-                    repeats: 1,
-                    temperature: 0.0,
-                    top_p: 1.0,
-                };
-            }
+        for path in record_files(name, &settings.data, "records as for training")? {
+            let metrics = ["none", "normalised"].map(|f| Metric::new("exact_match", f)).to_vec();
+            let items = records(&SourceConfig::new(&path))?;
+            let breaks = items.iter().any(|item| item.target.contains('\n'));
+            let (info, items) = written(name, &path, metrics, items, breaks, settings)?;
             opened.tasks.push(Box::new(Exact { info, items }));
         }
         Ok(opened)
     }
 }
 
+/// What a file's questions ask for: texts written greedily, at most `--limit` of them. Behind plain
+/// prompts they end at the first line break unless a right answer `breaks` lines.
+pub(super) fn written(
+    name: &str,
+    path: &Path,
+    metrics: Vec<Metric>,
+    mut items: Vec<Item>,
+    breaks: bool,
+    settings: &Settings,
+) -> Result<(Info, Vec<Item>)> {
+    let max_new_tokens = settings.new_tokens(256)?;
+    let plain = items.iter().all(|item| item.prompt.conversation.is_none());
+    let stops: Vec<String> = (plain && !breaks).then(|| "\n".to_owned()).into_iter().collect();
+    let info = Info {
+        name: format!("{name}_{}", path.file_stem().unwrap_or_default().to_string_lossy()),
+        version: 1.0,
+        shots: 0,
+        output_type: "generate_until",
+        metrics,
+        config: object(json!({
+            "generation_kwargs": {
+                "until": stops, "do_sample": false, "temperature": 0.0,
+                "max_gen_toks": max_new_tokens,
+            },
+        })),
+        data: [(path.display().to_string(), hex(&hydralora_files::read(path)?))].into(),
+        original: items.len(),
+    };
+    items.truncate(settings.limit.unwrap_or(usize::MAX));
+    for item in &mut items {
+        item.work = Work::Write {
+            stops: stops.clone(),
+            max_new_tokens,
+            repeats: 1,
+            temperature: 0.0,
+            top_p: 1.0,
+        };
+    }
+    Ok((info, items))
+}
+
 /// The questions of a file; how they are asked is filled in later.
-fn records(path: &Path) -> Result<Vec<Item>> {
+pub(super) fn records(source: &SourceConfig) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    for record in read_source(&SourceConfig::new(path), Path::new(""))?.records {
+    for record in read_source(source, Path::new(""))?.records {
         let missing = || {
             let expected = "has no answer; expected a prompt and an answer";
-            Error::malformed(path, Some(record.location.line), expected)
+            Error::malformed(&record.location.path, Some(record.location.line), expected)
         };
         let (prompt, target) = match &record.body {
             Body::Completion { prompt, completion } => {

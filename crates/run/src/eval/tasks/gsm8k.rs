@@ -83,8 +83,8 @@ impl Family for Gsm8kFamily {
                         description: String::new(),
                         shots: examples.collect(),
                         question: problem.prompt(),
-                        answer_delimiter: " ",
-                        conversation: None,
+                        answer_delimiter: " ".into(),
+                        ..Prompt::default()
                     },
                     work: Work::Write {
                         stops: STOPS.map(str::to_owned).to_vec(),

@@ -7,6 +7,10 @@
 //! programs are drawn at a temperature of 0.2 and the likeliest tokens that reach 0.95, and
 //! `pass@k` is estimated without bias for `k` = 1, 10 and 100 up to `N`.
 //!
+//! `humaneval_instruct`, version 4 there, asks for the program as one asks an assistant: the problem in a
+//! code fence, and an answer that already holds an opened fence with the prompt. Where the model closes
+//! the fence the program ends. It is meant for a chat template, behind which the answer's beginning stands.
+//!
 //! The file is `HumanEval.jsonl`, packed or not, or `openai_humaneval/test-*.parquet` as in the hub's
 //! `openai/openai_humaneval`. Programs run in a [sandbox](crate::eval::sandbox), and only if that was allowed.
 
@@ -22,6 +26,10 @@ use serde::Deserialize;
 use serde_json::json;
 use std::num::NonZero;
 
+/// The task that asks as one asks an assistant.
+const INSTRUCT: &str = "humaneval_instruct";
+/// Opens and closes code in an answer.
+const FENCE: &str = "```";
 const STOPS: [&str; 5] = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"];
 const EXPECTED: &str = "an object with the texts `task_id`, `prompt`, `test` and `entry_point`";
 
@@ -32,7 +40,7 @@ pub(crate) struct HumanEvalFamily;
 
 impl Family for HumanEvalFamily {
     fn names(&self) -> Vec<String> {
-        vec!["humaneval".to_owned()]
+        ["humaneval", INSTRUCT].map(str::to_owned).to_vec()
     }
 
     fn remote(&self, _: &str, _: &Settings) -> Option<Remote> {
@@ -45,17 +53,20 @@ impl Family for HumanEvalFamily {
     }
 
     fn open(&self, name: &str, settings: &Settings, reader: &Reader<'_>) -> Result<Opened> {
-        reader.refuse_template(
-            name,
-            "continues a program, and an answer in a conversation is no continuation: it explains, or \
-             stands in a code fence",
-        )?;
+        let instruct = name == INSTRUCT;
+        if !instruct {
+            reader.refuse_template(
+                name,
+                "continues a program, and an answer in a conversation is no continuation: it explains, \
+                 or stands in a code fence; `humaneval_instruct` asks for one",
+            )?;
+        }
         if !settings.allow_code_execution {
             return Err(Error::Option {
                 option: "allow-code-execution",
-                message: "is not given; `humaneval` runs programs that the model writes, in a \
-                          sandbox"
-                    .to_owned(),
+                message: format!(
+                    "is not given; `{name}` runs programs that the model writes, in a sandbox"
+                ),
             });
         }
         settings.examples(name, 0, 0)?;
@@ -77,19 +88,28 @@ impl Family for HumanEvalFamily {
         }
         let top_p = if temperature == 0.0 { 1.0 } else { 0.95 };
         let max_new_tokens = settings.new_tokens(1024)?;
+        let mut stops = STOPS.map(str::to_owned).to_vec();
+        // What follows a closing fence would be cut off anyway.
+        stops.extend(instruct.then(|| FENCE.to_owned()));
         let mut tests = Vec::new();
         let mut items = Vec::new();
         for (id, (record, problem)) in problems.into_iter().enumerate() {
+            let prompt = if instruct {
+                instruction(&problem.prompt)
+            } else {
+                Prompt::plain(problem.prompt.as_str())
+            };
             tests.push(Tests {
+                prompt: problem.prompt,
                 code: format!("{}\ncheck({})", problem.test, problem.entry_point),
                 entry_point: problem.entry_point,
             });
             items.push(Item {
                 id,
                 record,
-                prompt: Prompt::plain(problem.prompt),
+                prompt,
                 work: Work::Write {
-                    stops: STOPS.map(str::to_owned).to_vec(),
+                    stops: stops.clone(),
                     max_new_tokens,
                     repeats,
                     temperature,
@@ -101,7 +121,7 @@ impl Family for HumanEvalFamily {
         let counts: Vec<usize> = [1, 10, 100].into_iter().filter(|k| *k <= repeats).collect();
         let config = json!({
             "generation_kwargs": {
-                "until": STOPS, "do_sample": temperature > 0.0, "temperature": temperature,
+                "until": stops, "do_sample": temperature > 0.0, "temperature": temperature,
                 "top_p": top_p, "max_gen_toks": max_new_tokens, "seed": settings.seed,
             },
             "repeats": repeats,
@@ -112,7 +132,7 @@ impl Family for HumanEvalFamily {
         let metric = |k: &usize| Metric::new(format!("pass@{k}"), "create_test");
         let info = Info {
             name: name.to_owned(),
-            version: 1.0,
+            version: if instruct { 4.0 } else { 1.0 },
             shots: 0,
             output_type: "generate_until",
             metrics: counts.iter().map(metric).collect(),
@@ -133,8 +153,21 @@ struct Problem {
     entry_point: String,
 }
 
+/// The problem as an assistant is asked, and the beginning of its answer.
+fn instruction(program: &str) -> Prompt {
+    let ask = "Write a solution to the following problem and make sure that it passes the tests:";
+    let answer = "Here is the completed function:";
+    Prompt {
+        question: format!("{ask}\n{FENCE}python\n{program}\n{FENCE}\n"),
+        answer_start: format!("{answer}\n{FENCE}python\n{program}\n"),
+        ..Prompt::default()
+    }
+}
+
 /// What a program has to pass.
 struct Tests {
+    /// What the program begins with.
+    prompt: String,
     code: String,
     entry_point: String,
 }
@@ -153,8 +186,8 @@ impl HumanEval {
         let tests = &self.tests[item.id];
         let verdict = |completion: &String| {
             self.sandbox.check(&Trial {
-                shared: &item.prompt.question,
-                program: &format!("{}{completion}\n", item.prompt.question),
+                shared: &tests.prompt,
+                program: &format!("{}{completion}\n", tests.prompt),
                 entry_point: &tests.entry_point,
                 tests: &tests.code,
             })

@@ -36,7 +36,7 @@ impl Family for LossFamily {
         settings.examples(name, 0, 0)?;
         let mut data = BTreeMap::new();
         let mut sources = Vec::new();
-        for path in record_files(name, &settings.data)? {
+        for path in record_files(name, &settings.data, "records as for training")? {
             data.insert(path.display().to_string(), hex(&hydralora_files::read(&path)?));
             sources.push(SourceConfig::new(path));
         }
@@ -97,7 +97,7 @@ impl Family for LossFamily {
 }
 
 /// The file, or the files of records in the folder, at `path`.
-pub(super) fn record_files(task: &str, path: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn record_files(task: &str, path: &Path, records: &str) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_path_buf()]);
     }
@@ -116,7 +116,7 @@ pub(super) fn record_files(task: &str, path: &Path) -> Result<Vec<PathBuf>> {
             Some("") => "no file is named".to_owned(),
             _ => format!("{} is no file and no folder with .jsonl or .json files", path.display()),
         };
-        let message = format!("`{task}`: {what}; expected `{task}:FILE`, records as for training");
+        let message = format!("`{task}`: {what}; expected `{task}:FILE`, {records}");
         return Err(Error::Option { option: "tasks", message });
     }
     Ok(files)

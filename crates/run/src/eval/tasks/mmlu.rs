@@ -373,8 +373,8 @@ impl Subject {
             ),
             shots: shots_of.collect(),
             question: String::new(),
-            answer_delimiter: " ",
-            conversation: None,
+            answer_delimiter: " ".into(),
+            ..Prompt::default()
         };
         let original = questions.len();
         let asked = questions.into_iter().take(settings.limit.unwrap_or(usize::MAX));
@@ -385,7 +385,7 @@ impl Subject {
                 record: question.record(),
                 prompt: Prompt { question: question.prompt(), ..prompt.clone() },
                 work: Work::Choices {
-                    delimiter: " ",
+                    delimiter: " ".into(),
                     choices: LETTERS.map(str::to_owned).to_vec(),
                 },
                 target: LETTERS[question.answer].to_owned(),

@@ -14,7 +14,7 @@ macro_rules! tasks {
     };
 }
 
-tasks! { mmlu, mmlu_ppl, gsm8k, bbh, humaneval, loss, exact }
+tasks! { mmlu, mmlu_ppl, gsm8k, bbh, humaneval, loss, exact, rouge, choices }
 
 /// Every name that `--tasks` takes.
 pub fn names() -> Vec<String> {
