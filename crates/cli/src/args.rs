@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::adapter;
+use crate::energy::EnergyArguments;
 use crate::exchange_args::{ComposeArguments, ExportArguments, ImportArguments, MergeArguments};
 use crate::recipe::{ModelDtype, names};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -226,6 +227,8 @@ pub(crate) struct TrainArguments {
     /// Go on from the newest checkpoint in the output folder.
     #[arg(long)]
     pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -434,6 +437,8 @@ pub(crate) struct GenerateArguments {
     pub(crate) template: TemplateArguments,
     #[command(flatten)]
     pub(crate) sampling: SamplingArguments,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -539,6 +544,8 @@ pub(crate) struct BenchTrainArguments {
     /// Take the largest of the batches alone, to measure memory.
     #[arg(long, hide = true)]
     pub(crate) largest_batch_only: bool,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -558,6 +565,8 @@ pub(crate) struct BenchDecodeArguments {
     /// Leave the HydraLoRA adapter (r = 4, N = 4 on the feed-forward layers) out.
     #[arg(long)]
     pub(crate) no_adapter: bool,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -574,6 +583,8 @@ pub(crate) struct BenchKernelsArguments {
     /// Length of the sequences in attention.
     #[arg(long, default_value_t = 200)]
     pub(crate) seq_len: usize,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::args::{Device, Global, spelling};
 use crate::failure::bad_input;
+use hydralora_energy::Nvidia;
 use hydralora_model::Decoder;
 
 /// Opens the device that `--device` names.
@@ -20,6 +21,15 @@ pub(crate) fn placed(mut decoder: Decoder) -> Decoder {
         decoder.to_device(device);
     }
     decoder
+}
+
+/// Whose counters of energy belong to what is computed on.
+pub(crate) fn nvidia() -> Nvidia {
+    #[cfg(feature = "gpu")]
+    if let Some(device) = chosen::DEVICE.get().filter(|device| device.is_nvidia()) {
+        return device.pci_address().map_or(Nvidia::All, |address| Nvidia::At(address.to_owned()));
+    }
+    Nvidia::No
 }
 
 #[cfg(not(feature = "gpu"))]

@@ -41,6 +41,7 @@ impl Estimate {
             continues: None,
             settings: &serde_json::Value::Null,
             folder: None,
+            meter: None,
             stop: &AtomicBool::new(false),
         };
         let steps = planned_steps(&run)?;

@@ -9,6 +9,7 @@ mod commands;
 mod device;
 mod domain;
 mod encoder;
+mod energy;
 mod estimate;
 mod exchange_args;
 mod failure;

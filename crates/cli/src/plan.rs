@@ -366,6 +366,7 @@ impl Plan {
             continues: None,
             settings: &serde_json::Value::Null,
             folder: None,
+            meter: None,
             stop: &AtomicBool::new(false),
         };
         planned_steps(&run)?;

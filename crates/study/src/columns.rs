@@ -123,6 +123,13 @@ pub(crate) fn of(studies: &[Analysis]) -> Vec<Column> {
             values: Values::Number(results.iter().map(value).collect()),
         });
     }
+    // Beside the joules, so that a guess is none of a meter's.
+    let source =
+        |result: &Option<CellResult>| result.as_ref()?.trained.as_ref()?.energy.source.clone();
+    columns.push(Column {
+        name: "energy_source".to_owned(),
+        values: Values::Text(results.iter().map(source).collect()),
+    });
     columns
 }
 

@@ -89,14 +89,28 @@ pub struct Energy {
     pub energy_j: Option<f64>,
     /// Where they were read.
     pub source: Option<String>,
-    /// Why there are none.
+    /// Why there are none, or what is not counted or counted too much.
     pub reason: Option<String>,
+    /// Power of the idle machine before the work, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_watts: Option<f64>,
+    /// Grams of CO2 equivalent, where the grid's intensity was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub g_co2eq: Option<f64>,
+}
+
+impl Energy {
+    /// Whether a part of it is a guess that nobody measured.
+    pub fn is_estimate(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.contains("estimate: "))
+    }
 }
 
 impl Default for Energy {
     fn default() -> Self {
-        let reason = "this build does not read energy meters in studies";
-        Self { energy_j: None, source: None, reason: Some(reason.to_owned()) }
+        let reason = "nothing was measured";
+        let reason = Some(reason.to_owned());
+        Self { energy_j: None, source: None, reason, idle_watts: None, g_co2eq: None }
     }
 }
 
@@ -195,7 +209,7 @@ pub const MACRO_LOSS: &str = "macro_loss";
 impl CellResult {
     /// The number under a key: `valid_loss`, `valid_loss/DOMAIN`, `base_loss`, `base_loss/DOMAIN`,
     /// `parameters`, `wall_s`, `cpu_s`, `peak_rss_mb`, `energy_j`, `tokens`, `steps`; `loss`, `loss/DOMAIN`
-    /// and `macro_loss` (the mean over domains) of the test split, `test_wall_s`; `TASK/METRIC` of any other task, or `TASK` for its first metric.
+    /// and `macro_loss` (the mean over domains) of the test split, `test_wall_s`, `test_energy_j`; `TASK/METRIC` of any other task, or `TASK` for its first metric.
     pub fn metric(&self, key: &str) -> Option<f64> {
         let (head, part) = match key.split_once('/') {
             Some((head, part)) => (head, Some(part)),
@@ -216,6 +230,7 @@ impl CellResult {
             "energy_j" => trained?.energy.energy_j,
             "tokens" => Some(trained?.tokens as f64),
             "steps" => Some(trained?.steps as f64),
+            "test_energy_j" => self.test.as_ref()?.energy.energy_j,
             "test_wall_s" => Some(self.test.as_ref()?.wall_s),
             LOSS => self.test.as_ref()?.loss(part),
             MACRO_LOSS => self.test.as_ref()?.macro_loss(),
@@ -259,7 +274,15 @@ impl CellResult {
 /// Whether less of it is better, as far as the name says.
 pub(crate) fn is_cost(key: &str) -> bool {
     let head = key.split('/').next().unwrap_or(key);
-    let costs = ["parameters", "wall_s", "test_wall_s", "cpu_s", "peak_rss_mb", "energy_j"];
+    let costs = [
+        "parameters",
+        "wall_s",
+        "test_wall_s",
+        "cpu_s",
+        "peak_rss_mb",
+        "energy_j",
+        "test_energy_j",
+    ];
     head.ends_with("loss") || costs.contains(&head)
 }
 

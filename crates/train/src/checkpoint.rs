@@ -65,6 +65,12 @@ pub struct Progress {
     pub evaluation_due: bool,
     /// Seconds of training so far.
     pub elapsed_s: f64,
+    /// Joules used so far; none where they are not known.
+    #[serde(default)]
+    pub energy_j: Option<f64>,
+    /// What they come from.
+    #[serde(default)]
+    pub energy_source: Option<String>,
     /// Hash of everything that decides how the run goes on.
     pub run_fingerprint: String,
 }

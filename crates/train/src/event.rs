@@ -60,8 +60,10 @@ pub struct StepMetrics {
     pub tokens_per_s: f64,
     /// Largest resident memory of the process so far, where the system tells.
     pub peak_rss_mb: Option<f64>,
-    /// Energy used so far, where it is measured.
+    /// Joules used so far, pauses left out; none where they are not known.
     pub energy_j: Option<f64>,
+    /// What they come from: `rapl:package-0+dram`, `estimate: 65 W x wall time`.
+    pub energy_source: Option<String>,
     /// Seconds since the run first started, pauses left out.
     pub elapsed_s: f64,
 }

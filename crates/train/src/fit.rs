@@ -2,12 +2,14 @@
 
 use crate::checkpoint::{self, Progress};
 use crate::config::TrainConfig;
+use crate::energy::Used;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate_until};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
 use crate::movement::RouterStart;
 use crate::optimizer::AdamW;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
+use hydralora_energy::{ESTIMATE, Meter, Reading};
 use hydralora_files::{set_aside, sweep_within};
 use hydralora_kernels::Gradients;
 use hydralora_kernels::buffer::release_kept;
@@ -45,6 +47,8 @@ pub struct Run<'a> {
     pub settings: &'a Value,
     /// The run's folder; without one nothing is written.
     pub folder: Option<&'a Path>,
+    /// What the run's energy is read from.
+    pub meter: Option<&'a Meter>,
     /// Set from outside to stop after the step in flight.
     pub stop: &'a AtomicBool,
 }
@@ -71,6 +75,8 @@ pub struct Outcome {
     pub evaluation: Option<Evaluation>,
     /// Best held-out loss.
     pub best_loss: Option<f64>,
+    /// The energy of training with its evaluations and files, over pauses.
+    pub energy: Reading,
 }
 
 /// The micro-batches of every optimizer step of a run: example indices, with the epoch and the
@@ -176,6 +182,8 @@ pub fn fit(
         evaluations_since_best: 0,
         evaluation_due: false,
         elapsed_s: 0.0,
+        energy_j: None,
+        energy_source: None,
         run_fingerprint: run.fingerprint.to_owned(),
     };
     if resume && let Some(folder) = run.folder {
@@ -197,6 +205,7 @@ pub fn fit(
     release_kept();
     let before = progress.elapsed_s;
     let started = Instant::now();
+    let used = Used::from(run.meter, &progress);
     let total_steps = plan.total;
     // Known before anything is written: then nothing is left to do but what a crash kept from being done.
     let mut ending = over(&progress, &plan, config);
@@ -251,6 +260,7 @@ pub fn fit(
             && let Some(folder) = run.folder
         {
             let path = checkpoint::folder_of(folder, progress.step);
+            used.note(&mut progress);
             let saved = checkpoint::save(&path, tuned, &optimizer, &progress, run, &sites);
             let kept = saved.map_err(|error| of_step(error, progress.step, run))?;
             notes.set_aside(kept, sink)?;
@@ -329,6 +339,7 @@ pub fn fit(
         tuned.after_step(progress.step, &gradients);
         progress.optimizer_steps = optimizer.steps();
         progress.elapsed_s = before + started.elapsed().as_secs_f64();
+        used.note(&mut progress);
         sink.record(&Event::Step(StepMetrics {
             step: progress.step,
             epoch: plan.epochs_done(progress.step),
@@ -340,7 +351,8 @@ pub fn fit(
             label_tokens,
             tokens_per_s: tokens as f64 / step_started.elapsed().as_secs_f64(),
             peak_rss_mb: peak_rss_mb(),
-            energy_j: None,
+            energy_j: progress.energy_j,
+            energy_source: progress.energy_source.clone(),
             elapsed_s: progress.elapsed_s,
         }))?;
 
@@ -350,7 +362,7 @@ pub fn fit(
         progress.evaluation_due = !run.dataset.valid.is_empty() && (last || due);
     };
     if ending == Ending::Interrupted {
-        return Ok(outcome(ending, &progress, evaluation));
+        return Ok(outcome(ending, &progress, evaluation, used.now()));
     }
     if let Some(folder) = run.folder {
         save_adapter(&folder.join("adapter"), tuned, run, &mut notes, sink)
@@ -360,14 +372,19 @@ pub fn fit(
     if evaluation.is_none() && !run.dataset.valid.is_empty() {
         evaluation = evaluated(tuned)?;
         if evaluation.is_none() {
-            return Ok(outcome(Ending::Interrupted, &progress, None));
+            return Ok(outcome(Ending::Interrupted, &progress, None, used.now()));
         }
     }
-    Ok(outcome(ending, &progress, evaluation))
+    Ok(outcome(ending, &progress, evaluation, used.now()))
 }
 
-fn outcome(ending: Ending, progress: &Progress, evaluation: Option<Evaluation>) -> Outcome {
-    Outcome { ending, steps: progress.step, evaluation, best_loss: progress.best_loss }
+fn outcome(
+    ending: Ending,
+    progress: &Progress,
+    evaluation: Option<Evaluation>,
+    energy: Reading,
+) -> Outcome {
+    Outcome { ending, steps: progress.step, evaluation, best_loss: progress.best_loss, energy }
 }
 
 /// How a run that stands at `progress` has ended; none while there is something left to do.
@@ -393,7 +410,14 @@ pub fn finished(run: &Run<'_>) -> Result<Option<Outcome>> {
     let of_run = run.continues.unwrap_or(run.fingerprint);
     let progress = checkpoint::read_state(&path, of_run)?;
     let ending = over(&progress, &Plan::new(run)?, run.config);
-    Ok(ending.map(|ending| outcome(ending, &progress, None)))
+    let energy = Reading {
+        joules: progress.energy_j,
+        source: progress.energy_source.clone(),
+        reason: progress.energy_j.is_none().then(|| "the run was not measured".to_owned()),
+        estimated: progress.energy_source.as_ref().is_some_and(|of| of.contains(ESTIMATE)),
+        seconds: progress.elapsed_s,
+    };
+    Ok(ending.map(|ending| outcome(ending, &progress, None, energy)))
 }
 
 /// What is told once of what did not work out.

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 mod config;
+mod energy;
 mod error;
 mod evaluate;
 mod event;

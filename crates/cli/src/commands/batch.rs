@@ -1,7 +1,8 @@
 //! Prompts of a file, answered several at a time.
 
 use super::generate::{Asking, Opened, Prompter, Shown};
-use crate::args::{Global, SamplingArguments};
+use crate::args::{GenerateArguments, Global};
+use crate::energy::{Meter, Work};
 use crate::failure::bad_input;
 use crate::ui::say;
 use anyhow::Context;
@@ -93,7 +94,7 @@ fn record(line: &str, raw: bool) -> Result<Asking, String> {
 /// Answers `prompts` and prints a JSON line each, in their order, as soon as all before it are done.
 pub(crate) fn run(
     global: &Global,
-    arguments: &SamplingArguments,
+    arguments: &GenerateArguments,
     opened: &Opened,
     prompter: &Prompter<'_>,
     prompts: &[Asking],
@@ -102,7 +103,7 @@ pub(crate) fn run(
     let tokenizer = opened.base.tokenizer();
     let decoder = &opened.base.decoder;
     let mut engine = Engine::new(decoder, tokenizer, opened.adapter(), &opened.in_force.end_ids);
-    let limit = arguments.max_new_tokens;
+    let limit = arguments.sampling.max_new_tokens;
     let mut requests = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.iter().enumerate() {
         let ids = prompter.encode(prompt).with_context(|| format!("prompt {}", index + 1))?;
@@ -117,9 +118,11 @@ pub(crate) fn run(
         }
         // Equal prompts get different draws, the same ones on every run.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling };
-        let stops = arguments.stops.clone();
+        let stops = arguments.sampling.stops.clone();
         requests.push(Writing { prompt: ids, stops, max_new_tokens: limit, sampling });
     }
+    let meter = Meter::start(global, &arguments.energy);
+    let mark = meter.mark();
     let started = Instant::now();
     let (mut waiting, mut next, mut tokens) = (BTreeMap::new(), 0, 0);
     let mut shown = Shown::default();
@@ -147,7 +150,7 @@ pub(crate) fn run(
         Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, used) = (started.elapsed().as_secs_f64(), meter.since(&mark));
     let rate = tokens as f64 / seconds.max(1e-9);
     say(
         global,
@@ -156,5 +159,7 @@ pub(crate) fn run(
             prompts.len()
         ),
     );
+    let work = Work { tokens: Some(tokens), answers: Some(prompts.len()) };
+    meter.energy(used, work).say_if_known(global);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::generate::{given_arguments, note_unused};
 use crate::adapter::{self, base_of};
 use crate::args::{Global, TemplateArguments, spelling};
+use crate::energy::{EnergyArguments, Meter, Work};
 use crate::failure::bad_input;
 use crate::in_force::{idle_note, trained_template};
 use crate::output::check_file;
@@ -99,6 +100,8 @@ pub(crate) struct EvalArguments {
     /// Compare two results files instead: paired differences with a bootstrap interval.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with = "model")]
     compare: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    energy: EnergyArguments,
 }
 
 pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<ExitCode> {
@@ -195,13 +198,18 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     };
     let stop = stop::flag("stopping; what was scored is kept in the log, if there is one");
     let mut bar = Bar::new(global);
+    let mut answers = 0;
     let mut show = |progress: Progress<'_>| {
+        answers = progress.done - progress.resumed;
         bar.show(progress);
         Ok(())
     };
+    let meter = Meter::start(global, &arguments.energy);
+    let mark = meter.mark();
     let done = eval::run_until(stop, run, &subjects, &opened, &settings, log.as_mut(), &mut show);
     bar.end();
-    let results = match done {
+    let used = meter.since(&mark);
+    let mut results = match done {
         Err(Error::Interrupted) => {
             match &arguments.samples {
                 Some(path) => {
@@ -214,6 +222,9 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
         }
         other => other?,
     };
+    let energy = meter.energy(used, Work::answers(answers));
+    let noted = serde_json::to_value(&energy)?;
+    results.iter_mut().for_each(|results| results.note("energy", noted.clone()));
     if let Some(out) = &arguments.out {
         for results in &results {
             let path = out_path(out, &results.name, subjects.len());
@@ -224,6 +235,7 @@ pub(crate) fn run(global: &Global, arguments: &EvalArguments) -> anyhow::Result<
     let models: Map<String, Value> =
         results.iter().map(|results| (results.name.clone(), results.to_json())).collect();
     result(global, &json!({"models": models}), &results_text(&results))?;
+    energy.say_if_known(global);
     Ok(ExitCode::SUCCESS)
 }
 

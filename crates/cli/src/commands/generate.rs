@@ -5,6 +5,7 @@ use crate::args::{
     GenerateArguments, Global, ModelChoice, SamplingArguments, Switch, TemplateArguments,
 };
 use crate::domain;
+use crate::energy::{Meter, Work};
 use crate::failure::bad_input;
 use crate::in_force::{InForce, idle_note};
 use crate::plan::{Base, encode_chat, open_base_of};
@@ -35,7 +36,7 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
     match asked {
         Asked::One(prompt) => one(global, arguments, &opened, &prompter.encode(&prompt)?, sampling),
         Asked::File(prompts) => {
-            super::batch::run(global, &arguments.sampling, &opened, &prompter, &prompts, sampling)
+            super::batch::run(global, arguments, &opened, &prompter, &prompts, sampling)
         }
     }?;
     Ok(ExitCode::SUCCESS)
@@ -142,15 +143,20 @@ fn one(
         max_new_tokens: arguments.sampling.max_new_tokens,
         stops: &arguments.sampling.stops,
     };
+    let meter = Meter::start(global, &arguments.energy);
+    let mark = meter.mark();
     let mut cache = opened.base.decoder.new_cache();
     let mut shown = Shown::default();
     let mut watch = |piece: &str| !stream || shown.piece(piece);
     let generation = opened.generator().generate(request, &mut cache, &mut watch)?;
     let Generation { text, tokens, finish, prompt_seconds, decode_seconds } = generation;
+    let work = Work { tokens: Some(tokens.len()), answers: Some(1) };
+    let energy = meter.energy(meter.since(&mark), work);
     if stream {
         shown.piece("\n");
         shown.end()?;
         say(global, rates(prompt.len(), prompt_seconds, tokens.len(), decode_seconds));
+        energy.say_if_known(global);
         return Ok(());
     }
     let json = json!({
@@ -161,6 +167,7 @@ fn one(
         "seconds": prompt_seconds + decode_seconds,
         "prompt_seconds": prompt_seconds,
         "decode_seconds": decode_seconds,
+        "energy": energy,
     });
     result(global, &json, "")
 }

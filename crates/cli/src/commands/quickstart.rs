@@ -3,6 +3,7 @@
 
 use super::train::{Start, Trained, train};
 use crate::args::{Global, QuickstartArguments};
+use crate::energy::{Energy, EnergyArguments};
 use crate::failure::bad_input;
 use crate::output::check_folder;
 use crate::plan::{Base, Plan, encode_chat, open_base};
@@ -215,8 +216,14 @@ fn compare(
         facts.losses.iter().map(row).collect()
     };
     let json = json!({
-        "hydralora": {"trainable": hydra_facts.trainable, "losses": losses(&hydra_facts)},
-        "lora": {"trainable": lora_facts.trainable, "losses": losses(&lora_facts)},
+        "hydralora": {
+            "trainable": hydra_facts.trainable, "losses": losses(&hydra_facts),
+            "energy": hydra_facts.energy,
+        },
+        "lora": {
+            "trainable": lora_facts.trainable, "losses": losses(&lora_facts),
+            "energy": lora_facts.energy,
+        },
         "answers": shown,
         "routing": routing.map(|routing| json!({
             "specialisation": routing.specialisation(),
@@ -232,11 +239,16 @@ fn compare(
 struct Facts {
     trainable: usize,
     losses: Vec<(String, f64, f64)>,
+    energy: Energy,
 }
 
 impl Facts {
     fn of(run: &Trained) -> Self {
-        Self { trainable: run.plan.parameters().trainable, losses: run.losses() }
+        Self {
+            trainable: run.plan.parameters().trainable,
+            losses: run.losses(),
+            energy: run.energy.clone(),
+        }
     }
 
     /// Size and scale.
@@ -292,7 +304,8 @@ fn train_one(
         source.files.iter_mut().for_each(|file| there(&mut file.path));
     }
     let stop = stop::flag("stopping; nothing will be kept");
-    let start = Start { folder: &folder.join(name), resume: false, baseline, stop };
+    let energy = &EnergyArguments::default();
+    let start = Start { folder: &folder.join(name), resume: false, baseline, stop, energy };
     let trained = train(global, plan, start)?;
     match trained.outcome.ending {
         Ending::Interrupted => Err(Interrupted.into()),

@@ -1,6 +1,7 @@
 //! `hydralora train`: a recipe to a run's folder.
 
 use crate::args::{Global, TrainArguments};
+use crate::energy::{Energy, EnergyArguments, Meter, Work};
 use crate::estimate::Estimate;
 use crate::failure::bad_input;
 use crate::plan::Plan;
@@ -46,7 +47,13 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
     }
     let folder = plan.recipe.output.clone();
     let stop = stop::flag("stopping after this step; the run will be saved");
-    let start = Start { folder: &folder, resume: arguments.resume, baseline: None, stop };
+    let start = Start {
+        folder: &folder,
+        resume: arguments.resume,
+        baseline: None,
+        stop,
+        energy: &arguments.energy,
+    };
     let trained = train(global, plan, start)?;
     let shown = result(global, &trained.to_json(), &trained.summary());
     if trained.outcome.ending == Ending::Interrupted {
@@ -139,6 +146,8 @@ pub(crate) struct Trained {
     pub(crate) outcome: Outcome,
     pub(crate) baseline: Option<Evaluation>,
     pub(crate) plan: Plan,
+    /// That of training, with its evaluations and checkpoints.
+    pub(crate) energy: Energy,
     /// Whether there was nothing left to do.
     already: bool,
 }
@@ -199,7 +208,10 @@ impl Trained {
             ),
             None => String::new(),
         };
-        format!("{how}\n{losses}{what}  {folder}/adapter\n{best}report   {folder}/report.html")
+        let energy = self.energy.in_words();
+        format!(
+            "{how}\n{losses}{what}  {folder}/adapter\n{best}report   {folder}/report.html\nenergy   {energy}"
+        )
     }
 
     fn to_json(&self) -> Value {
@@ -211,6 +223,7 @@ impl Trained {
             "baseline": self.baseline,
             "evaluation": self.outcome.evaluation,
             "best_loss": self.outcome.best_loss,
+            "energy": self.energy,
             "parameters": self.plan.parameters(),
             "adapter": folder.join("adapter"),
             "best_adapter": self.better_best().map(|_| folder.join("best")),
@@ -229,6 +242,8 @@ pub(crate) struct Start<'a> {
     pub(crate) baseline: Option<Evaluation>,
     /// Set to end it; it saves first.
     pub(crate) stop: &'a AtomicBool,
+    /// How its energy is measured.
+    pub(crate) energy: &'a EnergyArguments,
 }
 
 /// What is written when a run starts or goes on, and not before: one that is refused leaves its
@@ -268,7 +283,7 @@ impl Sink for Board {
 
 /// Trains a plan and writes its folder.
 pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow::Result<Trained> {
-    let Start { folder, resume, baseline, stop } = start;
+    let Start { folder, resume, baseline, stop, energy } = start;
     let _lock = Lock::folder(folder).context("output")?;
     // Somebody may have been here while the data were read.
     check_output(folder, resume)?;
@@ -283,7 +298,7 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     {
         let whole = [folder.join("adapter"), folder.join(REPORT_FILE)].iter().all(|p| p.exists());
         if whole {
-            return already_finished(plan, folder, outcome);
+            return already_finished(global, plan, folder, outcome, energy);
         }
     }
     // Nobody reads it of a quiet run, which is timed by whoever started it.
@@ -323,6 +338,7 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     if let Some(model) = tuned.as_whole_model() {
         base.decoder.release(|name| model.takes_over(name));
     }
+    let meter = Meter::start(global, energy);
     let base_at_start = baseline.clone().filter(|_| !resume);
     let files = files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)).collect();
     let mut sinks: Vec<Box<dyn Sink>> = vec![
@@ -346,16 +362,26 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         continues,
         settings: &settings,
         folder: Some(folder),
+        meter: Some(meter.inner()),
         stop,
     };
     let outcome = fit(&run, tuned.as_mut(), resume, &mut sinks)?;
     drop(sinks);
-    let trained = Trained { outcome, baseline, plan, already: false };
+    let metrics = match outcome.steps {
+        0 => Vec::new(),
+        _ => read_metrics(&folder.join(METRICS_FILE))?,
+    };
+    let energy = meter.energy(outcome.energy.clone(), Work::tokens(tokens(&metrics)));
+    let trained = Trained { outcome, baseline, plan, energy, already: false };
     if trained.outcome.steps > 0 {
-        let metrics = read_metrics(&folder.join(METRICS_FILE))?;
         write_report(&trained, metrics, &recipe, folder)?;
     }
     Ok(trained)
+}
+
+/// The tokens of all steps in a run's metrics.
+fn tokens(metrics: &[Value]) -> usize {
+    metrics.iter().filter_map(|row| row["tokens"].as_u64()).sum::<u64>() as usize
 }
 
 /// The run of a plan with this fingerprint and these settings.
@@ -378,12 +404,19 @@ fn run_of<'a>(
         continues,
         settings,
         folder: Some(folder),
+        meter: None,
         stop,
     }
 }
 
 /// A run with nothing left to do: its losses are those it wrote.
-fn already_finished(plan: Plan, folder: &Path, mut outcome: Outcome) -> anyhow::Result<Trained> {
+fn already_finished(
+    global: &Global,
+    plan: Plan,
+    folder: &Path,
+    mut outcome: Outcome,
+    energy: &EnergyArguments,
+) -> anyhow::Result<Trained> {
     let metrics = read_metrics(&folder.join(METRICS_FILE)).unwrap_or_default();
     let last = metrics.iter().rev().find(|row| row.get("valid_loss").is_some());
     outcome.evaluation = last.and_then(|row| {
@@ -393,7 +426,10 @@ fn already_finished(plan: Plan, folder: &Path, mut outcome: Outcome) -> anyhow::
         });
         serde_json::from_value(fields).ok()
     });
-    Ok(Trained { outcome, baseline: kept_baseline(folder), plan, already: true })
+    // What it used is known, and nothing is left to measure.
+    let meter = Meter::start(global, &EnergyArguments { idle_seconds: None, ..energy.clone() });
+    let energy = meter.energy(outcome.energy.clone(), Work::tokens(tokens(&metrics)));
+    Ok(Trained { outcome, baseline: kept_baseline(folder), plan, energy, already: true })
 }
 
 /// Held-out loss of the base model as the run began with it.
@@ -459,6 +495,7 @@ fn write_report(
         ),
         ("steps".to_owned(), trained.outcome.steps.to_string()),
         ("seed".to_owned(), plan.recipe.train.seed.to_string()),
+        ("energy".to_owned(), trained.energy.in_words()),
         ("adapter".to_owned(), folder.join("adapter").display().to_string()),
         ("hydralora".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ];

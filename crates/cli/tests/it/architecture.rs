@@ -31,8 +31,9 @@ fn crates_import_only_from_those_below() {
     }
     let allowed = [
         ("data", "files"),
+        ("energy", ""),
         ("files", ""),
-        ("hydralora", "data files kernels model peft run runtime study train"),
+        ("hydralora", "data energy files kernels model peft run runtime study train"),
         ("kernels", "runtime"),
         ("model", "files kernels runtime"),
         ("peft", "files kernels model"),
@@ -40,7 +41,7 @@ fn crates_import_only_from_those_below() {
         ("runtime", ""),
         ("study", ""),
         ("testing", ""),
-        ("train", "data files kernels model peft runtime"),
+        ("train", "data energy files kernels model peft runtime"),
     ];
     let allowed = allowed.map(|(name, inside)| (name.to_owned(), inside.to_owned()));
     assert_eq!(found, allowed.into_iter().collect());

@@ -8,6 +8,7 @@ mod bench;
 mod commands;
 mod device;
 mod domains;
+mod energy;
 mod eval;
 mod files;
 mod going_on;

@@ -197,6 +197,17 @@ impl Device {
         self.largest
     }
 
+    /// Whether it is one of NVIDIA's.
+    pub fn is_nvidia(&self) -> bool {
+        const NVIDIA: u32 = 0x10DE;
+        self.shared.info.vendor == NVIDIA
+    }
+
+    /// Its address on the PCI bus, as `0000:3b:00.0`; none where the backend does not say.
+    pub fn pci_address(&self) -> Option<&str> {
+        Some(self.shared.info.device_pci_bus_id.as_str()).filter(|address| !address.is_empty())
+    }
+
     /// The same device for tensors of at most `largest` elements, as on a device that binds no more.
     #[must_use]
     pub fn limited_to(&self, largest: usize) -> Self {

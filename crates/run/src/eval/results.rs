@@ -206,6 +206,11 @@ impl Results {
         self.sections.insert("hydralora_version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
     }
 
+    /// Adds a section of what was measured beside the scores.
+    pub fn note(&mut self, section: &str, value: Value) {
+        self.sections.insert(section.to_owned(), value);
+    }
+
     /// The results file.
     pub fn to_json(&self) -> Value {
         Value::Object(self.sections.clone())

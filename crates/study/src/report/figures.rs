@@ -2,7 +2,7 @@
 
 use super::analysis::{Analysis, Comparison};
 use super::chart::{Axis, Bar, Drawing, Mark, Matrix, Series, forest, matrix, number, plane};
-use super::words::{metric_name, p_value};
+use super::words::{name_in, p_value};
 use crate::result::{CellResult, EvaluationPoint};
 use crate::stats::summarise;
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,7 +159,7 @@ fn tuning(analysis: &Analysis, slice: usize) -> Option<Figure> {
     ticks.sort_by(f64::total_cmp);
     let spread = ticks.last().zip(ticks.first()).is_some_and(|(last, first)| last / first > 5.0);
     let x = Axis { title: tune, logarithmic: spread, ticks };
-    let name = metric_name(&plan.select);
+    let name = name_in(analysis, &plan.select);
     let drawing =
         plane(&series, &x, &Axis { title: &name, logarithmic: false, ticks: Vec::new() })?;
     let place = of_slice(analysis, slice);
@@ -177,8 +177,8 @@ fn tuning(analysis: &Analysis, slice: usize) -> Option<Figure> {
 
 /// A metric of the chosen cells against another, one point a label and slice.
 fn against(analysis: &Analysis, metric: &str, other: &str, short: &str) -> Option<Figure> {
-    let name = metric_name(metric);
-    let other_name = metric_name(other);
+    let name = name_in(analysis, metric);
+    let other_name = name_in(analysis, other);
     let mut table =
         Table::new(&[&analysis.plan.compare, "part", &other_name, &name, "95 % interval", "seeds"]);
     let mut series = Vec::new();
@@ -240,7 +240,7 @@ fn along_axis(analysis: &Analysis, metric: &str) -> Option<Figure> {
     if numbers.len() < 3 || 2 * numbers.len() <= analysis.labels.len() {
         return None;
     }
-    let (name, compare) = (metric_name(metric), &analysis.plan.compare);
+    let (name, compare) = (name_in(analysis, metric), &analysis.plan.compare);
     let mut table = Table::new(&["part", compare, &name, "95 % interval", "seeds"]);
     let mut series = Vec::new();
     for slice in 0..analysis.slices.len().min(MOST_SLICES) {
@@ -313,7 +313,7 @@ pub(crate) fn comparison_table(analysis: &Analysis, metric: &str) -> Table {
 /// Paired differences with the reference.
 fn differences(analysis: &Analysis, metric: &str) -> Option<Figure> {
     let reference = analysis.plan.reference.as_ref()?;
-    let name = metric_name(metric);
+    let name = name_in(analysis, metric);
     let bar = |comparison: &Comparison| {
         let part = match comparison.slice {
             None => "all".to_owned(),
@@ -540,7 +540,7 @@ pub(crate) fn main_table(analysis: &Analysis) -> Table {
     }
     table.header.push("parameters".to_owned());
     table.header.push("seeds".to_owned());
-    table.header.extend(analysis.metrics.iter().map(|metric| metric_name(metric)));
+    table.header.extend(analysis.metrics.iter().map(|metric| name_in(analysis, metric)));
     for label in &analysis.labels {
         for slice in 0..analysis.slices.len() {
             let Some(choice) = analysis.choice(label, slice) else { continue };

@@ -3,7 +3,7 @@
 use super::analysis::{Analysis, Counts};
 use super::chart::{escape, style};
 use super::figures::{Figure, Table, comparison_table, main_table, paper_table};
-use super::words::{cautions, findings, method, metric_name};
+use super::words::{cautions, findings, method, name_in};
 use std::fmt::Write;
 
 /// Rows of a table that a page shows.
@@ -156,7 +156,7 @@ fn section(page: &mut String, part: &Part<'_>, index: usize, several: bool) {
     for metric in analysis.metrics.iter().skip(3) {
         let rows = comparison_table(analysis, metric);
         if !rows.rows.is_empty() {
-            let _ = write!(page, "<h3>{}: differences</h3>", escape(&metric_name(metric)));
+            let _ = write!(page, "<h3>{}: differences</h3>", escape(&name_in(analysis, metric)));
             table(page, &rows);
         }
     }
@@ -241,7 +241,7 @@ pub(crate) fn markdown(title: &str, parts: &[Part<'_>]) -> String {
         for metric in &analysis.metrics {
             let rows = comparison_table(analysis, metric);
             if !rows.rows.is_empty() {
-                let _ = write!(text, "\n### {}: differences\n\n", metric_name(metric));
+                let _ = write!(text, "\n### {}: differences\n\n", name_in(analysis, metric));
                 markdown_table(&mut text, &rows);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::analysis::{Analysis, Comparison};
 use super::chart::number;
+use crate::result::Energy;
 use crate::stats::{POWER, SIGNIFICANCE};
 
 /// A metric's name for people.
@@ -19,12 +20,51 @@ pub(crate) fn metric_name(key: &str) -> String {
             "cpu_s" => "processor seconds".to_owned(),
             "peak_rss_mb" => "peak memory (MB)".to_owned(),
             "energy_j" => "energy (J)".to_owned(),
+            "test_energy_j" => "energy of scoring (J)".to_owned(),
             other => plain(other),
         },
         Some(("loss", domain)) => format!("test loss on {domain}"),
         Some(("valid_loss", domain)) => format!("validation loss on {domain}"),
         Some(_) => plain(key),
     }
+}
+
+/// [`metric_name`], and whether its values are guesses.
+pub(crate) fn name_in(analysis: &Analysis, key: &str) -> String {
+    let name = metric_name(key);
+    let guessed = energies(analysis, key).any(Energy::is_estimate);
+    if guessed { name.replace("(J)", "(J, estimated)") } else { name }
+}
+
+/// What is known of the energy that a metric is of; nothing for metrics of something else.
+fn energies<'a>(analysis: &'a Analysis, key: &'a str) -> impl Iterator<Item = &'a Energy> {
+    analysis.results.values().filter_map(move |result| match key {
+        "energy_j" => result.trained.as_ref().map(|trained| &trained.energy),
+        "test_energy_j" => result.test.as_ref().map(|test| &test.energy),
+        _ => None,
+    })
+}
+
+/// Where energies come from, what they leave out, and why there are none.
+fn of_energies(analysis: &Analysis) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for metric in &analysis.metrics {
+        for energy in energies(analysis, metric) {
+            let name = metric_name(metric);
+            let reason = energy.reason.as_deref();
+            let line = match (energy.energy_j, &energy.source) {
+                (Some(_), Some(source)) => {
+                    let more = reason.map_or(String::new(), |reason| format!("; {reason}"));
+                    format!("{name}: {source}{more}.")
+                }
+                _ => format!("{name} is not known: {}.", reason.unwrap_or("nothing was read")),
+            };
+            if !found.contains(&line) {
+                found.push(line);
+            }
+        }
+    }
+    found
 }
 
 /// p as people write it.
@@ -103,7 +143,7 @@ pub(crate) fn sentence(analysis: &Analysis, comparison: &Comparison) -> String {
 pub(crate) fn findings(analysis: &Analysis) -> Vec<String> {
     let mut found = Vec::new();
     let Some(metric) = analysis.metrics.first() else { return found };
-    let name = metric_name(metric);
+    let name = name_in(analysis, metric);
     let Some(reference) = &analysis.plan.reference else {
         found.push("No reference is named, so nothing is tested.".to_owned());
         return found;
@@ -155,6 +195,7 @@ pub(crate) fn cautions(analysis: &Analysis) -> Vec<String> {
         let cells = if counts.failed == 1 { "1 cell" } else { &format!("{} cells", counts.failed) };
         found.push(format!("{cells} failed: {}.", reasons.join("; ")));
     }
+    found.extend(of_energies(analysis));
     let mut edges: Vec<String> = Vec::new();
     for choice in analysis.choices.iter().filter(|choice| choice.at_edge()) {
         let value = choice.chosen().map_or("", |tried| tried.value.as_str());
@@ -201,7 +242,7 @@ pub(crate) fn method(analysis: &Analysis) -> String {
         Some(tune) => format!(
             "For every combination, the {tune} with the least mean {} over seeds is chosen; only then are its \
              cells scored on the test split, so nothing of the test split entered a choice. ",
-            metric_name(&analysis.plan.select)
+            name_in(analysis, &analysis.plan.select)
         ),
         None => "Nothing is tuned. ".to_owned(),
     };
@@ -238,6 +279,34 @@ mod tests {
         assert!(found[1].contains("would need"), "{found:?}");
         let edge = cautions(&example(0.1));
         assert!(edge.iter().any(|line| line.contains("lies at the edge")), "{edge:?}");
+    }
+
+    #[test]
+    fn energies_say_where_they_come_from() {
+        let mut analysis = example(0.1);
+        analysis.metrics.push("energy_j".to_owned());
+        assert_eq!(name_in(&analysis, "energy_j"), "energy (J)");
+        let unknown = "energy (J) is not known: nothing was measured.";
+        assert!(
+            cautions(&analysis).iter().any(|line| line == unknown),
+            "{:?}",
+            cautions(&analysis)
+        );
+        for result in analysis.results.values_mut() {
+            result.trained.as_mut().unwrap().energy = Energy {
+                energy_j: Some(12.0),
+                source: Some("estimate: 65 W x wall time".to_owned()),
+                reason: Some("counts all of the 2 cells at work at once".to_owned()),
+                ..Energy::default()
+            };
+        }
+        assert_eq!(name_in(&analysis, "energy_j"), "energy (J, estimated)");
+        assert_eq!(name_in(&analysis, "wall_s"), "seconds of training");
+        let said =
+            "energy (J): estimate: 65 W x wall time; counts all of the 2 cells at work at once.";
+        let lines = cautions(&analysis);
+        assert_eq!(lines.iter().filter(|line| line.starts_with("energy")).count(), 1);
+        assert!(lines.iter().any(|line| line == said), "{lines:?}");
     }
 
     #[test]

@@ -286,6 +286,7 @@ fn train(
         continues: None,
         settings: &Value::Null,
         folder: Some(folder),
+        meter: None,
         stop: &stop,
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };

@@ -3,6 +3,7 @@
 
 use super::{median, numbers};
 use crate::args::{BenchDecodeArguments, Global, spelling};
+use crate::energy::{Energy, Meter, Work, add};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base};
 use crate::recipe::{ModelDtype, read_method};
@@ -37,6 +38,8 @@ struct Figures {
     bandwidth_gb_per_s: f64,
     /// Of that rate, counting the weights and the adapter once a token.
     share_of_bandwidth: f64,
+    /// Of decoding alone.
+    energy: Energy,
 }
 
 /// Memory to read, far larger than any cache, on pages as large as those of the weights.
@@ -140,6 +143,8 @@ struct Rates {
     decode: f64,
     bandwidth: f64,
     tokens_per_byte: f64,
+    /// Of decoding in the runs that count.
+    energy: Energy,
 }
 
 fn measure(
@@ -147,6 +152,7 @@ fn measure(
     adapter: &dyn Adapter,
     arguments: &BenchDecodeArguments,
     memory: &Memory,
+    meter: &Meter,
 ) -> anyhow::Result<Rates> {
     let vocabulary = base.decoder.config().vocab_size;
     let ids = |count: usize| -> Vec<u32> {
@@ -169,17 +175,21 @@ fn measure(
         prefill.push(prompt.len() as f64 / started.elapsed().as_secs_f64());
     }
     let (mut decode, mut bandwidth, mut tokens_per_byte) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..=RUNS {
+    let mut used = None;
+    for run in 0..=RUNS {
         let mut cache = base.decoder.new_cache();
         let mut next = feed(&ids(PROMPT), &mut cache)?;
         let (mut seconds, mut reading) = (0.0, Reading::default());
         for first in (0..arguments.new_tokens).step_by(STRETCH) {
             reading.add(memory);
-            let started = Instant::now();
+            let (started, mark) = (Instant::now(), meter.mark());
             for _ in first..arguments.new_tokens.min(first + STRETCH) {
                 next = feed(&[next], &mut cache)?;
             }
             seconds += started.elapsed().as_secs_f64();
+            if run > 0 {
+                used = Some(add(used, meter.since(&mark)));
+            }
         }
         let (rate, read) = (arguments.new_tokens as f64 / seconds, reading.rate(memory));
         decode.push(rate);
@@ -192,6 +202,7 @@ fn measure(
         decode: median(&mut decode[1..]),
         bandwidth: median(&mut bandwidth[1..]),
         tokens_per_byte: median(&mut tokens_per_byte[1..]),
+        energy: meter.energy(used.unwrap_or_default(), Work::tokens(RUNS * arguments.new_tokens)),
     })
 }
 
@@ -200,6 +211,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         return Err(bad_input("--prompt and --new-tokens: expected at least 1"));
     }
     let memory = Memory::new();
+    let meter = Meter::start(global, &arguments.energy);
     let mut all = Vec::new();
     for &dtype in &arguments.dtype {
         let name = spelling(&dtype);
@@ -212,7 +224,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         let open_s = started.elapsed().as_secs_f64();
         let tuned = (!arguments.no_adapter).then(|| adapter(&base)).transpose()?;
         let adapter = tuned.as_ref().map_or(&NoAdapter as &dyn Adapter, |t| t.as_adapter());
-        let rates = measure(&base, adapter, arguments, &memory)?;
+        let rates = measure(&base, adapter, arguments, &memory, &meter)?;
         let bytes = base.decoder.weight_bytes();
         let of_adapter = tuned.as_ref().map_or(0, |tuned| bytes_of(tuned.as_ref()));
         all.push(Figures {
@@ -223,6 +235,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
             decode_tokens_per_s: rates.decode,
             bandwidth_gb_per_s: rates.bandwidth / 1e9,
             share_of_bandwidth: rates.tokens_per_byte * (bytes + of_adapter) as f64,
+            energy: rates.energy,
         });
     }
     let mut rows = vec![
@@ -249,7 +262,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
             format!("{:.1} %", 100.0 * one.share_of_bandwidth),
         ]);
     }
-    let text = format!(
+    let mut text = format!(
         "{}\n\n{}",
         table(&rows),
         if arguments.no_adapter {
@@ -258,6 +271,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
             "HydraLoRA adapter on (r = 4, N = 4, feed-forward layers)"
         }
     );
+    for one in all.iter().filter(|one| one.energy.energy_j.is_some()) {
+        text += &format!("\nenergy of decoding, {}  {}", one.dtype, one.energy.in_words());
+    }
     let json = json!({
         "threads": hydralora_runtime::threads(),
         "adapter": !arguments.no_adapter,

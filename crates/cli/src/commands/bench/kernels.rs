@@ -2,6 +2,7 @@
 
 use super::numbers;
 use crate::args::{BenchKernelsArguments, Device, Global};
+use crate::energy::{Meter, Work};
 use crate::failure::bad_input;
 use crate::ui::{result, say, table};
 use hydralora_kernels::ops::attention::{AttentionConfig, causal_attention, spans};
@@ -66,6 +67,8 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
     if global.device != Device::Cpu {
         say(global, "single operations are measured on the CPU");
     }
+    let meter = Meter::start(global, &arguments.energy);
+    let mark = meter.mark();
     let product = |a: usize, b: usize| 2.0 * tokens as f64 * a as f64 * b as f64;
     let leaf = |rows: usize, cols: usize| Var::leaf(tensor(rows, cols));
     let mut rows = Vec::new();
@@ -135,6 +138,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
         linear_cross_entropy(&x, &head, &labels, u32::MAX, 1e-3, None).loss
     }));
 
+    let energy = meter.energy(meter.since(&mark), Work::default());
     let mut lines =
         vec![["operation", "forward, ms", "backward, ms", "GFLOP/s"].map(str::to_owned).to_vec()];
     for row in &rows {
@@ -149,7 +153,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchKernelsArguments) -> anyhow:
         "tokens": tokens,
         "threads": hydralora_runtime::threads(),
         "operations": rows,
+        "energy": energy,
     });
     result(global, &json, &table(&lines))?;
+    energy.say_if_known(global);
     Ok(ExitCode::SUCCESS)
 }

@@ -5,10 +5,12 @@ use super::methods::{Asked, asked, peak_alone};
 use super::{Timed, median, time_product};
 use crate::args::{BenchTrainArguments, Global};
 use crate::commands::model::known_shape;
+use crate::energy::{Energy, Meter, Work, add};
 use crate::failure::bad_input;
 use crate::plan::{Base, open_base, refuse_larger_than_memory};
 use crate::recipe::ModelDtype;
 use crate::ui::{result, say, table, thousands};
+use hydralora_energy::Reading;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::profile::{self, Cost};
@@ -126,6 +128,9 @@ struct Contender {
     losses: Vec<f64>,
     peak_mb: f64,
     costs: BTreeMap<&'static str, Cost>,
+    /// Of all steps that were timed, the repeated ones too.
+    used: Option<Reading>,
+    trained_tokens: usize,
 }
 
 impl Contender {
@@ -156,6 +161,8 @@ impl Contender {
             losses: Vec::new(),
             peak_mb: 0.0,
             costs: BTreeMap::new(),
+            used: None,
+            trained_tokens: 0,
         })
     }
 
@@ -265,6 +272,8 @@ struct Figures {
     first_loss: f64,
     last_loss: f64,
     parts: Vec<PartFigures>,
+    /// Of the timed steps and their repetitions.
+    energy: Energy,
 }
 
 #[derive(Serialize)]
@@ -337,6 +346,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     // As training does before its first step.
     release_kept();
 
+    let meter = Meter::start(global, &arguments.energy);
     let checkpointing = arguments.gradient_checkpointing;
     let mut rates = Rates::default();
     let largest = batches.iter().max_by_key(|batch| batch.tokens.len());
@@ -350,6 +360,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
                 // Pages are touched, threads started and caches filled outside the measurement.
                 contender.step(&base, largest, checkpointing)?;
             }
+            let mark = meter.mark();
             profile::start();
             let (mut seconds, loss) = contender.step(&base, batch, checkpointing)?;
             for (part, cost) in profile::finish() {
@@ -361,6 +372,8 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
             for _ in 1..arguments.repeat {
                 seconds = seconds.min(contender.step(&base, batch, checkpointing)?.0);
             }
+            contender.used = Some(add(contender.used.take(), meter.since(&mark)));
+            contender.trained_tokens += batch.tokens.len() * arguments.repeat.max(1);
             contender.seconds.push(seconds);
             contender.losses.push(loss);
             if alone {
@@ -382,8 +395,14 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     let rate = rates.best();
     let limit = tokens as f64 / (flops / rate);
     let first = contenders[0].seconds.clone();
-    let figures: Vec<Figures> =
-        contenders.iter().map(|contender| figures(contender, tokens, limit, &first)).collect();
+    let figures: Vec<Figures> = contenders
+        .iter_mut()
+        .map(|contender| {
+            let used = contender.used.take().unwrap_or_default();
+            let energy = meter.energy(used, Work::tokens(contender.trained_tokens));
+            figures(contender, tokens, limit, &first, energy)
+        })
+        .collect();
 
     let mut rows = vec![
         ["method", "parameters", "tokens/s", "of the limit", "step, median s", "time", "peak MB"]
@@ -404,6 +423,9 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     let mut text = table(&rows);
     for one in &figures {
         text += &format!("\n\n{}\n{}", one.method, parts_table(&one.parts));
+        if one.energy.energy_j.is_some() {
+            text += &format!("\nenergy  {}", one.energy.in_words());
+        }
     }
     text += &format!(
         "\n\nlimit: {limit:.1} tokens/s, the {:.1} TFLOP of unavoidable products at the rate of the fastest, {:.1} GFLOP/s",
@@ -428,7 +450,13 @@ pub(crate) fn run(global: &Global, arguments: &BenchTrainArguments) -> anyhow::R
     Ok(ExitCode::SUCCESS)
 }
 
-fn figures(contender: &Contender, tokens: usize, limit: f64, first: &[f64]) -> Figures {
+fn figures(
+    contender: &Contender,
+    tokens: usize,
+    limit: f64,
+    first: &[f64],
+    energy: Energy,
+) -> Figures {
     let seconds: f64 = contender.seconds.iter().sum();
     let tokens_per_s = tokens as f64 / seconds;
     let mut ratios: Vec<f64> =
@@ -461,6 +489,7 @@ fn figures(contender: &Contender, tokens: usize, limit: f64, first: &[f64]) -> F
         first_loss: contender.losses.first().copied().unwrap_or(0.0),
         last_loss: contender.losses.last().copied().unwrap_or(0.0),
         parts,
+        energy,
     }
 }
 

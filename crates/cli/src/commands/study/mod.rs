@@ -5,6 +5,7 @@ mod recipes;
 mod runner;
 
 use crate::args::Global;
+use crate::energy::EnergyArguments;
 use crate::failure::bad_input;
 use crate::recipe::{change_of, set};
 use crate::stop;
@@ -96,6 +97,8 @@ struct RunArguments {
     /// Seconds without a heartbeat after which a worker on another machine counts as dead.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     stale_after: u64,
+    #[command(flatten)]
+    energy: EnergyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -235,7 +238,7 @@ fn run_study(global: &Global, arguments: &RunArguments) -> anyhow::Result<ExitCo
         stale_after: Duration::from_secs(arguments.stale_after),
         ..work_options(global, jobs)
     };
-    let worked = work_on(global, &store, &plan, &options, stop)?;
+    let worked = work_on(global, &store, &plan, &options, &arguments.energy, stop)?;
     let Worked { trained, scored, failed, stopped } = worked;
     let json = json!({"trained": trained, "scored": scored, "failed": failed, "stopped": stopped});
     let analysis = Analysis::read(&store)?;
@@ -288,11 +291,14 @@ fn work_on(
     store: &Store,
     plan: &Plan,
     options: &WorkOptions,
+    energy: &EnergyArguments,
     stop: &AtomicBool,
 ) -> anyhow::Result<Worked> {
     let children = Children {
         global,
         threads: threads(global, options.jobs),
+        jobs: options.jobs,
+        energy: energy.spelt(),
         program: std::env::current_exe()?,
         checked: Mutex::default(),
     };

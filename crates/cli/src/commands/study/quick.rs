@@ -3,6 +3,7 @@
 use super::{change, planned, work_on, work_options, write_report};
 use crate::args::Global;
 use crate::commands::quickstart::SAMPLE;
+use crate::energy::EnergyArguments;
 use crate::stop;
 use crate::ui::say;
 use clap::Args;
@@ -49,6 +50,8 @@ pub(super) struct QuickArguments {
     /// Cells at once.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    #[command(flatten)]
+    energy: EnergyArguments,
 }
 
 fn known() -> Vec<&'static str> {
@@ -87,7 +90,7 @@ pub(super) fn run(global: &Global, arguments: &QuickArguments) -> anyhow::Result
             global,
             format!("\n{}/{}  {}: {} cells", number + 1, stores.len(), plan.name, plan.cells.len()),
         );
-        failed += work_on(global, store, plan, &options, stop)?.failed;
+        failed += work_on(global, store, plan, &options, &arguments.energy, stop)?.failed;
         if stop.load(Ordering::SeqCst) {
             say(global, "stopped; the same command goes on");
             return Ok(ExitCode::from(130));

@@ -3,6 +3,7 @@
 
 use super::recipes::{Known, sha256};
 use crate::args::{Global, spelling};
+use crate::energy::JOULES_PER_KWH;
 use crate::recipe::Recipe;
 use crate::sources;
 use crate::ui::say;
@@ -47,6 +48,10 @@ pub(super) struct Children<'a> {
     pub(super) global: &'a Global,
     /// Threads of a child.
     pub(super) threads: usize,
+    /// Cells at once.
+    pub(super) jobs: usize,
+    /// How children measure energy, as arguments.
+    pub(super) energy: Vec<String>,
     /// The program itself.
     pub(super) program: PathBuf,
     /// What was checked in this process: fingerprints by model, hashes by path, length and time.
@@ -146,6 +151,108 @@ impl Children<'_> {
         }
     }
 
+    /// The energy that a child printed. A counter is the whole machine's, and so is a power: with several
+    /// cells at once each is charged with the others.
+    fn energy(&self, printed: &Value) -> Energy {
+        let text = |key: &str| printed[key].as_str().map(str::to_owned);
+        let energy_j = printed["energy_j"].as_f64();
+        let kwh = energy_j.map(|joules| joules / JOULES_PER_KWH);
+        let grams = kwh.zip(printed["grid_g_per_kwh"].as_f64());
+        let mut found = Energy {
+            energy_j,
+            source: text("source"),
+            reason: text("reason"),
+            idle_watts: printed["idle_watts"].as_f64(),
+            g_co2eq: grams.map(|(kwh, grams)| kwh * grams),
+        };
+        if found.energy_j.is_none() && found.reason.is_none() {
+            found.reason = Some("the command does not say".to_owned());
+        }
+        if found.energy_j.is_some() && self.jobs > 1 {
+            let others = format!("counts all of the {} cells at work at once", self.jobs);
+            let reason = found.reason.take().map_or(String::new(), |reason| format!("{reason}; "));
+            found.reason = Some(reason + &others);
+        }
+        found
+    }
+
+    /// What a finished run's folder says.
+    fn trained(&self, run: &Path) -> Result<Validated> {
+        let output = run.join(OUTPUT);
+        let printed: Value = read(&output)?;
+        let metrics_path = run.join(METRICS_FILE);
+        let rows = read_metrics(&metrics_path).map_err(|error| Error::Failed(error.to_string()))?;
+        let steps: Vec<&Value> = rows.iter().filter(|row| row.get("tokens").is_some()).collect();
+        let evaluations: Vec<&Value> =
+            rows.iter().filter(|row| row.get("valid_loss").is_some()).collect();
+        let sum = |key: &str| steps.iter().filter_map(|row| row[key].as_u64()).sum();
+        let last = steps.last().ok_or_else(|| damaged(&metrics_path, "has no step"))?;
+        let peak = steps.iter().filter_map(|row| row["peak_rss_mb"].as_f64()).fold(0.0, f64::max);
+        let valid = evaluations
+            .last()
+            .map(|row| losses(&row["valid_loss"], &row["valid_label_tokens"], &row["domains"]));
+        let baseline = run.join("baseline.json");
+        let base = match baseline.is_file() {
+            true => {
+                let found: Value = read(&baseline)?;
+                Some(losses(&found["loss"], &found["label_tokens"], &found["domains"]))
+            }
+            false => None,
+        };
+        let routing = run.join("routing.json");
+        let gates = match routing.is_file() {
+            true => {
+                let text = fs::read(&routing).map_err(|source| Error::io(&routing, source))?;
+                let routing: Routing = serde_json::from_slice(&text)
+                    .map_err(|error| Error::file(&routing, error.to_string()))?;
+                Some(by_layer(&routing))
+            }
+            false => None,
+        };
+        let parameters = serde_json::from_value(printed["parameters"].clone())
+            .map_err(|error| damaged(&output, &error.to_string()))?;
+        // Up to the last step, as the seconds are.
+        let mut of_steps = printed["energy"].clone();
+        if last["energy_j"].is_f64() {
+            of_steps["energy_j"] = last["energy_j"].clone();
+            of_steps["source"] = last["energy_source"].clone();
+        }
+        let energy = self.energy(&of_steps);
+        let every = steps.len().div_ceil(CURVE).max(1);
+        let curve =
+            steps.iter().enumerate().filter(|(at, _)| at % every == 0 || at + 1 == steps.len());
+        Ok(Validated {
+            valid,
+            base,
+            ending: printed["ending"].as_str().unwrap_or_default().to_owned(),
+            steps: last["step"].as_u64().unwrap_or_default(),
+            tokens: sum("tokens"),
+            label_tokens: sum("label_tokens"),
+            wall_s: last["elapsed_s"].as_f64().unwrap_or_default(),
+            cpu_s: self.cpu_seconds(run),
+            peak_rss_mb: (peak > 0.0).then_some(peak),
+            energy,
+            parameters,
+            gates,
+            curve: curve
+                .map(|(_, row)| CurvePoint {
+                    step: row["step"].as_u64().unwrap_or_default(),
+                    loss: row["loss"].as_f64().unwrap_or(f64::NAN),
+                })
+                .collect(),
+            evaluations: evaluations
+                .iter()
+                .map(|row| EvaluationPoint {
+                    step: row["step"].as_u64().unwrap_or_default(),
+                    valid_loss: row["valid_loss"].as_f64().unwrap_or(f64::NAN),
+                    gate_entropy: row["gate_entropy"].as_f64(),
+                    gate_spread: row["gate_spread"].as_f64(),
+                    router_movement: row["router_movement"].as_f64(),
+                })
+                .collect(),
+        })
+    }
+
     fn cpu_seconds(&self, folder: &Path) -> Option<f64> {
         Some(read_number(&folder.join(CPU_FILE))).filter(|seconds| *seconds > 0.0)
     }
@@ -196,6 +303,7 @@ impl Runner for Children<'_> {
             let saved = checkpoint::list(&run).map_err(|error| Error::Failed(error.to_string()))?;
             let output = format!("output={}", job.run);
             let mut arguments = strings(&["train", RECIPE, "--set", &output]);
+            arguments.extend(self.energy.iter().cloned());
             if saved.is_empty() {
                 // What an attempt without a checkpoint left would be in the way.
                 let _ = fs::remove_dir_all(run.join(ADAPTER));
@@ -203,7 +311,7 @@ impl Runner for Children<'_> {
                 arguments.push("--resume".to_owned());
             }
             match self.child(job, &arguments)? {
-                Ran::Well => return trained(&run, self.cpu_seconds(&run)).map(Ended::Done),
+                Ran::Well => return self.trained(&run).map(Ended::Done),
                 Ran::Stopped => return Ok(Ended::Stopped),
                 Ran::Badly(message) => return Ok(Ended::Failed(message)),
                 Ran::Killed(message) => {
@@ -264,6 +372,7 @@ impl Runner for Children<'_> {
             arguments.extend(strings(&["--tasks", task]));
         }
         arguments.extend(eval_arguments(scored, adapter.is_some() && !whole));
+        arguments.extend(self.energy.iter().cloned());
         let (results, samples) =
             (format!("{}/results.json", job.run), format!("{}/samples.jsonl", job.run));
         arguments.extend(strings(&["--out", &results, "--samples", &samples]));
@@ -275,7 +384,8 @@ impl Runner for Children<'_> {
             }
             Ran::Badly(message) | Ran::Killed(message) => return Ok(Ended::Failed(message)),
         }
-        let mut found = measured(&job.folder.join(results))?;
+        let (mut found, energy) = measured(&job.folder.join(results))?;
+        found.energy = self.energy(&energy);
         found.wall_s = began.elapsed().as_secs_f64();
         found.cpu_s = self.cpu_seconds(&run);
         Ok(Ended::Done(found))
@@ -384,80 +494,6 @@ fn eval_arguments(scored: &Scored<'_>, adapter: bool) -> Vec<String> {
     arguments
 }
 
-/// What a finished run's folder says.
-fn trained(run: &Path, cpu_s: Option<f64>) -> Result<Validated> {
-    let output = run.join(OUTPUT);
-    let printed: Value = read(&output)?;
-    let metrics_path = run.join(METRICS_FILE);
-    let rows = read_metrics(&metrics_path).map_err(|error| Error::Failed(error.to_string()))?;
-    let steps: Vec<&Value> = rows.iter().filter(|row| row.get("tokens").is_some()).collect();
-    let evaluations: Vec<&Value> =
-        rows.iter().filter(|row| row.get("valid_loss").is_some()).collect();
-    let sum = |key: &str| steps.iter().filter_map(|row| row[key].as_u64()).sum();
-    let last = steps.last().ok_or_else(|| damaged(&metrics_path, "has no step"))?;
-    let peak = steps.iter().filter_map(|row| row["peak_rss_mb"].as_f64()).fold(0.0, f64::max);
-    let valid = evaluations
-        .last()
-        .map(|row| losses(&row["valid_loss"], &row["valid_label_tokens"], &row["domains"]));
-    let baseline = run.join("baseline.json");
-    let base = match baseline.is_file() {
-        true => {
-            let found: Value = read(&baseline)?;
-            Some(losses(&found["loss"], &found["label_tokens"], &found["domains"]))
-        }
-        false => None,
-    };
-    let routing = run.join("routing.json");
-    let gates = match routing.is_file() {
-        true => {
-            let text = fs::read(&routing).map_err(|source| Error::io(&routing, source))?;
-            let routing: Routing = serde_json::from_slice(&text)
-                .map_err(|error| Error::file(&routing, error.to_string()))?;
-            Some(by_layer(&routing))
-        }
-        false => None,
-    };
-    let parameters = serde_json::from_value(printed["parameters"].clone())
-        .map_err(|error| damaged(&output, &error.to_string()))?;
-    let mut energy = Energy::default();
-    if let Some(joules) = last["energy_j"].as_f64() {
-        let source = printed["energy"]["source"].as_str().map(str::to_owned);
-        energy = Energy { energy_j: Some(joules), source, reason: None };
-    }
-    let every = steps.len().div_ceil(CURVE).max(1);
-    let curve = steps.iter().enumerate().filter(|(at, _)| at % every == 0 || at + 1 == steps.len());
-    Ok(Validated {
-        valid,
-        base,
-        ending: printed["ending"].as_str().unwrap_or_default().to_owned(),
-        steps: last["step"].as_u64().unwrap_or_default(),
-        tokens: sum("tokens"),
-        label_tokens: sum("label_tokens"),
-        wall_s: last["elapsed_s"].as_f64().unwrap_or_default(),
-        cpu_s,
-        peak_rss_mb: (peak > 0.0).then_some(peak),
-        energy,
-        parameters,
-        gates,
-        curve: curve
-            .map(|(_, row)| CurvePoint {
-                step: row["step"].as_u64().unwrap_or_default(),
-                loss: row["loss"].as_f64().unwrap_or(f64::NAN),
-            })
-            .collect(),
-        evaluations: evaluations
-            .iter()
-            .map(|row| EvaluationPoint {
-                step: row["step"].as_u64().unwrap_or_default(),
-                valid_loss: row["valid_loss"].as_f64().unwrap_or(f64::NAN),
-                gate_entropy: row["gate_entropy"].as_f64(),
-                gate_spread: row["gate_spread"].as_f64(),
-                router_movement: row["router_movement"].as_f64(),
-            })
-            .collect(),
-    })
-}
-
 fn read(path: &Path) -> Result<Value> {
     let text = fs::read(path).map_err(|source| Error::io(path, source))?;
     serde_json::from_slice(&text).map_err(|error| Error::file(path, error.to_string()))
@@ -497,8 +533,8 @@ fn by_layer(routing: &Routing) -> Gates {
     Gates { domains: routing.domains.clone(), layers: layers.values().map(mean).collect() }
 }
 
-/// What a results file in the harness's layout says.
-fn measured(path: &Path) -> Result<Measured> {
+/// What a results file in the harness's layout says, and its energy.
+fn measured(path: &Path) -> Result<(Measured, Value)> {
     let value = read(path)?;
     let object = |key: &str| -> Result<Map<String, Value>> {
         value[key].as_object().cloned().ok_or_else(|| damaged(path, &format!("has no `{key}`")))
@@ -537,5 +573,5 @@ fn measured(path: &Path) -> Result<Measured> {
         }
         found.data_sha256.insert(task, Value::Object(files));
     }
-    Ok(found)
+    Ok((found, value["energy"].clone()))
 }

@@ -59,6 +59,7 @@ fn go(
         continues: None,
         settings: &Value::Null,
         folder: Some(folder),
+        meter: None,
         stop: &stop,
     };
     let mut watch = Watch { seen: Vec::new(), stop_at, stop: &stop };
