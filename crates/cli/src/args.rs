@@ -125,6 +125,8 @@ pub(crate) enum Command {
     Eval(Box<crate::commands::eval::EvalArguments>),
     /// Show a model's or an adapter's parameters
     Inspect(InspectArguments),
+    /// Compare trained adapters' weights, and say what each consists of
+    Analyze(crate::commands::analyze::AnalyzeArguments),
     /// Measure speed against this machine's matrix-product rate
     Bench(BenchArguments),
     /// Fold an adapter into its base model

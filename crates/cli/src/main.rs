@@ -91,6 +91,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => commands::eval::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
         Command::Bench(command) => commands::bench::run(global, command),
+        Command::Analyze(command) => commands::analyze::run(global, command),
         Command::Merge(command) => commands::merge::run(global, command),
         Command::Export(command) => commands::export::run(global, command),
         Command::Import(command) => commands::import::run(global, command),

@@ -61,6 +61,7 @@ pub mod heads;
 mod input;
 mod layout;
 mod overlap;
+pub mod picture;
 mod record;
 mod report;
 mod rows;

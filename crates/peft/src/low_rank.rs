@@ -264,6 +264,10 @@ impl TrainHooks for LowRankAdapter {
         self.ends.start_from(base)
     }
 
+    fn starts_from_weights(&self) -> bool {
+        self.start.waits()
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         let mut magnitudes = self.layers.values().filter_map(|layer| layer.magnitude.as_ref());
         if self.start.waits() || self.ends.waits() || magnitudes.any(Magnitude::waits) {

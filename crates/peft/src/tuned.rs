@@ -164,6 +164,10 @@ pub trait TrainHooks {
         let _ = base;
         Ok(())
     }
+    /// Whether values of a fresh adapter's `A` and `B` are still to come from the base's weights.
+    fn starts_from_weights(&self) -> bool {
+        false
+    }
     /// Called once before a run's first step, also of a resumed run.
     ///
     /// # Errors

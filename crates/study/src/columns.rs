@@ -56,6 +56,7 @@ pub(crate) fn of(studies: &[Analysis]) -> Vec<Column> {
         }
         for result in study.results.values() {
             metrics.extend(result.test_metrics().into_keys());
+            metrics.extend(result.weight_metrics());
             let valid = result.trained.as_ref().and_then(|trained| trained.valid.as_ref());
             let domains = valid.into_iter().flat_map(|losses| losses.domains.keys());
             metrics.extend(domains.map(|domain| format!("valid_loss/{domain}")));

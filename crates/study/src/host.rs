@@ -96,6 +96,12 @@ pub trait Runner: Sync {
     /// # Errors
     /// As [`train`](Self::train).
     fn score(&self, job: &Job<'_>, scored: &Scored<'_>) -> Result<Ended<Measured>>;
+    /// Looks at the weights of the adapter in the run's folder, for the field `analysis` of the result: what
+    /// was found, or a null with the reason.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    fn analyze(&self, job: &Job<'_>) -> Result<Value>;
     /// Makes sure that the data and the base model of a cell are what they were when it was planned.
     ///
     /// # Errors

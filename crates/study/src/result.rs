@@ -206,10 +206,21 @@ pub const LOSS: &str = "loss";
 /// The mean over the domains of all `loss:` tasks, where there are several.
 pub const MACRO_LOSS: &str = "macro_loss";
 
+/// What keys of the weights' measures begin with.
+pub const ANALYSIS: &str = "analysis";
+
 impl CellResult {
+    /// The keys of the measures of the weights that there are.
+    pub fn weight_metrics(&self) -> Vec<String> {
+        let overall = self.analysis.get("overall").and_then(Value::as_object);
+        let numbers = overall.into_iter().flatten().filter(|(_, value)| value.is_number());
+        numbers.map(|(name, _)| format!("{ANALYSIS}/{name}")).collect()
+    }
+
     /// The number under a key: `valid_loss`, `valid_loss/DOMAIN`, `base_loss`, `base_loss/DOMAIN`,
     /// `parameters`, `wall_s`, `cpu_s`, `peak_rss_mb`, `energy_j`, `tokens`, `steps`; `loss`, `loss/DOMAIN`
-    /// and `macro_loss` (the mean over domains) of the test split, `test_wall_s`, `test_energy_j`; `TASK/METRIC` of any other task, or `TASK` for its first metric.
+    /// and `macro_loss` (the mean over domains) of the test split, `test_wall_s`, `test_energy_j`; `analysis/MEASURE` of the
+    /// weights; `TASK/METRIC` of any other task, or `TASK` for its first metric.
     pub fn metric(&self, key: &str) -> Option<f64> {
         let (head, part) = match key.split_once('/') {
             Some((head, part)) => (head, Some(part)),
@@ -232,6 +243,7 @@ impl CellResult {
             "steps" => Some(trained?.steps as f64),
             "test_energy_j" => self.test.as_ref()?.energy.energy_j,
             "test_wall_s" => Some(self.test.as_ref()?.wall_s),
+            ANALYSIS => self.analysis.get("overall")?.get(part?)?.as_f64(),
             LOSS => self.test.as_ref()?.loss(part),
             MACRO_LOSS => self.test.as_ref()?.macro_loss(),
             task => self.test.as_ref()?.score(task, part),

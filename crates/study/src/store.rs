@@ -1,5 +1,6 @@
 //! A study on disk: `study.json`, `study.yaml`, `plan.json` and a folder a cell.
 
+use crate::claim::Claim;
 use crate::disk::{
     make_folder, names_in, read_json, read_text, sha256, to_json, write_file, write_json, write_new,
 };
@@ -292,6 +293,21 @@ impl Store {
     /// Puts a result with its scores in place of the one without.
     pub(crate) fn complete(&self, result: &CellResult) -> Result<()> {
         write_json(&self.file(&result.cell, RESULT), result)
+    }
+
+    /// Puts what was found in a cell's adapter into its result, and says whether there is a result. The
+    /// cell has to be [claimed](crate::claim::Observer::claim), so that nobody else writes it meanwhile.
+    ///
+    /// # Errors
+    /// If the result is damaged or cannot be written.
+    pub fn set_analysis(&self, id: &str, claim: Claim, analysis: Value) -> Result<bool> {
+        let found = self.result(id)?;
+        let there = found.is_some();
+        if let Some(result) = found.filter(|result| result.analysis != analysis) {
+            self.complete(&CellResult { analysis, ..result })?;
+        }
+        claim.finish()?;
+        Ok(there)
     }
 
     /// Why a cell failed; none if it did not.

@@ -9,6 +9,7 @@ use crate::plan::{Plan, Planned, shown};
 use crate::result::{CellResult, Machine};
 use crate::spec::Keep;
 use crate::store::{CellFile, FORMAT, Kind, Store, not_measured};
+use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -440,6 +441,11 @@ impl Worker<'_> {
         let working = Instant::now();
         let job = Job { folder: &folder, cell: &cell, run: &run, claim: &claim, stop: self.stop };
         let ended = self.runner.train(&job)?;
+        // Before the adapter may be removed.
+        let analysis = match &ended {
+            Ended::Done(_) if !job.claim.is_lost() => self.runner.analyze(&job)?,
+            _ => unseen(),
+        };
         let worked = working.elapsed();
         if !claim.is_held()? {
             self.lost(index);
@@ -453,6 +459,7 @@ impl Worker<'_> {
                 rename(&folder.join(&run), &folder.join(RUN))?;
                 let result = CellResult {
                     trained: Some(trained),
+                    analysis,
                     overhead_s: (began.elapsed() - worked).as_secs_f64(),
                     ..self.empty_result(&cell, claim.number())
                 };
@@ -497,6 +504,11 @@ impl Worker<'_> {
             true => Ended::Done(Default::default()),
             false => self.runner.score(&job, &scored)?,
         };
+        let made = cell.kind == Kind::Combined && matches!(ended, Ended::Done(_));
+        let analysis = match made && folder.join(&run).join(ADAPTER).exists() {
+            true => Some(self.runner.analyze(&job)?),
+            false => None,
+        };
         let worked = working.elapsed();
         if !claim.is_held()? {
             self.lost(index);
@@ -509,6 +521,9 @@ impl Worker<'_> {
                 let before = self.store.result(id)?;
                 let mut result = before.unwrap_or_else(|| self.empty_result(&cell, claim.number()));
                 result.test = Some(measured);
+                if let Some(analysis) = analysis {
+                    result.analysis = analysis;
+                }
                 result.overhead_s += (began.elapsed() - worked).as_secs_f64();
                 if cell.kind == Kind::Combined {
                     make_folder(&folder.join(RUN))?;
@@ -540,7 +555,7 @@ impl Worker<'_> {
             machine: self.options.machine.clone(),
             attempts,
             overhead_s: 0.0,
-            analysis: not_measured("`hydralora analyze` has not looked at this cell"),
+            analysis: unseen(),
         }
     }
 
@@ -601,6 +616,11 @@ fn clean(folder: &Path) -> Result<()> {
         let _ = fs::remove_dir_all(folder.join(name));
     }
     Ok(())
+}
+
+/// The analysis of a cell that nobody has looked at.
+fn unseen() -> Value {
+    not_measured("`hydralora analyze` has not looked at this cell")
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

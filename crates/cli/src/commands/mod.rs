@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod analyze;
 mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;

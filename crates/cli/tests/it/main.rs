@@ -2,6 +2,7 @@
 
 mod adapters;
 mod added_tokens;
+mod analyze;
 mod architecture;
 mod bad_input;
 mod bench;

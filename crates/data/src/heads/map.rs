@@ -2,7 +2,7 @@
 //! Hinton 2008) from the two leading dimensions.
 
 use super::kmeans::Clustering;
-use super::matrix::{Matrix, squared_distance};
+use super::matrix::{Matrix, dot, squared_distance};
 use super::random::Random;
 
 /// Rows on the map.
@@ -22,18 +22,44 @@ pub(super) struct Place {
 /// Places of a sample of rows.
 pub(super) fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Place> {
     let sample = Random::new(seed, 8).sample(rows.rows(), MOST_ROWS);
-    let leading = |row: usize, at: usize| rows.row(row).get(at).copied().unwrap_or(0.0);
+    let points: Vec<&[f32]> = sample.iter().map(|&row| rows.row(row)).collect();
     // The first dimension of uncentred rows is what all have in common, so the map starts from the
     // next two.
+    let leading = |row: &[f32], at: usize| row.get(at).copied().unwrap_or(0.0);
     let start: Vec<f32> =
-        sample.iter().flat_map(|&row| [1e-2 * leading(row, 1), 1e-2 * leading(row, 2)]).collect();
-    let perplexity = PERPLEXITY.min((sample.len() as f32 - 1.0) / 3.0 - 1.0);
+        points.iter().flat_map(|row| [1e-2 * leading(row, 1), 1e-2 * leading(row, 2)]).collect();
+    let place = |(&row, [x, y]): (&usize, [f32; 2])| Place {
+        row,
+        cluster: clustering.assignment[row],
+        x,
+        y,
+    };
+    sample.iter().zip(embedded(&points, start, PERPLEXITY)).map(place).collect()
+}
+
+/// Gives every row of `width` numbers a place in two dimensions in which about `neighbours` neighbours stay
+/// neighbours. The time grows with the rows' square.
+///
+/// The rows may be nearly as far from each other as all others, so that no dimension leads; the map then
+/// starts from what two random directions show of them.
+pub fn places(rows: &[f32], width: usize, neighbours: usize, seed: u64) -> Vec<[f32; 2]> {
+    let points: Vec<&[f32]> = rows.chunks_exact(width.max(1)).collect();
+    let mut random = Random::new(seed, 9);
+    let directions =
+        [0, 1].map(|_| (0..width).map(|_| random.normal() as f32).collect::<Vec<f32>>());
+    let seen = |row: &[f32], direction: &Vec<f32>| 1e-2 * dot(row, direction);
+    let start = points.iter().flat_map(|row| directions.iter().map(|d| seen(row, d))).collect();
+    embedded(&points, start, PERPLEXITY.min(neighbours as f32))
+}
+
+/// The places of `points`, from `start` on.
+fn embedded(points: &[&[f32]], start: Vec<f32>, perplexity: f32) -> Vec<[f32; 2]> {
+    let perplexity = perplexity.min((points.len() as f32 - 1.0) / 3.0 - 1.0);
     let places = if perplexity < 2.0 {
         start
     } else {
-        let points: Vec<&[f32]> = sample.iter().map(|&row| rows.row(row)).collect();
         let embed = || {
-            bhtsne::tSNE::<f32, &[f32], 2>::new(&points)
+            bhtsne::tSNE::<f32, &[f32], 2>::new(points)
                 .perplexity(perplexity)
                 .epochs(EPOCHS)
                 .initial_embedding(start.as_slice())
@@ -44,13 +70,7 @@ pub(super) fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Plac
         let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build();
         alone.map_or_else(|_| start.clone(), |pool| pool.install(embed))
     };
-    let place = |(&row, at): (&usize, &[f32])| Place {
-        row,
-        cluster: clustering.assignment[row],
-        x: at[0],
-        y: at[1],
-    };
-    sample.iter().zip(places.chunks_exact(2)).map(place).collect()
+    places.chunks_exact(2).map(|at| [at[0], at[1]]).collect()
 }
 
 #[cfg(test)]

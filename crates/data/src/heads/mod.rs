@@ -36,6 +36,7 @@ pub use agreement::Agreement;
 pub use corpus::{Corpus, Room};
 pub use density::DensityClusters;
 pub use features::Features;
+pub use map::places;
 pub use picture::{elbow_svg, map_svg, page};
 pub use report::{
     Assignment, Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,

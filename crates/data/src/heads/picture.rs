@@ -2,87 +2,11 @@
 
 use super::report::HeadsReport;
 use super::rules::Rule;
+use crate::picture::{
+    COLORS, INK, LINE, SOFT, code, color, mark, open, page_start, shortened, text,
+};
 use crate::shown::escape_markup as escape;
 use std::fmt::Write;
-
-/// Colours that stay apart from one another, also for people who see few; where they repeat, the
-/// marks differ.
-const COLORS: [&str; 10] = [
-    "#3b6fb6", "#d95f02", "#1b9e77", "#c23b75", "#b58a00", "#6a51a3", "#5b5b5b", "#66a61e",
-    "#a0522d", "#17a2b8",
-];
-const INK: &str = "#1c2230";
-const SOFT: &str = "#5f6b7f";
-const LINE: &str = "#dfe4ec";
-
-/// On a dark page the same drawing in other colours. Who does not know the query sees the light one.
-const DARK: &str = "\
-@media(prefers-color-scheme:dark){\
-.back{fill:#14181f}[fill=\"#1c2230\"]{fill:#e8ebf1}[fill=\"#5f6b7f\"]{fill:#9aa5b8}[stroke=\"#dfe4ec\"]{stroke:#333b49}\
-[fill=\"#3b6fb6\"]{fill:#6f9ee0}[stroke=\"#3b6fb6\"]{stroke:#6f9ee0}[fill=\"#6a51a3\"]{fill:#a28be0}\
-[stroke=\"#6a51a3\"]{stroke:#a28be0}[fill=\"#5b5b5b\"]{fill:#a8a8a8}[stroke=\"#5b5b5b\"]{stroke:#a8a8a8}\
-[fill=\"#a0522d\"]{fill:#cd7f57}[stroke=\"#a0522d\"]{stroke:#cd7f57}}";
-
-fn color(number: usize) -> &'static str {
-    COLORS[number % COLORS.len()]
-}
-
-/// The mark of a cluster or domain: dots first, then rings, squares, and hollow squares.
-fn mark(x: f64, y: f64, radius: f64, number: usize) -> String {
-    let color = color(number);
-    let round = number / COLORS.len() % 4;
-    let paint = match round {
-        0 | 2 => format!("fill=\"{color}\" fill-opacity=\".75\""),
-        _ => format!("fill=\"none\" stroke=\"{color}\" stroke-width=\"{:.1}\"", 0.5 * radius),
-    };
-    let side = 2.0 * radius;
-    match round {
-        0 | 1 => format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" {paint}/>"),
-        _ => format!(
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{side}\" height=\"{side}\" {paint}/>",
-            x - radius,
-            y - radius,
-        ),
-    }
-}
-
-/// Escaped text in which words between backticks are set as code.
-fn code(text: &str) -> String {
-    let escaped = escape(text);
-    let mut parts = escaped.split('`');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for (at, part) in parts.enumerate() {
-        out.push_str(if at % 2 == 0 { "<code>" } else { "</code>" });
-        out.push_str(part);
-    }
-    if escaped.matches('`').count() % 2 == 1 {
-        out.push_str("</code>");
-    }
-    out
-}
-
-fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-fn open(width: f64, height: f64, title: &str) -> String {
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         height=\"{height}\" role=\"img\" aria-label=\"{0}\" font-family=\"system-ui,sans-serif\" font-size=\"12\">\
-         <title>{0}</title><style>{DARK}</style><rect class=\"back\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
-        escape(title)
-    )
-}
-
-fn text(x: f64, y: f64, anchor: &str, fill: &str, text: &str) -> String {
-    format!(
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{}</text>",
-        escape(text)
-    )
-}
 
 /// One curve over k with its spread: k, value, deviation.
 struct Panel<'a> {
@@ -258,25 +182,16 @@ pub fn map_svg(report: &HeadsReport) -> String {
     svg
 }
 
-const STYLE: &str = "\
-:root{--ink:#1c2230;--soft:#5f6b7f;--line:#dfe4ec;--back:#fff}\
-@media(prefers-color-scheme:dark){:root{--ink:#e8ebf1;--soft:#9aa5b8;--line:#333b49;--back:#14181f}}\
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:56rem;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}\
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}\
-td.n,th.n{text-align:right;white-space:nowrap}.soft{color:var(--soft)}b.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.4em}\
-.scroll{overflow-x:auto}.scroll svg{display:block;height:auto;width:100%;min-width:34rem}";
-
 /// The page.
 pub fn page(report: &HeadsReport) -> String {
     let title = match report.num_experts {
         1 => "1 head".to_owned(),
         n => format!("{n} heads"),
     };
-    let mut page = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width,initial-scale=1\"><title>{title}</title><style>{STYLE}</style>\
-         <h1>Suggested: {title}</h1><p class=\"soft\">{} rows, {} features of {} dimensions, seed \
+    let mut page = page_start(&title);
+    let _ = write!(
+        page,
+        "<h1>Suggested: {title}</h1><p class=\"soft\">{} rows, {} features of {} dimensions, seed \
          {}.</p><ul>",
         report.features.rows, report.features.kind, report.features.dimensions, report.seed
     );
@@ -375,12 +290,5 @@ mod tests {
             assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
             assert!(!svg.contains("NaN") && !svg.contains("inf"));
         }
-    }
-
-    #[test]
-    fn forty_domains_have_marks_of_their_own() {
-        let marks: std::collections::BTreeSet<String> =
-            (0..40).map(|number| mark(1.0, 2.0, 3.0, number)).collect();
-        assert_eq!(marks.len(), 40);
     }
 }

@@ -1,5 +1,6 @@
 //! What a study's results say: choices, means, paired comparisons.
 
+use super::weights::Weights;
 use crate::choose::{Choice, Progress, choices};
 use crate::error::Result;
 use crate::plan::{Plan, Planned};
@@ -31,6 +32,8 @@ pub struct Analysis {
     pub comparisons: Vec<Comparison>,
     /// Cells that lie in the folder and not in the plan.
     pub unplanned: usize,
+    /// How alike the adapters are, if that was looked at.
+    pub weights: Option<Weights>,
     by_group: HashMap<BTreeMap<String, String>, usize>,
 }
 
@@ -78,7 +81,8 @@ impl Analysis {
             }
         }
         let unplanned = store.unplanned(&plan)?;
-        Ok(Self::of(plan, results, failures, unplanned))
+        let weights = Weights::read(store)?;
+        Ok(Self { weights, ..Self::of(plan, results, failures, unplanned) })
     }
 
     pub(crate) fn of(
@@ -122,6 +126,7 @@ impl Analysis {
             slices,
             comparisons: Vec::new(),
             unplanned,
+            weights: None,
             by_group,
         };
         if analysis.metrics.is_empty() {

@@ -2,6 +2,7 @@
 
 use super::analysis::{Analysis, Comparison};
 use super::chart::{Axis, Bar, Drawing, Mark, Matrix, Series, forest, matrix, number, plane};
+use super::weights::Weights;
 use super::words::{name_in, p_value};
 use crate::result::{CellResult, EvaluationPoint};
 use crate::stats::summarise;
@@ -25,7 +26,7 @@ impl Table {
     }
 
     /// The numbers of a matrix, with `corner` above the names of its rows.
-    fn of_matrix(
+    pub(crate) fn of_matrix(
         corner: &str,
         rows: &[String],
         columns: &[String],
@@ -67,6 +68,7 @@ pub(crate) fn figures(analysis: &Analysis) -> Vec<Figure> {
     }
     found.extend(domains(analysis));
     found.extend(gates(analysis));
+    found.extend(analysis.weights.iter().flat_map(Weights::figures));
     for slice in 0..slices {
         let entropy: Pick = |point| point.gate_entropy;
         let movement: Pick = |point| point.router_movement;

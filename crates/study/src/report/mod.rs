@@ -4,6 +4,7 @@ pub mod analysis;
 mod chart;
 mod figures;
 mod page;
+pub mod weights;
 mod words;
 
 use crate::columns::{self, Column};

@@ -3,6 +3,7 @@
 use super::analysis::{Analysis, Counts};
 use super::chart::{escape, style};
 use super::figures::{Figure, Table, comparison_table, main_table, paper_table};
+use super::weights::own;
 use super::words::{cautions, findings, method, name_in};
 use std::fmt::Write;
 
@@ -141,6 +142,7 @@ fn section(page: &mut String, part: &Part<'_>, index: usize, several: bool) {
             let _ = write!(page, "<p class=\"soft\">{}</p>", escape(note.trim()));
         }
     }
+    weights_section(page, analysis);
     for figure in part.figures {
         let _ = write!(
             page,
@@ -161,6 +163,30 @@ fn section(page: &mut String, part: &Part<'_>, index: usize, several: bool) {
         }
     }
     let _ = write!(page, "<h3>How</h3><p class=\"soft\">{}</p>", escape(&method(analysis)));
+}
+
+/// What is in the table of single adapters.
+const OWN: &str =
+    "Means over layers and seeds of the chosen cells' adapters, as `hydralora analyze` finds them.";
+/// What is in the table of pairs.
+const PAIRS: &str = "Means over pairs of adapters and over layers. A that began equal, drawn from the same seed, are \
+                     alike before any training; by chance is the root mean square cosine of random spaces.";
+
+fn weights_section(page: &mut String, analysis: &Analysis) {
+    let own = own(analysis);
+    if own.is_none() && analysis.weights.is_none() {
+        return;
+    }
+    page.push_str("<h3>The weights</h3>");
+    if let Some(own) = own {
+        table(page, &own);
+        let _ = write!(page, "<p class=\"soft\">{}</p>", escape(OWN));
+    }
+    if let Some(weights) = &analysis.weights {
+        table(page, &weights.groups());
+        let _ = write!(page, "<p class=\"soft\">{}</p>", escape(PAIRS));
+        list(page, weights.notes());
+    }
 }
 
 fn list(page: &mut String, lines: &[String]) {
@@ -228,6 +254,21 @@ pub(crate) fn markdown(title: &str, parts: &[Part<'_>]) -> String {
             );
             if let Some(note) = &paper.note {
                 let _ = write!(text, "\n{}\n", note.trim());
+            }
+        }
+        let own = own(analysis);
+        if own.is_some() || analysis.weights.is_some() {
+            text.push_str("\n### The weights\n\n");
+        }
+        if let Some(own) = own {
+            markdown_table(&mut text, &own);
+            let _ = write!(text, "\n{OWN}\n\n");
+        }
+        if let Some(weights) = &analysis.weights {
+            markdown_table(&mut text, &weights.groups());
+            let _ = write!(text, "\n{PAIRS}\n\n");
+            for note in weights.notes() {
+                let _ = writeln!(text, "- {note}");
             }
         }
         for figure in part.figures {

@@ -3,6 +3,7 @@
 
 use super::recipes::{Known, sha256};
 use crate::args::{Global, spelling};
+use crate::commands::analyze::of_cell;
 use crate::energy::JOULES_PER_KWH;
 use crate::recipe::Recipe;
 use crate::sources;
@@ -12,7 +13,7 @@ use hydralora_study::host::{Ended, Job, Runner, Scored};
 use hydralora_study::result::{
     CurvePoint, DomainLoss, Energy, EvaluationPoint, Gates, Losses, Measured, Validated,
 };
-use hydralora_study::store::{CellFile, Kind, LOG, RECIPE};
+use hydralora_study::store::{CellFile, Kind, LOG, RECIPE, not_measured};
 use hydralora_study::work::ADAPTER;
 use hydralora_study::{Error, Result};
 use hydralora_train::{METRICS_FILE, Routing, checkpoint, read_metrics};
@@ -40,6 +41,8 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 const CPU_FILE: &str = "cpu_s";
 /// What a child printed, in its folder.
 const OUTPUT: &str = "output.json";
+/// What looking at the weights printed, for as long as it is read.
+const ANALYSIS: &str = "analysis.json";
 /// The system's ticks in a second: on Linux 100 for every program, whatever the kernel's own.
 const TICKS: f64 = 100.0;
 
@@ -88,11 +91,16 @@ enum Ran {
 impl Children<'_> {
     /// Runs a command in a cell's folder; what it prints goes to `output.json` in the folder `run`.
     fn child(&self, job: &Job<'_>, arguments: &[String]) -> Result<Ran> {
+        self.child_to(job, arguments, OUTPUT)
+    }
+
+    /// The same with another name for what it prints.
+    fn child_to(&self, job: &Job<'_>, arguments: &[String], output: &str) -> Result<Ran> {
         let log = job.folder.join(LOG);
         let failed = |source| Error::io(&log, source);
         let stderr = File::options().create(true).append(true).open(&log).map_err(failed)?;
         let before = stderr.metadata().map_err(failed)?.len();
-        let output = job.folder.join(job.run).join(OUTPUT);
+        let output = job.folder.join(job.run).join(output);
         let stdout = File::create(&output).map_err(|source| Error::io(&output, source))?;
         let mut command = Command::new(&self.program);
         command
@@ -389,6 +397,18 @@ impl Runner for Children<'_> {
         found.wall_s = began.elapsed().as_secs_f64();
         found.cpu_s = self.cpu_seconds(&run);
         Ok(Ended::Done(found))
+    }
+
+    fn analyze(&self, job: &Job<'_>) -> Result<Value> {
+        let arguments = strings(&["analyze", &format!("{}/{ADAPTER}", job.run)]);
+        let output = job.folder.join(job.run).join(ANALYSIS);
+        let found = match self.child_to(job, &arguments, ANALYSIS)? {
+            Ran::Well => of_cell(&read(&output)?),
+            Ran::Badly(message) | Ran::Killed(message) => not_measured(&message),
+            Ran::Stopped => not_measured("it was stopped before it was looked at"),
+        };
+        let _ = fs::remove_file(output);
+        Ok(found)
     }
 
     fn check(&self, folder: &Path, cell: &CellFile) -> Result<()> {
