@@ -1,7 +1,7 @@
 """The options' log-likelihoods, `acc` and `acc_norm` of `choices:FILE` beside lm-evaluation-harness's `multiple_choice`.
 
     python tests/interop/choices_parity.py --hydralora target/release/hydralora --model MODEL_FOLDER --work WORK \
-        [--records 120] [--shots 3] [--adapter LORA_FOLDER]
+        [--records 120] [--shots 3] [--adapter LORA_FOLDER] [--start-token]
 
 The records are put together at random: prompts that end in spaces, line breaks and inside a word, options of one letter and of
 many words, letters beyond ASCII, delimiters of one space and of none. Both programs get the same file, and with `--shots` draw
@@ -36,6 +36,8 @@ def records(count, seed):
         options = list(dict.fromkeys([text(draw.choice([1, 2, 12])) for _ in range(draw.randint(2, 5))] + ["x", "and so on."]))
         draw.shuffle(options)
         found.append({"prompt": prompt + draw.choice(ENDS), "choices": options, "answer": draw.randrange(len(options))})
+    # A few records twice: a question must not be its own example.
+    found[-4:] = found[:4]
     return found
 
 
@@ -52,6 +54,8 @@ def harness(arguments, file, name, delimiter, shots):
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file)}},
         "test_split": "test",
+        # Named, so that the harness leaves the question itself out of its examples.
+        "fewshot_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "prompt",
         "doc_to_choice": "choices",
@@ -65,6 +69,8 @@ def harness(arguments, file, name, delimiter, shots):
         dtype=torch.float32,
         device="cpu",
         batch_size=4,
+        # As hydralora does it: what the tokenizer puts before a text in training is there in scoring too.
+        add_bos_token=arguments.start_token,
         **({"peft": arguments.adapter} if arguments.adapter else {}),
     )
     results = evaluator.simple_evaluate(
@@ -102,8 +108,8 @@ def ours(arguments, file, name, shots):
     return result["results"][task], result["configs"][task]["first_prompt"], [
         {
             "sums": [score for score, _ in row["resps"]],
-            "acc": row["scores"]["acc,none"]["score"],
-            "acc_norm": row["scores"]["acc_norm,none"]["score"],
+            "acc": row["scores"]["acc,none"]["value"],
+            "acc_norm": row["scores"]["acc_norm,none"]["value"],
         }
         for row in rows
     ]
@@ -117,6 +123,7 @@ def main():
     parser.add_argument("--work", required=True)
     parser.add_argument("--records", type=int, default=120)
     parser.add_argument("--shots", type=int, default=3)
+    parser.add_argument("--start-token", action="store_true", help="for tokenizers that begin texts with one")
     arguments = parser.parse_args()
     work = pathlib.Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)

@@ -343,13 +343,15 @@ fn examples<'a>(
     let other = |at: &usize| !questions[id].is_asked_by(&questions[*at]);
     let drawn = random.sample(questions.len(), shots + 1);
     let mut kept: Vec<usize> = drawn.into_iter().filter(other).take(shots).collect();
-    // A file that asks something twice: what is missing comes from its beginning.
-    for at in (0..questions.len()).filter(other) {
-        if kept.len() < shots && !kept.contains(&at) {
-            kept.push(at);
+    if kept.len() < shots {
+        // Of a file that asks something twice, both were drawn.
+        let pool: Vec<usize> = (0..questions.len()).filter(other).collect();
+        if pool.len() < shots {
+            return None;
         }
+        kept = random.sample(pool.len(), shots).into_iter().map(|at| pool[at]).collect();
     }
-    (kept.len() == shots).then(|| kept.into_iter().map(|at| &questions[at]).collect())
+    Some(kept.into_iter().map(|at| &questions[at]).collect())
 }
 
 struct Choices {
