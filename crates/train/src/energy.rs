@@ -93,7 +93,7 @@ mod tests {
         assert!(now.joules.unwrap() >= 50.0 && now.seconds >= 30.0 && now.estimated);
         let both = format!("{measured}, then {guess}");
         assert_eq!(now.source.as_ref(), Some(&both));
-        assert_eq!(of(3, Some(50.0), Some(&both)).now().source, Some(both));
+        assert_eq!(of(3, Some(50.0), Some(&both)).now().source.as_ref(), Some(&both));
         assert_eq!(of(3, Some(1.0), Some(guess)).now().source.as_deref(), Some(guess));
         let mut noted = progress(0, None, None);
         of(0, None, None).note(&mut noted);
