@@ -8,6 +8,8 @@ use super::random::Random;
 /// Rows on the map.
 const MOST_ROWS: usize = 800;
 const EPOCHS: usize = 400;
+/// Of rows that are nearly all equally far from each other, which take longer to settle.
+const EPOCHS_APART: usize = 1500;
 const PERPLEXITY: f32 = 30.0;
 
 /// A row's place.
@@ -34,7 +36,7 @@ pub(super) fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Plac
         x,
         y,
     };
-    sample.iter().zip(embedded(&points, start, PERPLEXITY)).map(place).collect()
+    sample.iter().zip(embedded(&points, start, PERPLEXITY, EPOCHS)).map(place).collect()
 }
 
 /// Gives every row of `width` numbers a place in two dimensions in which about `neighbours` neighbours stay
@@ -49,11 +51,11 @@ pub fn places(rows: &[f32], width: usize, neighbours: usize, seed: u64) -> Vec<[
         [0, 1].map(|_| (0..width).map(|_| random.normal() as f32).collect::<Vec<f32>>());
     let seen = |row: &[f32], direction: &Vec<f32>| 1e-2 * dot(row, direction);
     let start = points.iter().flat_map(|row| directions.iter().map(|d| seen(row, d))).collect();
-    embedded(&points, start, PERPLEXITY.min(neighbours as f32))
+    embedded(&points, start, PERPLEXITY.min(neighbours as f32), EPOCHS_APART)
 }
 
 /// The places of `points`, from `start` on.
-fn embedded(points: &[&[f32]], start: Vec<f32>, perplexity: f32) -> Vec<[f32; 2]> {
+fn embedded(points: &[&[f32]], start: Vec<f32>, perplexity: f32, epochs: usize) -> Vec<[f32; 2]> {
     let perplexity = perplexity.min((points.len() as f32 - 1.0) / 3.0 - 1.0);
     let places = if perplexity < 2.0 {
         start
@@ -61,7 +63,7 @@ fn embedded(points: &[&[f32]], start: Vec<f32>, perplexity: f32) -> Vec<[f32; 2]
         let embed = || {
             bhtsne::tSNE::<f32, &[f32], 2>::new(points)
                 .perplexity(perplexity)
-                .epochs(EPOCHS)
+                .epochs(epochs)
                 .initial_embedding(start.as_slice())
                 .exact(|a, b| squared_distance(a, b).sqrt())
                 .embedding()

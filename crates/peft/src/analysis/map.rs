@@ -9,6 +9,9 @@ use hydralora_kernels::Tensor;
 /// at the origin. Empty if the coordinates cannot be found.
 pub fn coordinates(matrices: &[(usize, &Tensor)]) -> Vec<f32> {
     let count = matrices.len();
+    if count == 0 {
+        return Vec::new();
+    }
     let mut products = Mat::<f64>::zeros(count, count);
     let mut left: Vec<usize> = (0..count).collect();
     while let Some(&first) = left.first() {

@@ -100,7 +100,8 @@ fn factors(tensors: TensorMap) -> BTreeMap<Site, [Vec<Tensor>; 2]> {
     for (name, tensor) in tensors {
         let Some(site) = io::site_of(&name) else { continue };
         let part = name.strip_prefix(&format!("{site}.")).unwrap_or_default();
-        let Some(part) = part.strip_suffix(".weight") else { continue };
+        // AdaLoRA's are parameters of their own and no layers' weights.
+        let part = part.strip_suffix(".weight").unwrap_or(part);
         let number = |letter: &str| -> Option<usize> {
             let number = part.strip_prefix("lora_")?.strip_prefix(letter)?;
             if number.is_empty() { Some(0) } else { number.parse().ok() }

@@ -258,7 +258,7 @@ fn every_low_rank_method_shows_its_factors() {
         ("mtl-lora", json!({"rank": 2, "num_experts": 3, "domains": ["a", "b"]}), [1, 3]),
     ] {
         let tuned = built(method, section, 4);
-        let found = weights(folder, tuned.as_ref()).unwrap();
+        let found = weights(folder, tuned.as_ref()).unwrap_or_else(|e| panic!("{method}: {e}"));
         assert_eq!(found.len(), 2, "{method}");
         for (site, weights) in &found {
             assert_eq!([weights.a.len(), weights.b.len()], counts, "{method} {site}");

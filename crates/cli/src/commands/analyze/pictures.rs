@@ -36,7 +36,7 @@ pub(super) fn pictures(report: &Report) -> Vec<Picture> {
         name: "map",
         caption: "t-SNE of all A (dots) and B (hollow squares) of the layers: each matrix flattened and \
                   scaled to length 1. Matrices of different shapes have no distance of their own and all \
-                  lie equally far from each other.",
+                  lie equally far from each other. What lies together covers each other.",
         svg: map(report).unwrap_or_default(),
     };
     let rank = curves(
@@ -173,13 +173,18 @@ fn map(report: &Report) -> Option<String> {
     let rows = names.len().div_ceil(columns) + usize::from(!alone);
     let height = 24.0 + SIDE + 20.0 + 18.0 * rows as f64;
     let mut svg = open(WIDTH, height, "Map of A and B");
+    // A few points far off must not flatten the rest: they are drawn at the edge.
     let bounds = |pick: fn(&super::report::Point) -> f32| {
-        let values = report.map.iter().map(pick);
-        values.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)))
+        let mut values: Vec<f32> = report.map.iter().map(pick).collect();
+        values.sort_by(f32::total_cmp);
+        let cut = values.len() / 50;
+        let (low, high) = (values[cut], values[values.len() - 1 - cut]);
+        let margin = 0.25 * (high - low);
+        (values[0].max(low - margin), values[values.len() - 1].min(high + margin))
     };
     let ((left, right), (low, high)) = (bounds(|p| p.x), bounds(|p| p.y));
     let at = |value: f32, from: f32, to: f32, length: f64| {
-        16.0 + (length - 32.0) * f64::from((value - from) / (to - from).max(1e-9))
+        16.0 + (length - 32.0) * f64::from(((value - from) / (to - from).max(1e-9)).clamp(0.0, 1.0))
     };
     for point in &report.map {
         let (x, y) = (at(point.x, left, right, WIDTH), at(point.y, low, high, SIDE));
