@@ -79,8 +79,8 @@ impl Domain {
     /// The folder of all domains: that of this one, or of its parent's.
     fn root(&self) -> &Path {
         let above = |path: &Path| place(path).is_some();
-        let folders = self.energy.ancestors().skip(1);
-        folders.skip_while(|path| above(path)).next().unwrap_or(&self.energy)
+        let mut folders = self.energy.ancestors().skip(1);
+        folders.find(|path| !above(path)).unwrap_or(&self.energy)
     }
 }
 

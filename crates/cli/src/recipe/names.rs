@@ -163,7 +163,7 @@ pub(super) fn program(sections: &Map<String, Value>) -> Option<&'static str> {
         return None;
     }
     let has = |key: &&str| sections.contains_key(*key);
-    let is = |program: &&Program| has(&program.needed) && program.marks.iter().any(|key| has(key));
+    let is = |program: &&Program| has(&program.needed) && program.marks.iter().any(&has);
     PROGRAMS.iter().find(is).map(|program| program.name)
 }
 

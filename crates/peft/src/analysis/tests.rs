@@ -105,7 +105,9 @@ fn the_same_is_wholly_alike_and_orthogonal_factors_are_not_at_all() {
     near(same.largest_angle, 0.0, 1e-12);
     // Columns of ±1 with mean 0, all orthogonal to each other.
     let signs = |bits: [usize; 2]| -> Vec<Vec<f64>> {
-        let sign = |i: usize, bit: usize| if (i & bit).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize, bit: usize| {
+            if (i & bit).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+        };
         (0..8).map(|i| bits.iter().map(|&bit| sign(i, bit)).collect()).collect()
     };
     let apart = Likeness::between(&of_b(&signs([1, 2])), &of_b(&signs([4, 7])));

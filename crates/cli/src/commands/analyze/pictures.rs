@@ -230,7 +230,7 @@ fn by_layer(report: &Report, title: &str, pick: fn(&SiteReport) -> Option<f64>) 
         let mean = |(layer, values)| Some((layer, mean(values)?));
         layers.into_iter().filter_map(mean).collect()
     };
-    let curves: Vec<(usize, &AdapterReport, Vec<(usize, f64)>)> = report
+    let curves: Vec<_> = report
         .adapters
         .iter()
         .enumerate()

@@ -30,7 +30,7 @@ impl Table {
 pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => String::new(),
-        Some(value) if value == 0.0 => "0".to_owned(),
+        Some(0.0) => "0".to_owned(),
         Some(value) if value.abs() >= 1e-3 && value.abs() < 1e5 => {
             let digits = if value.abs() >= 100.0 { 1 } else { 3 };
             format!("{value:.digits$}")
