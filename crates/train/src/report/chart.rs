@@ -53,10 +53,14 @@ impl Chart<'_> {
         }
         let mut out = String::from("<p class=\"legend\">");
         for series in self.series.iter().filter(|series| !series.points.is_empty()) {
-            let faint = if series.style == Style::Faint { ";opacity:.45" } else { "" };
+            let (faint, dot) = match series.style {
+                Style::Faint => (";opacity:.45", ""),
+                Style::Line => ("", ""),
+                Style::Dots => ("", " class=\"dot\""),
+            };
             let _ = write!(
                 out,
-                "<span><i style=\"background:{}{faint}\"></i>{}</span>",
+                "<span><i{dot} style=\"background:{}{faint}\"></i>{}</span>",
                 series.color,
                 escape(&series.name)
             );
@@ -138,7 +142,8 @@ impl Series {
              stroke-opacity=\"{opacity}\" points=\"{}\"/>",
             line.join(" ")
         );
-        if *style == Style::Dots {
+        // A line through one point shows nothing.
+        if *style == Style::Dots || points.len() == 1 {
             for &(a, b) in points {
                 let _ = write!(
                     svg,
