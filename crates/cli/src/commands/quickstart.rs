@@ -44,8 +44,10 @@ const FOLDER: Kind = Kind { name: "quickstart", earlier: None };
 
 /// `alpha / rank` of both adapters: at another scale the same learning rate is another one.
 const SCALE: usize = 8;
-/// Peak learning rate of both.
-const RATE: f64 = 1e-3;
+/// Peak learning rates: the best of 1e-3, 2e-3 and 4e-3 for each of them, chosen with another seed, and
+/// so with other held-out records, than what is shown (README).
+const RATE_OF_HYDRA: f64 = 2e-3;
+const RATE_OF_LORA: f64 = 1e-3;
 const SEED: u64 = 41;
 
 /// Questions shown before and after, in the form of two of the domains.
@@ -110,7 +112,8 @@ fn compare(
         global,
         "\n2/4  training HydraLoRA: one A, four B heads and a router per feed-forward layer",
     );
-    let run = train_one(global, base, ("hydralora", &hydra), arguments, folder, None)?;
+    let run =
+        train_one(global, base, ("hydralora", &hydra, RATE_OF_HYDRA), arguments, folder, None)?;
     let of_hydra = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
     let base_name = run.plan.metadata.base_model.clone();
     let hydra_facts = Facts::of(&run);
@@ -120,7 +123,7 @@ fn compare(
     let base = run.plan.base;
 
     say(global, format!("\n3/4  training a LoRA of the same size (rank {rank})"));
-    let run = train_one(global, base, ("lora", &lora), arguments, folder, baseline)?;
+    let run = train_one(global, base, ("lora", &lora, RATE_OF_LORA), arguments, folder, baseline)?;
     let of_lora = answers(&run.plan.base, run.plan.tuned.as_adapter())?;
     let lora_facts = Facts::of(&run);
     let line = |text: &String| text.trim().replace('\n', " ");
@@ -169,12 +172,9 @@ fn compare(
     let both = [
         ("hydralora".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("base model".to_owned(), base_name),
-        ("HydraLoRA".to_owned(), hydra_facts.in_words(&hydra)),
-        ("LoRA".to_owned(), lora_facts.in_words(&lora)),
-        (
-            "training".to_owned(),
-            format!("{} steps each, learning rate {RATE}, seed {SEED}", arguments.max_steps),
-        ),
+        ("HydraLoRA".to_owned(), hydra_facts.in_words(&hydra, RATE_OF_HYDRA)),
+        ("LoRA".to_owned(), lora_facts.in_words(&lora, RATE_OF_LORA)),
+        ("training".to_owned(), format!("{} steps each, seed {SEED}", arguments.max_steps)),
         ("time".to_owned(), format!("{:.0} s in all", started.elapsed().as_secs_f64())),
         ("adapter".to_owned(), out.join("hydralora/adapter").display().to_string()),
     ];
@@ -251,10 +251,10 @@ impl Facts {
         }
     }
 
-    /// Size and scale.
-    fn in_words(&self, method: &Value) -> String {
+    /// Size, scale and learning rate.
+    fn in_words(&self, method: &Value, rate: f64) -> String {
         format!(
-            "{} trainable parameters, rank {}, alpha {}",
+            "{} trainable parameters, rank {}, alpha {}, learning rate {rate}",
             thousands(self.trainable),
             method["rank"],
             method["alpha"]
@@ -265,7 +265,7 @@ impl Facts {
 fn train_one(
     global: &Global,
     base: Base,
-    (name, method): (&str, &Value),
+    (name, method, rate): (&str, &Value, f64),
     arguments: &QuickstartArguments,
     folder: &Path,
     baseline: Option<Evaluation>,
@@ -285,7 +285,7 @@ fn train_one(
         },
         "method": method,
         "train": {
-            "batch_size": 8, "max_steps": arguments.max_steps, "learning_rate": RATE,
+            "batch_size": 8, "max_steps": arguments.max_steps, "learning_rate": rate,
             "eval_every": 0, "save_every": 0, "seed": SEED,
         },
         "output": arguments.out.join(name),
