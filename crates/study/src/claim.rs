@@ -110,20 +110,27 @@ impl Observer {
     /// If the folder cannot be read.
     pub fn look(&mut self, folder: &Path) -> Result<Held> {
         match highest(folder)? {
-            Some((_, path)) => self.judge(&path),
+            Some((_, path)) => Ok(self.judge(&path)?.unwrap_or(Held::Free)),
             None => Ok(Held::Free),
         }
     }
 
-    fn judge(&mut self, path: &Path) -> Result<Held> {
-        // A claim that has gone meanwhile, or half of one, holds nothing.
-        let Ok(text) = fs::read(path) else { return Ok(Held::Free) };
-        let Ok(holder) = serde_json::from_slice::<Holder>(&text) else { return Ok(Held::Free) };
+    /// What a claim says; none if it has gone meanwhile.
+    fn judge(&mut self, path: &Path) -> Result<Option<Held>> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(path, error)),
+        };
+        // Half of a claim holds nothing.
+        let Ok(holder) = serde_json::from_slice::<Holder>(&text) else {
+            return Ok(Some(Held::Free));
+        };
         if holder.released || holder.is_gone() {
-            return Ok(Held::Free);
+            return Ok(Some(Held::Free));
         }
         let Ok(beat) = fs::metadata(path).and_then(|metadata| metadata.modified()) else {
-            return Ok(Held::Free);
+            return Ok(None);
         };
         let now = Instant::now();
         let seen = self.seen.entry(path.to_path_buf()).or_insert((beat, now));
@@ -131,9 +138,9 @@ impl Observer {
             *seen = (beat, now);
         }
         if now.duration_since(seen.1) >= self.stale_after {
-            return Ok(Held::Free);
+            return Ok(Some(Held::Free));
         }
-        Ok(Held::By(format!("{} (process {})", holder.host, holder.pid)))
+        Ok(Some(Held::By(format!("{} (process {})", holder.host, holder.pid))))
     }
 
     /// Claims the cell in `folder`; none if somebody else holds it or was faster.
@@ -141,22 +148,31 @@ impl Observer {
     /// # Errors
     /// If the claim cannot be written.
     pub fn claim(&mut self, folder: &Path) -> Result<Option<Claim>> {
+        // Whoever was done with the cell has put the claims away between two steps here: what was just made
+        // is gone, or what was just there could not be made and is gone too.
+        let passing = |error: &io::Error| match error.kind() {
+            io::ErrorKind::NotFound => true,
+            io::ErrorKind::AlreadyExists => !folder.join(CLAIMS).is_file(),
+            _ => false,
+        };
         for _ in 0..TRIES {
             match self.try_claim(folder) {
-                // Whoever was done with the cell has put the claims away between two steps here.
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(Error::Io { source, .. }) if passing(&source) => {}
                 tried => return tried,
             }
         }
-        self.try_claim(folder)
+        // So busy are others with it.
+        Ok(None)
     }
 
     fn try_claim(&mut self, folder: &Path) -> Result<Option<Claim>> {
         let next = match highest(folder)? {
             None => 1,
             Some((number, path)) => match self.judge(&path)? {
-                Held::Free => number + 1,
-                Held::By(_) => return Ok(None),
+                Some(Held::Free) => number + 1,
+                Some(Held::By(_)) => return Ok(None),
+                // The next number would stand beside the first of whoever claims the cell now.
+                None => return Err(Error::io(&path, io::ErrorKind::NotFound.into())),
             },
         };
         make_folder(&folder.join(CLAIMS))?;
@@ -430,6 +446,14 @@ mod tests {
         });
         assert!(ended > 0);
         assert!(names_in(folder.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_claims_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CLAIMS), "mine").unwrap();
+        let error = Observer::new(LONG).claim(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(CLAIMS), "{error}");
     }
 
     #[test]
