@@ -96,7 +96,7 @@ fn a_study_is_planned_run_and_reported() {
     let status = place.succeed(&["study", "status", "s"]);
     assert!(status.stdout.contains("8 cells: 8 trained, 4 scored"), "{}", status.stdout);
     let report = place.succeed(&["study", "report", "s"]);
-    assert!(report.stdout.contains("of 1 comparisons with lora"), "{}", report.stdout);
+    assert!(report.stdout.contains("of 1 comparison with lora"), "{}", report.stdout);
     assert!(place.read("s/report/report.md").contains("loss by domain"));
     assert_eq!(place.read("s/report/results.csv").lines().count(), 9);
     for format in ["slurm", "k8s", "snakemake", "sh"] {

@@ -158,9 +158,10 @@ pub(crate) fn findings(analysis: &Analysis) -> Vec<String> {
     }
     let differ = main.iter().filter(|comparison| comparison.found()).count();
     found.push(format!(
-        "{name}: of {} comparisons with {reference}, each at its own best value by the validation split, {} \
+        "{name}: of {} comparison{} with {reference}, each at its own best value by the validation split, {} \
          a difference at the level {SIGNIFICANCE} after Holm's correction.",
         main.len(),
+        if main.len() == 1 { "" } else { "s" },
         match differ {
             0 => "none shows".to_owned(),
             1 => "1 shows".to_owned(),
