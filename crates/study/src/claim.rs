@@ -273,11 +273,9 @@ impl Claim {
             // Put away in one step: removed one by one, a claim that somebody makes meanwhile would go
             // with them.
             let spent = self.folder.join(format!("{SPENT}{}", self.holder.token));
-            let put_away = fs::rename(self.folder.join(CLAIMS), &spent).is_ok();
-            // Somebody may just be making a file in there.
-            let mut left = put_away;
-            for _ in 0..TRIES {
-                left = left && fs::remove_dir_all(&spent).is_err();
+            if fs::rename(self.folder.join(CLAIMS), &spent).is_ok() {
+                // Again, as somebody may just be making a file in there.
+                let _ = (0..TRIES).any(|_| fs::remove_dir_all(&spent).is_ok());
             }
         }
         Ok(())

@@ -34,11 +34,6 @@ pub(crate) const SAMPLE: &[(&str, &str)] = &[
     ("translation", include_str!("../../../../data/sample/translation.jsonl")),
 ];
 
-/// For a base model that brings no chat template: the first whose special tokens its vocabulary has.
-const FALLBACK_TEMPLATES: [&str; 2] = ["chatml", "alpaca"];
-/// Needs no token of its own.
-const LAST_RESORT: &str = "plain";
-
 /// What the folder is.
 const FOLDER: Kind = Kind { name: "quickstart", earlier: None };
 
@@ -313,16 +308,14 @@ fn train_one(
     }
 }
 
-/// A template for a base model without one, by name and as such.
+/// A template for a base model without one, by name and as such: ChatML where the vocabulary has its
+/// tokens, else one that needs none.
 fn fallback_template(base: &Base) -> anyhow::Result<(&'static str, ChatTemplate)> {
-    for name in FALLBACK_TEMPLATES {
-        let template = ChatTemplate::builtin(name)?;
-        let end = ends::answer_end(base.tokenizer(), &template)?;
-        if !matches!(end, Some(AnswerEnd::NoToken(_))) {
-            return Ok((name, template));
-        }
+    let chatml = ChatTemplate::builtin("chatml")?;
+    match ends::answer_end(base.tokenizer(), &chatml)? {
+        Some(AnswerEnd::NoToken(_)) => Ok(("alpaca", ChatTemplate::builtin("alpaca")?)),
+        _ => Ok(("chatml", chatml)),
     }
-    Ok((LAST_RESORT, ChatTemplate::builtin(LAST_RESORT)?))
 }
 
 /// The rank whose LoRA on the same layers comes closest in parameters.
