@@ -132,7 +132,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// If it cannot be read.
-pub(crate) fn sha256_of(path: &Path) -> Result<String> {
+pub fn sha256_of(path: &Path) -> Result<String> {
     let hash = || -> io::Result<String> {
         let mut file = File::open(path)?;
         let mut hash = Sha256::new();

@@ -36,4 +36,5 @@ pub mod stats;
 pub mod store;
 pub mod work;
 
+pub use disk::sha256_of;
 pub use error::{Error, Result};

@@ -8,9 +8,8 @@ use hydralora_model::{ModelConfig, ModelIdentity, ModelSource};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, count, io};
 use hydralora_run::eval::tasks;
 use hydralora_study::host::{Recipes, Resolved};
-use hydralora_study::{Error, Result};
+use hydralora_study::{Error, Result, sha256_of};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -58,7 +57,7 @@ impl Known {
         if let Some(hash) = self.hashes.borrow().get(path) {
             return Ok(hash.clone());
         }
-        let hash = sha256(path)?;
+        let hash = sha256_of(path)?;
         self.hashes.borrow_mut().insert(path.to_path_buf(), hash.clone());
         Ok(hash)
     }
@@ -77,23 +76,6 @@ impl Known {
         }
         Ok(files)
     }
-}
-
-/// SHA-256 of a file's content.
-pub(super) fn sha256(path: &Path) -> Result<String> {
-    let hash = || -> std::io::Result<String> {
-        let mut file = std::fs::File::open(path)?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let read = std::io::Read::read(&mut file, &mut buffer)?;
-            if read == 0 {
-                return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-            }
-            hash.update(&buffer[..read]);
-        }
-    };
-    hash().map_err(|source| Error::io(path, source))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -1,7 +1,7 @@
 //! A cell's work: child processes of this program, so that one that crashes or is killed takes its cell
 //! with it and nothing else.
 
-use super::recipes::{Known, sha256};
+use super::recipes::Known;
 use crate::args::{Global, spelling};
 use crate::commands::analyze::of_cell;
 use crate::energy::JOULES_PER_KWH;
@@ -15,7 +15,7 @@ use hydralora_study::result::{
 };
 use hydralora_study::store::{CellFile, Kind, LOG, RECIPE, not_measured};
 use hydralora_study::work::ADAPTER;
-use hydralora_study::{Error, Result};
+use hydralora_study::{Error, Result, sha256_of};
 use hydralora_train::{METRICS_FILE, Routing, checkpoint, read_metrics};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ impl Checked {
         if let Some(hash) = self.files.get(&key) {
             return Ok(hash.clone());
         }
-        let hash = sha256(path)?;
+        let hash = sha256_of(path)?;
         self.files.insert(key, hash.clone());
         Ok(hash)
     }
