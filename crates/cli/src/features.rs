@@ -63,7 +63,7 @@ fn cache_path(base: &Base, texts: &[String], layer: usize) -> PathBuf {
 
 /// Features kept earlier; none if there are none or they are not whole.
 fn read_cache(path: &Path, values: usize) -> Option<Vec<f32>> {
-    let bytes = fs::read(path).ok()?;
+    let bytes = hydralora_files::bytes_of(path).ok()?;
     let (numbers, rest) = bytes.as_chunks::<4>();
     if numbers.len() != values || !rest.is_empty() {
         return None;

@@ -116,7 +116,8 @@ fn growth_of_other(source: &ModelSource, folder: &Path) -> anyhow::Result<Growth
         return Ok(Growth::default());
     }
     let shown = path.display();
-    let bytes = std::fs::read(&path).map_err(|error| bad_input(format!("{shown}: {error}")))?;
+    let bytes =
+        hydralora_files::bytes_of(&path).map_err(|error| bad_input(format!("{shown}: {error}")))?;
     let json: Value = serde_json::from_slice(&bytes)
         .map_err(|error| bad_input(format!("{shown}: not valid JSON: {error}")))?;
     let listed = json["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);

@@ -234,7 +234,7 @@ impl Part {
 
     /// Opens a cache file made from what `key` stands for; `None` if there is none that is whole.
     pub(crate) fn open(path: &Path, key: &str) -> Result<Option<Self>> {
-        match std::fs::File::open(path) {
+        match hydralora_files::open(path) {
             Ok(file) => Ok(Self::from_file(file, path, key)),
             Err(error)
                 if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) =>

@@ -24,7 +24,7 @@ mod temporary;
 
 pub use lock::{LOCK_FILE, Lock};
 pub use mark::{Kind, Proof};
-pub use open::{expect_file, read, read_to_string};
+pub use open::{bytes_of, expect_file, open, read, read_to_string, text_of};
 pub use replace::{
     check_replaceable, remove_folder, replace_folder, set_aside, try_place, write_file,
 };

@@ -1,7 +1,7 @@
 //! What is no file is refused before it is opened.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// Refuses what is neither a file nor a folder: opening a pipe may wait for ever, a device has no
@@ -10,13 +10,52 @@ use std::path::Path;
 /// # Errors
 /// If `path` leads to a pipe, a socket or a device; the message names it.
 pub fn expect_file(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
-    let kind = metadata.file_type();
-    if kind.is_file() || kind.is_dir() {
-        return Ok(());
+    match refusal(path) {
+        Some(what) => Err(refused(format!("{}: {what}", path.display()))),
+        None => Ok(()),
     }
-    let message = format!("{}: is {}; expected a file", path.display(), named(kind));
-    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
+
+/// Why `path` is refused, if it is.
+fn refusal(path: &Path) -> Option<String> {
+    let kind = fs::metadata(path).ok()?.file_type();
+    let file = kind.is_file() || kind.is_dir();
+    (!file).then(|| format!("is {}; expected a file", named(kind)))
+}
+
+fn refused(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+/// Opens a file to be read whose path the caller's message names; refuses what [`expect_file`] does.
+///
+/// # Errors
+/// Whatever the file system says, without the path.
+pub fn open(path: &Path) -> io::Result<fs::File> {
+    match refusal(path) {
+        Some(what) => Err(refused(what)),
+        None => fs::File::open(path),
+    }
+}
+
+/// Reads a file whose path the caller's message names, as [`open`].
+///
+/// # Errors
+/// As [`open`].
+pub fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a file of text whose path the caller's message names, as [`open`].
+///
+/// # Errors
+/// As [`open`], and if it is not valid UTF-8.
+pub fn text_of(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open(path)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Reads a file; unlike `fs_err`'s, refuses what [`expect_file`] does.

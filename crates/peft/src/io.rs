@@ -9,7 +9,7 @@ use crate::methods::METHODS;
 use crate::options::refuse_unknown;
 use crate::trainable::TensorMap;
 use crate::tuned::Tuned;
-use hydralora_files::{Kind, Proof, expect_file, replace_folder};
+use hydralora_files::{Kind, Proof, replace_folder};
 use hydralora_kernels::{DType, Tensor, dispatch};
 use hydralora_model::adapter::{Site, SiteShape};
 use hydralora_model::{ModelConfig, lfs_pointer};
@@ -261,8 +261,7 @@ pub fn decode(path: &Path, dtype: DType) -> Result<TensorMap> {
         let tensors = crate::exchange::pickle::read(path, dtype)?;
         return Ok(tensors.into_iter().map(|(name, t)| (plain_name(&name), t)).collect());
     }
-    expect_file(path)?;
-    let bytes = fs::read(path).map_err(|error| naming(path, &error))?;
+    let bytes = hydralora_files::bytes_of(path).map_err(|error| naming(path, &error))?;
     let malformed = |message: String| Error::Malformed { path: path.to_path_buf(), message };
     if let Some(what) = lfs_pointer(&bytes) {
         return Err(malformed(what.to_owned()));
@@ -436,7 +435,7 @@ fn shapes_of(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
         return Ok(tensors.into_iter().map(|(name, t)| (name, t.shape().to_vec())).collect());
     }
     let open = || -> std::io::Result<Vec<u8>> {
-        let mut file = fs::File::open(path)?;
+        let mut file = hydralora_files::open(path)?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
         let mut header = Vec::new();
@@ -546,8 +545,7 @@ fn options_of(
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    expect_file(path)?;
-    let text = fs::read(path).map_err(|error| naming(path, &error))?;
+    let text = hydralora_files::bytes_of(path).map_err(|error| naming(path, &error))?;
     serde_json::from_slice(&text)
         .map_err(|error| Error::Malformed { path: path.to_path_buf(), message: error.to_string() })
 }

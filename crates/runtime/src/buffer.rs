@@ -19,7 +19,7 @@ pub use crate::pool::release_kept;
 const SMALLEST_KEPT: usize = 1 << 10;
 
 /// Fewest bytes that are asked of the system itself.
-const SMALLEST_MAPPED: usize = 1 << 20;
+const SMALLEST_MAPPED: usize = 1 << 18;
 
 /// A pool's free memory.
 #[derive(Default)]

@@ -117,7 +117,7 @@ impl Observer {
 
     /// What a claim says; none if it has gone meanwhile.
     fn judge(&mut self, path: &Path) -> Result<Option<Held>> {
-        let text = match fs::read(path) {
+        let text = match hydralora_files::bytes_of(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(path, error)),
@@ -307,7 +307,9 @@ impl Drop for Claim {
 /// Whether the highest claim of the cell is that of `token`.
 fn holds(folder: &Path, token: &str) -> Result<bool> {
     let Some((_, path)) = highest(folder)? else { return Ok(false) };
-    let holder = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+    let holder = hydralora_files::bytes_of(&path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
     Ok(holder.is_some_and(|holder| holder.token == token && !holder.released))
 }
 

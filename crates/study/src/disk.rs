@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use tempfile::NamedTempFile;
@@ -76,7 +76,7 @@ pub(crate) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 /// # Errors
 /// If it cannot be read.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| Error::io(path, source))
+    hydralora_files::text_of(path).map_err(|source| Error::io(path, source))
 }
 
 /// The JSON of a file.
@@ -134,7 +134,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 /// If it cannot be read.
 pub fn sha256_of(path: &Path) -> Result<String> {
     let hash = || -> io::Result<String> {
-        let mut file = File::open(path)?;
+        let mut file = hydralora_files::open(path)?;
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 1 << 16];
         loop {

@@ -137,7 +137,7 @@ impl<'a> Splitter<'a> {
             make_folder(&folder)?;
             files.push(BufWriter::new(File::create(folder.join(file_name)).map_err(failed)?));
         }
-        let source = File::open(path).map_err(|source| Error::io(path, source))?;
+        let source = hydralora_files::open(path).map_err(|source| Error::io(path, source))?;
         for line in BufReader::new(source).split(b'\n') {
             let line = line.map_err(|source| Error::io(path, source))?;
             let text = line.trim_ascii();

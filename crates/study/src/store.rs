@@ -268,7 +268,7 @@ impl Store {
     /// If the file is damaged, of a version that is not known, or of another cell.
     pub fn result(&self, id: &str) -> Result<Option<CellResult>> {
         let path = self.file(id, RESULT);
-        let text = match fs::read(&path) {
+        let text = match hydralora_files::bytes_of(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path, error)),

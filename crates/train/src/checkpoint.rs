@@ -125,7 +125,7 @@ pub fn save(
 pub fn read_state(folder: &Path, run_fingerprint: &str) -> Result<Progress> {
     let path = folder.join(STATE_FILE);
     let fault = |message: String| Error::Checkpoint { path: path.clone(), message };
-    let text = fs::read(&path).map_err(|error| fault(error.to_string()))?;
+    let text = hydralora_files::bytes_of(&path).map_err(|error| fault(error.to_string()))?;
     let progress: Progress =
         serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
     if progress.run_fingerprint != run_fingerprint {
@@ -190,7 +190,8 @@ pub fn load(
 pub fn describe(folder: &Path) -> Result<(Option<Value>, String)> {
     let read = |name: &str| -> Result<Value> {
         let fault = |message: String| Error::Checkpoint { path: folder.join(name), message };
-        let text = fs::read(folder.join(name)).map_err(|error| fault(error.to_string()))?;
+        let text = hydralora_files::bytes_of(&folder.join(name))
+            .map_err(|error| fault(error.to_string()))?;
         serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))
     };
     let settings = folder.join(SETTINGS_FILE).exists().then(|| read(SETTINGS_FILE)).transpose()?;

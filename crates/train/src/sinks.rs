@@ -31,7 +31,7 @@ impl MetricsFile {
     fn open(&mut self, step: usize) -> Result<()> {
         let mut kept = Vec::new();
         if self.resume && self.path.exists() {
-            for line in lines(&fs::read(&self.path)?) {
+            for line in lines(&hydralora_files::read(&self.path)?) {
                 let row: Option<Value> = serde_json::from_slice(line).ok();
                 let at = row.and_then(|row| row["step"].as_u64());
                 if at.is_some_and(|at| at as usize <= step) {
@@ -56,7 +56,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// # Errors
 /// If the file cannot be read.
 pub fn read_metrics(path: &Path) -> Result<Vec<Value>> {
-    let bytes = fs::read(path).map_err(|error| naming(&error, path))?;
+    let bytes = hydralora_files::bytes_of(path).map_err(|error| naming(&error, path))?;
     Ok(lines(&bytes).filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 

@@ -456,7 +456,7 @@ fn subjects<'a>(
 /// SHA-256 of an adapter's two files.
 fn folder_hashes(folder: &Path) -> Value {
     let hash = |name: &str| {
-        let bytes = std::fs::read(folder.join(name)).unwrap_or_default();
+        let bytes = hydralora_files::bytes_of(&folder.join(name)).unwrap_or_default();
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     };
     json!({CONFIG_FILE: hash(CONFIG_FILE), TENSOR_FILE: hash(TENSOR_FILE)})

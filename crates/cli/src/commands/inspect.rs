@@ -173,7 +173,7 @@ fn adapter(
         }
     }
     if let Some(routing) = folder.parent().map(|run| run.join("routing.json"))
-        && let Ok(bytes) = std::fs::read(&routing)
+        && let Ok(bytes) = hydralora_files::bytes_of(&routing)
         && let Ok(routing) = serde_json::from_slice::<hydralora_train::Routing>(&bytes)
     {
         text.push(format!("gates by domain    {}", routing.in_words()));

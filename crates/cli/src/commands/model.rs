@@ -93,14 +93,14 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     let mut file = NewFile::create(to)?;
-    io::copy(&mut fs::File::open(from)?, &mut file)?;
+    io::copy(&mut hydralora_files::open(from)?, &mut file)?;
     file.finish()
 }
 
 /// Whether two files hold the same.
 fn same(one: &Path, other: &Path) -> io::Result<bool> {
     expect_file(other)?;
-    let (one, other) = (fs::File::open(one)?, fs::File::open(other)?);
+    let (one, other) = (hydralora_files::open(one)?, hydralora_files::open(other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }

@@ -20,7 +20,6 @@ use hydralora_train::{
     checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +67,10 @@ pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result
 fn spare_the_recipe(recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
     let record = recipe.output.join(RECIPE_FILE);
     let same = matches!((record.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same && fs::read(path).ok() != Some(recipe.to_yaml_of_run(&recipe.output)?.into_bytes()) {
+    if same
+        && hydralora_files::bytes_of(path).ok()
+            != Some(recipe.to_yaml_of_run(&recipe.output)?.into_bytes())
+    {
         return Err(bad_input(format!(
             "output: {} is the recipe itself, and the run would write over it; choose another folder",
             record.display()
@@ -135,7 +137,7 @@ fn recorded_experts(path: &Path) -> anyhow::Result<usize> {
             path.display()
         ))
     };
-    let text = fs::read(path).map_err(|error| missing(error.to_string()))?;
+    let text = hydralora_files::bytes_of(path).map_err(|error| missing(error.to_string()))?;
     let heads: Value = serde_json::from_slice(&text).map_err(|error| missing(error.to_string()))?;
     let found = heads["num_experts"].as_u64().filter(|found| *found > 0);
     Ok(found.ok_or_else(|| missing("it holds no num_experts".to_owned()))? as usize)
@@ -434,7 +436,7 @@ fn already_finished(
 
 /// Held-out loss of the base model as the run began with it.
 fn kept_baseline(folder: &Path) -> Option<Evaluation> {
-    serde_json::from_slice(&fs::read(folder.join(BASELINE_FILE)).ok()?).ok()
+    serde_json::from_slice(&hydralora_files::bytes_of(&folder.join(BASELINE_FILE)).ok()?).ok()
 }
 
 /// Held-out loss of the base model; none without held-out records, or when told to stop.

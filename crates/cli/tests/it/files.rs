@@ -1,9 +1,9 @@
 //! Files that hydralora did not write, in the way of what it writes.
 
-use crate::support::{Place, model};
+use crate::support::{Place, Ran, model};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/interop");
@@ -227,14 +227,31 @@ fn a_run_takes_no_folder_in_which_its_files_are_somebody_elses() {
     assert_eq!(place.read("free/thesis.tex"), "mine");
 }
 
+/// Runs to the end, which has to come without anybody writing into the pipes that lie about.
+#[cfg(unix)]
+fn ended(place: &Place, arguments: &[&str]) -> Ran {
+    let mut child = place.start(arguments);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("{arguments:?} waits for a pipe");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    crate::support::ran(child.wait_with_output().unwrap())
+}
+
+#[cfg(unix)]
+fn make_pipe(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
 #[cfg(unix)]
 #[test]
 fn pipes_in_place_of_files_are_refused_at_once() {
     let place = Place::new();
-    let pipe = |name: &str| {
-        let made = std::process::Command::new("mkfifo").arg(place.path(name)).status().unwrap();
-        assert!(made.success());
-    };
+    let pipe = |name: &str| make_pipe(&place.path(name));
     fs::create_dir(place.path("model")).unwrap();
     for entry in fs::read_dir(model()).unwrap() {
         let path = entry.unwrap().path();
@@ -244,16 +261,7 @@ fn pipes_in_place_of_files_are_refused_at_once() {
         }
     }
     let limited = |arguments: &[&str]| {
-        let mut child = place.start(arguments);
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while child.try_wait().unwrap().is_none() {
-            if std::time::Instant::now() > deadline {
-                child.kill().unwrap();
-                panic!("{arguments:?} waits for a pipe");
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        let ended = crate::support::ran(child.wait_with_output().unwrap());
+        let ended = ended(&place, arguments);
         assert_eq!(ended.code, Some(2), "{arguments:?}\n{}", ended.stderr);
         let said = ended.stderr.contains("a pipe") && ended.stderr.contains("expected a file");
         assert!(said, "{}", ended.stderr);
@@ -274,4 +282,45 @@ fn pipes_in_place_of_files_are_refused_at_once() {
     fs::create_dir(place.path("adapter")).unwrap();
     pipe("adapter/adapter_config.json");
     limited(&["inspect", "--adapter", "adapter"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn no_command_waits_for_a_pipe_in_a_run() {
+    let place = Place::new();
+    place.succeed(&["train", "recipe.yaml", "--set", "output=run", "--set", "train.save_every=2"]);
+    let resume = ["train", "recipe.yaml", "--set", "output=run", "--resume"];
+    let commands: [&[&str]; 4] = [
+        &resume,
+        &["inspect", "--adapter", "run/adapter"],
+        &["analyze", "run/adapter", "--out", "analysis"],
+        &["generate", "--adapter", "run", "--prompt", "Who", "--max-new-tokens", "1"],
+    ];
+    let files = files_in(&place.path("run"));
+    assert!(files.len() > 12, "{files:?}");
+    for path in files {
+        let bytes = fs::read(&path).unwrap();
+        for command in commands {
+            let _ = fs::remove_file(&path);
+            make_pipe(&path);
+            let ended = ended(&place, command);
+            assert!(matches!(ended.code, Some(0..=2)), "{command:?} {}", path.display());
+        }
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+/// Every file in a folder and the folders in it.
+#[cfg(unix)]
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files_in(&path)),
+            false => found.push(path),
+        }
+    }
+    found
 }

@@ -2,7 +2,6 @@
 //! `models--owner--name/snapshots/<commit>/`, and the commits of names under `refs/`.
 
 use serde_json::Value;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where that cache is, by the variables that say it.
@@ -27,7 +26,7 @@ pub(super) fn snapshot(
     revision: &str,
 ) -> Option<PathBuf> {
     let folder = cache.join(format!("{kind}--{}", repository.replace('/', "--")));
-    let commit = fs::read_to_string(folder.join("refs").join(revision)).ok();
+    let commit = hydralora_files::text_of(&folder.join("refs").join(revision)).ok();
     let commit = commit.as_deref().map_or(revision, str::trim);
     let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
     Some(folder.join("snapshots").join(commit)).filter(|path| plain && path.is_dir())
@@ -37,7 +36,8 @@ pub(super) fn snapshot(
 pub(super) fn is_whole_model(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).exists();
     let shards = || -> Option<bool> {
-        let text = fs::read(snapshot.join("model.safetensors.index.json")).ok()?;
+        let text =
+            hydralora_files::bytes_of(&snapshot.join("model.safetensors.index.json")).ok()?;
         let index: Value = serde_json::from_slice(&text).ok()?;
         let names = index["weight_map"].as_object()?;
         Some(!names.is_empty() && names.values().all(|name| name.as_str().is_some_and(has)))

@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::trainable::TensorMap;
 use hydralora_kernels::{DType, Tensor, dispatch};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
@@ -147,8 +146,7 @@ const ALLOWED: &[&str] = &[
 /// finite.
 pub fn read(path: &Path, dtype: DType) -> Result<TensorMap> {
     let fault = |message: String| Error::Malformed { path: path.to_path_buf(), message };
-    hydralora_files::expect_file(path)?;
-    let file = File::open(path).map_err(|error| {
+    let file = hydralora_files::open(path).map_err(|error| {
         Error::Io(std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     })?;
     let file_len = file.metadata()?.len();

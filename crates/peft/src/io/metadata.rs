@@ -6,7 +6,6 @@ use crate::error::Result;
 use hydralora_model::AddedToken;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,7 +71,8 @@ pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
         if !metadata.added_tokens.is_empty() {
             for name in TOKENIZER_FILES.iter().filter(|name| folder.join(name).is_file()) {
                 let path = folder.join(name);
-                let bytes = fs::read(&path).map_err(|error| naming(&path, &error))?;
+                let bytes =
+                    hydralora_files::bytes_of(&path).map_err(|error| naming(&path, &error))?;
                 metadata.tokenizer.push(((*name).to_owned(), bytes.into()));
             }
         }
@@ -82,7 +82,7 @@ pub fn read_metadata(folder: &Path) -> Result<Option<Metadata>> {
     let tokenizer: Map<String, Value> = if path.exists() { read_json(&path)? } else { Map::new() };
     let path = folder.join(TEMPLATE_FILE);
     let chat_template = match path.exists() {
-        true => Some(fs::read_to_string(&path).map_err(|error| naming(&path, &error))?),
+        true => Some(hydralora_files::text_of(&path).map_err(|error| naming(&path, &error))?),
         false => named_template(tokenizer.get("chat_template")),
     };
     let eos = tokenizer.get("eos_token");

@@ -12,7 +12,6 @@ use hydralora_peft::{INIT_FROM, MethodOptions, io};
 use hydralora_train::Routing;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// An adapter's factors, and what is known of how it came about.
@@ -111,13 +110,13 @@ pub(super) fn name_apart(opened: &mut [Opened]) {
 
 /// The recipe that a run keeps beside its adapter, if there is one that can be read.
 fn recipe_beside(folder: &Path) -> Option<Value> {
-    let text = fs::read_to_string(folder.parent()?.join("recipe.yaml")).ok()?;
+    let text = hydralora_files::text_of(&folder.parent()?.join("recipe.yaml")).ok()?;
     serde_saphyr::from_str(&text).ok()
 }
 
 fn routing_beside(folder: &Path) -> anyhow::Result<Option<Routing>> {
     let Some(path) = folder.parent().map(|run| run.join("routing.json")) else { return Ok(None) };
-    let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+    let Ok(bytes) = hydralora_files::bytes_of(&path) else { return Ok(None) };
     let routing = serde_json::from_slice(&bytes)
         .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
     Ok(Some(routing))

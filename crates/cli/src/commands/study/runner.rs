@@ -210,7 +210,8 @@ impl Children<'_> {
         let routing = run.join("routing.json");
         let gates = match routing.is_file() {
             true => {
-                let text = fs::read(&routing).map_err(|source| Error::io(&routing, source))?;
+                let text = hydralora_files::bytes_of(&routing)
+                    .map_err(|source| Error::io(&routing, source))?;
                 let routing: Routing = serde_json::from_slice(&text)
                     .map_err(|error| Error::file(&routing, error.to_string()))?;
                 Some(by_layer(&routing))
@@ -267,7 +268,7 @@ impl Children<'_> {
 }
 
 fn read_number(path: &Path) -> f64 {
-    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
+    hydralora_files::text_of(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0.0)
 }
 
 /// Processor seconds of a process, and whether it has ended; none where the system does not say.
@@ -282,7 +283,7 @@ fn processor_seconds(pid: u32) -> Option<(f64, bool)> {
 /// The error that a command wrote last, from `before` on in its log.
 fn last_words(log: &Path, before: u64, otherwise: &str) -> String {
     let read = || -> std::io::Result<String> {
-        let mut file = File::open(log)?;
+        let mut file = hydralora_files::open(log)?;
         file.seek(SeekFrom::Start(before))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
@@ -339,7 +340,8 @@ impl Runner for Children<'_> {
         let began = Instant::now();
         let run = job.folder.join(job.run);
         let recipe_path = job.folder.join(RECIPE);
-        let text = fs::read_to_string(&recipe_path).map_err(|s| Error::io(&recipe_path, s))?;
+        let text =
+            hydralora_files::text_of(&recipe_path).map_err(|s| Error::io(&recipe_path, s))?;
         let recipe: Value = serde_saphyr::from_str(&text)
             .map_err(|error| Error::file(&recipe_path, error.to_string()))?;
         let model = recipe["model"]["path"].as_str().unwrap_or_default().to_owned();
@@ -434,7 +436,8 @@ impl Runner for Children<'_> {
             }
         }
         let recipe_path = folder.join(RECIPE);
-        let text = fs::read_to_string(&recipe_path).map_err(|s| Error::io(&recipe_path, s))?;
+        let text =
+            hydralora_files::text_of(&recipe_path).map_err(|s| Error::io(&recipe_path, s))?;
         let value: Value = serde_saphyr::from_str(&text)
             .map_err(|error| Error::file(&recipe_path, error.to_string()))?;
         if cell.kind == Kind::Trained {
@@ -515,7 +518,7 @@ fn eval_arguments(scored: &Scored<'_>, adapter: bool) -> Vec<String> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = fs::read(path).map_err(|source| Error::io(path, source))?;
+    let text = hydralora_files::bytes_of(path).map_err(|source| Error::io(path, source))?;
     serde_json::from_slice(&text).map_err(|error| Error::file(path, error.to_string()))
 }
 
