@@ -15,7 +15,7 @@ skip() {
 }
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-program=$(realpath "${HYDRALORA:-$root/target/debug/hydralora}")
+program=$(realpath -m "${HYDRALORA:-$root/target/debug/hydralora}")
 [ -x "$program" ] || skip "there is no $program"
 [ "$(id -u)" = 0 ] || skip "slurmd needs root"
 for needed in slurmctld slurmd sbatch munged mungekey; do

@@ -209,6 +209,26 @@ pub trait Mergeable: Adapter {
     fn beside_layers(&self) -> Option<String> {
         None
     }
+    /// The same as a plain LoRA's folder holds it, if such a folder can say the same.
+    fn beside(&self) -> Option<Beside> {
+        self.beside_layers().is_none().then(Beside::default)
+    }
+}
+
+/// What is trained beside a LoRA's pairs.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Tensors under PEFT's names, without its prefix.
+    pub tensors: TensorMap,
+    /// Entries of the `adapter_config.json` that say what they are.
+    pub config: Map<String, Value>,
+}
+
+impl Beside {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
 }
 
 /// An adapter with routers that read the inputs of layers.

@@ -79,12 +79,11 @@ fn search(
     for lora in loras {
         check_base(&source, &lora.path)?;
     }
-    let all = source.config.sites();
     let data = Measured::read(file, &source, loras[0].metadata.as_ref(), false)?;
     let decoder = open_decoder(&source)?;
     let mut evaluation = 0;
     let mut loss = |lora: &Lora| -> anyhow::Result<f64> {
-        let live = lora.attach(&all, DType::F32)?;
+        let live = lora.attach(&source.config, DType::F32)?;
         let loss = data.own_loss(&decoder, live.as_adapter())?;
         evaluation += 1;
         say(global, format!("{evaluation:>4} of {}  loss {loss:.4}", arguments.budget));

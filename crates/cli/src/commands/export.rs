@@ -42,11 +42,20 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
     } else {
         check_folder(&arguments.out, &io::MADE, &[folder])?;
     }
-    let needed = gguf || arguments.gates.calibration.is_some();
+    let config = io::read_config(folder)?;
+    let told = gguf || arguments.gates.calibration.is_some();
+    // What is trained beside the layers is placed by the model's dimensions.
+    let beside = ["trainable_token_indices", "modules_to_save"];
+    let beside = beside.iter().any(|key| config.get(*key).is_some_and(|value| !value.is_null()));
+    let needed = told || beside;
     let source = match &arguments.model {
         None if !needed => None,
         given => {
-            let option = if gguf { "--as lora-gguf" } else { "--calibration" };
+            let option = match (gguf, told) {
+                (true, _) => "--as lora-gguf",
+                (_, true) => "--calibration",
+                _ => "--model",
+            };
             let base = base_of(given.as_deref(), folder);
             let base = base.with_context(|| format!("{option}: needs the base model"))?;
             let mut source = open_source(&base)?;
@@ -54,7 +63,6 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
             Some(source)
         }
     };
-    let config = io::read_config(folder)?;
     let (mut loaded, all) = match &source {
         Some(source) => (load_on(source, folder, DType::F32)?, source.config.sites()),
         None => {
@@ -103,9 +111,7 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
         .map_err(|error| with_advice(error, tuned, &all))?;
     lora.base_model = base.to_owned();
     lora.metadata = loaded.metadata.clone();
-    if source.is_none()
-        && let Some(names) = config.get("target_modules")
-    {
+    if !told && let Some(names) = config.get("target_modules") {
         lora.target_modules = names.clone();
     }
     if gguf {
@@ -126,8 +132,8 @@ pub(crate) fn run(global: &Global, arguments: &ExportArguments) -> anyhow::Resul
         "out": arguments.out, "as": if gguf { "lora-gguf" } else { "lora" },
         "rank": lora.rank, "alpha": lora.alpha, "layers": lora.sites.len(),
     });
-    if let Some((data, decoder, adapted)) = measured {
-        let live = lora.attach(&all, DType::F32)?;
+    if let (Some((data, decoder, adapted)), Some(source)) = (measured, &source) {
+        let live = lora.attach(&source.config, DType::F32)?;
         let fixed = data.held_out_loss(&decoder, live.as_adapter())?;
         let cost = Cost { adapted, fixed };
         if matches!(gates, Gates::Fixed(_)) {

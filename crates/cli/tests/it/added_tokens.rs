@@ -295,3 +295,54 @@ fn tokens_of_a_folder_without_rows_get_them_when_others_are_added() {
     let with = [&generate[..], &["Sky <extra><act>", "--adapter", "run/adapter"]].concat();
     assert_eq!(place.run(&with).code, Some(0));
 }
+
+/// A LoRA with rows of new tokens is exported, averaged and opened again; what cannot carry them says so.
+#[test]
+fn rows_of_new_tokens_go_along_with_a_lora() {
+    let place = place();
+    let train = |method: &str, seed: &str, out: &str| {
+        let method = format!("method={{name: {method}, targets: ffn}}");
+        let (seed, output) = (format!("train.seed={seed}"), format!("output={out}"));
+        let sets = ["--set", &method, "--set", &seed, "--set", &output, "--quiet"];
+        place.succeed(&[&["train", "recipe.yaml"][..], &sets].concat());
+    };
+    train("lora, rank: 2", "1", "one");
+    train("lora, rank: 2", "2", "two");
+    train("hydralora, rank: 2, num_experts: 2", "3", "routed");
+    let base = model().display().to_string();
+    let of = |adapter: &str| logits(&place, &base, &["--adapter", adapter]).1;
+    place.succeed(&["export", "--adapter", "one", "--as", "lora", "--out", "plain"]);
+    assert_close(&of("plain"), &of("one"), "exported");
+
+    // With its gates held, a routed adapter is what merging with the same gates gives.
+    let held = ["--adapter", "routed", "--gate", "uniform", "--out"];
+    place.succeed(&[&["export", "--as", "lora"][..], &held, &["held"]].concat());
+    place
+        .succeed(&[&["merge", "--model", &base, "--dtype", "f32"][..], &held, &["whole"]].concat());
+    let (_, merged) = logits(&place, &place.path("whole").display().to_string(), &[]);
+    assert_close(&of("held"), &merged, "held");
+
+    // The mean of the pairs and of the rows.
+    place.succeed(&["compose", "--how", "average", "one", "one", "--out", "same"]);
+    assert_close(&of("same"), &of("one"), "the mean of equal ones");
+    place.succeed(&["compose", "--how", "average", "one", "two", "--out", "mean"]);
+    let rows = |folder: &str| {
+        let all = tensors(&place, &format!("{folder}/adapter_model.safetensors"));
+        let found = all.into_iter().find(|(name, _, _)| name.contains("token_adapter"));
+        found.unwrap_or_else(|| panic!("{folder} has no rows")).2
+    };
+    let [one, two] = ["one/adapter", "two/adapter"].map(rows);
+    for (at, mean) in rows("mean").into_iter().enumerate() {
+        assert!((mean - (one[at] + two[at]) / 2.0).abs() < 1e-6);
+    }
+
+    for (arguments, says) in [
+        (&["compose", "--how", "ties", "one", "two", "--out", "x"][..], "expected `average`"),
+        (&["import", "--from", "lora", "one", "two", "--out", "x"][..], "no heads"),
+        (&["export", "--adapter", "one", "--as", "lora-gguf", "--out", "x"][..], "no place"),
+    ] {
+        let ran = place.run(arguments);
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains(says) && !place.path("x").exists(), "{}", ran.stderr);
+    }
+}

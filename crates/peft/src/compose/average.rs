@@ -18,6 +18,10 @@ impl Composition for Average {
         false
     }
 
+    fn takes_means(&self) -> bool {
+        true
+    }
+
     fn pair(&self, _site: Site, parts: &[Part<'_>], options: &ComposeOptions) -> Pair {
         let factors: Vec<f64> = parts.iter().map(|part| part.scale / part.of as f64).collect();
         concatenated(parts, &factors, options.rank)

@@ -51,6 +51,7 @@ pub fn weighted(loras: &[Lora], weights: &[f64]) -> Result<Lora> {
             });
         }
     }
+    super::nothing_beside(loras)?;
     let sites = first.sites.keys().map(|site| {
         let pairs: Vec<&Pair> = loras.iter().filter_map(|lora| lora.sites.get(site)).collect();
         let a: Vec<&Tensor> = pairs.iter().map(|pair| &pair.a).collect();

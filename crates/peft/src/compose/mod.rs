@@ -22,6 +22,8 @@ mod ties;
 
 use crate::error::{Error, Fault, Result};
 use crate::exchange::{Lora, Pair, weighted_sum};
+use crate::trainable::TensorMap;
+use crate::tuned::Beside;
 use hydralora_kernels::Tensor;
 use hydralora_model::adapter::Site;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +50,10 @@ pub trait Composition: Sync {
     fn summary(&self) -> &'static str;
     /// Whether all LoRAs need the same rank.
     fn same_rank(&self) -> bool;
+    /// Whether it takes means, so that whole tensors can be put together too.
+    fn takes_means(&self) -> bool {
+        false
+    }
     /// The pair of a layer from those of the LoRAs that have it, each with its scale and weight; the
     /// result's scale is 1.
     fn pair(&self, site: Site, parts: &[Part<'_>], options: &ComposeOptions) -> Pair;
@@ -105,6 +111,7 @@ pub fn compose(way: &dyn Composition, loras: &[Lora], options: &ComposeOptions) 
         alpha: rank as f64,
         use_rslora: false,
         sites,
+        beside: beside(way, loras)?,
         target_modules: serde_json::Value::Null,
         base_model: String::new(),
         metadata: None,
@@ -142,6 +149,57 @@ fn check(way: &dyn Composition, loras: &[Lora], options: &ComposeOptions) -> Res
         same_rank(way.name(), loras)?;
     }
     Ok(())
+}
+
+/// Refuses LoRAs that train anything beside their layers.
+fn nothing_beside(loras: &[Lora]) -> Result<()> {
+    let found = |lora: &Lora| Some((lora.path.clone(), lora.beside.tensors.keys().next()?.clone()));
+    match loras.iter().find_map(found) {
+        None => Ok(()),
+        Some((path, name)) => Err(Error::Malformed {
+            path,
+            message: format!(
+                "trains `{name}` beside its layers: whole rows, and no change to add up; expected \
+                 `average`, or merge it into the base first"
+            ),
+        }),
+    }
+}
+
+/// What the LoRAs train beside their layers, put together: their mean, if that is what the way is and
+/// they train the same.
+fn beside(way: &dyn Composition, loras: &[Lora]) -> Result<Beside> {
+    let Some(first) = loras.iter().find(|lora| !lora.beside.is_empty()) else {
+        return Ok(Beside::default());
+    };
+    let name = first.beside.tensors.keys().next().cloned().unwrap_or_default();
+    if !way.takes_means() {
+        nothing_beside(loras)?;
+    }
+    let same = |other: &&Lora| {
+        other.beside.config == first.beside.config
+            && other.beside.tensors.keys().eq(first.beside.tensors.keys())
+    };
+    if let Some(other) = loras.iter().find(|other| !same(other)) {
+        return Err(Error::Incompatible {
+            first: first.path.clone(),
+            second: other.path.clone(),
+            message: format!("only one of them trains `{name}`, or they train other tokens"),
+        });
+    }
+    let share = vec![1.0 / loras.len() as f64; loras.len()];
+    let mut tensors = TensorMap::new();
+    for (name, own) in &first.beside.tensors {
+        let all: Vec<&Tensor> =
+            loras.iter().filter_map(|lora| lora.beside.tensors.get(name)).collect();
+        if let Some(other) = all.iter().find(|other| other.shape() != own.shape()) {
+            let message = format!("{name}: {:?} and {:?}", own.shape(), other.shape());
+            let second = loras.last().map(|lora| lora.path.clone()).unwrap_or_default();
+            return Err(Error::Incompatible { first: first.path.clone(), second, message });
+        }
+        tensors.insert(name.clone(), weighted_sum(&all, &share));
+    }
+    Ok(Beside { tensors, config: first.beside.config.clone() })
 }
 
 fn same_rank(name: &str, loras: &[Lora]) -> Result<()> {

@@ -16,6 +16,13 @@ use std::path::Path;
 /// # Errors
 /// If a layer has no name in GGUF or none that llama.cpp adapts, or the file system refuses.
 pub fn write_gguf(lora: &Lora, config: &ModelConfig, out: &Path) -> Result<()> {
+    if let Some(name) = lora.beside.tensors.keys().next() {
+        let message = format!(
+            "llama.cpp's adapter files have no place for `{name}`, which is trained beside the layers; \
+             merge it into the model instead"
+        );
+        return Err(Error::Malformed { path: out.to_path_buf(), message });
+    }
     let mut writer = GgufWriter::marked();
     let text = |value: &str| Value::String(value.to_owned());
     let names = config.gguf_names();

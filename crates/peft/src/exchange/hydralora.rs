@@ -17,6 +17,11 @@ pub fn hydralora_from(loras: &[Lora], seed: u64) -> Result<Box<dyn Tuned>> {
     if rest.is_empty() {
         return Err(too_few(1));
     }
+    if let Some(lora) = loras.iter().find(|lora| !lora.beside.is_empty()) {
+        let name = lora.beside.tensors.keys().next().cloned().unwrap_or_default();
+        let message = format!("trains `{name}` beside its layers, of which there are no heads");
+        return Err(Error::Malformed { path: lora.path.clone(), message });
+    }
     for other in rest {
         let differ = |message: String| Error::Incompatible {
             first: first.path.clone(),

@@ -10,8 +10,9 @@ use crate::methods;
 use crate::options;
 use crate::targets::module_names;
 use crate::trainable::TensorMap;
-use crate::tuned::Tuned;
+use crate::tuned::{Beside, Tuned};
 use hydralora_kernels::{DType, Tensor};
+use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -59,6 +60,8 @@ pub struct Lora {
     pub use_rslora: bool,
     /// The pairs by layer.
     pub sites: BTreeMap<Site, Pair>,
+    /// What is trained beside them: rows of tokens, whole tensors.
+    pub beside: Beside,
     /// The layers' names in the configuration.
     pub target_modules: Value,
     /// The base's name in the configuration.
@@ -74,7 +77,8 @@ impl Lora {
     /// If it is not a plain LoRA, or something in it is malformed or not supported.
     pub fn read(folder: &Path) -> Result<Self> {
         let config = io::read_config(folder)?;
-        let options = io::read_options(folder)?.to_peft();
+        let method = io::read_options(folder)?;
+        let options = method.to_peft();
         let kind = options.get("peft_type").and_then(Value::as_str).unwrap_or_default();
         let decomposed = options.get("use_dora") == Some(&json!(true));
         if kind != "LORA" || config.contains_key("lora_nums") || decomposed {
@@ -94,13 +98,22 @@ impl Lora {
         let path = io::stored_tensors(folder);
         let mut tensors = io::decode(&path, DType::F32)?;
         let shapes = shapes_in(&tensors);
-        let mut mismatches = Vec::new();
+        let mut rest = tensors.clone();
+        let mut live = method.build(&shapes, DType::F32, 0);
+        let mut mismatches = live.load_file(&mut rest).err().unwrap_or_default();
+        mismatches.extend(rest.keys().map(|name| format!("`{name}` is not LoRA's")));
+        let beside = live.beside();
+        if beside.is_none() {
+            let more = live.beside_layers().unwrap_or_default();
+            mismatches.push(format!("trains {more} beside its layers"));
+        }
         let (mut sites, mut scales) = (BTreeMap::new(), BTreeMap::new());
+        let mut missing = Vec::new();
         for SiteShape { site, in_features, out_features } in shapes {
             let Size { rank, scale } = sizes.at(site);
             let mut take = |part: &str, shape: [usize; 2]| {
                 let name = format!("{site}.{part}.weight");
-                crate::trainable::take_tensor(&mut tensors, &name, &shape, &mut mismatches)
+                crate::trainable::take_tensor(&mut tensors, &name, &shape, &mut missing)
             };
             let (a, b) =
                 (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
@@ -109,7 +122,6 @@ impl Lora {
                 scales.insert(site, scale);
             }
         }
-        mismatches.extend(tensors.keys().map(|name| format!("`{name}` is not LoRA's")));
         if sites.is_empty() && mismatches.is_empty() {
             mismatches.push("holds no tensor of a layer".to_owned());
         }
@@ -132,6 +144,7 @@ impl Lora {
             alpha,
             use_rslora,
             sites,
+            beside: beside.unwrap_or_default(),
             target_modules: config.get("target_modules").cloned().unwrap_or(Value::Null),
             base_model: base.unwrap_or_default().to_owned(),
             metadata: io::read_metadata(folder)?,
@@ -150,13 +163,13 @@ impl Lora {
         gates: &Gates,
         compact: bool,
     ) -> Result<Self> {
-        if let Some(more) = tuned.beside_layers() {
-            let reason = format!(
-                "it trains {more} beside its layers, which a LoRA of layers has no place for; merge it \
-                 into the base instead"
-            );
-            return Err(Error::CannotMerge { reason });
-        }
+        let beside = tuned.beside().ok_or_else(|| Error::CannotMerge {
+            reason: format!(
+                "it trains {} beside its layers, of another size than theirs; merge it into the base \
+                 instead",
+                tuned.beside_layers().unwrap_or_default()
+            ),
+        })?;
         let plan = MergePlan::new(tuned, all, gates)?;
         let (mut sites, mut scales) = (BTreeMap::new(), BTreeMap::new());
         for (&site, merge) in plan.sites() {
@@ -180,6 +193,7 @@ impl Lora {
             alpha: scale * rank as f64,
             use_rslora: false,
             sites,
+            beside,
             target_modules: json!(names),
             base_model: String::new(),
             metadata: None,
@@ -201,17 +215,24 @@ impl Lora {
         map
     }
 
-    /// The live adapter on a model whose layers are `all`.
+    /// The tensors of its folder: those of the layers and what is beside them.
+    fn file_tensors(&self) -> TensorMap {
+        let mut map = self.tensors();
+        map.extend(self.beside.tensors.clone());
+        map
+    }
+
+    /// The live adapter on a model of these dimensions.
     ///
     /// # Errors
     /// If the model lacks a layer or has another width there.
-    pub fn attach(&self, all: &[SiteShape], dtype: DType) -> Result<Box<dyn Tuned>> {
+    pub fn attach(&self, model: &ModelConfig, dtype: DType) -> Result<Box<dyn Tuned>> {
         let config = self.config();
         let options = methods::find("lora")?
             .read_peft(&config)
             .map_err(|faults| Error::Options { faults })?;
-        let tensors = self.tensors().into_iter().map(|(name, t)| (name, t.to_dtype(dtype)));
-        io::attach_layers(&self.path, options.as_ref(), tensors.collect(), all, None, dtype)
+        let tensors = self.file_tensors().into_iter().map(|(name, t)| (name, t.to_dtype(dtype)));
+        io::attach(&self.path, options.as_ref(), tensors.collect(), model, dtype)
     }
 
     /// The `adapter_config.json`.
@@ -223,6 +244,7 @@ impl Lora {
             ..options::LoraConfigKeys::default()
         };
         let mut config = keys.write("LORA");
+        config.extend(self.beside.config.clone());
         config.insert("target_modules".to_owned(), self.target_modules.clone());
         config.insert("base_model_name_or_path".to_owned(), json!(self.base_model));
         config
@@ -233,7 +255,7 @@ impl Lora {
     /// # Errors
     /// If a tensor holds a number that is not finite or the file system refuses.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        io::save_parts(folder, self.config(), self.tensors(), self.metadata.as_ref())
+        io::save_parts(folder, self.config(), self.file_tensors(), self.metadata.as_ref())
     }
 
     /// The layers with their widths.

@@ -7,7 +7,7 @@ use crate::merge::{Gates, Merge};
 use crate::method::MethodOptions;
 use crate::targets::module_names;
 use crate::trainable::{Role, TensorMap, Trainable, load_by_name, take_tensor};
-use crate::tuned::{Mergeable, Parameters, Persist};
+use crate::tuned::{Beside, Mergeable, Parameters, Persist};
 use hydralora_kernels::Tensor;
 use hydralora_model::ModelConfig;
 use hydralora_model::adapter::{Site, SiteShape};
@@ -157,5 +157,9 @@ impl Mergeable for LowRankAdapter {
 
     fn beside_layers(&self) -> Option<String> {
         self.ends.in_words()
+    }
+
+    fn beside(&self) -> Option<Beside> {
+        self.ends.as_of_lora()
     }
 }

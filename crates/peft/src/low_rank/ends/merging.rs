@@ -1,9 +1,11 @@
 //! What becomes of the base's tensors when they take in what is trained beside the layers.
 
-use super::{EMBEDDING, EndPair, Ends, HEAD, transposed, weight_of};
+use super::{EMBEDDING, EndPair, Ends, EndsSpec, HEAD, transposed, weight_of};
 use crate::merge::Factors;
 use crate::trainable::Trainable;
+use crate::tuned::Beside;
 use hydralora_kernels::{DType, Tensor};
+use serde_json::json;
 
 impl Ends {
     /// What becomes of the tensor `name`, in `f32`. A tied output layer comes as the embedding's weight.
@@ -46,6 +48,27 @@ impl Ends {
         let copies = copied(HEAD) || (copied(EMBEDDING) && !self.spec.ensure_weight_tying);
         let pairs = self.embedding.is_some() || self.head.is_some();
         copies || pairs || self.head_rows.is_some()
+    }
+
+    /// What is trained beside the layers as the folder of a plain LoRA holds it; none with pairs at the
+    /// ends, which would take the size and the scale of the layers' pairs.
+    pub(in crate::low_rank) fn as_of_lora(&self) -> Option<Beside> {
+        if self.embedding.is_some() || self.head.is_some() {
+            return None;
+        }
+        let mut beside = Beside::default();
+        self.export(&|trainable| trainable.parameter.value().clone(), &mut beside.tensors);
+        self.to_file(&mut beside.tensors);
+        beside.tensors.values_mut().for_each(|tensor| *tensor = tensor.to_dtype(DType::F32));
+        let EndsSpec { modules_to_save, tokens, ensure_weight_tying, .. } = &self.spec;
+        if !self.copies.is_empty() {
+            beside.config.insert("modules_to_save".to_owned(), json!(modules_to_save));
+            beside.config.insert("ensure_weight_tying".to_owned(), json!(ensure_weight_tying));
+        }
+        if let Some(tokens) = tokens.as_ref().filter(|_| self.rows().next().is_some()) {
+            beside.config.insert("trainable_token_indices".to_owned(), json!(tokens));
+        }
+        Some(beside)
     }
 
     /// What is trained beside the layers, in words, if anything is.

@@ -93,7 +93,7 @@ fn merged_is_unmerged_or_refused() {
         let plan = MergePlan::new(tuned.as_ref(), &all, &gates).unwrap();
         let off = distance(&adapted, &folded(&model, &plan));
         assert!(off < 1e-5, "{}: {off}", case.name());
-        if tuned.beside_layers().is_some() {
+        if tuned.beside().is_none() {
             let error = Lora::from_tuned(tuned.as_ref(), &all, &gates, false).unwrap_err();
             assert!(error.to_string().contains("beside its layers"), "{error}");
             continue;
@@ -105,7 +105,7 @@ fn merged_is_unmerged_or_refused() {
         }
         for compact in [false, true] {
             let lora = Lora::from_tuned(tuned.as_ref(), &all, &gates, compact).unwrap();
-            let live = lora.attach(&all, DType::F64).unwrap();
+            let live = lora.attach(model.decoder.config(), DType::F64).unwrap();
             let off = distance(&adapted, &model.logits(live.as_adapter()));
             assert!(off < 1e-5, "{} as a LoRA: {off}", case.name());
         }
@@ -142,7 +142,7 @@ fn fixed_gates_weigh_the_heads() {
     assert_eq!((stacked.rank, compact.rank), (6, 2));
     assert!((stacked.scale() - compact.scale()).abs() < 1e-12);
     for lora in [stacked, compact] {
-        let live = lora.attach(&all, DType::F64).unwrap();
+        let live = lora.attach(model.decoder.config(), DType::F64).unwrap();
         assert!(distance(&adapted, &model.logits(live.as_adapter())) < 1e-5);
     }
     // Uniform gates are something else here.
