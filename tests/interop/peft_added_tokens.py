@@ -79,6 +79,9 @@ def from_here(work, model, kind):
         encoded = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
         assert encoded == ids[0, 1:].tolist(), (encoded, ids)
         check(f"{kind} {name}, PEFT", PeftModel.from_pretrained(base(model, 514), adapter), ids, wanted)
+        plain = work / f"{adapter.parent.name}-plain"
+        run("export", "--model", model, "--adapter", adapter, "--as", "lora", "--out", plain)
+        check(f"{kind} {name} exported, PEFT", PeftModel.from_pretrained(base(model, 514), plain), ids, wanted)
         out = work / f"{adapter.parent.name}-merged"
         run("merge", "--model", model, "--adapter", adapter, "--out", out, "--dtype", "f32")
         check(f"{kind} {name} merged, transformers", base(out), ids, wanted)
