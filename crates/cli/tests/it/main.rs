@@ -17,6 +17,7 @@ mod golden;
 mod heads;
 mod hostile;
 mod hub;
+mod hybrids;
 mod interop;
 mod meaning;
 mod messages;
