@@ -231,7 +231,7 @@ impl Decoder {
     /// # Errors
     /// If a sequence is empty or longer than the context, or a token id is out of range.
     pub fn hidden(&self, batch: Packed<'_>, adapter: &dyn Adapter, pass: &Pass<'_>) -> Result<Var> {
-        let lead = Lead::of(adapter, self.layers.len(), pass);
+        let lead = self.lead(adapter, pass);
         self.validate(batch, |_| lead.rows())?;
         let placed = Placed::new(batch.offsets, &lead);
         let adapters = Adapters::One(adapter);
@@ -251,13 +251,27 @@ impl Decoder {
         })
     }
 
-    /// Looks up the embeddings `[T, hidden_size]` of `tokens`.
+    /// Looks up the embeddings `[T, hidden_size]` of `tokens`, as an adapter's prompt takes them: without
+    /// the configuration's factor where that is on prompts too.
     ///
     /// # Errors
     /// If a token id is out of range.
     pub fn embeddings(&self, tokens: &[u32]) -> Result<Tensor> {
         self.validate_tokens(tokens)?;
-        Ok(self.embed(&NoAdapter, tokens).into_value())
+        Ok(match self.config.arithmetic.scales_prompt {
+            true => NoAdapter.embed(tokens, &self.embedding).into_value(),
+            false => self.embed(&NoAdapter, tokens).into_value(),
+        })
+    }
+
+    /// What `adapter` puts before every sequence, the prompt by the configuration's factor.
+    fn lead(&self, adapter: &dyn Adapter, pass: &Pass<'_>) -> Lead {
+        let mut lead = Lead::of(adapter, self.layers.len(), pass);
+        let of = &self.config.arithmetic;
+        if of.scales_prompt && of.embedding_scale != 1.0 {
+            lead.prompt = lead.prompt.map(|prompt| scale(&prompt, of.embedding_scale));
+        }
+        lead
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens` as `adapter` has them, by the configuration's factor.

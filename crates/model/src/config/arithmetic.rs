@@ -10,6 +10,9 @@ pub struct Arithmetic {
     pub activation: Activation,
     /// Factor on the embeddings.
     pub embedding_scale: f64,
+    /// Whether that factor is on what an adapter puts before the tokens too: whether the model scales
+    /// what enters it, and not its embedding what leaves it.
+    pub scales_prompt: bool,
     /// Factor on what a block adds to the residual stream.
     pub residual_scale: f64,
     /// Factor on the logits, before their cap.
@@ -71,6 +74,7 @@ impl Default for Arithmetic {
         Self {
             activation: Activation::Silu,
             embedding_scale: 1.0,
+            scales_prompt: false,
             residual_scale: 1.0,
             logit_scale: 1.0,
             attention_scale: None,

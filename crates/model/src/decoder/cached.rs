@@ -141,7 +141,7 @@ impl Decoder {
             return Ok(none());
         }
         if let Adapters::One(adapter) = Adapters::of_sequences(adapters, offsets) {
-            return Ok(Lead::of(adapter, self.layers.len(), pass));
+            return Ok(self.lead(adapter, pass));
         }
         if starting.iter().any(|adapter| self.lead_rows(*adapter, pass) > 0) {
             return Err(Error::LeadNeedsOwnPass);

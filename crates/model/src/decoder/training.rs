@@ -46,7 +46,7 @@ impl Decoder {
         added: Added<'_>,
     ) -> Result<Trained> {
         assert_eq!(batch.tokens.len(), labels.len(), "one label per token");
-        let lead = Lead::of(adapter, self.layers.len(), pass);
+        let lead = self.lead(adapter, pass);
         self.validate(batch, |_| lead.rows())?;
         let placed = Placed::new(batch.offsets, &lead);
         let rows = LabelRows::of(labels, batch.offsets, &lead)?;

@@ -34,6 +34,7 @@ impl Family for Granite {
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
         let of = &mut config.arithmetic;
         of.embedding_scale = fields.positive("embedding_multiplier")?.unwrap_or(1.0);
+        of.scales_prompt = true;
         of.residual_scale = fields.positive("residual_multiplier")?.unwrap_or(1.0);
         of.attention_scale = Some(fields.positive("attention_multiplier")?.unwrap_or(1.0));
         of.logit_scale = 1.0 / fields.positive("logits_scaling")?.unwrap_or(1.0);
@@ -56,6 +57,7 @@ impl Family for Granite {
         let number = |key: &str| file.f64(&format!("granite.{key}"));
         let of = &mut config.arithmetic;
         of.embedding_scale = number("embedding_scale")?.unwrap_or(1.0);
+        of.scales_prompt = true;
         of.residual_scale = number("residual_scale")?.unwrap_or(1.0);
         of.attention_scale = number("attention.scale")?.or(of.attention_scale);
         of.logit_scale = 1.0 / number("logit_scale")?.unwrap_or(1.0);

@@ -4,7 +4,7 @@
 
 use crate::matrix::{Case, cases};
 use crate::parity::{relative_error, source_of_any_tokenizer};
-use hydralora_kernels::{DType, Tensor, no_grad};
+use hydralora_kernels::{DType, Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::source::open_weights;
 use hydralora_model::{Decoder, IGNORE_LABEL, Packed, RopeScaling, Run, Tokenizer, Trained, Tree};
@@ -282,4 +282,41 @@ fn every_method_trains_and_generates_on_every_family() {
             assert!(off < ROUNDING, "{name}: the base, {step} at a time, is off by {off}");
         }
     }
+}
+
+/// A prompt that holds the embeddings of tokens is those tokens, as it is in PEFT; Granite's factor is on
+/// what enters the model, the others' on what their embedding gives.
+#[test]
+fn a_prompt_of_embeddings_is_its_tokens_in_every_family() {
+    struct Prompt(Var);
+    impl Adapter for Prompt {
+        fn prompt(&self, _pass: &Pass<'_>) -> Option<Var> {
+            Some(self.0.clone())
+        }
+    }
+    let mut compared = 0;
+    for trial in models().iter().filter_map(|path| Trial::open(path)) {
+        // Its layers have embeddings of tokens of their own, and a prompt has none.
+        if trial.decoder.config().layer_embeddings.is_some_and(|of| of.width > 0) {
+            continue;
+        }
+        let (lead, rest) = trial.tokens.split_at(3);
+        let rows = trial.decoder.embeddings(lead).unwrap();
+        let prompt = Prompt(Var::constant(rows.clone()));
+        let pass = Pass::inference();
+        let hidden = |tokens: &[u32], adapter: &dyn Adapter| {
+            let batch = Packed { tokens, offsets: &[0, tokens.len()] };
+            trial.decoder.hidden(batch, adapter, &pass).unwrap().value().to_f64()
+        };
+        let whole = hidden(&trial.tokens, &NoAdapter);
+        let width = trial.decoder.config().hidden_size;
+        let off = relative_error(&hidden(rest, &prompt), &whole[3 * width..]);
+        assert!(off < ROUNDING, "{}: {off}", trial.name);
+        if trial.name == "granite" {
+            let raw = trial.decoder.rows_of("model.embed_tokens.weight", lead).unwrap();
+            assert_eq!(rows.to_f64(), raw.to_f64());
+        }
+        compared += 1;
+    }
+    assert!(compared > 0);
 }
