@@ -108,6 +108,10 @@ pub(crate) enum Command {
     Init(InitArguments),
     /// Print the JSON schema of recipes, for editors
     Schema,
+    /// Print the script that lets a shell complete commands, options and their values
+    Completions(crate::commands::shell::CompletionsArguments),
+    /// Write man pages
+    Man(crate::commands::shell::ManArguments),
     /// Print the guide's command reference
     #[command(hide = true)]
     Reference,

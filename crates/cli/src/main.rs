@@ -81,6 +81,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Model(command) => commands::model::run(global, command),
         Command::Models => commands::models::run(global),
         Command::Init(command) => commands::init::run(global, command),
+        Command::Completions(command) => commands::shell::completions(global, command),
+        Command::Man(command) => commands::shell::man(global, command),
         Command::Reference => commands::reference::run(global),
         Command::Schema => commands::init::schema(global),
         Command::Train(command) => commands::train::run(global, command),

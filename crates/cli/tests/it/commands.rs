@@ -462,3 +462,49 @@ fn random_models_of_a_known_size_load_and_train() {
     ]);
     assert_eq!(json(&timed.stdout)["methods"][0]["method"], "hydralora");
 }
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let place = Place::new();
+    let listed = place.succeed(&["--help"]).stdout;
+    let listed = listed.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let names: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(names.len() > 18, "{names:?}");
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = place.succeed(&["completions", shell]).stdout;
+        for name in &names {
+            assert!(script.contains(name), "{shell} {name}");
+        }
+        assert!(script.contains("max-new-tokens"), "{shell}");
+    }
+    assert_eq!(place.run(&["completions", "csh"]).code, Some(2));
+    place.succeed(&["man", "--out", "pages"]);
+    for name in names {
+        let page = place.read(&format!("pages/hydralora-{name}.1"));
+        assert!(page.contains(".SH OPTIONS") || page.contains(".SH SUBCOMMANDS"), "{name}");
+    }
+    assert!(place.read("pages/hydralora-model-get.1").contains(".TH"));
+    assert!(!place.path("pages/hydralora-reference.1").exists(), "it is hidden");
+}
+
+/// What bash does with the script: complete a command's name.
+#[cfg(unix)]
+#[test]
+fn bash_completes_a_command() {
+    let place = Place::new();
+    place.write("complete.bash", &place.succeed(&["completions", "bash"]).stdout);
+    let asked = "source complete.bash; COMP_WORDS=(hydralora gen); COMP_CWORD=1; \
+                 _hydralora hydralora gen hydralora; echo \"${COMPREPLY[@]}\"";
+    let Ok(ran) =
+        std::process::Command::new("bash").args(["-c", asked]).current_dir(place.path("")).output()
+    else {
+        return hydralora_testing::skip("bash", "there is no bash");
+    };
+    let found = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert_eq!(found.trim(), "generate", "{}", String::from_utf8_lossy(&ran.stderr));
+}
