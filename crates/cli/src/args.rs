@@ -121,6 +121,8 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     /// Talk to a model
     Chat(ChatArguments),
+    /// Answer requests over HTTP, as clients of OpenAI's protocol send them
+    Serve(Box<crate::commands::serve::ServeArguments>),
     /// Score a model, and adapters on it, on benchmarks
     Eval(Box<crate::commands::eval::EvalArguments>),
     /// Show a model's or an adapter's parameters
