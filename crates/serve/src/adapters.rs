@@ -236,7 +236,8 @@ impl Adapters {
             let message = format!("its rank is {rank}; expected at most {}", self.limits.rank);
             return Err(ApiError::field("lora_path", message).coded("adapter_rank"));
         }
-        let method = opened.tuned.options().name().to_owned();
+        let known = hydralora_peft::methods::METHODS.iter().find(|known| known.claims(&options));
+        let method = known.map_or("", |known| known.name()).to_owned();
         let (hash, bytes) = content(&method, domain, opened.tuned.as_ref());
         self.check_bytes(name, bytes)?;
         let routed = opened.tuned.as_routed().is_some();

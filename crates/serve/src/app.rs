@@ -244,8 +244,8 @@ async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     }
 }
 
-async fn version() -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))
+async fn version() -> crate::error::Json {
+    crate::error::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -5,9 +5,9 @@ use crate::error::ApiError;
 use crate::pieces::Pieces;
 use hydralora_model::Tokenizer;
 use hydralora_run::engine::{Event, Finish, Gates, TokenLogprobs, Usage};
-use rand::Rng;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 /// Tokens that are left out of texts and yet part the answer.
@@ -159,8 +159,12 @@ pub(crate) fn failed() -> ApiError {
 
 /// A name that nobody else has.
 pub(crate) fn id(prefix: &str) -> String {
-    let mut random = rand::rng();
-    format!("{prefix}{:016x}{:08x}", random.next_u64(), random.next_u32())
+    format!("{prefix}{:016x}{:016x}", random(), random())
+}
+
+/// A number that nobody can foresee: the key of a fresh hash function.
+pub(crate) fn random() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// What several answers to one prompt took together. Each of `usages` says whether its prompt was

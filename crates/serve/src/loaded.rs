@@ -109,7 +109,6 @@ impl Loaded {
 /// What a conversation is rendered with.
 #[derive(Default)]
 pub(crate) struct Variables {
-    pub(crate) arguments: Option<Map<String, Value>>,
     pub(crate) tools: Option<Vec<Value>>,
     pub(crate) documents: Option<Vec<Value>>,
     pub(crate) reasoning_effort: Option<String>,

@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::loaded::{Loaded, Target};
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{ChatRequest, Common, ScoreLimits, ToolChoice};
-use axum::Json;
+use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -30,7 +30,7 @@ pub(crate) async fn chat(
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let logprobs = request.logprobs.unwrap_or(false);
     let conversation = conversation(request)?;
-    let answering = conversation.ask(&app, &loaded, &target, &common).await?;
+    let answering = conversation.ask(&loaded, &target, &common).await?;
     let head = Head::new(&loaded, &target);
     if common.stream {
         let write = move |pieces| async move {

@@ -10,7 +10,7 @@ use crate::loaded::Loaded;
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{Common, CompletionRequest, Prompts, ScoreLimits};
 use crate::worker::Job;
-use axum::Json;
+use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;

@@ -1,7 +1,6 @@
 //! Conversations that are to be answered, however they were sent.
 
 use crate::answer::{CallForm, Shape};
-use crate::app::App;
 use crate::ask::{Ask, MakeConstraint, aside, room, submit};
 use crate::choice::{Choice, Marks, marks};
 use crate::error::ApiError;
@@ -105,7 +104,6 @@ impl Conversation {
     /// If the model's template or context, or the queue, does not take it.
     pub(crate) async fn ask(
         self,
-        _app: &Arc<App>,
         loaded: &Arc<Loaded>,
         target: &Target,
         common: &Common,
@@ -147,7 +145,6 @@ impl Conversation {
             return Err(ApiError::field("tools", message).coded("unsupported"));
         }
         let variables = Variables {
-            arguments: None,
             tools: offered.then(|| tools.clone()),
             documents: self.documents.clone(),
             reasoning_effort: self.reasoning_effort.clone(),

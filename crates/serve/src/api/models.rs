@@ -8,7 +8,7 @@ use crate::body;
 use crate::error::ApiError;
 use crate::loaded::Loaded;
 use crate::types::{LoadRequest, UnloadRequest};
-use axum::Json;
+use crate::error::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::Request;
@@ -41,7 +41,7 @@ fn adapter_card(loaded: &Loaded, ready: &Ready) -> Value {
     })
 }
 
-pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let all = loaded.adapters.all();
     let cards = all.iter().map(|ready| adapter_card(&loaded, ready));
@@ -52,7 +52,7 @@ pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Json<Value>, A
 pub(crate) async fn model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let target = loaded.target(Some(&name), None)?;
     Ok(Json(match &target.adapter {
@@ -61,7 +61,7 @@ pub(crate) async fn model(
     }))
 }
 
-pub(crate) async fn adapters(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn adapters(State(app): State<Arc<App>>) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let data: Vec<Value> = loaded.adapters.all().iter().map(|ready| ready.to_json()).collect();
     let limits = &loaded.adapters.limits;
@@ -76,7 +76,7 @@ pub(crate) async fn adapters(State(app): State<Arc<App>>) -> Result<Json<Value>,
 pub(crate) async fn load_adapter(
     State(app): State<Arc<App>>,
     request: Request<Body>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let _in_flight = app.begin()?;
     let request: LoadRequest = body::json(&app, request).await?;
@@ -101,7 +101,7 @@ pub(crate) async fn load_adapter(
 pub(crate) async fn unload_adapter(
     State(app): State<Arc<App>>,
     request: Request<Body>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let request: UnloadRequest = body::json(&app, request).await?;
     let ready = loaded.adapters.unload(&request.lora_name, request.expected_generation)?;

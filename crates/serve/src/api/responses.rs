@@ -13,7 +13,7 @@ use crate::types::{
     ChatMessage, Common, Content, FunctionCall, Input, Item, ResponseRequest, ResponseToolChoice,
     ToolCall,
 };
-use axum::Json;
+use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -39,7 +39,7 @@ pub(crate) async fn responses(
     refuse_kept(&request)?;
     let frame = Frame::new(&target, &request, &common);
     let conversation = conversation(request)?;
-    let answering = conversation.ask(&app, &loaded, &target, &common).await?;
+    let answering = conversation.ask(&loaded, &target, &common).await?;
     if common.stream {
         let write = move |pieces: Pieces| async move {
             let mut stream = Stream { frame: &frame, pieces: &pieces, number: 0 };

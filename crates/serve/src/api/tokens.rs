@@ -6,7 +6,7 @@ use crate::body;
 use crate::error::ApiError;
 use crate::loaded::{Variables, render};
 use crate::types::{DetokenizeRequest, TokenizeRequest};
-use axum::Json;
+use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let request: TokenizeRequest = body::json(&app, request).await?;
     let target = loaded.target(request.model.as_deref(), None)?;
@@ -66,7 +66,7 @@ pub(crate) async fn tokenize(
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let request: DetokenizeRequest = body::json(&app, request).await?;
     loaded.target(request.model.as_deref(), None)?;
@@ -81,7 +81,7 @@ pub(crate) async fn detokenize(
 /// What programs that render conversations themselves need to know.
 pub(crate) async fn tokenizer_info(
     State(app): State<Arc<App>>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let tokenizer = &loaded.tokenizer;
     let [bos, eos] = ends::marks(tokenizer);

@@ -63,18 +63,18 @@ pub(crate) struct ChatMessage {
     pub(crate) reasoning_content: Option<String>,
     // What comes back with an answer that is sent again.
     #[serde(default, rename = "refusal")]
-    _refusal: IgnoredAny,
+    pub(crate) _refusal: IgnoredAny,
     #[serde(default, rename = "annotations")]
-    _annotations: IgnoredAny,
+    pub(crate) _annotations: IgnoredAny,
     #[serde(default, rename = "audio")]
-    _audio: Option<NoAudio>,
+    pub(crate) _audio: Option<NoAudio>,
     #[serde(default, rename = "function_call")]
     pub(crate) function_call: Option<FunctionCall>,
 }
 
 /// Audio of an earlier answer, which none of ours has.
 #[derive(Clone, Debug, Deserialize)]
-enum NoAudio {}
+pub(crate) enum NoAudio {}
 
 /// What a turn says.
 #[derive(Clone, Debug, Deserialize)]

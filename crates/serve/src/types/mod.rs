@@ -6,20 +6,19 @@ mod response;
 mod tokens;
 
 pub(crate) use chat::{
-    ChatMessage, ChatRequest, Content, FunctionCall, Part, ResponseFormat, Tool, ToolCall,
-    ToolChoice,
+    ChatMessage, ChatRequest, Content, FunctionCall, Tool, ToolCall, ToolChoice,
 };
 pub(crate) use completion::{CompletionRequest, Prompts};
 pub(crate) use response::{
-    Input, Item, ResponseRequest, ResponseTool, ResponseToolChoice, TextFormat,
+    Input, Item, ResponseRequest, ResponseToolChoice,
 };
 pub(crate) use tokens::{
     DetokenizeRequest, LoadRequest, ScoreLimits, TokenizeRequest, UnloadRequest,
 };
 
+use crate::choice::random;
 use crate::error::ApiError;
 use hydralora_run::Sampling;
-use rand::Rng;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
@@ -127,7 +126,7 @@ impl Raw {
             top_p: self.top_p.unwrap_or(1.0),
             min_p: self.min_p.unwrap_or(0.0),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            seed: self.seed.map_or_else(|| rand::rng().next_u64(), i64::cast_unsigned),
+            seed: self.seed.map_or_else(random, i64::cast_unsigned),
         };
         if let Some((option, message)) = sampling.faults().into_iter().next() {
             return Err(ApiError::field(option.replace('-', "_"), message.replace("top-p", "top_p")));

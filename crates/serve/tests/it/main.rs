@@ -1,1 +1,6 @@
-//! x
+//! The server over real sockets, with a small trained model.
+
+mod adapters;
+mod clients;
+mod protocol;
+mod support;
