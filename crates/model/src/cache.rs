@@ -5,8 +5,9 @@ use hydralora_kernels::ops::delta_net::DeltaState;
 use hydralora_kernels::{DType, Tensor, TensorElement, dispatch};
 use std::ops::Range;
 
-/// Rows a cache grows by at least.
-const SMALLEST_GROWTH: usize = 64;
+/// Rows a cache grows by, so that what it occupies follows what it holds. The copies that this makes are
+/// few beside what attention reads: a row is copied once in so many tokens, and read for each of them.
+const GROWTH: usize = 64;
 
 /// Rows kept beyond a window, so that the last tokens can be taken back.
 const SPARE: usize = 32;
@@ -23,6 +24,8 @@ pub struct Cache {
     tokens: Vec<u32>,
     /// Rows before the first token that an adapter put there.
     lead: usize,
+    /// Tokens that the sequence is known to get at least.
+    expected: Option<usize>,
 }
 
 /// Keys and values of one layer, `[capacity, kv_heads · head_dim]` with some neighbouring rows in use.
@@ -60,7 +63,14 @@ impl Cache {
             }
         };
         let layers = layers.into_iter().map(empty).collect();
-        Self { layers, empty_states: states.clone(), states, tokens: Vec::new(), lead: 0 }
+        Self {
+            layers,
+            empty_states: states.clone(),
+            states,
+            tokens: Vec::new(),
+            lead: 0,
+            expected: None,
+        }
     }
 
     /// Number of tokens held.
@@ -107,13 +117,52 @@ impl Cache {
         self.lead = rows;
     }
 
+    /// Says that the sequence gets `tokens` tokens at least, of which a pass may bring a part. Where a
+    /// rotation depends on a sequence's length, a token's length is the larger of that and its own
+    /// place, so that a text read in parts comes out as one read whole.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = Some(tokens);
+    }
+
+    /// Tokens that the sequence is known to get, if that was said.
+    pub(crate) fn expected(&self) -> Option<usize> {
+        self.expected
+    }
+
+    /// Counts the bytes that it occupies while and after it takes `more` tokens; `lead` rows come before
+    /// them if it is empty.
+    pub fn bytes_with(&self, more: usize, lead: usize) -> usize {
+        let rows = more + if self.rows() == 0 { lead } else { 0 };
+        let of_layer = |layer: &LayerCache| {
+            2 * layer.capacity_with(rows) * layer.keys.cols() * layer.keys.dtype().size()
+        };
+        let states = self.states.iter().flatten().map(DeltaState::bytes);
+        self.layers.iter().map(of_layer).chain(states).sum()
+    }
+
+    /// Counts the bytes that it never exceeds on the way to `tokens` tokens behind `lead` rows, taking no
+    /// more than `at_once` in a pass.
+    pub fn most_bytes(&self, tokens: usize, lead: usize, at_once: usize) -> usize {
+        let rows = tokens + lead;
+        let of_layer = |layer: &LayerCache| {
+            let within = |window: usize| {
+                let kept = window - 1 + SPARE;
+                rows.min(kept + kept.max(at_once + lead))
+            };
+            let rows = layer.window.map_or(rows, within).next_multiple_of(GROWTH);
+            2 * rows * layer.keys.cols() * layer.keys.dtype().size()
+        };
+        let states = self.states.iter().flatten().map(DeltaState::bytes);
+        self.layers.iter().map(of_layer).chain(states).sum()
+    }
+
     /// Copies it with room for `more` tokens, so that it need not grow soon.
     #[must_use]
     pub fn fork(&self, more: usize) -> Self {
         let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
         let (states, empty_states) = (self.states.clone(), self.empty_states.clone());
         let tokens = self.tokens.clone();
-        Self { layers, states, empty_states, tokens, lead: self.lead }
+        Self { layers, states, empty_states, tokens, lead: self.lead, expected: self.expected }
     }
 
     /// Counts the bytes it occupies.
@@ -196,19 +245,31 @@ impl LayerCache {
         self.len += rows;
     }
 
+    /// Rows it has room for after it took `rows` more.
+    fn capacity_with(&self, rows: usize) -> usize {
+        let (kept, has) = (self.needed(), self.keys.rows());
+        if self.keys.cols() == 0 || self.held() + rows <= has {
+            return has;
+        }
+        let needed = kept + rows;
+        if needed <= has {
+            return has;
+        }
+        match self.window {
+            // A window slides by moving what it holds; with room for two, once in a window.
+            Some(_) => needed.max(2 * kept),
+            None => needed,
+        }
+        .next_multiple_of(GROWTH)
+    }
+
     /// Lets go of what no later token sees, and grows if that is not enough for `rows` more.
     fn make_room<E: TensorElement>(&mut self, rows: usize) {
         let width = self.keys.cols();
         let (held, kept) = (self.held(), self.needed());
-        let needed = kept + rows;
-        // A window slides by moving what it holds; with room for two, once in a window.
-        let usual = match self.window {
-            Some(_) => 2 * kept,
-            None => 2 * self.keys.rows(),
-        };
-        let capacity = needed.max(usual).max(SMALLEST_GROWTH);
+        let capacity = self.capacity_with(rows);
         for side in [&mut self.keys, &mut self.values] {
-            if needed <= side.rows() {
+            if capacity == side.rows() {
                 side.data_mut::<E>().copy_within((held - kept) * width..held * width, 0);
             } else {
                 *side = with_rows(side, held - kept..held, capacity);

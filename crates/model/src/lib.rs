@@ -33,5 +33,5 @@ pub use family::{Layout, Numbers, Order, interleaved_row};
 pub use gguf::GgufFile;
 pub use pointer::lfs_pointer;
 pub use source::{ModelIdentity, ModelSource};
-pub use tokenizer::{AddedToken, END_OF_TURN, TokenStream, Tokenizer};
+pub use tokenizer::{AddedToken, END_OF_TURN, TokenStream, TokenText, Tokenizer};
 pub use weights::{TensorView, Weights};

@@ -1,6 +1,7 @@
 //! Text from a prompt, one token at a time, with the keys and values of earlier tokens kept.
 
 use crate::Result;
+use crate::engine::Finish;
 use crate::sample::{Sampler, Sampling};
 use crate::stops::Held;
 use hydralora_model::adapter::{Adapter, Pass};
@@ -31,28 +32,6 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// Texts at which it ends; they are not part of it.
     pub stops: &'a [String],
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended it, or one of the texts to stop at came.
-    Stop,
-    /// The limit on new tokens, or the model's context, was reached.
-    Length,
-    /// Whoever watched it ended it.
-    Cancelled,
-}
-
-impl Finish {
-    /// Returns its name in results.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-        }
-    }
 }
 
 /// A written text.
@@ -117,7 +96,7 @@ impl Generator<'_> {
         };
         if !held.stopped() {
             let (piece, stopped) = held.push(&stream.finish()?);
-            let rest = piece + &held.finish();
+            let rest = piece + &held.take_rest();
             if stopped {
                 finish = Finish::Stop;
             }

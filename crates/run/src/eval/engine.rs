@@ -8,7 +8,7 @@
 use super::error::{Error, Result};
 use super::filter::cut;
 use super::trie::{Trie, common};
-use crate::generate::Finish;
+use crate::engine::Finish;
 use crate::sample::{Sampler, Sampling};
 use hydralora_kernels::ops::rows::select_rows;
 use hydralora_kernels::{Element, Tensor, dispatch, no_grad};

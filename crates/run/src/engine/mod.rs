@@ -1,0 +1,286 @@
+//! Many requests at once: the one loop that reads prompts and writes texts.
+//!
+//! A step is one bounded pass over the model: every text being written gets its next token, and what is
+//! left of the pass reads prompts, the oldest first, a part at a time. Requests of the base and of several
+//! adapters share passes, and a request's tokens do not depend on which. Keys and values stay within a
+//! budget of bytes: requests wait until their prompt has room, and where the texts outgrow it the youngest
+//! gives up what it holds and reads it again later.
+
+mod logprobs;
+mod pass;
+mod request;
+mod sequence;
+
+pub use request::{
+    Constraint, Event, Finish, Gates, Refused, Request, RequestId, ServedAdapter, Shared,
+    TokenLogprobs, Usage,
+};
+
+use crate::Result;
+use hydralora_kernels::no_grad;
+use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
+use hydralora_model::{Cache, Decoder, Tokenizer};
+use sequence::Sequence;
+use std::collections::VecDeque;
+
+/// How much an engine may hold and do at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Bytes of keys and values that may be held.
+    pub cache_bytes: usize,
+    /// Requests that share a pass.
+    pub max_batch: usize,
+    /// Tokens of a pass: one for each text being written, the rest for prompts, for which one is left in
+    /// any case.
+    pub max_step_tokens: usize,
+    /// Requests that may wait.
+    pub max_waiting: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 2 << 30, max_batch: 32, max_step_tokens: 512, max_waiting: usize::MAX }
+    }
+}
+
+/// How an engine stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Requests being read or written.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Bytes of keys and values that are held.
+    pub cache_bytes: usize,
+    /// Bytes that may be held.
+    pub cache_budget: usize,
+    /// Tokens of prompts that were looked up among those known, since the engine was made.
+    pub prefix_queries: usize,
+    /// How many of them were known.
+    pub prefix_hits: usize,
+    /// How often a request had to give up what it held.
+    pub preemptions: usize,
+}
+
+/// A model that answers requests, any number at once. Whoever owns it calls [`step`](Self::step) while
+/// there is something to do.
+pub struct Engine<'a> {
+    decoder: Shared<'a, Decoder>,
+    tokenizer: Shared<'a, Tokenizer>,
+    options: EngineOptions,
+    /// In the order in which they came.
+    running: Vec<Sequence<'a>>,
+    /// Likewise; all came after those that run.
+    waiting: VecDeque<Sequence<'a>>,
+    next_id: u64,
+    /// Stands for caches that are in a pass.
+    empty: Cache,
+    stats: EngineStats,
+}
+
+impl<'a> Engine<'a> {
+    /// Makes an engine without requests.
+    pub fn new(
+        decoder: impl Into<Shared<'a, Decoder>>,
+        tokenizer: impl Into<Shared<'a, Tokenizer>>,
+        options: EngineOptions,
+    ) -> Self {
+        let stats = EngineStats { cache_budget: options.cache_bytes, ..EngineStats::default() };
+        let decoder = decoder.into();
+        Self {
+            empty: decoder.new_cache(),
+            decoder,
+            tokenizer: tokenizer.into(),
+            options,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            next_id: 0,
+            stats,
+        }
+    }
+
+    /// Tokens that a prompt and its text may have together: the model's context without the positions
+    /// that `adapter` puts before it.
+    pub fn context(&self, adapter: Option<&ServedAdapter<'_>>) -> usize {
+        let adapter = adapter.map_or(&NoAdapter as &dyn Adapter, |served| served.adapter());
+        self.decoder.config().context_length().saturating_sub(self.lead(adapter))
+    }
+
+    fn lead(&self, adapter: &dyn Adapter) -> usize {
+        let _guard = no_grad();
+        self.decoder.lead_rows(adapter, &Pass::inference())
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// If it can never be answered, or too many wait.
+    pub fn submit(&mut self, request: Request<'a>) -> std::result::Result<RequestId, Refused> {
+        let config = self.decoder.config();
+        let vocabulary = config.vocab_size;
+        if request.prompt.is_empty() {
+            return Err(Refused::Empty);
+        }
+        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(Refused::UnknownToken { id, vocabulary });
+        }
+        if let Some((option, fault)) = request.sampling.faults().first() {
+            return Err(Refused::Sampling(format!("{option} {fault}")));
+        }
+        let adapter = request.adapter.as_ref().map_or(&NoAdapter as &dyn Adapter, |a| a.adapter());
+        let lead = self.lead(adapter);
+        let (tokens, context) = (lead + request.prompt.len(), config.context_length());
+        if tokens > context {
+            return Err(Refused::TooLong { tokens, context });
+        }
+        let cache = self.empty_cache(&request, request.prompt.len());
+        let budget = self.options.cache_bytes;
+        let bytes = self.bytes_of(&cache, request.prompt.len(), lead);
+        if bytes > budget {
+            return Err(Refused::TooLarge { bytes, budget });
+        }
+        if self.waiting.len() >= self.options.max_waiting {
+            return Err(Refused::QueueFull { waiting: self.waiting.len() });
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence::new(id, request, cache, lead));
+        Ok(id)
+    }
+
+    /// Drops a request and all it holds; no event follows.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.running.retain(|sequence| sequence.id != id);
+        self.waiting.retain(|sequence| sequence.id != id);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// How it stands.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            cache_bytes: self.held(),
+            ..self.stats
+        }
+    }
+
+    /// Bytes of keys and values that are held.
+    fn held(&self) -> usize {
+        self.running.iter().map(|sequence| sequence.cache.bytes()).sum()
+    }
+
+    fn empty_cache(&self, request: &Request<'_>, tokens: usize) -> Cache {
+        self.decoder.new_cache_for(request.prompt.len(), tokens)
+    }
+
+    /// Bytes that `cache` takes at most on the way to `tokens` tokens.
+    fn bytes_of(&self, cache: &Cache, tokens: usize, lead: usize) -> usize {
+        cache.most_bytes(tokens, lead, self.options.max_step_tokens.max(1))
+    }
+
+    /// Does a pass's worth of work and tells what came of it. A request that cannot be finished is told
+    /// of as an event and leaves the others as they are.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.admit();
+        let feeds = self.plan(events);
+        for members in self.passes(&feeds) {
+            self.run(&members, &feeds, events);
+        }
+        self.running.retain(|sequence| !sequence.ended);
+        Ok(())
+    }
+
+    /// Lets those begin that have waited longest, as long as all prompts that are being read have room.
+    fn admit(&mut self) {
+        let reserve = |engine: &Self, sequence: &Sequence<'_>| {
+            engine.bytes_of(&sequence.cache, sequence.tokens.len(), sequence.lead)
+        };
+        let mut reserved: usize = self.running.iter().map(|s| reserve(self, s)).sum();
+        while self.running.len() < self.options.max_batch.max(1) {
+            let Some(first) = self.waiting.front() else { break };
+            let bytes = reserve(self, first);
+            if !self.running.is_empty() && reserved + bytes > self.options.cache_bytes {
+                break;
+            }
+            reserved += bytes;
+            self.running.extend(self.waiting.pop_front());
+        }
+    }
+
+    /// How many tokens every request that runs gets to read, for which there is room then.
+    fn plan(&mut self, events: &mut Vec<Event>) -> Vec<usize> {
+        self.begin_outgrown_anew();
+        loop {
+            let feeds = self.feeds();
+            let needed = |(sequence, &feed): (&Sequence<'_>, &usize)| {
+                sequence.cache.bytes_with(feed, sequence.lead)
+            };
+            let needed: usize = self.running.iter().zip(&feeds).map(needed).sum();
+            if needed <= self.options.cache_bytes {
+                return feeds;
+            }
+            let Some(mut last) = self.running.pop() else { return Vec::new() };
+            if self.running.is_empty() {
+                // Nobody is left to make room; what was written is all there can be.
+                if let Err(error) = last.finish(&self.tokenizer, Finish::Length, events) {
+                    last.fail(error, events);
+                }
+                return Vec::new();
+            }
+            last.cache = self.empty_cache(&last.request, last.tokens.len());
+            self.stats.preemptions += 1;
+            self.waiting.push_front(last);
+        }
+    }
+
+    /// Drops what is cached of a sequence that now gets other rotary frequencies, so that it is read anew,
+    /// a part at a time.
+    fn begin_outgrown_anew(&mut self) {
+        for sequence in &mut self.running {
+            if self.decoder.outgrows(&sequence.cache, sequence.pending()) {
+                let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
+                sequence.cache = self.decoder.new_cache_for(prompt, all);
+            }
+        }
+    }
+
+    /// One token for each text being written, and the rest of a pass for the oldest prompts.
+    fn feeds(&self) -> Vec<usize> {
+        let mut feeds: Vec<usize> =
+            self.running.iter().map(|s| usize::from(s.pending() == 1)).collect();
+        let mut left = self.options.max_step_tokens.saturating_sub(feeds.iter().sum()).max(1);
+        for (sequence, feed) in self.running.iter().zip(&mut feeds) {
+            if *feed == 0 {
+                *feed = sequence.pending().min(left);
+                left -= *feed;
+            }
+        }
+        feeds
+    }
+
+    /// Those that share a pass, and those with a pass of their own; each by its place among those that
+    /// run. Rows of one adapter are neighbours.
+    fn passes(&self, feeds: &[usize]) -> Vec<Vec<usize>> {
+        let reading = (0..self.running.len()).filter(|&at| feeds.get(at).is_some_and(|&n| n > 0));
+        let (own, mut shared): (Vec<usize>, Vec<usize>) =
+            reading.partition(|&at| self.running[at].needs_own_pass());
+        let adapter = |at: &usize| {
+            let served = self.running[*at].request.adapter.as_ref();
+            served.map_or(0, |served| std::ptr::from_ref(served.adapter()).addr())
+        };
+        shared.sort_by_key(adapter);
+        let mut passes: Vec<Vec<usize>> = own.into_iter().map(|at| vec![at]).collect();
+        if !shared.is_empty() {
+            passes.insert(0, shared);
+        }
+        passes
+    }
+}

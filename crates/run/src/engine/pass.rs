@@ -1,0 +1,147 @@
+//! One pass over the model, and what comes of it.
+
+use super::logprobs::of_token;
+use super::request::{Event, Gates};
+use super::{Engine, Sequence};
+use hydralora_kernels::ops::rows::select_rows;
+use hydralora_kernels::{Tensor, no_grad};
+use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site};
+use hydralora_model::{Cache, Packed};
+use std::cell::RefCell;
+
+/// Rows whose logits are held at once.
+const ROWS_PER_CHUNK: usize = 128;
+
+/// Keeps the gates of a pass.
+#[derive(Default)]
+struct Observed(RefCell<Vec<(Site, Tensor)>>);
+
+impl GateObserver for Observed {
+    fn observe(&self, site: Site, gates: &Tensor) {
+        self.0.borrow_mut().push((site, gates.clone()));
+    }
+}
+
+impl Engine<'_> {
+    /// Feeds the requests at `members` of those that run what `feeds` says, and goes on with those that
+    /// have read all they have.
+    pub(super) fn run(&mut self, members: &[usize], feeds: &[usize], events: &mut Vec<Event>) {
+        let _guard = no_grad();
+        let (mut tokens, mut offsets) = (Vec::new(), vec![0]);
+        let mut caches: Vec<Cache> = Vec::with_capacity(members.len());
+        for &at in members {
+            let sequence = &mut self.running[at];
+            let from = sequence.cache.len();
+            tokens.extend_from_slice(&sequence.tokens[from..from + feeds[at]]);
+            offsets.push(tokens.len());
+            caches.push(std::mem::replace(&mut sequence.cache, self.empty.clone()));
+        }
+        let observed = Observed::default();
+        let routing = members.iter().any(|&at| self.running[at].request.routing);
+        let mut pass = Pass::inference();
+        if routing {
+            pass = pass.observed_by(&observed);
+        }
+        let batch = Packed { tokens: &tokens, offsets: &offsets };
+        let adapters: Vec<&dyn Adapter> =
+            members.iter().map(|&at| self.running[at].adapter()).collect();
+        let hidden = self.decoder.extend_each(batch, &mut caches, &adapters, &pass);
+        drop((adapters, pass));
+        let hidden = match hidden {
+            Ok(hidden) => hidden,
+            Err(error) => return self.put_off(members, &error, events),
+        };
+        for (&at, cache) in members.iter().zip(caches) {
+            self.running[at].cache = cache;
+        }
+        let gates = observed.0.into_inner();
+        for (&at, rows) in members.iter().zip(offsets.windows(2)) {
+            let sequence = &mut self.running[at];
+            let before = sequence.cache.len() - feeds[at];
+            let wanted = sequence.rows_for_logprobs(before, sequence.cache.len());
+            for wanted in wanted.chunks(ROWS_PER_CHUNK) {
+                let rows: Vec<usize> = wanted.iter().map(|row| rows[0] + row).collect();
+                let logits = self.decoder.logits_with(sequence.adapter(), &hidden, &rows);
+                let top = sequence.request.prompt_logprobs.unwrap_or(0);
+                for (slot, row) in wanted.iter().enumerate() {
+                    let next = sequence.tokens[before + row + 1];
+                    sequence.prompt_logprobs.push(of_token(&logits, slot, next, top));
+                }
+            }
+            if sequence.request.routing && !sequence.prompt_told() {
+                // The adapter's own positions come first.
+                let of_row = |row: usize| -> Gates {
+                    let last = |(site, gates): &(Site, Tensor)| {
+                        let skipped = gates.rows() - feeds[at];
+                        (*site, select_rows(gates, &[skipped + row]))
+                    };
+                    Gates::of_row(&gates.iter().map(last).collect::<Vec<_>>(), 0)
+                };
+                let first = sequence.prompt_gates.len().saturating_sub(before);
+                sequence.prompt_gates.extend((first..feeds[at]).map(of_row));
+            }
+            sequence.tell_prompt(events);
+        }
+        self.write(members, &offsets, &hidden, &gates, events);
+    }
+
+    /// Goes on with those that have read all they have.
+    fn write(
+        &mut self,
+        members: &[usize],
+        offsets: &[usize],
+        hidden: &Tensor,
+        gates: &[(Site, Tensor)],
+        events: &mut Vec<Event>,
+    ) {
+        let ready: Vec<(usize, usize)> = (members.iter().zip(&offsets[1..]))
+            .filter(|(at, _)| self.running[**at].pending() == 0)
+            .map(|(&at, &end)| (at, end - 1))
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        let rows: Vec<usize> = ready.iter().map(|(_, row)| *row).collect();
+        let mut groups: Vec<(usize, &dyn Adapter)> = Vec::new();
+        for (at, _) in &ready {
+            let adapter = self.running[*at].adapter();
+            match groups.last_mut() {
+                Some((count, last)) if std::ptr::addr_eq(*last, adapter) => *count += 1,
+                _ => groups.push((1, adapter)),
+            }
+        }
+        let logits = self.decoder.logits_each(&groups, &select_rows(hidden, &rows));
+        let context = self.decoder.config().context_length();
+        for (slot, (at, _)) in ready.iter().enumerate() {
+            let sequence: &mut Sequence<'_> = &mut self.running[*at];
+            let last = |all: &[(Site, Tensor)]| {
+                let rows = all
+                    .iter()
+                    .map(|(site, gates)| (*site, select_rows(gates, &[gates.rows() - 1])));
+                Gates::of_row(&rows.collect::<Vec<_>>(), 0)
+            };
+            let gates = sequence.request.routing.then(|| last(gates));
+            let logits = select_rows(&logits, &[slot]);
+            sequence.go_on(&self.tokenizer, context, &logits, gates, events);
+        }
+    }
+
+    /// After a pass that failed: one request alone fails, several are tried by themselves.
+    fn put_off(
+        &mut self,
+        members: &[usize],
+        error: &hydralora_model::Error,
+        events: &mut Vec<Event>,
+    ) {
+        let single = members.len() == 1;
+        for &at in members {
+            let sequence = &mut self.running[at];
+            if single {
+                sequence.fail(error.to_string(), events);
+            }
+            sequence.alone = true;
+            let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
+            sequence.cache = self.decoder.new_cache_for(prompt, all);
+        }
+    }
+}
