@@ -331,9 +331,8 @@ fn drop_check(state: &State, name: &str, expected: Expected) -> Result<(), ApiEr
             Err(moved(name, present.generation))
         }
         (Some(_), _) if !expected.replace => {
-            let message = format!(
-                "the adapter `{name}` is loaded already; `load_inplace: true` replaces it"
-            );
+            let message =
+                format!("the adapter `{name}` is loaded already; `load_inplace: true` replaces it");
             Err(ApiError::field("lora_name", message).coded("adapter_exists"))
         }
         (None, Some(generation)) => {

@@ -195,6 +195,8 @@ pub(crate) struct Splitter {
     shape: Shape,
     state: State,
     text: String,
+    /// Whether its reasoning has a first letter.
+    thought: bool,
     called: bool,
 }
 
@@ -205,12 +207,17 @@ impl Splitter {
             () if shape.reasoning && shape.begun => State::Reasoning,
             () => State::Start,
         };
-        Self { shape, state, text: String::new(), called: false }
+        Self { shape, state, text: String::new(), thought: false, called: false }
     }
 
     /// Whether a tool was called.
     pub(crate) fn called(&self) -> bool {
         self.called
+    }
+
+    /// Whether the model is thinking.
+    pub(crate) fn reasons(&self) -> bool {
+        self.state == State::Reasoning
     }
 
     /// Takes the next piece of text.
@@ -244,7 +251,7 @@ impl Splitter {
                 }
                 if self.shape.reasoning {
                     if let Some(rest) = said.strip_prefix(THINK) {
-                        self.text = rest.trim_start_matches('\n').to_owned();
+                        self.text = rest.to_owned();
                         self.state = State::Reasoning;
                         return true;
                     }
@@ -256,10 +263,17 @@ impl Splitter {
                 self.state = if bare { State::Whole } else { State::Content };
                 true
             }
+            State::Reasoning if !self.thought => {
+                let begins = self.text.len() - self.text.trim_start().len();
+                self.text.drain(..begins);
+                self.thought = !self.text.is_empty();
+                self.thought
+            }
             State::Reasoning => match self.text.find(END_THINK) {
                 Some(at) => {
                     let rest = self.text.split_off(at);
-                    let reasoning = std::mem::replace(&mut self.text, rest[END_THINK.len()..].into());
+                    let reasoning =
+                        std::mem::replace(&mut self.text, rest[END_THINK.len()..].into());
                     add_reasoning(parts, reasoning.trim_end());
                     self.state = State::Between;
                     true

@@ -119,7 +119,9 @@ impl App {
         let loaded = self.loaded.get();
         let loaded = loaded.ok_or_else(|| ApiError::unavailable("the model is being loaded"))?;
         if loaded.worker.failed() {
-            return Err(ApiError::internal("the engine has ended by a fault; start the server anew"));
+            return Err(ApiError::internal(
+                "the engine has ended by a fault; start the server anew",
+            ));
         }
         Ok(Arc::clone(loaded))
     }
@@ -218,11 +220,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
 }
 
 /// Turns away callers without a key, and counts answers.
-async fn guard(
-    State(app): State<Arc<App>>,
-    request: Request<Body>,
-    next: Next,
-) -> Response {
+async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) -> Response {
     let mut response = match app.is_allowed(&request) {
         true => next.run(request).await,
         false => ApiError::unauthorized().into_response(),

@@ -12,8 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 /// Makes the constraint of one answer.
-pub(crate) type MakeConstraint =
-    Box<dyn Fn() -> Result<Box<dyn Constraint>, ApiError> + Send + Sync>;
+pub(crate) type MakeConstraint = Box<dyn Fn() -> Box<dyn Constraint> + Send>;
 
 /// A prompt and how it is to be answered.
 pub(crate) struct Ask<'a> {
@@ -29,7 +28,7 @@ pub(crate) struct Ask<'a> {
 impl Ask<'_> {
     /// One request for each answer that is wanted. The draws of each have a seed of their own, the
     /// first that of the request.
-    pub(crate) fn requests(&self) -> Result<Vec<Asked>, ApiError> {
+    pub(crate) fn requests(&self) -> Vec<Asked> {
         let Common { sampling, choices, stops, stop_ids, ignore_eos, routing, .. } = self.common;
         let end_ids: Arc<[u32]> = match (ignore_eos, stop_ids.is_empty()) {
             (true, _) => stop_ids.clone().into(),
@@ -48,10 +47,10 @@ impl Ask<'_> {
                 end_ids: Arc::clone(&end_ids),
                 top_logprobs: self.top_logprobs,
                 prompt_logprobs: self.prompt_logprobs,
-                constraint: self.constraint.map(|make| make()).transpose()?,
+                constraint: self.constraint.map(|make| make()),
                 routing: *routing,
             };
-            Ok(Asked { request, adapter: adapter.map(|ready| ready.name.clone()) })
+            Asked { request, adapter: adapter.map(|ready| ready.name.clone()) }
         };
         (0..*choices).map(one).collect()
     }

@@ -44,6 +44,10 @@ pub(crate) async fn json<T: DeserializeOwned>(
 
 /// Reads JSON as `T`; faults name the field.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // A list would be read as the fields in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::invalid("the body is a list; expected a JSON object"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn depth_is_limited() {
-        let deep = "[".repeat(100_000);
+        let deep = "{\"a\":".repeat(100_000);
         assert!(parse::<serde_json::Value>(deep.as_bytes()).is_err());
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct Choice {
     /// Tokens with their gates since they were last taken.
     pub(crate) gates: Vec<(u32, Gates)>,
     pub(crate) tokens: usize,
+    /// Those of them that the model thought with.
+    pub(crate) reasoning_tokens: usize,
     pub(crate) prompt_tokens: usize,
     pub(crate) end: Option<End>,
 }
@@ -78,6 +80,7 @@ impl Choice {
             logprobs: Vec::new(),
             gates: Vec::new(),
             tokens: 0,
+            reasoning_tokens: 0,
             prompt_tokens,
             end: None,
         }
@@ -92,6 +95,7 @@ impl Choice {
             Event::Prompt { .. } => Vec::new(),
             Event::Token { token, text, logprobs, gates, .. } => {
                 self.tokens += 1;
+                self.reasoning_tokens += usize::from(self.splitter.reasons());
                 self.logprobs.extend(logprobs);
                 self.gates.extend(gates.map(|gates| (token, gates)));
                 match self.marks.get(&token) {

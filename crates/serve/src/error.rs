@@ -60,7 +60,8 @@ impl ApiError {
 
     /// Refuses a caller without a key that counts here.
     pub(crate) fn unauthorized() -> Self {
-        let message = "the request carries no key that is valid here; send `Authorization: Bearer KEY`";
+        let message =
+            "the request carries no key that is valid here; send `Authorization: Bearer KEY`";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
             .coded("invalid_api_key")
     }
@@ -108,7 +109,8 @@ impl ApiError {
 
     /// Says that the answer took longer than a request may.
     pub(crate) fn out_of_time(seconds: u64) -> Self {
-        let message = format!("the answer took longer than the {seconds} s that a request may take");
+        let message =
+            format!("the answer took longer than the {seconds} s that a request may take");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message).coded("request_timeout")
     }
 

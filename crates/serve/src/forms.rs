@@ -1,13 +1,14 @@
 //! Answers that have to have a form: JSON, JSON of a schema, a call of a tool.
 
 use crate::answer::CallForm;
+use crate::ask::MakeConstraint;
 use crate::error::ApiError;
 use crate::pieces::Pieces;
 use hydralora_run::engine::Constraint;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use toktrie::{TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 /// The vocabulary as the library of grammars sees it.
@@ -70,8 +71,8 @@ impl Forms {
         pieces: &Pieces,
         schema: Value,
         field: &str,
-    ) -> Result<Box<dyn Constraint>, ApiError> {
-        self.grammar(pieces, TopLevelGrammar::from_json_schema(schema), field)
+    ) -> Result<MakeConstraint, ApiError> {
+        self.grammar(pieces, TopLevelGrammar::from_json_schema(plain_spaces(schema)), field)
     }
 
     /// An answer that is a call of one of `tools`, as `form` writes it.
@@ -83,7 +84,7 @@ impl Forms {
         pieces: &Pieces,
         tools: &[Value],
         form: Option<CallForm>,
-    ) -> Result<Box<dyn Constraint>, ApiError> {
+    ) -> Result<MakeConstraint, ApiError> {
         let one = |tool: &Value| {
             let function = &tool["function"];
             let parameters = match &function["parameters"] {
@@ -97,7 +98,7 @@ impl Forms {
                 "additionalProperties": false,
             })
         };
-        let schema = json!({"anyOf": tools.iter().map(one).collect::<Vec<_>>()});
+        let schema = plain_spaces(json!({"anyOf": tools.iter().map(one).collect::<Vec<_>>()}));
         let grammar = match form {
             Some(CallForm::Tagged) => TopLevelGrammar::from_lark(format!(
                 "start: \"<tool_call>\\n\" call \"\\n</tool_call>\"\ncall: %json {schema}\n"
@@ -112,14 +113,31 @@ impl Forms {
         pieces: &Pieces,
         grammar: TopLevelGrammar,
         field: &str,
-    ) -> Result<Box<dyn Constraint>, ApiError> {
+    ) -> Result<MakeConstraint, ApiError> {
         let parser = self.factory(pieces)?.create_parser(grammar);
         let parser = parser.map_err(|error| {
             let message = format!("answers cannot be held to this schema: {error}");
             ApiError::field(field, message).coded("invalid_schema")
         })?;
-        Ok(Box::new(Held { matcher: Matcher::new(Ok(parser)) }))
+        // It is made once, and every answer gets one of its own.
+        let first = Mutex::new(Matcher::new(Ok(parser)));
+        Ok(Box::new(move || {
+            let matcher = first.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+            Box::new(Held { matcher })
+        }))
     }
+}
+
+/// A schema whose JSON has a space behind commas and colons, and no other: a small model that may write
+/// any number of spaces sometimes writes nothing else.
+fn plain_spaces(mut schema: Value) -> Value {
+    if let Value::Object(fields) = &mut schema {
+        let options = json!({
+            "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
+        });
+        fields.insert("x-guidance".to_owned(), options);
+    }
+    schema
 }
 
 /// An answer that is held to a grammar.

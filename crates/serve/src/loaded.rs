@@ -175,7 +175,7 @@ pub(crate) fn render(
         }
     }
     let messages = template.adapt(&messages, &named, &bos, &eos);
-    template.render_with(&messages, &named, generate, &bos, &eos).map_err(|error| {
-        ApiError::field("messages", error).coded("chat_template")
-    })
+    template
+        .render_with(&messages, &named, generate, &bos, &eos)
+        .map_err(|error| ApiError::field("messages", error).coded("chat_template"))
 }

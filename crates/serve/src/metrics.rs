@@ -16,9 +16,8 @@ type Labels = Vec<(&'static str, String)>;
 type Number = Gauge<f64, AtomicU64>;
 
 /// Bounds of times, in seconds.
-const SECONDS: [f64; 16] = [
-    0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0,
-];
+const SECONDS: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0];
 
 /// Everything that is counted.
 pub(crate) struct Metrics {

@@ -24,9 +24,8 @@ impl Pieces {
         let (mut bytes, mut special) = (Vec::new(), Vec::new());
         for id in 0..vocabulary as u32 {
             let own = stored.as_ref().and_then(|stored| stored.get(id as usize)).cloned();
-            let own = own.unwrap_or_else(|| {
-                tokenizer.decode(&[id], false).unwrap_or_default().into_bytes()
-            });
+            let own = own
+                .unwrap_or_else(|| tokenizer.decode(&[id], false).unwrap_or_default().into_bytes());
             special.push(own.first() == Some(&SPECIAL));
             bytes.push(match own.split_first() {
                 Some((&SPECIAL, name)) => name.to_vec(),

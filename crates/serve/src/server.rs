@@ -98,7 +98,8 @@ impl Server {
         given: &[(String, &Path, Option<&str>)],
     ) -> Result<(), String> {
         let options = &self.app.options;
-        let Model { root, fingerprint, decoder, tokenizer, template, end_ids, open_adapter } = model;
+        let Model { root, fingerprint, decoder, tokenizer, template, end_ids, open_adapter } =
+            model;
         let adapters = Adapters::new(open_adapter, options.adapters.clone(), &options.model);
         for (name, folder, domain) in given {
             let loaded = adapters.load_given(name, folder, *domain);
@@ -107,11 +108,9 @@ impl Server {
         let config = decoder.config();
         let (context, vocabulary) = (config.context_length(), config.vocab_size);
         let (of_engine, words) = (Arc::clone(&decoder), Arc::clone(&tokenizer));
-        let make =
-            move || Engine::new(Arc::clone(&of_engine), Arc::clone(&words), engine.clone());
-        let worker =
-            Worker::start(Box::new(make), Pool::current(), Arc::clone(&self.app.metrics))
-                .map_err(|error| format!("the engine cannot be started: {error}"))?;
+        let make = move || Engine::new(Arc::clone(&of_engine), Arc::clone(&words), engine.clone());
+        let worker = Worker::start(Box::new(make), Pool::current(), Arc::clone(&self.app.metrics))
+            .map_err(|error| format!("the engine cannot be started: {error}"))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let loaded = Loaded {
             name: options.model.clone(),

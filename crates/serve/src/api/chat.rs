@@ -7,10 +7,10 @@ use crate::ask::{events, in_time};
 use crate::body;
 use crate::choice::{Choice, Said, chat_logprobs, failed, id, routing_json, usage_json};
 use crate::error::ApiError;
+use crate::error::Json;
 use crate::loaded::{Loaded, Target};
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{ChatRequest, Common, ScoreLimits, ToolChoice};
-use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -178,8 +178,8 @@ async fn whole(
             let calls = choice.calls.iter().map(call_json).collect();
             message.insert("tool_calls".to_owned(), calls);
         }
-        let told = logprobs
-            .then(|| json!({"content": chat_logprobs(&loaded.pieces, &choice.logprobs)}));
+        let told =
+            logprobs.then(|| json!({"content": chat_logprobs(&loaded.pieces, &choice.logprobs)}));
         let mut entry = json!({
             "index": index,
             "message": message,

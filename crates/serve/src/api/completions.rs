@@ -6,11 +6,11 @@ use crate::ask::{Ask, aside, events, in_time, room, submit};
 use crate::body;
 use crate::choice::{End, failed, finite, routing_json, usage_json};
 use crate::error::ApiError;
+use crate::error::Json;
 use crate::loaded::Loaded;
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{Common, CompletionRequest, Prompts, ScoreLimits};
 use crate::worker::Job;
-use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// Tokens of an answer whose request says nothing of their number.
 const USUAL_TOKENS: usize = 16;
+/// Most texts of a request.
+const MOST_TEXTS: usize = 4096;
 
 pub(crate) async fn completions(
     State(app): State<Arc<App>>,
@@ -35,7 +37,7 @@ pub(crate) async fn completions(
     let how = How::of(&request, &common)?;
     let (own, whom, shared) = (Arc::clone(&loaded), target.clone(), common.clone());
     let prepared = aside(move || {
-        let prompts = prompts(&own, &request)?;
+        let prompts = prompts(&own, &request, shared.choices)?;
         let mut requests = Vec::new();
         for (ids, _) in &prompts {
             let asked = request.max_tokens;
@@ -49,7 +51,7 @@ pub(crate) async fn completions(
                 prompt_logprobs: how.top.filter(|_| how.echo),
                 constraint: None,
             };
-            requests.extend(ask.requests()?);
+            requests.extend(ask.requests());
         }
         Ok((prompts, requests))
     });
@@ -105,7 +107,20 @@ impl How {
 fn prompts(
     loaded: &Loaded,
     request: &CompletionRequest,
+    choices: usize,
 ) -> Result<Vec<(Vec<u32>, String)>, ApiError> {
+    let count = match &request.prompt {
+        Prompts::Text(_) | Prompts::Ids(_) => 1,
+        Prompts::Texts(texts) => texts.len(),
+        Prompts::SeveralIds(several) => several.len(),
+    };
+    if count * choices > MOST_TEXTS {
+        let message = format!(
+            "asks for {} texts, all answers counted; expected at most {MOST_TEXTS} at a time",
+            count * choices
+        );
+        return Err(ApiError::field("prompt", message));
+    }
     let special = request.add_special_tokens.unwrap_or(true);
     let of_text = |text: &String| Ok((loaded.encode(text, special)?, text.clone()));
     let of_ids = |field: &str, ids: &[i64]| {

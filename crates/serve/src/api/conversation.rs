@@ -59,8 +59,7 @@ impl Calling {
             "none" => Ok(Self::Never),
             "required" => Ok(Self::Must),
             other => {
-                let message =
-                    format!("is {other:?}; expected auto, none, required or a function");
+                let message = format!("is {other:?}; expected auto, none, required or a function");
                 Err(ApiError::field("tool_choice", message))
             }
         }
@@ -124,7 +123,7 @@ impl Conversation {
                 prompt_logprobs: None,
                 constraint: prompt.constraint.as_ref(),
             };
-            Ok((ask.requests()?, length, prompt.shape, prompt.marks))
+            Ok((ask.requests(), length, prompt.shape, prompt.marks))
         });
         let (requests, length, shape, marks) = prepared.await?;
         let jobs = submit(loaded, requests).await?;
@@ -133,7 +132,7 @@ impl Conversation {
         Ok(Answering { jobs, choices })
     }
 
-    fn prompt(&self, loaded: &Arc<Loaded>, target: &Target) -> Result<Prompt, ApiError> {
+    fn prompt(&self, loaded: &Loaded, target: &Target) -> Result<Prompt, ApiError> {
         if self.messages.is_empty() {
             return Err(ApiError::field("messages", "is empty; expected a turn at least"));
         }
@@ -171,15 +170,9 @@ impl Conversation {
                 return Err(ApiError::field("tool_choice", message));
             }
             (Format::Json(schema), false) => {
-                let (own, schema) = (Arc::clone(loaded), schema.clone());
-                Some(Box::new(move || {
-                    own.forms.json(&own.pieces, schema.clone(), "response_format")
-                }))
+                Some(loaded.forms.json(&loaded.pieces, schema.clone(), "response_format")?)
             }
-            (Format::Text, true) => {
-                let own = Arc::clone(loaded);
-                Some(Box::new(move || own.forms.call(&own.pieces, &forced, form)))
-            }
+            (Format::Text, true) => Some(loaded.forms.call(&loaded.pieces, &forced, form)?),
             (Format::Text, false) => None,
         };
         // An answer that is held to a form has no room for reasoning.

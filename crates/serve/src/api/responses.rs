@@ -7,13 +7,13 @@ use crate::ask::{events, in_time};
 use crate::body;
 use crate::choice::{Choice, NamedCall, Said, failed, id, routing_json};
 use crate::error::ApiError;
+use crate::error::Json;
 use crate::loaded::{Loaded, Target};
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{
     ChatMessage, Common, Content, FunctionCall, Input, Item, ResponseRequest, ResponseToolChoice,
     ToolCall,
 };
-use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -62,9 +62,8 @@ pub(crate) async fn responses(
 
 /// Refuses what would need something kept.
 fn refuse_kept(request: &ResponseRequest) -> Result<(), ApiError> {
-    let refuse = |field: &str, message: &str| {
-        Err(ApiError::field(field, message).coded("unsupported"))
-    };
+    let refuse =
+        |field: &str, message: &str| Err(ApiError::field(field, message).coded("unsupported"));
     if request.previous_response_id.is_some() {
         let message = "responses are not kept here; send the turns so far as `input`";
         return refuse("previous_response_id", message);
@@ -236,7 +235,7 @@ impl Frame {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens},
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": choice.reasoning_tokens},
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             })
         });

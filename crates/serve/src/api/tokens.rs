@@ -4,9 +4,9 @@ use crate::app::App;
 use crate::ask::aside;
 use crate::body;
 use crate::error::ApiError;
+use crate::error::Json;
 use crate::loaded::{Variables, render};
 use crate::types::{DetokenizeRequest, TokenizeRequest};
-use crate::error::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -56,8 +56,7 @@ pub(crate) async fn tokenize(
         });
         let strings = request.return_token_strs.unwrap_or(false);
         let name = |id: &u32| loaded.tokenizer.id_to_token(*id).unwrap_or_default();
-        answer["token_strs"] =
-            if strings { ids.iter().map(name).collect() } else { Value::Null };
+        answer["token_strs"] = if strings { ids.iter().map(name).collect() } else { Value::Null };
         Ok(answer)
     });
     Ok(Json(done.await?))
@@ -79,9 +78,7 @@ pub(crate) async fn detokenize(
 }
 
 /// What programs that render conversations themselves need to know.
-pub(crate) async fn tokenizer_info(
-    State(app): State<Arc<App>>,
-) -> Result<Json, ApiError> {
+pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json, ApiError> {
     let loaded = app.loaded()?;
     let tokenizer = &loaded.tokenizer;
     let [bos, eos] = ends::marks(tokenizer);

@@ -192,10 +192,8 @@ impl ChatMessage {
         if !["system", "developer", "user", "assistant", "tool", "function"]
             .contains(&self.role.as_str())
         {
-            let message = format!(
-                "is {:?}; expected system, developer, user, assistant or tool",
-                self.role
-            );
+            let message =
+                format!("is {:?}; expected system, developer, user, assistant or tool", self.role);
             return Err(ApiError::field(at("role"), message));
         }
         let text = match &self.content {

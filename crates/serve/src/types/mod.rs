@@ -9,9 +9,7 @@ pub(crate) use chat::{
     ChatMessage, ChatRequest, Content, FunctionCall, Tool, ToolCall, ToolChoice,
 };
 pub(crate) use completion::{CompletionRequest, Prompts};
-pub(crate) use response::{
-    Input, Item, ResponseRequest, ResponseToolChoice,
-};
+pub(crate) use response::{Input, Item, ResponseRequest, ResponseToolChoice};
 pub(crate) use tokens::{
     DetokenizeRequest, LoadRequest, ScoreLimits, TokenizeRequest, UnloadRequest,
 };
@@ -110,9 +108,7 @@ impl Raw {
             }
         }
         if self.logit_bias.is_some_and(|bias| !bias.is_empty()) {
-            return Err(
-                ApiError::field("logit_bias", "is not computed here").coded("unsupported")
-            );
+            return Err(ApiError::field("logit_bias", "is not computed here").coded("unsupported"));
         }
         let top_k = match self.top_k {
             None | Some(-1) => 0,
@@ -129,7 +125,10 @@ impl Raw {
             seed: self.seed.map_or_else(random, i64::cast_unsigned),
         };
         if let Some((option, message)) = sampling.faults().into_iter().next() {
-            return Err(ApiError::field(option.replace('-', "_"), message.replace("top-p", "top_p")));
+            return Err(ApiError::field(
+                option.replace('-', "_"),
+                message.replace("top-p", "top_p"),
+            ));
         }
         let stops = match self.stop {
             None => Vec::new(),

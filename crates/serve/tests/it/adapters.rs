@@ -25,7 +25,8 @@ fn load(server: &Running, name: &str, path: &str) -> Answer {
 }
 
 fn text(server: &Running, model: &str) -> String {
-    let body = json!({"model": model, "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0});
+    let body =
+        json!({"model": model, "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0});
     let answer = server.post("/v1/completions", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()["choices"][0]["text"].as_str().unwrap().to_owned()
@@ -144,8 +145,22 @@ fn nothing_outside_the_root_is_loaded_and_no_path_is_told() {
     let server = rooted(root.path(), AdapterLimits::default());
     let [secret, absolute] = [&secret, &root.path().join("plain")].map(|p| p.display().to_string());
     let climbing = format!("../{}/secret", outside.path().file_name().unwrap().display());
-    for path in ["", ".", "..", "/", "link", "links", "empty", "broken", "plain/../..", "no\0thing",
-        "plain/adapter_config.json", "missing", &climbing, &secret] {
+    for path in [
+        "",
+        ".",
+        "..",
+        "/",
+        "link",
+        "links",
+        "empty",
+        "broken",
+        "plain/../..",
+        "no\0thing",
+        "plain/adapter_config.json",
+        "missing",
+        &climbing,
+        &secret,
+    ] {
         let answer = load(&server, "a", path);
         let message = answer.fault(400, Some("lora_path"));
         for place in [root.path(), outside.path()] {

@@ -106,7 +106,8 @@ fn an_answer_that_takes_too_long_is_ended() {
 fn a_full_queue_says_when_to_come_again() {
     let engine = EngineOptions { max_batch: 1, max_waiting: 2, ..EngineOptions::default() };
     let server = Running::with(options(), engine);
-    let answer = server.post("/v1/completions", &json!({"prompt": "Once", "max_tokens": 400, "n": 9}));
+    let answer =
+        server.post("/v1/completions", &json!({"prompt": "Once", "max_tokens": 400, "n": 9}));
     answer.fault(429, None);
     assert_eq!(answer.header("retry-after"), Some("1"));
     becomes_idle(&server);
