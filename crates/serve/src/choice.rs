@@ -53,6 +53,8 @@ pub(crate) struct Choice {
     pub(crate) logprobs: Vec<TokenLogprobs>,
     /// Tokens with their gates since they were last taken.
     pub(crate) gates: Vec<(u32, Gates)>,
+    /// Whether a stream has told the routed layers.
+    pub(crate) told_sites: bool,
     pub(crate) tokens: usize,
     /// Those of them that the model thought with.
     pub(crate) reasoning_tokens: usize,
@@ -79,6 +81,7 @@ impl Choice {
             calls: Vec::new(),
             logprobs: Vec::new(),
             gates: Vec::new(),
+            told_sites: false,
             tokens: 0,
             reasoning_tokens: 0,
             prompt_tokens,
@@ -213,15 +216,22 @@ pub(crate) fn chat_logprobs(pieces: &Pieces, tokens: &[TokenLogprobs]) -> Value 
 /// Tokens with their gates, as they are told on request: the routed layers once, and for every token the
 /// gates of each of them, in that order, from whose hidden state the token was predicted.
 pub(crate) fn routing_json(pieces: &Pieces, tokens: &[(u32, Gates)]) -> Value {
-    let rounded = |gate: &f32| (f64::from(*gate) * 1e5).round() / 1e5;
+    let mut routing = gates_json(pieces, tokens);
     let sites = tokens.first().map_or(&[][..], |(_, gates)| &gates.sites);
     let sites = sites.iter().map(|(site, gates)| {
         json!({"name": site.to_string(), "layer": site.layer, "experts": gates.len()})
     });
+    routing["sites"] = sites.collect();
+    routing
+}
+
+/// The same without the layers, which a stream tells once.
+pub(crate) fn gates_json(pieces: &Pieces, tokens: &[(u32, Gates)]) -> Value {
+    let rounded = |gate: &f32| (f64::from(*gate) * 1e5).round() / 1e5;
     let one = |(token, gates): &(u32, Gates)| {
         let gates = gates.sites.iter().map(|(_, gates)| gates.iter().map(rounded).collect());
         let gates: Vec<Vec<f64>> = gates.collect();
         json!({"id": token, "token": pieces.text(*token), "gates": gates})
     };
-    json!({"sites": sites.collect::<Value>(), "tokens": tokens.iter().map(one).collect::<Value>()})
+    json!({"tokens": tokens.iter().map(one).collect::<Value>()})
 }

@@ -208,13 +208,15 @@ fn options(arguments: &ServeArguments, spec: &str) -> anyhow::Result<Options> {
     })
 }
 
-/// What a model is called by its spec: a hub's or known name as it is, of a path the last part.
+/// What a model is called by its spec: a hub's or known name without a revision, of a path, or of a file
+/// that the hub's name goes on to, the last part.
 fn usual_name(spec: &str) -> String {
     let path = Path::new(spec);
-    if !path.exists() {
-        return spec.to_owned();
-    }
-    let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let whole = match (path.exists(), spec.split_once(':')) {
+        (true, _) => path.canonicalize().unwrap_or_else(|_| path.to_path_buf()),
+        (false, Some((_, file))) => PathBuf::from(file),
+        (false, None) => return spec.split('@').next().unwrap_or(spec).to_owned(),
+    };
     let name = whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
     name.strip_suffix(".gguf").unwrap_or(&name).replace(char::is_whitespace, "-")
 }
@@ -300,4 +302,45 @@ fn open_adapter(
         template: in_force.template,
         end_ids: in_force.end_ids,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_called_by_their_last_name() {
+        for (spec, name) in [
+            ("smollm2-135m", "smollm2-135m"),
+            ("owner/model", "owner/model"),
+            ("owner/model@main", "owner/model"),
+            ("owner/model@main:some/file.Q4_0.gguf", "file.Q4_0"),
+            (env!("CARGO_MANIFEST_DIR"), "cli"),
+        ] {
+            assert_eq!(usual_name(spec), name);
+        }
+    }
+
+    #[test]
+    fn what_is_named_is_taken_apart() {
+        assert_eq!(named("law=runs/a=b"), Ok(("law".to_owned(), "runs/a=b".to_owned())));
+        assert!(named("law").is_err() && named("=a").is_err() && named("a=").is_err());
+        assert!(origin("https://a.example:80").is_ok() && origin("*").is_ok());
+        assert!(origin("a.example").is_err() && origin("https://a.example/x").is_err());
+    }
+
+    #[test]
+    fn keys_are_read_a_line_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            keys(&path).map(|keys| keys.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("# ours\n\nabcdefgh\nijklmnop\r\n"), Ok(2));
+        for wrong in ["", "# none\n", "short\n", "two words here\n"] {
+            let message = read(wrong).unwrap_err();
+            assert!(!message.contains("short") && !message.contains("words"), "{message}");
+        }
+    }
 }

@@ -5,7 +5,9 @@ use super::now;
 use crate::app::App;
 use crate::ask::{events, in_time};
 use crate::body;
-use crate::choice::{Choice, Said, chat_logprobs, failed, id, routing_json, usage_json};
+use crate::choice::{
+    Choice, Said, chat_logprobs, failed, gates_json, id, routing_json, usage_json,
+};
 use crate::error::ApiError;
 use crate::error::Json;
 use crate::loaded::{Loaded, Target};
@@ -245,6 +247,8 @@ async fn streamed(
         let choice = &mut choices[index];
         let told = std::mem::take(&mut choice.logprobs);
         let gates = std::mem::take(&mut choice.gates);
+        let first_gates = !choice.told_sites;
+        choice.told_sites |= !gates.is_empty();
         if deltas.is_empty() && ((logprobs && !told.is_empty()) || !gates.is_empty()) {
             deltas.push(json!({}));
         }
@@ -255,7 +259,8 @@ async fn streamed(
                 entry["logprobs"] = json!({"content": chat_logprobs(&loaded.pieces, &told)});
             }
             if number == 0 && !gates.is_empty() {
-                entry["hydralora"] = json!({"routing": routing_json(&loaded.pieces, &gates)});
+                let tell = if first_gates { routing_json } else { gates_json };
+                entry["hydralora"] = json!({"routing": tell(&loaded.pieces, &gates)});
             }
             pieces.data(&chunk(&choices, json!([entry]))).await?;
         }

@@ -4,7 +4,7 @@ use super::chat::Head;
 use crate::app::App;
 use crate::ask::{Ask, aside, events, in_time, room, submit};
 use crate::body;
-use crate::choice::{End, failed, finite, routing_json, usage_json};
+use crate::choice::{End, failed, finite, gates_json, routing_json, usage_json};
 use crate::error::ApiError;
 use crate::error::Json;
 use crate::loaded::Loaded;
@@ -149,6 +149,7 @@ struct Text {
     prompt: Vec<u32>,
     told: Told,
     gates: Vec<(u32, Gates)>,
+    told_sites: bool,
     tokens: usize,
     end: Option<End>,
 }
@@ -157,7 +158,7 @@ impl Text {
     fn new(how: How, prompt: Vec<u32>, text: &str) -> Self {
         let text = if how.echo { text.to_owned() } else { String::new() };
         let (told, gates) = (Told::default(), Vec::new());
-        Self { text, prompt, told, gates, tokens: 0, end: None }
+        Self { text, prompt, told, gates, told_sites: false, tokens: 0, end: None }
     }
 
     /// Takes an event.
@@ -222,7 +223,9 @@ impl Text {
         }
         if common.routing {
             let gates = std::mem::take(&mut self.gates);
-            entry["hydralora"] = json!({"routing": routing_json(&loaded.pieces, &gates)});
+            let tell = if self.told_sites { gates_json } else { routing_json };
+            self.told_sites |= !gates.is_empty();
+            entry["hydralora"] = json!({"routing": tell(&loaded.pieces, &gates)});
         }
         entry
     }
