@@ -8,6 +8,7 @@
 
 mod logprobs;
 mod pass;
+mod prefix;
 mod request;
 mod sequence;
 
@@ -19,7 +20,8 @@ pub use request::{
 use crate::Result;
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
-use hydralora_model::{Cache, Decoder, Tokenizer};
+use hydralora_model::{Cache, CacheDType, Decoder, Tokenizer};
+use prefix::{Chain, Prefixes};
 use sequence::Sequence;
 use std::collections::VecDeque;
 
@@ -35,11 +37,22 @@ pub struct EngineOptions {
     pub max_step_tokens: usize,
     /// Requests that may wait.
     pub max_waiting: usize,
+    /// How keys and values are stored.
+    pub cache_dtype: CacheDType,
+    /// Whether keys and values of beginnings are kept for later requests, in the room that is left.
+    pub prefix_reuse: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { cache_bytes: 2 << 30, max_batch: 32, max_step_tokens: 512, max_waiting: usize::MAX }
+        Self {
+            cache_bytes: 2 << 30,
+            max_batch: 32,
+            max_step_tokens: 512,
+            max_waiting: usize::MAX,
+            cache_dtype: CacheDType::F32,
+            prefix_reuse: true,
+        }
     }
 }
 
@@ -72,6 +85,7 @@ pub struct Engine<'a> {
     running: Vec<Sequence<'a>>,
     /// Likewise; all came after those that run.
     waiting: VecDeque<Sequence<'a>>,
+    prefixes: Prefixes,
     next_id: u64,
     /// Stands for caches that are in a pass.
     empty: Cache,
@@ -94,6 +108,7 @@ impl<'a> Engine<'a> {
             options,
             running: Vec::new(),
             waiting: VecDeque::new(),
+            prefixes: Prefixes::default(),
             next_id: 0,
             stats,
         }
@@ -171,11 +186,17 @@ impl<'a> Engine<'a> {
 
     /// Bytes of keys and values that are held.
     fn held(&self) -> usize {
-        self.running.iter().map(|sequence| sequence.cache.bytes()).sum()
+        self.running.iter().map(|sequence| sequence.cache.bytes()).sum::<usize>()
+            + self.prefixes.bytes()
+    }
+
+    /// Whether beginnings are kept: not where the same tokens have other keys in a longer sequence.
+    fn reuses(&self) -> bool {
+        self.options.prefix_reuse && !self.decoder.depends_on_length()
     }
 
     fn empty_cache(&self, request: &Request<'_>, tokens: usize) -> Cache {
-        self.decoder.new_cache_for(request.prompt.len(), tokens)
+        self.decoder.new_cache_for(self.options.cache_dtype, request.prompt.len(), tokens)
     }
 
     /// Bytes that `cache` takes at most on the way to `tokens` tokens.
@@ -194,6 +215,7 @@ impl<'a> Engine<'a> {
         for members in self.passes(&feeds) {
             self.run(&members, &feeds, events);
         }
+        self.keep_beginnings();
         self.running.retain(|sequence| !sequence.ended);
         Ok(())
     }
@@ -211,8 +233,33 @@ impl<'a> Engine<'a> {
                 break;
             }
             reserved += bytes;
-            self.running.extend(self.waiting.pop_front());
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            self.begin(&mut sequence);
+            self.running.push(sequence);
         }
+    }
+
+    /// Puts what is known of a sequence's beginning into its cache.
+    fn begin(&mut self, sequence: &mut Sequence<'a>) {
+        if !self.reuses() || !sequence.may_reuse() {
+            return;
+        }
+        let adapter = sequence.request.adapter.as_deref();
+        let mut chain = self.prefixes.find(adapter, &sequence.tokens);
+        let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
+        let held = self.held() - self.prefixes.bytes();
+        let room = self.options.cache_bytes.saturating_sub(held + bytes);
+        self.prefixes.shrink_to(room);
+        // Where the other prompts need all the room there is, nothing is left to begin with.
+        if self.prefixes.bytes() <= room {
+            self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+        }
+        if !sequence.prompt_told() && sequence.cached_tokens == 0 {
+            sequence.cached_tokens = sequence.cache.len();
+            self.stats.prefix_queries += sequence.request.prompt.len();
+            self.stats.prefix_hits += sequence.cached_tokens;
+        }
+        sequence.chain = chain;
     }
 
     /// How many tokens every request that runs gets to read, for which there is room then.
@@ -225,6 +272,7 @@ impl<'a> Engine<'a> {
             };
             let needed: usize = self.running.iter().zip(&feeds).map(needed).sum();
             if needed <= self.options.cache_bytes {
+                self.prefixes.shrink_to(self.options.cache_bytes - needed);
                 return feeds;
             }
             let Some(mut last) = self.running.pop() else { return Vec::new() };
@@ -236,6 +284,7 @@ impl<'a> Engine<'a> {
                 return Vec::new();
             }
             last.cache = self.empty_cache(&last.request, last.tokens.len());
+            last.chain = Chain::default();
             self.stats.preemptions += 1;
             self.waiting.push_front(last);
         }
@@ -244,11 +293,24 @@ impl<'a> Engine<'a> {
     /// Drops what is cached of a sequence that now gets other rotary frequencies, so that it is read anew,
     /// a part at a time.
     fn begin_outgrown_anew(&mut self) {
-        for sequence in &mut self.running {
+        for at in 0..self.running.len() {
+            let sequence = &self.running[at];
             if self.decoder.outgrows(&sequence.cache, sequence.pending()) {
-                let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
-                sequence.cache = self.decoder.new_cache_for(prompt, all);
+                self.running[at].cache = self.empty_cache(&sequence.request, sequence.tokens.len());
             }
+        }
+    }
+
+    /// Keeps the beginnings that were read, in the room that is left.
+    fn keep_beginnings(&mut self) {
+        if !self.reuses() {
+            return;
+        }
+        let held = self.running.iter().map(|s| s.cache.bytes()).sum();
+        let room = self.options.cache_bytes.saturating_sub(held);
+        for sequence in &mut self.running {
+            let Sequence { chain, request, tokens, cache, .. } = sequence;
+            self.prefixes.keep(chain, request.adapter.as_deref(), tokens, cache, room);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One pass over the model, and what comes of it.
 
 use super::logprobs::of_token;
+use super::prefix::Chain;
 use super::request::{Event, Gates};
 use super::{Engine, Sequence};
 use hydralora_kernels::ops::rows::select_rows;
@@ -135,13 +136,15 @@ impl Engine<'_> {
     ) {
         let single = members.len() == 1;
         for &at in members {
+            let sequence = &self.running[at];
+            let empty = self.empty_cache(&sequence.request, sequence.tokens.len());
             let sequence = &mut self.running[at];
             if single {
                 sequence.fail(error.to_string(), events);
             }
             sequence.alone = true;
-            let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
-            sequence.cache = self.decoder.new_cache_for(prompt, all);
+            sequence.chain = Chain::default();
+            sequence.cache = empty;
         }
     }
 }

@@ -4,4 +4,5 @@ mod engine;
 mod own_files;
 mod sandbox;
 mod scoring;
+mod serving;
 mod support;
