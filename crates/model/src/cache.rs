@@ -115,8 +115,13 @@ impl Cache {
     }
 
     /// The tokens held.
-    pub(crate) fn tokens(&self) -> &[u32] {
+    pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Whether some layers keep a state in place of keys and values, which cannot be taken back.
+    pub fn keeps_states(&self) -> bool {
+        self.states.iter().any(Option::is_some)
     }
 
     /// Whether no token is held.
@@ -129,7 +134,7 @@ impl Cache {
     pub fn truncate(&mut self, len: usize) {
         let rows = self.lead + len;
         // A state cannot be taken back.
-        let stateless = self.states.iter().all(Option::is_none);
+        let stateless = !self.keeps_states();
         let can_end = |layer: &LayerCache| layer.can_end_at(rows);
         let kept = len >= self.len() || (stateless && self.layers.iter().all(can_end));
         self.tokens.truncate(if kept { len } else { 0 });
@@ -210,7 +215,7 @@ impl Cache {
     /// of the same decoder. None if a layer no longer holds some of them, or keeps a state instead, which
     /// is only that of the last token.
     pub fn block(&self, tokens: Range<usize>) -> Option<CacheBlock> {
-        if tokens.end > self.len() || self.states.iter().any(Option::is_some) {
+        if tokens.end > self.len() || self.keeps_states() {
             return None;
         }
         let lead = if tokens.start == 0 { self.lead } else { 0 };

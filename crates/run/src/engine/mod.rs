@@ -13,15 +13,14 @@ mod request;
 mod sequence;
 
 pub use request::{
-    Constraint, Event, Finish, Gates, Refused, Request, RequestId, ServedAdapter, Shared,
+    Constraint, Error, Event, Finish, Gates, Refused, Request, RequestId, ServedAdapter, Shared,
     TokenLogprobs, Usage,
 };
 
-use crate::Result;
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Cache, CacheDType, Decoder, Tokenizer};
-use prefix::{Chain, Prefixes};
+use prefix::{BLOCK, Chain, Prefixes};
 use sequence::Sequence;
 use std::collections::VecDeque;
 
@@ -87,6 +86,8 @@ pub struct Engine<'a> {
     waiting: VecDeque<Sequence<'a>>,
     prefixes: Prefixes,
     next_id: u64,
+    /// Whether layers keep states, which are those of a sequence's last token.
+    keeps_states: bool,
     /// Stands for caches that are in a pass.
     empty: Cache,
     stats: EngineStats,
@@ -102,6 +103,7 @@ impl<'a> Engine<'a> {
         let stats = EngineStats { cache_budget: options.cache_bytes, ..EngineStats::default() };
         let decoder = decoder.into();
         Self {
+            keeps_states: decoder.new_cache().keeps_states(),
             empty: decoder.new_cache(),
             decoder,
             tokenizer: tokenizer.into(),
@@ -204,12 +206,9 @@ impl<'a> Engine<'a> {
         cache.most_bytes(tokens, lead, self.options.max_step_tokens.max(1))
     }
 
-    /// Does a pass's worth of work and tells what came of it. A request that cannot be finished is told
-    /// of as an event and leaves the others as they are.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    /// Does a pass's worth of work and adds what came of it to `events`. A request that cannot be finished
+    /// is told of as an event, too, and leaves the others as they are.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
         self.admit();
         let feeds = self.plan(events);
         for members in self.passes(&feeds) {
@@ -217,7 +216,6 @@ impl<'a> Engine<'a> {
         }
         self.keep_beginnings();
         self.running.retain(|sequence| !sequence.ended);
-        Ok(())
     }
 
     /// Lets those begin that have waited longest, as long as all prompts that are being read have room.
@@ -232,11 +230,46 @@ impl<'a> Engine<'a> {
             if !self.running.is_empty() && reserved + bytes > self.options.cache_bytes {
                 break;
             }
+            if self.is_being_read() {
+                break;
+            }
             reserved += bytes;
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             self.begin(&mut sequence);
             self.running.push(sequence);
         }
+    }
+
+    /// Whether a request that runs is about to read what the first one waiting begins with; what both
+    /// begin with is then read once.
+    fn is_being_read(&mut self) -> bool {
+        let Some(first) = self.waiting.front() else { return false };
+        if !self.reuses() || !first.may_reuse() {
+            return false;
+        }
+        let adapter = first.request.adapter.as_deref();
+        let known = match self.keeps_states {
+            true => self.prefixes.find_whole(adapter, &first.tokens).map_or(0, |cache| cache.len()),
+            false => self.prefixes.find(adapter, &first.tokens).len(),
+        };
+        let most = first.tokens.len() - 1;
+        for sequence in &mut self.running {
+            let other = sequence.request.adapter.as_deref();
+            if other.map(ServedAdapter::hash) != adapter.map(ServedAdapter::hash) {
+                continue;
+            }
+            let alike = sequence.tokens.iter().zip(&first.tokens[..most]);
+            let common = alike.take_while(|(a, b)| a == b).count().min(sequence.tokens.len() - 1);
+            let common = if self.keeps_states { common } else { common / BLOCK * BLOCK };
+            let reads = if self.keeps_states { sequence.cache.len() } else { sequence.chain.len() };
+            if common >= known + BLOCK && reads < common && sequence.chain.goes_on() {
+                if self.keeps_states {
+                    sequence.mark = Some(common);
+                }
+                return true;
+            }
+        }
+        false
     }
 
     /// Puts what is known of a sequence's beginning into its cache.
@@ -245,21 +278,32 @@ impl<'a> Engine<'a> {
             return;
         }
         let adapter = sequence.request.adapter.as_deref();
-        let mut chain = self.prefixes.find(adapter, &sequence.tokens);
-        let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
         let held = self.held() - self.prefixes.bytes();
-        let room = self.options.cache_bytes.saturating_sub(held + bytes);
-        self.prefixes.shrink_to(room);
-        // Where the other prompts need all the room there is, nothing is left to begin with.
-        if self.prefixes.bytes() <= room {
-            self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+        let free = self.options.cache_bytes.saturating_sub(held);
+        if self.keeps_states {
+            if let Some(cache) = self.prefixes.find_whole(adapter, &sequence.tokens) {
+                self.prefixes.shrink_to(free.saturating_sub(cache.bytes()));
+                if cache.bytes() + self.prefixes.bytes() <= free {
+                    sequence.cache = cache;
+                }
+            }
+        } else {
+            let mut chain = self.prefixes.find(adapter, &sequence.tokens);
+            let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
+            let room = free.saturating_sub(bytes);
+            self.prefixes.shrink_to(room);
+            // Where the others need all the room there is, nothing is left to begin with.
+            if bytes + self.prefixes.bytes() <= free {
+                self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+                sequence.chain = chain;
+            }
         }
-        if !sequence.prompt_told() && sequence.cached_tokens == 0 {
+        if !sequence.is_begun {
+            sequence.is_begun = true;
             sequence.cached_tokens = sequence.cache.len();
             self.stats.prefix_queries += sequence.request.prompt.len();
             self.stats.prefix_hits += sequence.cached_tokens;
         }
-        sequence.chain = chain;
     }
 
     /// How many tokens every request that runs gets to read, for which there is room then.
@@ -285,6 +329,7 @@ impl<'a> Engine<'a> {
             }
             last.cache = self.empty_cache(&last.request, last.tokens.len());
             last.chain = Chain::default();
+            last.mark = None;
             self.stats.preemptions += 1;
             self.waiting.push_front(last);
         }
@@ -310,7 +355,13 @@ impl<'a> Engine<'a> {
         let room = self.options.cache_bytes.saturating_sub(held);
         for sequence in &mut self.running {
             let Sequence { chain, request, tokens, cache, .. } = sequence;
-            self.prefixes.keep(chain, request.adapter.as_deref(), tokens, cache, room);
+            let adapter = request.adapter.as_deref();
+            if !self.keeps_states {
+                self.prefixes.keep(chain, adapter, tokens, cache, room);
+            } else if sequence.ended || sequence.mark == Some(cache.len()) {
+                sequence.mark = None;
+                self.prefixes.keep_whole(adapter, cache.clone(), room);
+            }
         }
     }
 
@@ -321,7 +372,8 @@ impl<'a> Engine<'a> {
         let mut left = self.options.max_step_tokens.saturating_sub(feeds.iter().sum()).max(1);
         for (sequence, feed) in self.running.iter().zip(&mut feeds) {
             if *feed == 0 {
-                *feed = sequence.pending().min(left);
+                let marked = sequence.mark.map_or(usize::MAX, |mark| mark - sequence.cache.len());
+                *feed = sequence.pending().min(left).min(marked.max(1));
                 left -= *feed;
             }
         }

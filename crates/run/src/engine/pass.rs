@@ -6,7 +6,7 @@ use super::request::{Event, Gates};
 use super::{Engine, Sequence};
 use hydralora_kernels::ops::rows::select_rows;
 use hydralora_kernels::{Tensor, no_grad};
-use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site};
+use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site, is_same};
 use hydralora_model::{Cache, Packed};
 use std::cell::RefCell;
 
@@ -107,7 +107,7 @@ impl Engine<'_> {
         for (at, _) in &ready {
             let adapter = self.running[*at].adapter();
             match groups.last_mut() {
-                Some((count, last)) if std::ptr::addr_eq(*last, adapter) => *count += 1,
+                Some((count, last)) if is_same(*last, adapter) => *count += 1,
                 _ => groups.push((1, adapter)),
             }
         }
@@ -144,6 +144,7 @@ impl Engine<'_> {
             }
             sequence.alone = true;
             sequence.chain = Chain::default();
+            sequence.mark = None;
             sequence.cache = empty;
         }
     }

@@ -6,8 +6,9 @@
 //!
 //! - keys and values, those of learned positions before the first token with the first block;
 //! - those of windowed layers as long as they were held when a block was full;
-//! - nothing of a decoder with layers that keep a state ([`Cache::block`] gives none), since a state is
-//!   that of the last token only;
+//! - of a decoder with layers that keep a state, only whole sequences ([`Cache::block`] gives nothing of
+//!   it), since a state is that of the last token: those that were finished, and those that had read
+//!   what another request begins with;
 //! - nothing where rotations depend on how long a sequence is, since the same tokens then have other keys.
 
 use super::request::ServedAdapter;
@@ -25,9 +26,17 @@ type Name = [u8; 32];
 #[derive(Default)]
 pub(super) struct Prefixes {
     blocks: HashMap<Name, Kept>,
+    /// Sequences of a decoder with layers that keep a state.
+    wholes: Vec<Whole>,
     bytes: usize,
     /// Counts uses.
     clock: u64,
+}
+
+struct Whole {
+    adapter: Option<[u8; 32]>,
+    cache: Cache,
+    used: u64,
 }
 
 struct Kept {
@@ -60,6 +69,11 @@ impl Chain {
         }
         tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
         hash.finalize().into()
+    }
+
+    /// Whether the blocks behind are kept too as they fill.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.broken
     }
 
     /// Tokens of its blocks.
@@ -146,11 +160,54 @@ impl Prefixes {
         }
     }
 
-    /// Lets go of blocks, those used longest ago and the last of a sequence first, until no more than `bytes`
-    /// are left.
+    /// The longest whole sequence that is known and that `tokens` begin with, one token at least being
+    /// left to read; it counts as used.
+    pub(super) fn find_whole(
+        &mut self,
+        adapter: Option<&ServedAdapter<'_>>,
+        tokens: &[u32],
+    ) -> Option<Cache> {
+        self.clock += 1;
+        let hash = adapter.map(ServedAdapter::hash);
+        let fits = |whole: &&mut Whole| {
+            let held = whole.cache.tokens();
+            whole.adapter.as_ref() == hash && held.len() < tokens.len() && tokens.starts_with(held)
+        };
+        let longest = self.wholes.iter_mut().filter(fits).max_by_key(|whole| whole.cache.len())?;
+        longest.used = self.clock;
+        Some(longest.cache.clone())
+    }
+
+    /// Keeps a whole sequence, if `room` bytes are enough for all that is kept.
+    pub(super) fn keep_whole(
+        &mut self,
+        adapter: Option<&ServedAdapter<'_>>,
+        cache: Cache,
+        room: usize,
+    ) {
+        self.clock += 1;
+        let (bytes, adapter) = (cache.bytes(), adapter.map(|adapter| *adapter.hash()));
+        let same =
+            |whole: &&mut Whole| whole.adapter == adapter && whole.cache.tokens() == cache.tokens();
+        if let Some(known) = self.wholes.iter_mut().find(same) {
+            known.used = self.clock;
+        } else if bytes <= room && !cache.is_empty() {
+            self.shrink_to(room - bytes);
+            self.bytes += bytes;
+            self.wholes.push(Whole { adapter, cache, used: self.clock });
+        }
+    }
+
+    /// Lets go of what was used longest ago, the last blocks of a sequence first, until no more than
+    /// `bytes` are left.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         while self.bytes > bytes {
             let order = |(_, kept): &(&Name, &Kept)| (kept.used, std::cmp::Reverse(kept.place));
+            let oldest = self.wholes.iter().enumerate().min_by_key(|(_, whole)| whole.used);
+            if let Some((at, _)) = oldest {
+                self.bytes -= self.wholes.swap_remove(at).cache.bytes();
+                continue;
+            }
             let Some((&name, _)) = self.blocks.iter().min_by_key(order) else { return };
             if let Some(kept) = self.blocks.remove(&name) {
                 self.bytes -= kept.block.bytes();

@@ -22,6 +22,10 @@ pub(super) struct Sequence<'a> {
     pub(super) alone: bool,
     /// The blocks of it that are kept for others.
     pub(super) chain: Chain,
+    /// Tokens after which it is kept as a whole for another that begins alike.
+    pub(super) mark: Option<usize>,
+    /// Whether it was looked up what is known of it.
+    pub(super) is_begun: bool,
     /// Whether it has ended.
     pub(super) ended: bool,
     /// Tokens of the prompt that were known already when it was begun.
@@ -45,6 +49,8 @@ impl<'a> Sequence<'a> {
             lead,
             alone: false,
             chain: Chain::default(),
+            mark: None,
+            is_begun: false,
             ended: false,
             cached_tokens: 0,
             prompt_told: false,

@@ -130,13 +130,8 @@ fn texts_written_together_are_those_written_alone() {
         };
         engine.write(&requests, &mut take).unwrap();
         for (request, found) in requests.iter().zip(&found) {
-            let generator = Generator {
-                decoder: &model.decoder,
-                tokenizer,
-                adapter,
-                end_ids: tokenizer.end_ids(),
-            };
-            let mut cache = model.decoder.new_cache();
+            let ends = tokenizer.end_ids();
+            let mut generator = Generator::new(&model.decoder, tokenizer, adapter, ends, false);
             let asked = Request {
                 prompt: &request.prompt,
                 sampling: request.sampling,
@@ -148,7 +143,7 @@ fn texts_written_together_are_those_written_alone() {
                 shown += piece;
                 true
             };
-            let alone = generator.generate(asked, &mut cache, &mut watch).unwrap();
+            let alone = generator.generate(asked, &mut watch).unwrap();
             assert_eq!(shown, alone.text);
             let Generation { text, tokens, finish, .. } = alone;
             let expected = Written { text, tokens: tokens.len(), finish };
