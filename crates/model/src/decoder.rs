@@ -13,7 +13,7 @@ mod training;
 pub(crate) mod tree;
 
 use crate::adapter::{Adapter, Adapters, NoAdapter, Output, OutputLayer, Pass, joined};
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheDType};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::kit::{LinearPlan, ModulesPlan, StartContext};
@@ -429,16 +429,21 @@ impl Decoder {
 
     /// Makes an empty cache for one sequence.
     pub fn new_cache(&self) -> Cache {
+        self.new_cache_in(CacheDType::F32)
+    }
+
+    /// Makes an empty cache for one sequence that stores keys and values in some way.
+    pub fn new_cache_in(&self, stored: CacheDType) -> Cache {
         let own = |layer: &Layer| layer.owns_keys().then_some(layer.attention);
         let layers = self.layers.iter().map(|layer| (own(layer), self.empty_state(layer)));
-        Cache::new(self.dtype, layers)
+        Cache::new(stored, self.dtype, layers)
     }
 
     /// Makes an empty cache for a sequence of `tokens` tokens that are read in parts. The first `prompt`
     /// of them were given at once, the others came one after the other: where a rotation depends on a
     /// sequence's length, each token gets the one it would have had then.
-    pub fn new_cache_for(&self, prompt: usize, tokens: usize) -> Cache {
-        let mut cache = self.new_cache();
+    pub fn new_cache_for(&self, stored: CacheDType, prompt: usize, tokens: usize) -> Cache {
+        let mut cache = self.new_cache_in(stored);
         cache.expect(if self.turns().next().is_some() { tokens } else { prompt });
         cache
     }

@@ -21,7 +21,7 @@ pub mod source;
 mod tokenizer;
 mod weights;
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheBlock, CacheDType};
 pub use config::{
     Arithmetic, Fields, LayerEmbeddings, LinearAttention, ModelConfig, QueryScaling, RopeConfig,
     RopeScaling,

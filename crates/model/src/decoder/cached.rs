@@ -142,7 +142,7 @@ impl Decoder {
             tokens.extend_from_slice(&batch.tokens[w[0]..w[1]]);
             wanted.extend(first..tokens.len());
             offsets.push(tokens.len());
-            emptied.push(self.new_cache());
+            emptied.push(cache.emptied());
         }
         let whole = Packed { tokens: &tokens, offsets: &offsets };
         let hidden = self.extend_each(whole, &mut emptied, adapters, pass)?;
@@ -200,7 +200,8 @@ impl Attention for CachedAttention<'_> {
     }
 
     fn keys(&self, layer: usize, config: AttentionConfig) -> Stream {
-        let keys = self.caches.iter().map(|cache| cache.layer(layer).rows().0);
+        let keys = self.caches.iter().map(|cache| cache.layer(layer).keys_ahead());
+        let keys = keys.filter(|keys| !keys.is_empty());
         keys.fold(Stream::default(), |all, keys| all.then(&keys_stream(keys, config)))
     }
 
@@ -251,9 +252,10 @@ impl CachedAttention<'_> {
         let q = q.value();
         let width = q.cols();
         dispatch!(q.dtype(), |E| {
+            let stored: Vec<_> =
+                self.caches.iter().map(|cache| cache.layer(owner).rows::<E>()).collect();
             let mut sources: Vec<Source<'_, E>> = Vec::with_capacity(self.caches.len());
-            for (cache, w) in self.caches.iter().zip(self.offsets.windows(2)) {
-                let (keys, values) = cache.layer(owner).rows();
+            for ([keys, values], w) in stored.iter().zip(self.offsets.windows(2)) {
                 let queries = &q.data::<E>()[w[0] * width..w[1] * width];
                 sources.push(Source { queries, keys, values });
             }

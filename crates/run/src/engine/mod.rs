@@ -8,18 +8,19 @@
 
 mod logprobs;
 mod pass;
+mod prefix;
 mod request;
 mod sequence;
 
 pub use request::{
-    Constraint, Event, Finish, Gates, Refused, Request, RequestId, ServedAdapter, Shared,
+    Constraint, Error, Event, Finish, Gates, Refused, Request, RequestId, ServedAdapter, Shared,
     TokenLogprobs, Usage,
 };
 
-use crate::Result;
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
-use hydralora_model::{Cache, Decoder, Tokenizer};
+use hydralora_model::{Cache, CacheDType, Decoder, Tokenizer};
+use prefix::{BLOCK, Chain, Prefixes};
 use sequence::Sequence;
 use std::collections::VecDeque;
 
@@ -35,11 +36,22 @@ pub struct EngineOptions {
     pub max_step_tokens: usize,
     /// Requests that may wait.
     pub max_waiting: usize,
+    /// How keys and values are stored.
+    pub cache_dtype: CacheDType,
+    /// Whether keys and values of beginnings are kept for later requests, in the room that is left.
+    pub prefix_reuse: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { cache_bytes: 2 << 30, max_batch: 32, max_step_tokens: 512, max_waiting: usize::MAX }
+        Self {
+            cache_bytes: 2 << 30,
+            max_batch: 32,
+            max_step_tokens: 512,
+            max_waiting: usize::MAX,
+            cache_dtype: CacheDType::F32,
+            prefix_reuse: true,
+        }
     }
 }
 
@@ -72,7 +84,10 @@ pub struct Engine<'a> {
     running: Vec<Sequence<'a>>,
     /// Likewise; all came after those that run.
     waiting: VecDeque<Sequence<'a>>,
+    prefixes: Prefixes,
     next_id: u64,
+    /// Whether layers keep states, which are those of a sequence's last token.
+    keeps_states: bool,
     /// Stands for caches that are in a pass.
     empty: Cache,
     stats: EngineStats,
@@ -88,12 +103,14 @@ impl<'a> Engine<'a> {
         let stats = EngineStats { cache_budget: options.cache_bytes, ..EngineStats::default() };
         let decoder = decoder.into();
         Self {
+            keeps_states: decoder.new_cache().keeps_states(),
             empty: decoder.new_cache(),
             decoder,
             tokenizer: tokenizer.into(),
             options,
             running: Vec::new(),
             waiting: VecDeque::new(),
+            prefixes: Prefixes::default(),
             next_id: 0,
             stats,
         }
@@ -171,11 +188,17 @@ impl<'a> Engine<'a> {
 
     /// Bytes of keys and values that are held.
     fn held(&self) -> usize {
-        self.running.iter().map(|sequence| sequence.cache.bytes()).sum()
+        self.running.iter().map(|sequence| sequence.cache.bytes()).sum::<usize>()
+            + self.prefixes.bytes()
+    }
+
+    /// Whether beginnings are kept: not where the same tokens have other keys in a longer sequence.
+    fn reuses(&self) -> bool {
+        self.options.prefix_reuse && !self.decoder.depends_on_length()
     }
 
     fn empty_cache(&self, request: &Request<'_>, tokens: usize) -> Cache {
-        self.decoder.new_cache_for(request.prompt.len(), tokens)
+        self.decoder.new_cache_for(self.options.cache_dtype, request.prompt.len(), tokens)
     }
 
     /// Bytes that `cache` takes at most on the way to `tokens` tokens.
@@ -183,19 +206,16 @@ impl<'a> Engine<'a> {
         cache.most_bytes(tokens, lead, self.options.max_step_tokens.max(1))
     }
 
-    /// Does a pass's worth of work and tells what came of it. A request that cannot be finished is told
-    /// of as an event and leaves the others as they are.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    /// Does a pass's worth of work and adds what came of it to `events`. A request that cannot be finished
+    /// is told of as an event, too, and leaves the others as they are.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
         self.admit();
         let feeds = self.plan(events);
         for members in self.passes(&feeds) {
             self.run(&members, &feeds, events);
         }
+        self.keep_beginnings();
         self.running.retain(|sequence| !sequence.ended);
-        Ok(())
     }
 
     /// Lets those begin that have waited longest, as long as all prompts that are being read have room.
@@ -210,8 +230,79 @@ impl<'a> Engine<'a> {
             if !self.running.is_empty() && reserved + bytes > self.options.cache_bytes {
                 break;
             }
+            if self.is_being_read() {
+                break;
+            }
             reserved += bytes;
-            self.running.extend(self.waiting.pop_front());
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            self.begin(&mut sequence);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Whether a request that runs is about to read what the first one waiting begins with; what both
+    /// begin with is then read once.
+    fn is_being_read(&mut self) -> bool {
+        let Some(first) = self.waiting.front() else { return false };
+        if !self.reuses() || !first.may_reuse() {
+            return false;
+        }
+        let adapter = first.request.adapter.as_deref();
+        let known = match self.keeps_states {
+            true => self.prefixes.find_whole(adapter, &first.tokens).map_or(0, |cache| cache.len()),
+            false => self.prefixes.find(adapter, &first.tokens).len(),
+        };
+        let most = first.tokens.len() - 1;
+        for sequence in &mut self.running {
+            let other = sequence.request.adapter.as_deref();
+            if other.map(ServedAdapter::hash) != adapter.map(ServedAdapter::hash) {
+                continue;
+            }
+            let alike = sequence.tokens.iter().zip(&first.tokens[..most]);
+            let common = alike.take_while(|(a, b)| a == b).count().min(sequence.tokens.len() - 1);
+            let common = if self.keeps_states { common } else { common / BLOCK * BLOCK };
+            let reads = if self.keeps_states { sequence.cache.len() } else { sequence.chain.len() };
+            if common >= known + BLOCK && reads < common && sequence.chain.goes_on() {
+                if self.keeps_states {
+                    sequence.mark = Some(common);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Puts what is known of a sequence's beginning into its cache.
+    fn begin(&mut self, sequence: &mut Sequence<'a>) {
+        if !self.reuses() || !sequence.may_reuse() {
+            return;
+        }
+        let adapter = sequence.request.adapter.as_deref();
+        let held = self.held() - self.prefixes.bytes();
+        let free = self.options.cache_bytes.saturating_sub(held);
+        if self.keeps_states {
+            if let Some(cache) = self.prefixes.find_whole(adapter, &sequence.tokens) {
+                self.prefixes.shrink_to(free.saturating_sub(cache.bytes()));
+                if cache.bytes() + self.prefixes.bytes() <= free {
+                    sequence.cache = cache;
+                }
+            }
+        } else {
+            let mut chain = self.prefixes.find(adapter, &sequence.tokens);
+            let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
+            let room = free.saturating_sub(bytes);
+            self.prefixes.shrink_to(room);
+            // Where the others need all the room there is, nothing is left to begin with.
+            if bytes + self.prefixes.bytes() <= free {
+                self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+                sequence.chain = chain;
+            }
+        }
+        if !sequence.is_begun {
+            sequence.is_begun = true;
+            sequence.cached_tokens = sequence.cache.len();
+            self.stats.prefix_queries += sequence.request.prompt.len();
+            self.stats.prefix_hits += sequence.cached_tokens;
         }
     }
 
@@ -225,6 +316,7 @@ impl<'a> Engine<'a> {
             };
             let needed: usize = self.running.iter().zip(&feeds).map(needed).sum();
             if needed <= self.options.cache_bytes {
+                self.prefixes.shrink_to(self.options.cache_bytes - needed);
                 return feeds;
             }
             let Some(mut last) = self.running.pop() else { return Vec::new() };
@@ -236,6 +328,8 @@ impl<'a> Engine<'a> {
                 return Vec::new();
             }
             last.cache = self.empty_cache(&last.request, last.tokens.len());
+            last.chain = Chain::default();
+            last.mark = None;
             self.stats.preemptions += 1;
             self.waiting.push_front(last);
         }
@@ -244,10 +338,29 @@ impl<'a> Engine<'a> {
     /// Drops what is cached of a sequence that now gets other rotary frequencies, so that it is read anew,
     /// a part at a time.
     fn begin_outgrown_anew(&mut self) {
-        for sequence in &mut self.running {
+        for at in 0..self.running.len() {
+            let sequence = &self.running[at];
             if self.decoder.outgrows(&sequence.cache, sequence.pending()) {
-                let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
-                sequence.cache = self.decoder.new_cache_for(prompt, all);
+                self.running[at].cache = self.empty_cache(&sequence.request, sequence.tokens.len());
+            }
+        }
+    }
+
+    /// Keeps the beginnings that were read, in the room that is left.
+    fn keep_beginnings(&mut self) {
+        if !self.reuses() {
+            return;
+        }
+        let held = self.running.iter().map(|s| s.cache.bytes()).sum();
+        let room = self.options.cache_bytes.saturating_sub(held);
+        for sequence in &mut self.running {
+            let Sequence { chain, request, tokens, cache, .. } = sequence;
+            let adapter = request.adapter.as_deref();
+            if !self.keeps_states {
+                self.prefixes.keep(chain, adapter, tokens, cache, room);
+            } else if sequence.ended || sequence.mark == Some(cache.len()) {
+                sequence.mark = None;
+                self.prefixes.keep_whole(adapter, cache.clone(), room);
             }
         }
     }
@@ -259,7 +372,8 @@ impl<'a> Engine<'a> {
         let mut left = self.options.max_step_tokens.saturating_sub(feeds.iter().sum()).max(1);
         for (sequence, feed) in self.running.iter().zip(&mut feeds) {
             if *feed == 0 {
-                *feed = sequence.pending().min(left);
+                let marked = sequence.mark.map_or(usize::MAX, |mark| mark - sequence.cache.len());
+                *feed = sequence.pending().min(left).min(marked.max(1));
                 left -= *feed;
             }
         }

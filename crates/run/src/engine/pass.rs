@@ -1,11 +1,12 @@
 //! One pass over the model, and what comes of it.
 
 use super::logprobs::of_token;
+use super::prefix::Chain;
 use super::request::{Event, Gates};
 use super::{Engine, Sequence};
 use hydralora_kernels::ops::rows::select_rows;
 use hydralora_kernels::{Tensor, no_grad};
-use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site};
+use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site, is_same};
 use hydralora_model::{Cache, Packed};
 use std::cell::RefCell;
 
@@ -106,7 +107,7 @@ impl Engine<'_> {
         for (at, _) in &ready {
             let adapter = self.running[*at].adapter();
             match groups.last_mut() {
-                Some((count, last)) if std::ptr::addr_eq(*last, adapter) => *count += 1,
+                Some((count, last)) if is_same(*last, adapter) => *count += 1,
                 _ => groups.push((1, adapter)),
             }
         }
@@ -135,13 +136,16 @@ impl Engine<'_> {
     ) {
         let single = members.len() == 1;
         for &at in members {
+            let sequence = &self.running[at];
+            let empty = self.empty_cache(&sequence.request, sequence.tokens.len());
             let sequence = &mut self.running[at];
             if single {
                 sequence.fail(error.to_string(), events);
             }
             sequence.alone = true;
-            let (prompt, all) = (sequence.request.prompt.len(), sequence.tokens.len());
-            sequence.cache = self.decoder.new_cache_for(prompt, all);
+            sequence.chain = Chain::default();
+            sequence.mark = None;
+            sequence.cache = empty;
         }
     }
 }

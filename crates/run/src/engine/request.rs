@@ -212,6 +212,17 @@ pub enum Refused {
     },
 }
 
+/// Why a text could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The request was not taken.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It could not be finished.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {

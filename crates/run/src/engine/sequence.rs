@@ -1,5 +1,6 @@
 //! One request on its way.
 
+use super::prefix::Chain;
 use super::request::{Event, Finish, Gates, Request, RequestId, TokenLogprobs, Usage};
 use crate::sample::Sampler;
 use crate::stops::Held;
@@ -19,6 +20,12 @@ pub(super) struct Sequence<'a> {
     pub(super) lead: usize,
     /// Whether it is computed in passes of its own, since one with others failed.
     pub(super) alone: bool,
+    /// The blocks of it that are kept for others.
+    pub(super) chain: Chain,
+    /// Tokens after which it is kept as a whole for another that begins alike.
+    pub(super) mark: Option<usize>,
+    /// Whether it was looked up what is known of it.
+    pub(super) is_begun: bool,
     /// Whether it has ended.
     pub(super) ended: bool,
     /// Tokens of the prompt that were known already when it was begun.
@@ -41,6 +48,9 @@ impl<'a> Sequence<'a> {
             cache,
             lead,
             alone: false,
+            chain: Chain::default(),
+            mark: None,
+            is_begun: false,
             ended: false,
             cached_tokens: 0,
             prompt_told: false,
