@@ -184,10 +184,8 @@ impl Loop {
             for event in events.drain(..) {
                 self.hand_out(event);
             }
-            match step {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.fail(&error.to_string()),
-                Err(_) => self.fail("the engine came upon a fault of its own"),
+            if step.is_err() {
+                self.fail("the engine came upon a fault of its own");
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::stop;
 use crate::ui::{result, say, tell};
 use anyhow::Context;
 use clap::Args;
-use hydralora_model::{Decoder, ModelSource, Tokenizer};
+use hydralora_model::{CacheDType, Decoder, ModelSource, Tokenizer};
 use hydralora_run::engine::EngineOptions;
 use hydralora_serve::{AdapterLimits, ApiKey, Model, OpenedAdapter, Options, Server};
 use serde_json::json;
@@ -74,6 +74,12 @@ pub(crate) struct ServeArguments {
     /// MiB of keys and values that may be held.
     #[arg(long, default_value_t = 2048)]
     cache_mib: usize,
+    /// How keys and values are stored: f32, f16 (half the memory) or q8 (a good quarter).
+    #[arg(long, default_value = "f32", value_parser = cache_dtype)]
+    cache_dtype: CacheDType,
+    /// Read every prompt whole, also what an earlier one began with.
+    #[arg(long)]
+    no_prefix_reuse: bool,
     /// Requests that share a pass over the model.
     #[arg(long, default_value_t = 32)]
     max_batch: usize,
@@ -106,6 +112,12 @@ fn named(text: &str) -> Result<(String, String), String> {
 fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
     let (name, folder) = named(text)?;
     Ok((name, adapter::folder(&folder)?))
+}
+
+fn cache_dtype(text: &str) -> Result<CacheDType, String> {
+    let all = [CacheDType::F32, CacheDType::F16, CacheDType::Q8];
+    let found = all.into_iter().find(|dtype| dtype.name() == text);
+    found.ok_or_else(|| "expected f32, f16 or q8".to_owned())
 }
 
 fn origin(text: &str) -> Result<String, String> {
@@ -153,7 +165,8 @@ pub(crate) fn run(global: &Global, arguments: &ServeArguments) -> anyhow::Result
         max_batch: arguments.max_batch,
         max_step_tokens: arguments.max_step_tokens,
         max_waiting: arguments.max_waiting,
-        ..EngineOptions::default()
+        cache_dtype: arguments.cache_dtype,
+        prefix_reuse: !arguments.no_prefix_reuse,
     };
     server.ready(model(global, base)?, engine, &given).map_err(bad_input)?;
     let line = json!({"url": format!("http://{address}"), "model": name});

@@ -2,26 +2,37 @@
 
 use crate::support::{Running, ask, folder, options};
 use hydralora_kernels::DType;
-use hydralora_model::adapter::NoAdapter;
-use hydralora_model::{Decoder, ModelSource};
-use hydralora_run::{Generator, Request, Sampling, ends, start_ids};
+use hydralora_model::adapter::{NoAdapter, Pass};
+use hydralora_model::{Decoder, ModelSource, Packed};
+use hydralora_run::{ends, likeliest, start_ids};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Once upon a time, there was a";
 
-/// What the model writes by itself, greedily.
+/// What the model writes greedily, a token at a time and by nothing but its decoder.
 fn continued(prompt: &str, tokens: usize) -> String {
     let source = ModelSource::open(&folder()).unwrap();
     let decoder = Decoder::load(&source.config, &source.weights, DType::F32).unwrap();
-    let end_ids = ends::end_ids(&source.tokenizer, None, &[], &[]).unwrap();
     let tokenizer = &source.tokenizer;
-    let adapter = &NoAdapter;
-    let generator = Generator { decoder: &decoder, tokenizer, adapter, end_ids: &end_ids };
-    let prompt = start_ids(tokenizer, prompt).unwrap();
-    let sampling = Sampling::default();
-    let request = Request { prompt: &prompt, sampling, max_new_tokens: tokens, stops: &[] };
+    let end_ids = ends::end_ids(tokenizer, None, &[], &[]).unwrap();
+    let mut ids = start_ids(tokenizer, prompt).unwrap();
+    let read = ids.len();
     let mut cache = decoder.new_cache();
-    generator.generate(request, &mut cache, &mut |_| true).unwrap().text
+    while ids.len() < read + tokens {
+        let new = &ids[cache.len()..];
+        let offsets = [0, new.len()];
+        let batch = Packed { tokens: new, offsets: &offsets };
+        let caches = std::slice::from_mut(&mut cache);
+        let hidden = decoder.extend(batch, caches, &NoAdapter, &Pass::inference()).unwrap();
+        let last = offsets[1] - 1;
+        let next = likeliest(&decoder.logits_with(&NoAdapter, &hidden, &[last]));
+        if end_ids.contains(&next) {
+            break;
+        }
+        ids.push(next);
+    }
+    let [before, all] = [&ids[..read], &ids[..]].map(|ids| tokenizer.decode(ids, true).unwrap());
+    all.strip_prefix(before.as_str()).unwrap().to_owned()
 }
 
 #[test]
@@ -97,8 +108,8 @@ fn prompts_are_scored_as_they_are() {
     let tokens: Vec<u32> = serde_json::from_value(body["prompt"][0].clone()).unwrap();
     let mut cache = decoder.new_cache();
     let offsets = [0, tokens.len()];
-    let batch = hydralora_model::Packed { tokens: &tokens, offsets: &offsets };
-    let pass = hydralora_model::adapter::Pass::inference();
+    let batch = Packed { tokens: &tokens, offsets: &offsets };
+    let pass = Pass::inference();
     let caches = std::slice::from_mut(&mut cache);
     let hidden = decoder.extend(batch, caches, &NoAdapter, &pass).unwrap();
     for at in 1..tokens.len() {
