@@ -280,11 +280,17 @@ fn keys_and_values_in_fewer_bits_stay_close() {
         (bytes, logprobs)
     };
     let (bytes, expected) = read(CacheDType::F32);
-    for (of, share, allowed) in [(CacheDType::F16, 0.5, 6e-3), (CacheDType::Q8, 0.29, 1e-1)] {
+    for (of, share, allowed) in
+        [(CacheDType::F16, 0.5, [1e-3, 6e-3]), (CacheDType::Q8, 0.29, [6e-2, 0.4])]
+    {
         let (fewer, found) = read(of);
         assert!(fewer as f64 <= share * bytes as f64, "{of:?}: {fewer} of {bytes}");
-        let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(off > 0.0 && off < allowed, "{of:?}: off by {off}");
+        let off: Vec<f64> = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).collect();
+        let mean = off.iter().sum::<f64>() / off.len() as f64;
+        let worst = off.iter().copied().fold(0.0, f64::max);
+        let [of_mean, of_worst] = allowed;
+        assert!(mean > 0.0, "{of:?} is not stored as it");
+        assert!(mean < of_mean && worst < of_worst, "{of:?}: off by {mean}, at most {worst}");
     }
 }
 
