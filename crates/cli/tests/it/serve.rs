@@ -67,9 +67,8 @@ fn a_trained_adapter_is_served_until_the_server_is_told_to_end() {
     let (status, answer) = ask(address, "POST", "/v1/load_lora_adapter", &broken);
     assert_eq!(status, 400, "{answer}");
     assert!(!answer.contains(folder.trim_end_matches('/')), "{answer}");
-    let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]);
-    let mut kill = kill;
-    assert!(kill.status().unwrap().success());
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let ended = ran(child.wait_with_output().unwrap());
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(TcpStream::connect(address).is_err());

@@ -184,7 +184,7 @@ fn a_seed_decides_and_several_answers_differ() {
 fn stops_end_a_text_and_are_no_part_of_it() {
     let server = Running::new(options());
     let whole = continued(PROMPT, 40);
-    let stop = whole.split(' ').nth(4).unwrap();
+    let stop = whole.split(' ').nth(5).unwrap();
     for stops in [json!(stop), json!(["never comes", stop])] {
         let body = json!({"prompt": PROMPT, "max_tokens": 40, "temperature": 0, "stop": stops});
         let answer = server.post("/v1/completions", &body).json();
