@@ -71,7 +71,7 @@ impl Drop for Running {
 pub(crate) fn options() -> Options {
     Options {
         model: "stories".to_owned(),
-        drain_time: Duration::from_secs(10),
+        drain_time: Duration::from_secs(120),
         ..Options::default()
     }
 }
