@@ -1,10 +1,12 @@
 //! Many requests at once: the one loop that reads prompts and writes texts.
 //!
-//! A step is one bounded pass over the model: every text being written gets its next token, and what is
-//! left of the pass reads prompts, the oldest first, a part at a time. Requests of the base and of several
-//! adapters share passes, and a request's tokens do not depend on which. Keys and values stay within a
-//! budget of bytes: requests wait until their prompt has room, and where the texts outgrow it the youngest
-//! gives up what it holds and reads it again later.
+//! A step is bounded: every text being written gets its next token, and prompts are read by the tokens that
+//! are left, the oldest first, a part at a time. Requests of the base and of several adapters share passes.
+//! Keys and values stay within a budget of bytes: requests wait until their prompt has room, and where the
+//! texts outgrow it the youngest gives up what it holds and reads it again later.
+//!
+//! What a request gets does not depend on what else is at hand, to the last bit: see [`pass`] for how passes
+//! are put together.
 
 mod logprobs;
 mod pass;
@@ -20,6 +22,7 @@ pub use request::{
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Cache, CacheDType, Decoder, Tokenizer};
+use pass::{FEWEST, PART};
 use prefix::{BLOCK, Chain, Prefixes};
 use sequence::Sequence;
 use std::collections::VecDeque;
@@ -31,7 +34,7 @@ pub struct EngineOptions {
     pub cache_bytes: usize,
     /// Requests that share a pass.
     pub max_batch: usize,
-    /// Tokens of a pass: one for each text being written, the rest for prompts, for which one is left in
+    /// Tokens of a step: one for each text being written, the rest for prompts, for which 64 are left in
     /// any case.
     pub max_step_tokens: usize,
     /// Requests that may wait.
@@ -203,10 +206,10 @@ impl<'a> Engine<'a> {
 
     /// Bytes that `cache` takes at most on the way to `tokens` tokens.
     fn bytes_of(&self, cache: &Cache, tokens: usize, lead: usize) -> usize {
-        cache.most_bytes(tokens, lead, self.options.max_step_tokens.max(1))
+        cache.most_bytes(tokens, lead, self.options.max_step_tokens.max(PART) + FEWEST)
     }
 
-    /// Does a pass's worth of work and adds what came of it to `events`. A request that cannot be finished
+    /// Does a step's worth of work and adds what came of it to `events`. A request that cannot be finished
     /// is told of as an event, too, and leaves the others as they are.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         self.admit();
@@ -252,15 +255,15 @@ impl<'a> Engine<'a> {
             true => self.prefixes.find_whole(adapter, &first.tokens).map_or(0, |cache| cache.len()),
             false => self.prefixes.find(adapter, &first.tokens).len(),
         };
-        let most = first.tokens.len() - 1;
+        let most = first.request.prompt.len().saturating_sub(FEWEST);
         for sequence in &mut self.running {
             let other = sequence.request.adapter.as_deref();
             if other.map(ServedAdapter::hash) != adapter.map(ServedAdapter::hash) {
                 continue;
             }
             let alike = sequence.tokens.iter().zip(&first.tokens[..most]);
-            let common = alike.take_while(|(a, b)| a == b).count().min(sequence.tokens.len() - 1);
-            let common = if self.keeps_states { common } else { common / BLOCK * BLOCK };
+            let common = alike.take_while(|(a, b)| a == b).count();
+            let common = common.min(sequence.whole.saturating_sub(FEWEST)) / BLOCK * BLOCK;
             let reads = if self.keeps_states { sequence.cache.len() } else { sequence.chain.len() };
             if common >= known + BLOCK && reads < common && sequence.chain.goes_on() {
                 if self.keeps_states {
@@ -341,7 +344,9 @@ impl<'a> Engine<'a> {
         for at in 0..self.running.len() {
             let sequence = &self.running[at];
             if self.decoder.outgrows(&sequence.cache, sequence.pending()) {
-                self.running[at].cache = self.empty_cache(&sequence.request, sequence.tokens.len());
+                let empty = self.empty_cache(&sequence.request, sequence.tokens.len());
+                self.running[at].whole = sequence.tokens.len();
+                self.running[at].cache = empty;
             }
         }
     }
@@ -365,36 +370,17 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// One token for each text being written, and the rest of a pass for the oldest prompts.
+    /// One token for each text being written, and the rest of a step for the oldest prompts.
     fn feeds(&self) -> Vec<usize> {
         let mut feeds: Vec<usize> =
-            self.running.iter().map(|s| usize::from(s.pending() == 1)).collect();
-        let mut left = self.options.max_step_tokens.saturating_sub(feeds.iter().sum()).max(1);
+            self.running.iter().map(|s| usize::from(s.unread() == 0 || s.pending() == 1)).collect();
+        let mut left = self.options.max_step_tokens.saturating_sub(feeds.iter().sum()).max(PART);
         for (sequence, feed) in self.running.iter().zip(&mut feeds) {
             if *feed == 0 {
-                let marked = sequence.mark.map_or(usize::MAX, |mark| mark - sequence.cache.len());
-                *feed = sequence.pending().min(left).min(marked.max(1));
-                left -= *feed;
+                *feed = sequence.part(left);
+                left = left.saturating_sub(*feed);
             }
         }
         feeds
-    }
-
-    /// Those that share a pass, and those with a pass of their own; each by its place among those that
-    /// run. Rows of one adapter are neighbours.
-    fn passes(&self, feeds: &[usize]) -> Vec<Vec<usize>> {
-        let reading = (0..self.running.len()).filter(|&at| feeds.get(at).is_some_and(|&n| n > 0));
-        let (own, mut shared): (Vec<usize>, Vec<usize>) =
-            reading.partition(|&at| self.running[at].needs_own_pass());
-        let adapter = |at: &usize| {
-            let served = self.running[*at].request.adapter.as_ref();
-            served.map_or(0, |served| std::ptr::from_ref(served.adapter()).addr())
-        };
-        shared.sort_by_key(adapter);
-        let mut passes: Vec<Vec<usize>> = own.into_iter().map(|at| vec![at]).collect();
-        if !shared.is_empty() {
-            passes.insert(0, shared);
-        }
-        passes
     }
 }

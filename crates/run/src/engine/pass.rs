@@ -1,4 +1,18 @@
-//! One pass over the model, and what comes of it.
+//! Passes over the model, and what comes of them.
+//!
+//! A row of a pass comes out the same, to the last bit, whatever the other rows are, as long as the same
+//! kernels compute it. Which do depends on the number of rows: fewer than 16 are multiplied by the weights
+//! as these are stored, more by weights that are packed first; and attention of one query a sequence is
+//! another kernel than that of several. So rows are put together by their kind, which follows from their
+//! request alone:
+//!
+//! - prompts of 16 tokens and more are read by parts of no fewer, which begin at multiples of 64 tokens, as
+//!   attention and the delta rule cut a pass over the whole prompt; any number of them share a pass;
+//! - shorter prompts share passes of fewer than 16 rows;
+//! - so do single tokens, of texts being written or read again.
+//!
+//! What is not the same to the last bit is what was written when it becomes the beginning of another prompt
+//! (it is known from single tokens, and not read again), and a prompt behind learned embeddings.
 
 use super::logprobs::of_token;
 use super::prefix::Chain;
@@ -10,8 +24,11 @@ use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site, is_same};
 use hydralora_model::{Cache, Packed};
 use std::cell::RefCell;
 
-/// Rows whose logits are held at once.
-const ROWS_PER_CHUNK: usize = 128;
+/// Rows from which on a pass is computed by the kernels for many.
+pub(super) const FEWEST: usize = 16;
+
+/// Tokens of prompts are read by multiples of these.
+pub(super) const PART: usize = 64;
 
 /// Keeps the gates of a pass.
 #[derive(Default)]
@@ -24,6 +41,43 @@ impl GateObserver for Observed {
 }
 
 impl Engine<'_> {
+    /// Those that share a pass, each by its place among those that run. Rows of one adapter are
+    /// neighbours.
+    pub(super) fn passes(&self, feeds: &[usize]) -> Vec<Vec<usize>> {
+        let reading = (0..self.running.len()).filter(|&at| feeds.get(at).is_some_and(|&n| n > 0));
+        let (own, mut shared): (Vec<usize>, Vec<usize>) =
+            reading.partition(|&at| self.running[at].needs_own_pass());
+        let adapter = |at: &usize| {
+            let served = self.running[*at].request.adapter.as_ref();
+            served.map_or(0, |served| std::ptr::from_ref(served.adapter()).addr())
+        };
+        shared.sort_by_key(adapter);
+        let (single, several): (Vec<usize>, Vec<usize>) =
+            shared.into_iter().partition(|&at| feeds[at] == 1);
+        let (few, many): (Vec<usize>, Vec<usize>) =
+            several.into_iter().partition(|&at| feeds[at] < FEWEST);
+        let mut passes: Vec<Vec<usize>> = Vec::new();
+        // As many in each, but for one.
+        let groups = single.len().div_ceil(FEWEST - 1).max(1);
+        passes.extend(single.chunks(single.len().div_ceil(groups).max(1)).map(<[usize]>::to_vec));
+        let mut rows = FEWEST;
+        for at in few {
+            rows += feeds[at];
+            match passes.last_mut() {
+                Some(pass) if rows < FEWEST => pass.push(at),
+                _ => {
+                    rows = feeds[at];
+                    passes.push(vec![at]);
+                }
+            }
+        }
+        if !many.is_empty() {
+            passes.push(many);
+        }
+        passes.extend(own.into_iter().map(|at| vec![at]));
+        passes
+    }
+
     /// Feeds the requests at `members` of those that run what `feeds` says, and goes on with those that
     /// have read all they have.
     pub(super) fn run(&mut self, members: &[usize], feeds: &[usize], events: &mut Vec<Event>) {
@@ -60,8 +114,11 @@ impl Engine<'_> {
             let sequence = &mut self.running[at];
             let before = sequence.cache.len() - feeds[at];
             let wanted = sequence.rows_for_logprobs(before, sequence.cache.len());
-            for wanted in wanted.chunks(ROWS_PER_CHUNK) {
-                let rows: Vec<usize> = wanted.iter().map(|row| rows[0] + row).collect();
+            for wanted in wanted.chunks(PART) {
+                // Filled up, so that the kernels for many rows compute all of them.
+                let filled = wanted.iter().chain(std::iter::repeat(&wanted[0]));
+                let filled = filled.take(wanted.len().max(FEWEST));
+                let rows: Vec<usize> = filled.map(|row| rows[0] + row).collect();
                 let logits = self.decoder.logits_with(sequence.adapter(), &hidden, &rows);
                 let top = sequence.request.prompt_logprobs.unwrap_or(0);
                 for (slot, row) in wanted.iter().enumerate() {
@@ -99,12 +156,22 @@ impl Engine<'_> {
             .filter(|(at, _)| self.running[**at].pending() == 0)
             .map(|(&at, &end)| (at, end - 1))
             .collect();
-        if ready.is_empty() {
-            return;
+        for ready in ready.chunks(FEWEST - 1) {
+            self.write_few(ready, hidden, gates, events);
         }
+    }
+
+    /// Goes on with fewer than [`FEWEST`] of those that run, each by its place and its row of `hidden`.
+    fn write_few(
+        &mut self,
+        ready: &[(usize, usize)],
+        hidden: &Tensor,
+        gates: &[(Site, Tensor)],
+        events: &mut Vec<Event>,
+    ) {
         let rows: Vec<usize> = ready.iter().map(|(_, row)| *row).collect();
         let mut groups: Vec<(usize, &dyn Adapter)> = Vec::new();
-        for (at, _) in &ready {
+        for (at, _) in ready {
             let adapter = self.running[*at].adapter();
             match groups.last_mut() {
                 Some((count, last)) if is_same(*last, adapter) => *count += 1,

@@ -11,13 +11,14 @@
 //!   what another request begins with;
 //! - nothing where rotations depend on how long a sequence is, since the same tokens then have other keys.
 
+use super::pass::{FEWEST, PART};
 use super::request::ServedAdapter;
 use hydralora_model::{Cache, CacheBlock};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
-/// Tokens of a block.
-pub(super) const BLOCK: usize = 32;
+/// Tokens of a block: as many as prompts are read by, so that what is left is read by the same parts.
+pub(super) const BLOCK: usize = PART;
 
 /// Names a block.
 type Name = [u8; 32];
@@ -88,12 +89,13 @@ impl Prefixes {
         self.bytes
     }
 
-    /// The known blocks that `tokens` begin with, which count as used; one token at least is left to
-    /// read.
+    /// The known blocks that `tokens` begin with, which count as used. So much is left to read that the
+    /// same kernels read it as would read all of it.
     pub(super) fn find(&mut self, adapter: Option<&ServedAdapter<'_>>, tokens: &[u32]) -> Chain {
         self.clock += 1;
         let mut chain = Chain::default();
-        for tokens in tokens[..tokens.len() - 1].chunks_exact(BLOCK) {
+        let most = tokens.len().saturating_sub(FEWEST);
+        for tokens in tokens[..most].chunks_exact(BLOCK) {
             let name = chain.next(adapter, tokens);
             let Some(kept) = self.blocks.get_mut(&name) else { break };
             kept.used = self.clock;
@@ -160,8 +162,8 @@ impl Prefixes {
         }
     }
 
-    /// The longest whole sequence that is known and that `tokens` begin with, one token at least being
-    /// left to read; it counts as used.
+    /// The longest whole sequence that is known and that `tokens` begin with; as much is left to read, and
+    /// it counts as used.
     pub(super) fn find_whole(
         &mut self,
         adapter: Option<&ServedAdapter<'_>>,
@@ -171,7 +173,8 @@ impl Prefixes {
         let hash = adapter.map(ServedAdapter::hash);
         let fits = |whole: &&mut Whole| {
             let held = whole.cache.tokens();
-            whole.adapter.as_ref() == hash && held.len() < tokens.len() && tokens.starts_with(held)
+            let fits = held.len() + FEWEST <= tokens.len() && tokens.starts_with(held);
+            fits && whole.adapter.as_ref() == hash
         };
         let longest = self.wholes.iter_mut().filter(fits).max_by_key(|whole| whole.cache.len())?;
         longest.used = self.clock;

@@ -1,5 +1,6 @@
 //! One request on its way.
 
+use super::pass::{FEWEST, PART};
 use super::prefix::Chain;
 use super::request::{Event, Finish, Gates, Request, RequestId, TokenLogprobs, Usage};
 use crate::sample::Sampler;
@@ -16,6 +17,9 @@ pub(super) struct Sequence<'a> {
     pub(super) tokens: Vec<u32>,
     /// Keys and values of the first of these tokens.
     pub(super) cache: Cache,
+    /// How many of them are read in parts: the prompt, or what was written too when other rotary
+    /// frequencies began to hold. The others were, and are read again, one by one.
+    pub(super) whole: usize,
     /// Positions that the adapter puts before the first token.
     pub(super) lead: usize,
     /// Whether it is computed in passes of its own, since one with others failed.
@@ -45,6 +49,7 @@ impl<'a> Sequence<'a> {
         Self {
             id,
             tokens: request.prompt.clone(),
+            whole: request.prompt.len(),
             cache,
             lead,
             alone: false,
@@ -70,6 +75,24 @@ impl<'a> Sequence<'a> {
     /// Tokens that are not in the cache.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.cache.len()
+    }
+
+    /// Tokens that are still to be read in parts.
+    pub(super) fn unread(&self) -> usize {
+        self.whole.saturating_sub(self.cache.len())
+    }
+
+    /// How many of the unread tokens a step reads that has `left` for them: all, or so many that the next
+    /// part begins where it would in a pass over all of them, and is no shorter than the kernels for
+    /// many rows ask.
+    pub(super) fn part(&self, left: usize) -> usize {
+        let unread = self.unread();
+        let to_mark = self.mark.map_or(unread, |mark| mark.saturating_sub(self.cache.len()).max(1));
+        if unread <= left && to_mark >= unread {
+            return unread;
+        }
+        let part = (left / PART * PART).min(to_mark).min(unread);
+        if part > 0 && unread - part < FEWEST { unread } else { part }
     }
 
     /// Whether its next pass is its first.

@@ -3,11 +3,12 @@
 
 use crate::support::model;
 use hydralora_kernels::DType;
+use hydralora_kernels::block::BlockFormat;
 use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_model::source::open_weights;
-use hydralora_model::{Cache, Decoder, Packed, RopeScaling};
-use hydralora_run::engine::{Engine, EngineOptions, Event, Request, RequestId};
-use hydralora_run::likeliest;
+use hydralora_model::{Cache, Decoder, Held, Packed, RopeScaling};
+use hydralora_run::engine::{Engine, EngineOptions, Event, Request, RequestId, TokenLogprobs};
+use hydralora_run::{Sampling, likeliest};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +75,7 @@ fn every_family_is_answered_together_as_alone() {
         }
         let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
         let name = &config.model_type;
-        let (new, most) = (9, config.context_length().min(100) - 9);
+        let (new, most) = (9, config.context_length().min(126) - 9);
         let beginning: Vec<u32> = (0..most as u32).map(|i| (i * 37 + 11) % 250 + 3).collect();
         // Some begin alike, one is the beginning of another, one is short.
         // One outgrows the original context of the model with LongRoPE.
@@ -107,4 +108,75 @@ fn every_family_is_answered_together_as_alone() {
             assert!(!reuses || room < 20 || hits > 0, "{name} uses nothing again");
         }
     }
+}
+
+/// Log-probabilities of a prompt and its text are the same bits beside others as alone.
+#[test]
+fn every_family_computes_the_same_bits() {
+    let tokenizer = model().source.tokenizer;
+    let mut packed = 0;
+    for folder in folders() {
+        let (config, weights) = open_weights(&folder).unwrap();
+        let name = &config.model_type;
+        for held in [Held::Wide, Held::Packed(BlockFormat::Q8_0)] {
+            // Some are too small for blocks.
+            let decoder = Decoder::load_held(&config, &weights, DType::F32, held);
+            let Some(decoder) = decoder.ok().or_else(|| {
+                assert!(held != Held::Wide, "{name}");
+                None
+            }) else {
+                continue;
+            };
+            packed += usize::from(held != Held::Wide);
+            let asked = |at: usize| {
+                let lengths = [1, 70, 118, 40, 9, 85];
+                let prompt = (0..lengths[at % 6] as u32).map(|i| (i * 37 + 11) % 250 + 3);
+                let sampling =
+                    Sampling { temperature: 0.7, seed: at as u64, ..Sampling::default() };
+                Request {
+                    sampling,
+                    top_logprobs: Some(2),
+                    prompt_logprobs: (at % 5 == 0).then_some(1),
+                    ..Request::new(prompt.collect(), 7)
+                }
+            };
+            let alone: Vec<Vec<Event>> = (0..20)
+                .map(|at| {
+                    let mut engine = Engine::new(&decoder, &tokenizer, EngineOptions::default());
+                    engine.submit(asked(at)).unwrap();
+                    told(&mut engine).into_values().next().unwrap()
+                })
+                .collect();
+            let options = EngineOptions { max_step_tokens: 64, ..EngineOptions::default() };
+            let mut engine = Engine::new(&decoder, &tokenizer, options);
+            let ids: Vec<RequestId> = (0..20).map(|at| engine.submit(asked(at)).unwrap()).collect();
+            let found = told(&mut engine);
+            for (at, id) in ids.iter().enumerate() {
+                assert_eq!(parts(&found[id]), parts(&alone[at]), "{name} {held:?}, request {at}");
+            }
+        }
+    }
+    assert!(packed > 1, "no family was packed");
+}
+
+/// All events of each request.
+fn told(engine: &mut Engine<'_>) -> BTreeMap<RequestId, Vec<Event>> {
+    let mut told = BTreeMap::<RequestId, Vec<Event>>::new();
+    while !engine.is_idle() {
+        let mut events = Vec::new();
+        engine.step(&mut events);
+        events.into_iter().for_each(|event| told.entry(event.id()).or_default().push(event));
+    }
+    told
+}
+
+/// The log-probabilities, and the tokens with theirs.
+fn parts(events: &[Event]) -> Vec<TokenLogprobs> {
+    let parts = events.iter().flat_map(|event| match event {
+        Event::Prompt { logprobs, .. } => logprobs.clone(),
+        Event::Token { logprobs, .. } => logprobs.clone().into_iter().collect(),
+        Event::Failed { error, .. } => panic!("{error}"),
+        Event::Done { .. } => Vec::new(),
+    });
+    parts.collect()
 }
