@@ -125,6 +125,8 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     /// Talk to a model
     Chat(ChatArguments),
+    /// Answer requests over HTTP, as clients of OpenAI's protocol send them
+    Serve(Box<crate::commands::serve::ServeArguments>),
     /// Score a model, and adapters on it, on benchmarks
     Eval(Box<crate::commands::eval::EvalArguments>),
     /// Show a model's or an adapter's parameters
@@ -501,6 +503,8 @@ pub(crate) enum BenchWhat {
     Train(BenchTrainArguments),
     /// Prefill and decoding
     Decode(BenchDecodeArguments),
+    /// Many requests at once
+    Engine(BenchEngineArguments),
     /// Single operations at a model's shapes
     Kernels(BenchKernelsArguments),
 }
@@ -571,6 +575,31 @@ pub(crate) struct BenchDecodeArguments {
     /// Leave the HydraLoRA adapter (r = 4, N = 4 on the feed-forward layers) out.
     #[arg(long)]
     pub(crate) no_adapter: bool,
+    #[command(flatten)]
+    pub(crate) energy: EnergyArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchEngineArguments {
+    /// Base model: a folder, a .gguf file, or a known name.
+    #[arg(long, default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Types or packings the weights are held in, one run each.
+    #[arg(long, value_delimiter = ',', default_value = "f32,q8_0")]
+    pub(crate) dtype: Vec<ModelDtype>,
+    /// Numbers of requests at once.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16")]
+    pub(crate) requests: Vec<usize>,
+    /// Numbers of HydraLoRA adapters (r = 4, N = 4 on the feed-forward layers) that the requests have in
+    /// turn; 0 for the base.
+    #[arg(long, value_delimiter = ',', default_value = "0,1,4")]
+    pub(crate) adapters: Vec<usize>,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) prompt: usize,
+    /// Tokens of each text.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) new_tokens: usize,
     #[command(flatten)]
     pub(crate) energy: EnergyArguments,
 }

@@ -37,6 +37,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<hydralora_run::eval::Error>() {
             return if error.is_bad_input() { 2 } else { 1 };
         }
+        if let Some(error) = cause.downcast_ref::<hydralora_run::engine::Error>() {
+            return if matches!(error, hydralora_run::engine::Error::Refused(_)) { 2 } else { 1 };
+        }
         if let Some(error) = cause.downcast_ref::<hydralora_study::Error>() {
             return if error.is_bad_input() { 2 } else { 1 };
         }

@@ -90,6 +90,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Check(command) => commands::check::run(global, command),
         Command::Generate(command) => commands::generate::run(global, command),
         Command::Chat(command) => commands::chat::run(global, command),
+        Command::Serve(command) => commands::serve::run(global, command),
         Command::Eval(command) => commands::eval::run(global, command),
         Command::Inspect(command) => commands::inspect::run(global, command),
         Command::Bench(command) => commands::bench::run(global, command),

@@ -98,6 +98,13 @@ impl Adapter for NoAdapter {
     }
 }
 
+/// Tells whether two adapters are one. Those without a field may lie at one address, so their type counts
+/// too; a type that is compiled twice makes two of one, which costs a pass some time and no more.
+#[allow(ambiguous_wide_pointer_comparisons)]
+pub fn is_same(one: &dyn Adapter, other: &dyn Adapter) -> bool {
+    std::ptr::eq(one, other)
+}
+
 /// The adapters of a pass: one for all rows, or one for each sequence.
 pub(crate) enum Adapters<'a> {
     /// For all rows.
@@ -112,7 +119,7 @@ impl<'a> Adapters<'a> {
         let mut each: Vec<(Range<usize>, &'a dyn Adapter)> = Vec::new();
         for (&adapter, span) in adapters.iter().zip(offsets.windows(2)) {
             match each.last_mut() {
-                Some((rows, last)) if std::ptr::addr_eq(*last, adapter) => rows.end = span[1],
+                Some((rows, last)) if is_same(*last, adapter) => rows.end = span[1],
                 _ => each.push((span[0]..span[1], adapter)),
             }
         }

@@ -2,11 +2,19 @@
 
 use hydralora_kernels::ops::attention::AttentionConfig;
 use hydralora_kernels::ops::delta_net::DeltaState;
-use hydralora_kernels::{DType, Tensor, TensorElement, dispatch};
+use hydralora_kernels::{DType, TensorElement};
+use rows::Rows;
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
-/// Rows a cache grows by at least.
-const SMALLEST_GROWTH: usize = 64;
+mod rows;
+
+pub use rows::CacheDType;
+
+/// Rows a cache grows by, so that what it occupies follows what it holds. The copies that this makes are
+/// few beside what attention reads: a row is copied once in so many tokens, and read for each of them.
+const GROWTH: usize = 64;
 
 /// Rows kept beyond a window, so that the last tokens can be taken back.
 const SPARE: usize = 32;
@@ -23,6 +31,36 @@ pub struct Cache {
     tokens: Vec<u32>,
     /// Rows before the first token that an adapter put there.
     lead: usize,
+    /// Tokens that the sequence is known to get at least.
+    expected: Option<usize>,
+}
+
+/// Keys and values of neighbouring tokens over all layers, taken out of a [`Cache`] to be put into another.
+/// Clones share them.
+#[derive(Clone)]
+pub struct CacheBlock {
+    /// Keys and values of each.
+    layers: Arc<Vec<[Rows; 2]>>,
+    /// Rows before the first token that an adapter put there, where the block is the first.
+    lead: usize,
+    tokens: usize,
+}
+
+impl CacheBlock {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// Counts the bytes it occupies.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(Rows::bytes).sum()
+    }
 }
 
 /// Keys and values of one layer, `[capacity, kv_heads · head_dim]` with some neighbouring rows in use.
@@ -31,8 +69,8 @@ pub struct Cache {
 /// twice its window and what one pass brings.
 #[derive(Clone)]
 pub(crate) struct LayerCache {
-    keys: Tensor,
-    values: Tensor,
+    keys: Rows,
+    values: Rows,
     /// Positions that were appended.
     len: usize,
     /// Of these, how many at the beginning are no longer held.
@@ -45,6 +83,7 @@ impl Cache {
     /// Makes an empty cache for layers with these settings. A layer without settings has no keys and
     /// values; some have a state in their place.
     pub(crate) fn new(
+        stored: CacheDType,
         dtype: DType,
         layers: impl Iterator<Item = (Option<AttentionConfig>, Option<DeltaState>)>,
     ) -> Self {
@@ -52,15 +91,22 @@ impl Cache {
         let empty = |config: Option<AttentionConfig>| {
             let width = config.map_or(0, |config| config.num_key_value_heads * config.head_dim);
             LayerCache {
-                keys: Tensor::zeros(dtype, [0, width]),
-                values: Tensor::zeros(dtype, [0, width]),
+                keys: Rows::new(stored, dtype, 0, width),
+                values: Rows::new(stored, dtype, 0, width),
                 len: 0,
                 dropped: 0,
                 window: config.and_then(|config| config.window),
             }
         };
         let layers = layers.into_iter().map(empty).collect();
-        Self { layers, empty_states: states.clone(), states, tokens: Vec::new(), lead: 0 }
+        Self {
+            layers,
+            empty_states: states.clone(),
+            states,
+            tokens: Vec::new(),
+            lead: 0,
+            expected: None,
+        }
     }
 
     /// Number of tokens held.
@@ -69,8 +115,13 @@ impl Cache {
     }
 
     /// The tokens held.
-    pub(crate) fn tokens(&self) -> &[u32] {
+    pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Whether some layers keep a state in place of keys and values, which cannot be taken back.
+    pub fn keeps_states(&self) -> bool {
+        self.states.iter().any(Option::is_some)
     }
 
     /// Whether no token is held.
@@ -83,7 +134,7 @@ impl Cache {
     pub fn truncate(&mut self, len: usize) {
         let rows = self.lead + len;
         // A state cannot be taken back.
-        let stateless = self.states.iter().all(Option::is_none);
+        let stateless = !self.keeps_states();
         let can_end = |layer: &LayerCache| layer.can_end_at(rows);
         let kept = len >= self.len() || (stateless && self.layers.iter().all(can_end));
         self.tokens.truncate(if kept { len } else { 0 });
@@ -107,20 +158,101 @@ impl Cache {
         self.lead = rows;
     }
 
+    /// Says that the sequence gets `tokens` tokens at least, of which a pass may bring a part. Where a
+    /// rotation depends on a sequence's length, a token's length is the larger of that and its own
+    /// place, so that a text read in parts comes out as one read whole.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = Some(tokens);
+    }
+
+    /// Tokens that the sequence is known to get, if that was said.
+    pub(crate) fn expected(&self) -> Option<usize> {
+        self.expected
+    }
+
+    /// Counts the bytes that it occupies while and after it takes `more` tokens; `lead` rows come before
+    /// them if it is empty.
+    pub fn bytes_with(&self, more: usize, lead: usize) -> usize {
+        let rows = more + if self.rows() == 0 { lead } else { 0 };
+        let of_layer = |layer: &LayerCache| 2 * layer.capacity_with(rows) * layer.row_bytes();
+        let states = self.states.iter().flatten().map(DeltaState::bytes);
+        self.layers.iter().map(of_layer).chain(states).sum()
+    }
+
+    /// Counts the bytes that it never exceeds on the way to `tokens` tokens behind `lead` rows, taking no
+    /// more than `at_once` in a pass.
+    pub fn most_bytes(&self, tokens: usize, lead: usize, at_once: usize) -> usize {
+        let rows = tokens + lead;
+        let of_layer = |layer: &LayerCache| {
+            let within = |window: usize| {
+                let kept = window - 1 + SPARE;
+                if rows <= kept { rows } else { kept + kept.max(at_once + lead) }
+            };
+            let rows = layer.window.map_or(rows, within).next_multiple_of(GROWTH);
+            2 * rows * layer.row_bytes()
+        };
+        let states = self.states.iter().flatten().map(DeltaState::bytes);
+        self.layers.iter().map(of_layer).chain(states).sum()
+    }
+
     /// Copies it with room for `more` tokens, so that it need not grow soon.
     #[must_use]
     pub fn fork(&self, more: usize) -> Self {
         let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
         let (states, empty_states) = (self.states.clone(), self.empty_states.clone());
         let tokens = self.tokens.clone();
-        Self { layers, states, empty_states, tokens, lead: self.lead }
+        Self { layers, states, empty_states, tokens, lead: self.lead, expected: self.expected }
     }
 
     /// Counts the bytes it occupies.
     pub fn bytes(&self) -> usize {
-        let bytes = |layer: &LayerCache| 2 * layer.keys.len() * layer.keys.dtype().size();
+        let bytes = |layer: &LayerCache| layer.keys.bytes() + layer.values.bytes();
         let states = self.states.iter().flatten().map(DeltaState::bytes);
         self.layers.iter().map(bytes).chain(states).sum()
+    }
+
+    /// Copies the keys and values of the tokens at `tokens`, for [`append`](Self::append) to another cache
+    /// of the same decoder. None if a layer no longer holds some of them, or keeps a state instead, which
+    /// is only that of the last token.
+    pub fn block(&self, tokens: Range<usize>) -> Option<CacheBlock> {
+        if tokens.end > self.len() || self.keeps_states() {
+            return None;
+        }
+        let lead = if tokens.start == 0 { self.lead } else { 0 };
+        let rows = self.lead + tokens.start - lead..self.lead + tokens.end;
+        let layers: Option<Vec<[Rows; 2]>> =
+            self.layers.iter().map(|layer| layer.taken(rows.clone())).collect();
+        Some(CacheBlock { layers: Arc::new(layers?), lead, tokens: tokens.len() })
+    }
+
+    /// Appends what was copied of the cache of a sequence that is the same up to the end of `block`,
+    /// whose tokens are `tokens`.
+    ///
+    /// # Panics
+    /// If the numbers of tokens or layers differ, or the caches store keys differently.
+    pub fn append(&mut self, block: &CacheBlock, tokens: &[u32]) {
+        assert_eq!(tokens.len(), block.tokens, "the block's tokens");
+        assert_eq!(self.layers.len(), block.layers.len(), "caches of one decoder");
+        for (layer, stored) in self.layers.iter_mut().zip(block.layers.iter()) {
+            if layer.keys.width() > 0 {
+                layer.append_stored(stored);
+            }
+        }
+        self.lead += block.lead;
+        self.advance(tokens);
+    }
+
+    /// An empty one of the same kind.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self {
+            layers: self.layers.iter().map(LayerCache::emptied).collect(),
+            states: self.empty_states.clone(),
+            empty_states: self.empty_states.clone(),
+            tokens: Vec::new(),
+            lead: 0,
+            expected: None,
+        }
     }
 
     pub(crate) fn layer(&self, index: usize) -> &LayerCache {
@@ -177,41 +309,82 @@ impl LayerCache {
         self.window.map_or(self.held(), |window| self.held().min(window - 1 + SPARE))
     }
 
+    fn emptied(&self) -> Self {
+        let empty = |side: &Rows| side.copied(0..0, 0);
+        let (keys, values) = (empty(&self.keys), empty(&self.values));
+        Self { keys, values, len: 0, dropped: 0, window: self.window }
+    }
+
     fn fork(&self, more: usize) -> Self {
-        let copy = |side: &Tensor| with_rows(side, 0..self.held(), self.held() + more);
+        let copy = |side: &Rows| side.copied(0..self.held(), self.held() + more);
         Self { keys: copy(&self.keys), values: copy(&self.values), ..*self }
     }
 
     /// Appends rows given row-major.
     pub(crate) fn append<E: TensorElement>(&mut self, keys: &[E], values: &[E]) {
-        let width = self.keys.cols();
-        let rows = keys.len() / width;
-        if self.held() + rows > self.keys.rows() {
-            self.make_room::<E>(rows);
-        }
-        let first = self.held() * width;
-        for (side, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            side.data_mut::<E>()[first..first + new.len()].copy_from_slice(new);
-        }
+        let rows = keys.len() / self.keys.width();
+        self.make_room(rows);
+        let first = self.held();
+        self.keys.write(first, keys);
+        self.values.write(first, values);
         self.len += rows;
     }
 
-    /// Lets go of what no later token sees, and grows if that is not enough for `rows` more.
-    fn make_room<E: TensorElement>(&mut self, rows: usize) {
-        let width = self.keys.cols();
-        let (held, kept) = (self.held(), self.needed());
+    /// Appends rows that are stored in the same way.
+    fn append_stored(&mut self, [keys, values]: &[Rows; 2]) {
+        let rows = keys.capacity();
+        self.make_room(rows);
+        let first = self.held();
+        self.keys.copy_from(first, keys, 0..rows);
+        self.values.copy_from(first, values, 0..rows);
+        self.len += rows;
+    }
+
+    /// Copies the rows at `positions`; none if some are no longer held.
+    fn taken(&self, positions: Range<usize>) -> Option<[Rows; 2]> {
+        if self.keys.width() == 0 {
+            return Some([self.keys.clone(), self.values.clone()]);
+        }
+        let first = positions.start.checked_sub(self.dropped)?;
+        let rows = first..first + positions.len();
+        let copy = |side: &Rows| side.copied(rows.clone(), rows.len());
+        Some([copy(&self.keys), copy(&self.values)])
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.keys.stored_as().row_bytes(self.keys.dtype(), self.keys.width())
+    }
+
+    /// Rows it has room for after it took `rows` more.
+    fn capacity_with(&self, rows: usize) -> usize {
+        let (kept, has) = (self.needed(), self.keys.capacity());
+        if self.keys.width() == 0 || self.held() + rows <= has {
+            return has;
+        }
         let needed = kept + rows;
-        // A window slides by moving what it holds; with room for two, once in a window.
-        let usual = match self.window {
-            Some(_) => 2 * kept,
-            None => 2 * self.keys.rows(),
-        };
-        let capacity = needed.max(usual).max(SMALLEST_GROWTH);
+        if needed <= has {
+            return has;
+        }
+        match self.window {
+            // A window slides by moving what it holds; with room for two, once in a window.
+            Some(window) if self.held() + rows > window - 1 + SPARE => needed.max(2 * kept),
+            _ => needed,
+        }
+        .next_multiple_of(GROWTH)
+    }
+
+    /// Lets go of what no later token sees, and grows if that is not enough for `rows` more.
+    fn make_room(&mut self, rows: usize) {
+        if self.held() + rows <= self.keys.capacity() {
+            return;
+        }
+        let (held, kept) = (self.held(), self.needed());
+        let capacity = self.capacity_with(rows);
         for side in [&mut self.keys, &mut self.values] {
-            if needed <= side.rows() {
-                side.data_mut::<E>().copy_within((held - kept) * width..held * width, 0);
+            if capacity == side.capacity() {
+                side.move_down(held - kept..held);
             } else {
-                *side = with_rows(side, held - kept..held, capacity);
+                *side = side.copied(held - kept..held, capacity);
             }
         }
         self.dropped += held - kept;
@@ -220,31 +393,26 @@ impl LayerCache {
     /// Shrinks to a window after a pass that brought much more than one.
     fn settle(&mut self) {
         let Some(window) = self.window else { return };
-        if self.keys.rows() > 3 * (window + SPARE) {
+        if self.keys.capacity() > 3 * (window + GROWTH) {
             let (held, kept) = (self.held(), self.needed());
+            let room = (2 * (window - 1 + SPARE)).next_multiple_of(GROWTH);
             for side in [&mut self.keys, &mut self.values] {
-                *side = with_rows(side, held - kept..held, 2 * (window + SPARE));
+                *side = side.copied(held - kept..held, room);
             }
             self.dropped += held - kept;
         }
     }
 
     /// The rows in use: keys, then values.
-    pub(crate) fn rows<E: TensorElement>(&self) -> (&[E], &[E]) {
-        let used = self.held() * self.keys.cols();
-        (&self.keys.data::<E>()[..used], &self.values.data::<E>()[..used])
+    pub(crate) fn rows<E: TensorElement>(&self) -> [Cow<'_, [E]>; 2] {
+        [self.keys.read(self.held()), self.values.read(self.held())]
     }
-}
 
-/// Copies some rows of `side` to the beginning of one with room for `capacity` rows.
-fn with_rows(side: &Tensor, rows: Range<usize>, capacity: usize) -> Tensor {
-    let width = side.cols();
-    let mut copy = Tensor::zeros(side.dtype(), [capacity, width]);
-    dispatch!(side.dtype(), |E| {
-        let used = &side.data::<E>()[rows.start * width..rows.end * width];
-        copy.data_mut::<E>()[..used.len()].copy_from_slice(used);
-    });
-    copy
+    /// The keys in use for fetching them ahead; none if they are not stored as numbers.
+    pub(crate) fn keys_ahead(&self) -> &[f32] {
+        let keys = self.keys.as_numbers();
+        &keys[..keys.len().min(self.held() * self.keys.width())]
+    }
 }
 
 impl std::fmt::Debug for Cache {

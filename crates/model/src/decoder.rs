@@ -12,8 +12,8 @@ pub(crate) mod modules;
 mod training;
 pub(crate) mod tree;
 
-use crate::adapter::{Adapter, Adapters, NoAdapter, Output, OutputLayer, Pass};
-use crate::cache::Cache;
+use crate::adapter::{Adapter, Adapters, NoAdapter, Output, OutputLayer, Pass, joined};
+use crate::cache::{Cache, CacheDType};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::kit::{LinearPlan, ModulesPlan, StartContext};
@@ -389,11 +389,77 @@ impl Decoder {
         }
     }
 
+    /// Computes logits `[rows, vocab_size]` of all rows of `hidden`, which belong to several adapters:
+    /// each to neighbouring rows, given as their number and the adapter. The frozen output layer is read
+    /// once for all that have it.
+    pub fn logits_each(&self, adapters: &[(usize, &dyn Adapter)], hidden: &Tensor) -> Tensor {
+        let _guard = no_grad();
+        let pass = Pass::inference();
+        let mut first = 0;
+        let mut groups = Vec::with_capacity(adapters.len());
+        for &(count, adapter) in adapters {
+            let rows: Vec<usize> = (first..first + count).collect();
+            first += count;
+            let own = Var::constant(select_rows(hidden, &rows));
+            let output = adapter.output(&own, self.output_layer(), &pass);
+            groups.push((rows, adapter, output));
+        }
+        let frozen = |output: &Output<'_>| {
+            matches!(output, Output::Frozen | Output::Add { layer: None, .. })
+        };
+        let shared: Vec<usize> = (groups.iter())
+            .filter(|(.., output)| frozen(output))
+            .flat_map(|(rows, ..)| rows.iter().copied())
+            .collect();
+        if groups.len() == 1 || shared.is_empty() {
+            let each = groups
+                .iter()
+                .map(|(rows, adapter, _)| Var::constant(self.logits_with(*adapter, hidden, rows)));
+            return joined(each.collect()).into_value();
+        }
+        self.announce_first(shared.len());
+        let base = self.head.apply(&select_rows(hidden, &shared));
+        let mut parts = Vec::with_capacity(groups.len());
+        let mut next = 0;
+        for (rows, adapter, output) in groups {
+            if !frozen(&output) {
+                parts.push(Var::constant(self.logits_with(adapter, hidden, &rows)));
+                continue;
+            }
+            let taken: Vec<usize> = (next..next + rows.len()).collect();
+            next += rows.len();
+            let mut own = select_rows(&base, &taken);
+            if let Output::Add { z, b, .. } = &output {
+                own.add_assign(linear(z, b, None).value());
+            }
+            let capped = match self.config.arithmetic.logit_softcap {
+                Some(cap) => softcap(own, cap),
+                None => own,
+            };
+            parts.push(Var::constant(capped));
+        }
+        joined(parts).into_value()
+    }
+
     /// Makes an empty cache for one sequence.
     pub fn new_cache(&self) -> Cache {
+        self.new_cache_in(CacheDType::F32)
+    }
+
+    /// Makes an empty cache for one sequence that stores keys and values in some way.
+    pub fn new_cache_in(&self, stored: CacheDType) -> Cache {
         let own = |layer: &Layer| layer.owns_keys().then_some(layer.attention);
         let layers = self.layers.iter().map(|layer| (own(layer), self.empty_state(layer)));
-        Cache::new(self.dtype, layers)
+        Cache::new(stored, self.dtype, layers)
+    }
+
+    /// Makes an empty cache for a sequence of `tokens` tokens that are read in parts. The first `prompt`
+    /// of them were given at once, the others came one after the other: where a rotation depends on a
+    /// sequence's length, each token gets the one it would have had then.
+    pub fn new_cache_for(&self, stored: CacheDType, prompt: usize, tokens: usize) -> Cache {
+        let mut cache = self.new_cache_in(stored);
+        cache.expect(if self.turns().next().is_some() { tokens } else { prompt });
+        cache
     }
 
     /// The state before the first token, if the layer keeps one.

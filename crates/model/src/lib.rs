@@ -21,7 +21,7 @@ pub mod source;
 mod tokenizer;
 mod weights;
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheBlock, CacheDType};
 pub use config::{
     Arithmetic, Fields, LayerEmbeddings, LinearAttention, ModelConfig, QueryScaling, RopeConfig,
     RopeScaling,
@@ -33,5 +33,5 @@ pub use family::{Layout, Numbers, Order, interleaved_row};
 pub use gguf::GgufFile;
 pub use pointer::lfs_pointer;
 pub use source::{ModelIdentity, ModelSource};
-pub use tokenizer::{AddedToken, END_OF_TURN, TokenStream, Tokenizer};
+pub use tokenizer::{AddedToken, END_OF_TURN, TokenStream, TokenText, Tokenizer};
 pub use weights::{TensorView, Weights};

@@ -1,23 +1,17 @@
-//! Text from a prompt, one token at a time, with the keys and values of earlier tokens kept.
+//! One text after the other, from an engine with one request at a time.
 
-use crate::Result;
-use crate::sample::{Sampler, Sampling};
-use crate::stops::Held;
-use hydralora_model::adapter::{Adapter, Pass};
-use hydralora_model::{Cache, Decoder, Packed, TokenStream, Tokenizer};
+use crate::engine::{self, Engine, EngineOptions, Error, Event, Finish, ServedAdapter};
+use crate::sample::Sampling;
+use hydralora_model::adapter::Adapter;
+use hydralora_model::{Decoder, Tokenizer};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A model ready to write.
-#[derive(Clone, Copy)]
 pub struct Generator<'a> {
-    /// The frozen base.
-    pub decoder: &'a Decoder,
-    /// Its tokenizer.
-    pub tokenizer: &'a Tokenizer,
-    /// What is added to it.
-    pub adapter: &'a dyn Adapter,
-    /// Tokens at which a text ends, as [`ends::end_ids`](crate::ends::end_ids) says.
-    pub end_ids: &'a [u32],
+    engine: Engine<'a>,
+    adapter: Arc<ServedAdapter<'a>>,
+    end_ids: Arc<[u32]>,
 }
 
 /// What to write.
@@ -31,28 +25,6 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// Texts at which it ends; they are not part of it.
     pub stops: &'a [String],
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended it, or one of the texts to stop at came.
-    Stop,
-    /// The limit on new tokens, or the model's context, was reached.
-    Length,
-    /// Whoever watched it ended it.
-    Cancelled,
-}
-
-impl Finish {
-    /// Returns its name in results.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-        }
-    }
 }
 
 /// A written text.
@@ -70,71 +42,86 @@ pub struct Generation {
     pub decode_seconds: f64,
 }
 
-impl Generator<'_> {
-    /// Continues a prompt, of which `cache` holds the first [`Cache::len`] tokens already. `watch`
-    /// sees each piece of text as it becomes certain and says whether to go on. The cache then holds
-    /// everything but the token that ended the text.
+impl<'a> Generator<'a> {
+    /// Makes one of a base, its tokenizer, what is added to it, and the tokens at which a text ends, as
+    /// [`ends::end_ids`](crate::ends::end_ids) says. With `keeps_beginnings` a text that begins like an
+    /// earlier one is not read again as far as they agree.
+    pub fn new(
+        decoder: &'a Decoder,
+        tokenizer: &'a Tokenizer,
+        adapter: &'a dyn Adapter,
+        end_ids: &[u32],
+        keeps_beginnings: bool,
+    ) -> Self {
+        let context = decoder.config().context_length();
+        // A text of the whole context, and as much again that is kept.
+        let cache_bytes = 2 * decoder.new_cache().most_bytes(context, 0, context);
+        let options = EngineOptions {
+            cache_bytes,
+            max_batch: 1,
+            max_step_tokens: context,
+            prefix_reuse: keeps_beginnings,
+            ..EngineOptions::default()
+        };
+        Self {
+            engine: Engine::new(decoder, tokenizer, options),
+            adapter: Arc::new(ServedAdapter::borrowed(adapter, [0; 32])),
+            end_ids: end_ids.into(),
+        }
+    }
+
+    /// Continues a prompt. `watch` sees each piece of text as it becomes certain and says whether to go
+    /// on.
     ///
     /// # Errors
-    /// If nothing of the prompt is left to read or it does not fit the context.
+    /// If the prompt is empty, does not fit the context, or has a token that the model lacks; or if the
+    /// model fails.
     pub fn generate(
-        &self,
+        &mut self,
         request: Request<'_>,
-        cache: &mut Cache,
         watch: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<Generation> {
-        let Request { prompt, sampling, max_new_tokens, stops } = request;
-        let mut sampler = Sampler::new(sampling);
-        sampler.read(prompt);
-        let mut stream = TokenStream::new(self.tokenizer);
-        let mut held = Held::new(stops);
-        let (mut text, mut tokens) = (String::new(), Vec::new());
-        let context = self.decoder.config().max_position_embeddings;
+    ) -> Result<Generation, Error> {
         let started = Instant::now();
-        let mut next = self.feed(&prompt[cache.len()..], cache, &mut sampler)?;
-        let prompt_seconds = started.elapsed().as_secs_f64();
-        let mut finish = loop {
-            if tokens.len() == max_new_tokens {
-                break Finish::Length;
-            }
-            if self.end_ids.contains(&next) {
-                break Finish::Stop;
-            }
-            tokens.push(next);
-            let (piece, stopped) = held.push(&stream.push(next)?);
-            text += &piece;
-            let cancelled = !piece.is_empty() && !watch(&piece);
-            if stopped {
-                break Finish::Stop;
-            }
-            if cancelled {
-                break Finish::Cancelled;
-            }
-            if cache.len() == context {
-                break Finish::Length;
-            }
-            next = self.feed(&[next], cache, &mut sampler)?;
+        let request = engine::Request {
+            adapter: Some(self.adapter.clone()),
+            sampling: request.sampling,
+            stops: request.stops.to_vec(),
+            end_ids: self.end_ids.clone(),
+            ..engine::Request::new(request.prompt.to_vec(), request.max_new_tokens)
         };
-        if !held.stopped() {
-            let (piece, stopped) = held.push(&stream.finish()?);
-            let rest = piece + &held.finish();
-            if stopped {
-                finish = Finish::Stop;
+        let id = self.engine.submit(request)?;
+        let (mut text, mut tokens, mut prompt_seconds) = (String::new(), Vec::new(), 0.0);
+        let mut finish = None;
+        let mut events = Vec::new();
+        while finish.is_none() {
+            self.engine.step(&mut events);
+            let mut cancelled = false;
+            for event in events.drain(..) {
+                let piece = match event {
+                    Event::Prompt { .. } => {
+                        prompt_seconds = started.elapsed().as_secs_f64();
+                        continue;
+                    }
+                    Event::Token { token, text, .. } => {
+                        tokens.push(token);
+                        text
+                    }
+                    Event::Done { finish: why, text, .. } => {
+                        finish = Some(why);
+                        text
+                    }
+                    Event::Failed { error, .. } => return Err(Error::Failed(error)),
+                };
+                text += &piece;
+                cancelled |= !piece.is_empty() && !watch(&piece);
             }
-            if !rest.is_empty() {
-                watch(&rest);
-                text += &rest;
+            if cancelled && finish.is_none() {
+                self.engine.cancel(id);
+                finish = Some(Finish::Cancelled);
             }
         }
         let decode_seconds = started.elapsed().as_secs_f64() - prompt_seconds;
+        let finish = finish.unwrap_or(Finish::Cancelled);
         Ok(Generation { text, tokens, finish, prompt_seconds, decode_seconds })
-    }
-
-    fn feed(&self, tokens: &[u32], cache: &mut Cache, sampler: &mut Sampler) -> Result<u32> {
-        let offsets = [0, tokens.len()];
-        let batch = Packed { tokens, offsets: &offsets };
-        let caches = std::slice::from_mut(cache);
-        let hidden = self.decoder.extend(batch, caches, self.adapter, &Pass::inference())?;
-        Ok(sampler.next(&self.decoder.logits_with(self.adapter, &hidden, &[tokens.len() - 1])))
     }
 }

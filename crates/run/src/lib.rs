@@ -4,6 +4,7 @@
 
 mod encoder;
 pub mod ends;
+pub mod engine;
 pub mod eval;
 mod generate;
 pub mod probe;
@@ -11,7 +12,8 @@ mod sample;
 mod stops;
 
 pub use encoder::{ModelEncoder, start_ids};
-pub use generate::{Finish, Generation, Generator, Request};
+pub use engine::Finish;
+pub use generate::{Generation, Generator, Request};
 pub use sample::{Sampling, likeliest};
 
 /// Result of this crate.

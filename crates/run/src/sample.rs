@@ -81,11 +81,24 @@ impl Sampler {
 
     /// Draws the next token for `logits: [1, vocab_size]`. Ties go to the lower id.
     pub(crate) fn next(&mut self, logits: &Tensor) -> u32 {
+        self.next_of(logits, None)
+    }
+
+    /// The same among the tokens whose bits are set in `allowed`, one at least.
+    pub(crate) fn next_of(&mut self, logits: &Tensor, allowed: Option<&[u64]>) -> u32 {
         let Sampling { temperature, repetition_penalty, .. } = self.sampling;
-        if temperature == 0.0 && repetition_penalty == 1.0 {
+        if temperature == 0.0 && repetition_penalty == 1.0 && allowed.is_none() {
             return likeliest(logits);
         }
         let mut logits = logits.to_f64();
+        if let Some(allowed) = allowed {
+            for (token, logit) in logits.iter_mut().enumerate() {
+                let bits = allowed.get(token / 64).copied().unwrap_or(0);
+                if bits >> (token % 64) & 1 == 0 {
+                    *logit = f64::NEG_INFINITY;
+                }
+            }
+        }
         for &token in &self.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit *=

@@ -1,42 +1,48 @@
 //! Texts at which an answer ends.
 
 /// Holds back what may be the beginning of a text to stop at, so that none of it is shown.
-pub(crate) struct Held<'a> {
-    stops: &'a [String],
+pub(crate) struct Held {
+    stops: Vec<String>,
     text: String,
-    stopped: bool,
+    stopped: Option<usize>,
 }
 
-impl<'a> Held<'a> {
+impl Held {
     /// Holds for `stops`; empty ones stop nothing.
-    pub(crate) fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), stopped: false }
+    pub(crate) fn new(stops: &[String]) -> Self {
+        Self { stops: stops.to_vec(), text: String::new(), stopped: None }
     }
 
     /// Whether a text to stop at has come.
     pub(crate) fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.is_some()
+    }
+
+    /// The text to stop at that came.
+    pub(crate) fn stop(&self) -> Option<&str> {
+        self.stopped.map(|stop| self.stops[stop].as_str())
     }
 
     /// Takes the next piece and returns what is certain by now, and whether the text ends there.
     pub(crate) fn push(&mut self, piece: &str) -> (String, bool) {
         self.text += piece;
-        let stops = || self.stops.iter().filter(|stop| !stop.is_empty());
-        if let Some(at) = stops().filter_map(|stop| self.text.find(stop.as_str())).min() {
+        let stops = || self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+        let found = stops().filter_map(|(index, stop)| Some((self.text.find(stop)?, index)));
+        if let Some((at, stop)) = found.min() {
             self.text.truncate(at);
-            self.stopped = true;
+            self.stopped = Some(stop);
             return (std::mem::take(&mut self.text), true);
         }
         // The longest end of it that a text to stop at begins with.
-        let begins = |at: &usize| stops().any(|stop| stop.starts_with(&self.text[*at..]));
+        let begins = |at: &usize| stops().any(|(_, stop)| stop.starts_with(&self.text[*at..]));
         let from = self.text.char_indices().map(|(at, _)| at).find(begins);
         let kept = self.text.split_off(from.unwrap_or(self.text.len()));
         (std::mem::replace(&mut self.text, kept), false)
     }
 
-    /// Returns what was held back for nothing.
-    pub(crate) fn finish(self) -> String {
-        if self.stopped { String::new() } else { self.text }
+    /// Takes out what was held back for nothing.
+    pub(crate) fn take_rest(&mut self) -> String {
+        if self.stopped() { String::new() } else { std::mem::take(&mut self.text) }
     }
 }
 
@@ -55,7 +61,7 @@ mod tests {
                 return (shown, true);
             }
         }
-        shown.push(held.finish());
+        shown.push(held.take_rest());
         (shown, false)
     }
 

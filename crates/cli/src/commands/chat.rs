@@ -6,8 +6,8 @@ use crate::failure::bad_input;
 use crate::plan::encode_chat;
 use crate::ui::say;
 use hydralora_data::{ChatTemplate, Message};
-use hydralora_model::Cache;
-use hydralora_run::{Finish, Request, Sampling};
+use hydralora_run::engine::{Error, Refused};
+use hydralora_run::{Finish, Generator, Request, Sampling};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use std::io::{BufRead, IsTerminal};
@@ -40,8 +40,8 @@ pub(crate) fn run(global: &Global, arguments: &ChatArguments) -> anyhow::Result<
         sampling,
         system: arguments.system.iter().map(Message::system).collect(),
         turns: Vec::new(),
-        cache: opened.base.decoder.new_cache(),
-        seen: Vec::new(),
+        // What a turn has in common with the one before is not read again.
+        generator: opened.generator(true),
         cancelled: Arc::new(AtomicBool::new(false)),
     };
     let mut lines = Lines::new(terminal)?;
@@ -102,9 +102,7 @@ struct Conversation<'a> {
     sampling: Sampling,
     system: Vec<Message>,
     turns: Vec<Message>,
-    cache: Cache,
-    /// The tokens in the cache.
-    seen: Vec<u32>,
+    generator: Generator<'a>,
     /// Set by Ctrl-C while an answer is written.
     cancelled: Arc<AtomicBool>,
 }
@@ -128,7 +126,7 @@ impl Conversation<'_> {
             "" => {}
             "/quit" | "/exit" => return Ok(false),
             "/help" => say(self.global, HELP),
-            "/new" => self.start_over(),
+            "/new" => self.turns.clear(),
             "/retry" => {
                 if self.turns.last().is_some_and(Message::is_assistant) {
                     self.turns.pop();
@@ -152,19 +150,10 @@ impl Conversation<'_> {
         Ok(true)
     }
 
-    fn start_over(&mut self) {
-        self.turns.clear();
-        self.cache = self.opened.base.decoder.new_cache();
-        self.seen.clear();
-    }
-
     /// Answers the last message.
     fn answer(&mut self) -> anyhow::Result<()> {
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
         let prompt = encode_chat(self.opened.base.tokenizer(), &self.template, &messages)?;
-        // What the cache holds already need not be computed again, up to the first difference.
-        let common = prompt.iter().zip(&self.seen).take_while(|(a, b)| a == b).count();
-        self.cache.truncate(common.min(prompt.len() - 1));
         self.cancelled.store(false, Ordering::Relaxed);
         let request = Request {
             prompt: &prompt,
@@ -177,10 +166,9 @@ impl Conversation<'_> {
         let cancelled = self.cancelled.clone();
         let mut shown = Shown::default();
         let mut watch = |piece: &str| shown.piece(piece) && !cancelled.load(Ordering::Relaxed);
-        let generator = self.opened.generator();
-        let generation = match generator.generate(request, &mut self.cache, &mut watch) {
+        let generation = match self.generator.generate(request, &mut watch) {
             Ok(generation) => generation,
-            Err(error @ hydralora_model::Error::ContextExceeded { .. }) => {
+            Err(error @ Error::Refused(Refused::TooLong { .. })) => {
                 say(self.global, format!("{error}; /new starts over"));
                 self.turns.pop();
                 return Ok(());
@@ -194,9 +182,6 @@ impl Conversation<'_> {
             Finish::Cancelled => say(self.global, "(stopped)"),
             Finish::Stop => {}
         }
-        self.seen = prompt;
-        self.seen.extend(&generation.tokens);
-        self.seen.truncate(self.cache.len());
         self.turns.push(Message::assistant(&generation.text));
         Ok(())
     }

@@ -145,10 +145,9 @@ fn one(
     };
     let meter = Meter::start(global, &arguments.energy);
     let mark = meter.mark();
-    let mut cache = opened.base.decoder.new_cache();
     let mut shown = Shown::default();
     let mut watch = |piece: &str| !stream || shown.piece(piece);
-    let generation = opened.generator().generate(request, &mut cache, &mut watch)?;
+    let generation = opened.generator(false).generate(request, &mut watch)?;
     let Generation { text, tokens, finish, prompt_seconds, decode_seconds } = generation;
     let work = Work { tokens: Some(tokens.len()), answers: Some(1) };
     let energy = meter.energy(meter.since(&mark), work);
@@ -327,12 +326,10 @@ impl Opened {
         self.loaded.as_ref().map_or(&NoAdapter, |loaded| loaded.tuned.as_adapter())
     }
 
-    pub(crate) fn generator(&self) -> Generator<'_> {
-        Generator {
-            decoder: &self.base.decoder,
-            tokenizer: self.base.tokenizer(),
-            adapter: self.adapter(),
-            end_ids: &self.in_force.end_ids,
-        }
+    /// What writes texts; with `keeps_beginnings` it does not read again what texts have in common.
+    pub(crate) fn generator(&self, keeps_beginnings: bool) -> Generator<'_> {
+        let (decoder, tokenizer) = (&self.base.decoder, self.base.tokenizer());
+        let end_ids = &self.in_force.end_ids;
+        Generator::new(decoder, tokenizer, self.adapter(), end_ids, keeps_beginnings)
     }
 }

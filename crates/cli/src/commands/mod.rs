@@ -18,6 +18,7 @@ pub(crate) mod model;
 pub(crate) mod models;
 pub(crate) mod quickstart;
 pub(crate) mod reference;
+pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod study;
 mod table;

@@ -344,16 +344,15 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
     };
     let end_ids = ends::end_ids(base.tokenizer(), Some(&template), &[], &[])?;
     let (decoder, tokenizer) = (&base.decoder, base.tokenizer());
-    let generator = Generator { decoder, tokenizer, adapter, end_ids: &end_ids };
+    let mut generator = Generator::new(decoder, tokenizer, adapter, &end_ids, false);
     QUESTIONS
         .iter()
         .map(|question| {
             let prompt = encode_chat(base.tokenizer(), &template, &[Message::user(*question)])?;
-            let mut cache = base.decoder.new_cache();
             let sampling = Sampling::default();
             let request =
                 Request { prompt: &prompt, sampling, max_new_tokens: LONGEST, stops: &[] };
-            let text = generator.generate(request, &mut cache, &mut |_| true)?;
+            let text = generator.generate(request, &mut |_| true)?;
             Ok(text.text)
         })
         .collect()

@@ -50,3 +50,27 @@ fn methods_that_are_not_known_are_refused() {
         }
     }
 }
+
+#[test]
+fn many_requests_are_compared_with_one() {
+    let place = Place::new();
+    let folder = model().display().to_string();
+    let size = ["--dtype", "f32,q8_0", "--requests", "1,3", "--adapters", "0,2"];
+    let arguments = [
+        &["bench", "engine", "--json", "--model", &folder, "--prompt", "5", "--new-tokens", "6"],
+        &size[..],
+    ];
+    let found: Value = serde_json::from_str(&place.succeed(&arguments.concat()).stdout).unwrap();
+    let runs = found["runs"].as_array().unwrap();
+    let of =
+        |key: &str| -> Vec<u64> { runs.iter().map(|run| run[key].as_u64().unwrap()).collect() };
+    assert_eq!(of("requests"), [1, 3, 1, 3, 1, 3, 1, 3]);
+    assert_eq!(of("adapters"), [0, 0, 2, 2, 0, 0, 2, 2]);
+    for run in runs {
+        assert!(run["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert!(run["of_bare_loop"].as_f64().unwrap() > 0.0);
+    }
+    let none = ["bench", "engine", "--model", &folder, "--new-tokens", "1"];
+    let ran = place.run(&none);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+}

@@ -59,7 +59,17 @@ impl Decoder {
         let mut positions = Positions::default();
         for s in 0..caches.len() {
             let first = if starts[s] { lead.prefix_rows } else { caches[s].rows() };
-            positions.add(first..first + offsets[s + 1] - offsets[s]);
+            let rows = first..first + offsets[s + 1] - offsets[s];
+            match caches[s].expected() {
+                Some(tokens) => {
+                    let lead =
+                        if starts[s] { lead.rows() } else { caches[s].rows() - caches[s].len() };
+                    let beyond = |turn: &usize| rows.end > *turn;
+                    let turned = self.turns().filter(beyond).max().map_or(0, |turn| turn + 1);
+                    positions.add_expecting(rows.clone(), (lead + tokens).max(turned));
+                }
+                None => positions.add(rows),
+            }
         }
         let mut attention = CachedAttention {
             offsets: &offsets,
@@ -93,12 +103,26 @@ impl Decoder {
     /// Tells whether `batch` makes a cached sequence longer than a context for which other rotary
     /// frequencies hold than for what is cached.
     fn outgrow_their_rotation(&self, batch: Packed<'_>, caches: &[Cache]) -> bool {
-        let turns = self.rotations.iter().filter_map(|rotation| rotation.config.changes_after());
-        let turns: Vec<usize> = turns.collect();
-        caches.iter().zip(batch.offsets.windows(2)).any(|(cache, w)| {
-            let (held, all) = (cache.rows(), cache.rows() + w[1] - w[0]);
-            turns.iter().any(|turn| held > 0 && held <= *turn && all > *turn)
-        })
+        let lengths = batch.offsets.windows(2).map(|w| w[1] - w[0]);
+        caches.iter().zip(lengths).any(|(cache, more)| self.outgrows(cache, more))
+    }
+
+    /// Tells whether `more` tokens make the sequence in `cache` longer than a context for which other
+    /// rotary frequencies hold than for what is cached: a pass then computes all of it again.
+    pub fn outgrows(&self, cache: &Cache, more: usize) -> bool {
+        let (held, all) = (cache.rows(), cache.rows() + more);
+        let expected = cache.expected().map_or(0, |tokens| held - cache.len() + tokens);
+        self.turns().any(|turn| held > 0 && held.max(expected) <= turn && all > turn)
+    }
+
+    /// Tells whether what is cached of a token depends on how long its sequence is.
+    pub fn depends_on_length(&self) -> bool {
+        self.rotations.iter().any(|rotation| rotation.config.depends_on_length())
+    }
+
+    /// The lengths beyond which other frequencies hold.
+    pub(super) fn turns(&self) -> impl Iterator<Item = usize> {
+        self.rotations.iter().filter_map(|rotation| rotation.config.changes_after())
     }
 
     /// Extends sequences whose cached tokens are computed again, since none of what is cached holds for
@@ -118,7 +142,7 @@ impl Decoder {
             tokens.extend_from_slice(&batch.tokens[w[0]..w[1]]);
             wanted.extend(first..tokens.len());
             offsets.push(tokens.len());
-            emptied.push(self.new_cache());
+            emptied.push(cache.emptied());
         }
         let whole = Packed { tokens: &tokens, offsets: &offsets };
         let hidden = self.extend_each(whole, &mut emptied, adapters, pass)?;
@@ -176,7 +200,8 @@ impl Attention for CachedAttention<'_> {
     }
 
     fn keys(&self, layer: usize, config: AttentionConfig) -> Stream {
-        let keys = self.caches.iter().map(|cache| cache.layer(layer).rows().0);
+        let keys = self.caches.iter().map(|cache| cache.layer(layer).keys_ahead());
+        let keys = keys.filter(|keys| !keys.is_empty());
         keys.fold(Stream::default(), |all, keys| all.then(&keys_stream(keys, config)))
     }
 
@@ -227,9 +252,10 @@ impl CachedAttention<'_> {
         let q = q.value();
         let width = q.cols();
         dispatch!(q.dtype(), |E| {
+            let stored: Vec<_> =
+                self.caches.iter().map(|cache| cache.layer(owner).rows::<E>()).collect();
             let mut sources: Vec<Source<'_, E>> = Vec::with_capacity(self.caches.len());
-            for (cache, w) in self.caches.iter().zip(self.offsets.windows(2)) {
-                let (keys, values) = cache.layer(owner).rows();
+            for ([keys, values], w) in stored.iter().zip(self.offsets.windows(2)) {
                 let queries = &q.data::<E>()[w[0] * width..w[1] * width];
                 sources.push(Source { queries, keys, values });
             }

@@ -157,6 +157,12 @@ impl Positions {
         self.lengths.extend(positions.clone().map(|_| positions.end));
         self.at.extend(positions.map(|position| position as u32));
     }
+
+    /// The same for a sequence that is known to get `expected` positions at least.
+    pub(super) fn add_expecting(&mut self, positions: Range<usize>, expected: usize) {
+        self.lengths.extend(positions.clone().map(|position| expected.max(position + 1)));
+        self.at.extend(positions.map(|position| position as u32));
+    }
 }
 
 impl Rotation {

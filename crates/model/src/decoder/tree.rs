@@ -235,7 +235,11 @@ impl TreeAttention<'_> {
         let mut out = Tensor::zeros(q.dtype(), q.shape());
         dispatch!(q.dtype(), |E| {
             let (queries, keys, values) = (q.data::<E>(), k.data::<E>(), v.data::<E>());
-            let cached = cache.map_or((&[][..], &[][..]), |cache| cache.layer(owner).rows::<E>());
+            let stored = cache.map(|cache| cache.layer(owner).rows::<E>());
+            let [cached_keys, cached_values] = match &stored {
+                Some([keys, values]) => [&keys[..], &values[..]],
+                None => [&[][..]; 2],
+            };
             let mut left = out.data_mut::<E>();
             let mut first = 0;
             while first < layout.runs.len() {
@@ -248,8 +252,8 @@ impl TreeAttention<'_> {
                     gathered.push((!alone).then(|| {
                         held += 2 * layout.ends[last] * kv_width;
                         (
-                            layout.gather(last, cached.0, keys, kv_width),
-                            layout.gather(last, cached.1, values, kv_width),
+                            layout.gather(last, cached_keys, keys, kv_width),
+                            layout.gather(last, cached_values, values, kv_width),
                         )
                     }));
                     last += 1;

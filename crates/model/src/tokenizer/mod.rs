@@ -12,7 +12,7 @@ mod to_gguf;
 mod words;
 
 pub use added::AddedToken;
-pub use stream::TokenStream;
+pub use stream::{TokenStream, TokenText};
 
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;

@@ -6,22 +6,18 @@ use crate::error::Result;
 /// Decodes tokens one at a time. A character spread over several tokens comes out with the last.
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
-    skip_special: bool,
-    /// Tokens the decoder sees: some already handed out, for context, and those still pending.
-    ids: Vec<u32>,
-    /// How many of them have been handed out.
-    done: usize,
+    text: TokenText,
 }
 
 impl<'a> TokenStream<'a> {
     /// A stream at the start of a text, which leaves special tokens out.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, skip_special: true, ids: Vec::new(), done: 0 }
+        Self { tokenizer, text: TokenText::new() }
     }
 
     /// A stream at the start of a text, which writes special tokens out.
     pub fn with_special(tokenizer: &'a Tokenizer) -> Self {
-        Self { skip_special: false, ..Self::new(tokenizer) }
+        Self { tokenizer, text: TokenText { skip_special: false, ..TokenText::new() } }
     }
 
     /// Adds a token; gives the text that is now certain, possibly none.
@@ -29,8 +25,42 @@ impl<'a> TokenStream<'a> {
     /// # Errors
     /// If the id cannot be decoded.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        self.text.push(self.tokenizer, id)
+    }
+
+    /// What is left when no more tokens come.
+    ///
+    /// # Errors
+    /// If the ids cannot be decoded.
+    pub fn finish(self) -> Result<String> {
+        self.text.finish(self.tokenizer)
+    }
+}
+
+/// Where a [`TokenStream`] stands, for those who keep it beside the tokenizer, not borrowed from it.
+#[derive(Clone, Debug)]
+pub struct TokenText {
+    skip_special: bool,
+    /// Tokens the decoder sees: some already handed out, for context, and those still pending.
+    ids: Vec<u32>,
+    /// How many of them have been handed out.
+    done: usize,
+}
+
+impl TokenText {
+    /// Stands at the start of a text, whose special tokens are left out.
+    pub fn new() -> Self {
+        Self { skip_special: true, ids: Vec::new(), done: 0 }
+    }
+
+    /// Adds a token; gives the text that is now certain, possibly none. The tokenizer is the same in
+    /// all calls.
+    ///
+    /// # Errors
+    /// If the id cannot be decoded.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let text = self.pending()?;
+        let text = self.pending(tokenizer)?;
         // The replacement character stands for bytes that more tokens may complete. Context moves
         // on only past text: a decoder that trims the start of a text must not see one here.
         if text.is_empty() || text.ends_with('\u{FFFD}') {
@@ -45,13 +75,13 @@ impl<'a> TokenStream<'a> {
     ///
     /// # Errors
     /// If the ids cannot be decoded.
-    pub fn finish(self) -> Result<String> {
-        self.pending()
+    pub fn finish(self, tokenizer: &Tokenizer) -> Result<String> {
+        self.pending(tokenizer)
     }
 
-    fn pending(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
-        let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
+    fn pending(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let before = tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
+        let all = tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(all.strip_prefix(before.as_str()).unwrap_or(&all).to_owned())
     }
 }

@@ -6,15 +6,14 @@
 //! next token is wanted meet the output layer.
 
 use super::error::{Error, Result};
-use super::filter::cut;
 use super::trie::{Trie, common};
-use crate::generate::Finish;
-use crate::sample::{Sampler, Sampling};
-use hydralora_kernels::ops::rows::select_rows;
+use crate::engine::{self, EngineOptions, Event, Finish, RequestId, ServedAdapter};
+use crate::sample::Sampling;
 use hydralora_kernels::{Element, Tensor, dispatch, no_grad};
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Cache, Decoder, IGNORE_LABEL, Packed, Run, Tokenizer, Tree};
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens of one pass.
@@ -74,8 +73,9 @@ pub struct Written {
 
 /// A model that answers requests.
 pub struct Engine<'a> {
+    /// Writes texts.
+    writer: engine::Engine<'a>,
     decoder: &'a Decoder,
-    tokenizer: &'a Tokenizer,
     adapter: &'a dyn Adapter,
     /// Tokens at which a text ends.
     end_ids: Vec<u32>,
@@ -105,7 +105,19 @@ impl<'a> Engine<'a> {
         let lead = decoder.lead_rows(adapter, &Pass::inference());
         let limit = decoder.config().max_position_embeddings.saturating_sub(lead);
         let (end_ids, has_lead) = (end_ids.to_vec(), lead > 0);
-        Self { decoder, tokenizer, adapter, end_ids, limit, has_lead, kept: None, stop: None }
+        let longest = decoder.config().context_length();
+        let options = EngineOptions {
+            // What one request may need it gets in any case.
+            cache_bytes: decoder
+                .new_cache()
+                .most_bytes(longest, lead, TOKENS_PER_PASS)
+                .max(CACHE_BYTES),
+            max_step_tokens: TOKENS_PER_PASS,
+            max_batch: MOST_WRITERS,
+            ..EngineOptions::default()
+        };
+        let writer = engine::Engine::new(decoder, tokenizer, options);
+        Self { writer, decoder, adapter, end_ids, limit, has_lead, kept: None, stop: None }
     }
 
     /// Gives up with [`Error::Interrupted`] before the next pass once `stop` is set.
@@ -231,7 +243,7 @@ impl<'a> Engine<'a> {
         Ok(out)
     }
 
-    /// Writes all texts, several at a time, and hands each to `done` with its index as soon as it
+    /// Writes all texts, several at a time, what they begin with alike being read once, and hands each to `done` with its index as soon as it
     /// is finished. Prompts that leave no room for the new tokens lose their beginning.
     ///
     /// # Errors
@@ -242,130 +254,56 @@ impl<'a> Engine<'a> {
         done: &mut dyn FnMut(usize, Written) -> Result<()>,
     ) -> Result<()> {
         let _guard = no_grad();
-        let prompts: Vec<&[u32]> = requests
-            .iter()
-            .map(|request| {
-                let room = self.limit.saturating_sub(request.max_new_tokens).max(1);
-                &request.prompt[request.prompt.len().saturating_sub(room)..]
-            })
-            .collect();
-        let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
-        let (mut writers, mut caches): (Vec<Writer>, Vec<Cache>) = (Vec::new(), Vec::new());
-        let mut held = 0;
-        loop {
-            let mut fed = writers.len();
-            while let Some(&index) = waiting.front() {
-                let (request, prompt) = (&requests[index], prompts[index]);
-                let positions = prompt.len() + request.max_new_tokens;
-                let bytes = positions * self.decoder.cache_bytes_per_token();
-                let full = writers.len() == MOST_WRITERS || held + bytes > CACHE_BYTES;
-                if !writers.is_empty() && (full || fed + prompt.len() > TOKENS_PER_PASS) {
-                    break;
-                }
-                waiting.pop_front();
-                let following = waiting.front().map(|&next| prompts[next]);
-                let cache = self.writing_cache(prompt, following, request.max_new_tokens)?;
-                let pending = prompt[cache.len()..].to_vec();
-                fed += pending.len();
-                held += bytes;
-                caches.push(cache);
-                let mut sampler = Sampler::new(request.sampling);
-                sampler.read(prompt);
-                writers.push(Writer { index, pending, written: Vec::new(), sampler, bytes });
-            }
-            if writers.is_empty() {
-                return Ok(());
-            }
-            self.go_on()?;
-            let logits = self.step(&writers, &mut caches)?;
-            // Backwards, so that the last can take a finished one's place.
-            for slot in (0..writers.len()).rev() {
-                let writer = &mut writers[slot];
-                let request = &requests[writer.index];
-                let next = writer.sampler.next(&row_of(&logits, slot));
-                let Some(finish) = self.takes(writer, request, next)? else {
-                    writer.pending = vec![next];
-                    continue;
-                };
-                let writer = writers.swap_remove(slot);
-                drop(caches.swap_remove(slot));
-                held -= writer.bytes;
-                let text = self.tokenizer.decode(&writer.written, true)?;
-                let text = cut(&text, &request.stops).to_owned();
-                done(writer.index, Written { text, tokens: writer.written.len(), finish })?;
-            }
-        }
+        let mut asked: HashMap<RequestId, (usize, String)> = HashMap::new();
+        let written = self.write_all(requests, &mut asked, done);
+        // After an error nobody waits for the others.
+        asked.keys().for_each(|id| self.writer.cancel(*id));
+        written
     }
 
-    /// Adds `next` to what was written and returns how the text ends with it, if it does.
-    fn takes(&self, writer: &mut Writer, request: &Writing, next: u32) -> Result<Option<Finish>> {
-        if request.max_new_tokens == 0 {
-            return Ok(Some(Finish::Length));
-        }
-        if self.end_ids.contains(&next) {
-            return Ok(Some(Finish::Stop));
-        }
-        writer.written.push(next);
-        // A token is a byte at least, so a stop text that just ended lies within so many.
-        let reach = request.stops.iter().map(String::len).max().unwrap_or(0) + 4;
-        let tail = &writer.written[writer.written.len().saturating_sub(reach)..];
-        let tail = self.tokenizer.decode(tail, false)?;
-        if request.stops.iter().any(|stop| !stop.is_empty() && tail.contains(stop.as_str())) {
-            return Ok(Some(Finish::Stop));
-        }
-        let full = writer.written.len() == request.max_new_tokens;
-        Ok(full.then_some(Finish::Length))
-    }
-
-    /// Logits `[writers, vocab_size]` after the pending tokens.
-    fn step(&self, writers: &[Writer], caches: &mut [Cache]) -> Result<Tensor> {
-        let tokens: Vec<u32> = writers.iter().flat_map(|w| w.pending.iter().copied()).collect();
-        let mut offsets = vec![0];
-        for writer in writers {
-            offsets.push(offsets.last().copied().unwrap_or(0) + writer.pending.len());
-        }
-        let packed = Packed { tokens: &tokens, offsets: &offsets };
-        let hidden = self.decoder.extend(packed, caches, self.adapter, &Pass::inference())?;
-        let rows: Vec<usize> = offsets[1..].iter().map(|end| end - 1).collect();
-        Ok(self.decoder.logits_with(self.adapter, &hidden, &rows))
-    }
-
-    /// A cache for `prompt` that holds what it shares with the kept one. When the following prompt
-    /// shares more, that much is computed and kept first.
-    fn writing_cache(
+    fn write_all(
         &mut self,
-        prompt: &[u32],
-        following: Option<&[u32]>,
-        room: usize,
-    ) -> Result<Cache> {
-        let most = prompt.len() - 1;
-        let at_hand = |kept: &Option<(Vec<u32>, Cache)>| {
-            kept.as_ref().map_or(0, |(tokens, _)| common(tokens, prompt).min(most))
-        };
-        let ahead = following.map_or(0, |next| common(prompt, next).min(most));
-        let here = at_hand(&self.kept);
-        if ahead >= here + SMALLEST_KEPT {
-            let mut cache = match &self.kept {
-                Some((_, cache)) if here > 0 => {
-                    let mut cache = cache.clone();
-                    cache.truncate(here);
-                    cache.fork(ahead - here)
-                }
-                _ => self.decoder.new_cache(),
+        requests: &[Writing],
+        asked: &mut HashMap<RequestId, (usize, String)>,
+        done: &mut dyn FnMut(usize, Written) -> Result<()>,
+    ) -> Result<()> {
+        let served = Arc::new(ServedAdapter::borrowed(self.adapter, [0; 32]));
+        let end_ids: Arc<[u32]> = self.end_ids.as_slice().into();
+        for (index, request) in requests.iter().enumerate() {
+            let room = self.limit.saturating_sub(request.max_new_tokens).max(1);
+            let prompt = &request.prompt[request.prompt.len().saturating_sub(room)..];
+            let request = engine::Request {
+                adapter: Some(served.clone()),
+                sampling: request.sampling,
+                stops: request.stops.clone(),
+                end_ids: end_ids.clone(),
+                ..engine::Request::new(prompt.to_vec(), request.max_new_tokens)
             };
-            let from = cache.len();
-            self.extend_one(&prompt[from..ahead], &mut cache)?;
-            self.kept = Some((prompt[..ahead].to_vec(), cache));
+            let id = self.writer.submit(request).map_err(engine::Error::from)?;
+            asked.insert(id, (index, String::new()));
         }
-        let here = at_hand(&self.kept);
-        match &self.kept {
-            Some((_, cache)) if here >= SMALLEST_KEPT => {
-                let mut cache = cache.clone();
-                cache.truncate(here);
-                Ok(cache.fork(prompt.len() - here + room))
+        let mut events = Vec::new();
+        while !asked.is_empty() {
+            self.go_on()?;
+            self.writer.step(&mut events);
+            for event in events.drain(..) {
+                match event {
+                    Event::Prompt { .. } => {}
+                    Event::Token { id, text: piece, .. } => {
+                        if let Some((_, text)) = asked.get_mut(&id) {
+                            *text += &piece;
+                        }
+                    }
+                    Event::Done { id, finish, text: rest, usage, .. } => {
+                        let Some((index, mut text)) = asked.remove(&id) else { continue };
+                        text += &rest;
+                        done(index, Written { text, tokens: usage.completion_tokens, finish })?;
+                    }
+                    Event::Failed { error, .. } => return Err(engine::Error::Failed(error).into()),
+                }
             }
-            _ => Ok(self.decoder.new_cache()),
         }
+        Ok(())
     }
 
     /// Puts `tokens` into `cache` and gives their hidden states, a pass at a time.
@@ -379,20 +317,6 @@ impl<'a> Engine<'a> {
         }
         Ok(hidden)
     }
-}
-
-/// A text being written.
-struct Writer {
-    index: usize,
-    /// Tokens not yet in the cache.
-    pending: Vec<u32>,
-    written: Vec<u32>,
-    sampler: Sampler,
-    bytes: usize,
-}
-
-fn row_of(logits: &Tensor, row: usize) -> Tensor {
-    select_rows(logits, &[row])
 }
 
 /// A walk over the tree of one set of requests.

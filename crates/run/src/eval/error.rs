@@ -14,6 +14,9 @@ pub enum Error {
     /// The base model refused a request.
     #[error(transparent)]
     Model(#[from] hydralora_model::Error),
+    /// A text could not be written.
+    #[error(transparent)]
+    Engine(#[from] crate::engine::Error),
     /// Records or a chat template are wrong.
     #[error(transparent)]
     Data(#[from] hydralora_data::Error),
@@ -101,6 +104,7 @@ impl Error {
         match self {
             Self::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
             Self::Model(error) => !matches!(error, hydralora_model::Error::Unavailable { .. }),
+            Self::Engine(error) => matches!(error, crate::engine::Error::Refused(_)),
             Self::Unavailable { .. } => false,
             Self::Sandbox(_) | Self::NotFinite { .. } | Self::Interrupted => false,
             _ => true,

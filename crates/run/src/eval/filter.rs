@@ -55,12 +55,6 @@ pub(crate) fn normalise(ignored: &[Regex], text: &str) -> String {
     text.to_lowercase()
 }
 
-/// `text` up to the first of any of `stops`.
-pub(crate) fn cut<'a>(text: &'a str, stops: &[String]) -> &'a str {
-    let ends = stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop));
-    &text[..ends.min().unwrap_or(text.len())]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,14 +68,6 @@ mod tests {
         assert_eq!(extract(&numbers, Pick::Last, "none"), INVALID);
         let strict = pattern(r"#### (\-?[0-9\.\,]+)");
         assert_eq!(extract(&strict, Pick::First, "so\n#### 72\n\n#### 9"), "72");
-    }
-
-    #[test]
-    fn texts_are_cut_at_the_earliest_stop() {
-        let stops = ["\nclass".to_owned(), "\ndef".to_owned(), String::new()];
-        assert_eq!(cut("  return 1\n\ndef f():\nclass A:", &stops), "  return 1\n");
-        assert_eq!(cut("  return 1", &stops), "  return 1");
-        assert_eq!(cut("\ndef", &stops), "");
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! Shared work gives the same answers as each request alone.
 
-use crate::support::{Model, model, plainly};
+use crate::support::{Model, model, plainly, tuned};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Packed, Run, Tree};
-use hydralora_peft::TensorMap;
-use hydralora_peft::methods::find;
 use hydralora_run::eval::{Engine, Scored, Scoring, Writing, Written};
 use hydralora_run::{Generation, Generator, Request, Sampling};
 use proptest::prelude::*;
@@ -19,21 +17,6 @@ fn assert_same(found: &Scored, expected: &Scored) {
     let difference = (found.log_likelihood - expected.log_likelihood).abs();
     assert!(difference < 1e-4 * (1.0 + expected.log_likelihood.abs()), "{found:?} {expected:?}");
     assert_eq!((found.greedy, found.tokens), (expected.greedy, expected.tokens));
-}
-
-/// An adapter of `method` whose effect is not nothing.
-fn tuned(model: &Model, method: &str) -> Box<dyn hydralora_peft::Tuned> {
-    let options = find(method).unwrap().read_recipe(&serde_json::Map::new());
-    let options = options.unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
-    let mut tuned = options.build(&model.decoder.sites(), model.decoder.dtype(), 3);
-    let mut values: TensorMap = tuned.file_tensors();
-    for (index, tensor) in values.values_mut().enumerate() {
-        for (at, value) in tensor.data_mut::<f32>().iter_mut().enumerate() {
-            *value += 0.02 * ((index * 7 + at * 3) as f32).sin();
-        }
-    }
-    tuned.load_file(&mut values).unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
-    tuned
 }
 
 fn requests() -> impl Strategy<Value = Vec<Scoring>> {
@@ -82,7 +65,7 @@ fn beginnings_longer_than_a_pass_go_through_a_cache() {
         })
         .collect();
     for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
-        let tuned = (adapter != "none").then(|| tuned(&model, adapter));
+        let tuned = (adapter != "none").then(|| tuned(&model, adapter, 0));
         let adapter: &dyn Adapter = tuned.as_ref().map_or(&NoAdapter, |tuned| tuned.as_adapter());
         let mut engine = engine(&model, adapter);
         let found = engine.score(&requests).unwrap();
@@ -137,7 +120,7 @@ fn texts_written_together_are_those_written_alone() {
         })
         .collect();
     for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
-        let tuned = (adapter != "none").then(|| tuned(&model, adapter));
+        let tuned = (adapter != "none").then(|| tuned(&model, adapter, 0));
         let adapter: &dyn Adapter = tuned.as_ref().map_or(&NoAdapter, |tuned| tuned.as_adapter());
         let mut found = vec![None; requests.len()];
         let mut engine = engine(&model, adapter);
@@ -147,13 +130,8 @@ fn texts_written_together_are_those_written_alone() {
         };
         engine.write(&requests, &mut take).unwrap();
         for (request, found) in requests.iter().zip(&found) {
-            let generator = Generator {
-                decoder: &model.decoder,
-                tokenizer,
-                adapter,
-                end_ids: tokenizer.end_ids(),
-            };
-            let mut cache = model.decoder.new_cache();
+            let ends = tokenizer.end_ids();
+            let mut generator = Generator::new(&model.decoder, tokenizer, adapter, ends, false);
             let asked = Request {
                 prompt: &request.prompt,
                 sampling: request.sampling,
@@ -165,7 +143,7 @@ fn texts_written_together_are_those_written_alone() {
                 shown += piece;
                 true
             };
-            let alone = generator.generate(asked, &mut cache, &mut watch).unwrap();
+            let alone = generator.generate(asked, &mut watch).unwrap();
             assert_eq!(shown, alone.text);
             let Generation { text, tokens, finish, .. } = alone;
             let expected = Written { text, tokens: tokens.len(), finish };
@@ -214,7 +192,7 @@ fn losses_are_those_of_the_labelled_tokens() {
 #[test]
 fn a_tree_without_a_cache_refuses_learned_positions() {
     let model = model();
-    let tuned = tuned(&model, "prompt-tuning");
+    let tuned = tuned(&model, "prompt-tuning", 0);
     let tree = Tree { tokens: &[5, 6], runs: &[Run { len: 2, parent: None }] };
     let pass = Pass::inference();
     let refused = model.decoder.hidden_tree(tree, None, tuned.as_adapter(), &pass).unwrap_err();

@@ -185,21 +185,18 @@ fn loss_and_exact_read_any_file_of_records() {
 
     // What the model itself writes is right by definition.
     let wrote = {
-        let generator = hydralora_run::Generator {
-            decoder: &model.decoder,
-            tokenizer: &model.source.tokenizer,
-            adapter: &NoAdapter,
-            end_ids: model.source.tokenizer.end_ids(),
-        };
+        let tokenizer = &model.source.tokenizer;
+        let ends = tokenizer.end_ids();
+        let mut generator =
+            hydralora_run::Generator::new(&model.decoder, tokenizer, &NoAdapter, ends, false);
         let prompt = reader(&model).encode("Once upon a time").unwrap();
-        let mut cache = model.decoder.new_cache();
         let request = hydralora_run::Request {
             prompt: &prompt,
             sampling: hydralora_run::Sampling::default(),
             max_new_tokens: 12,
             stops: &[],
         };
-        generator.generate(request, &mut cache, &mut |_| true).unwrap().text
+        generator.generate(request, &mut |_| true).unwrap().text
     };
     let exact = write(
         "exact.jsonl",

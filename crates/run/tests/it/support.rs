@@ -3,6 +3,8 @@
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Decoder, ModelSource, Packed};
+use hydralora_peft::methods::find;
+use hydralora_peft::{TensorMap, Tuned};
 use hydralora_run::eval::{Scored, Scoring};
 use std::path::{Path, PathBuf};
 
@@ -39,4 +41,19 @@ pub(crate) fn plainly(model: &Model, adapter: &dyn Adapter, request: &Scoring) -
         scored.tokens += 1;
     }
     scored
+}
+
+/// An adapter of `method` whose effect is not nothing; another one for another `seed`.
+pub(crate) fn tuned(model: &Model, method: &str, seed: usize) -> Box<dyn Tuned> {
+    let options = find(method).unwrap().read_recipe(&serde_json::Map::new());
+    let options = options.unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
+    let mut tuned = options.build(&model.decoder.sites(), model.decoder.dtype(), 3);
+    let mut values: TensorMap = tuned.file_tensors();
+    for (index, tensor) in values.values_mut().enumerate() {
+        for (at, value) in tensor.data_mut::<f32>().iter_mut().enumerate() {
+            *value += 0.02 * ((index * 7 + at * 3 + seed * 11) as f32).sin();
+        }
+    }
+    tuned.load_file(&mut values).unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
+    tuned
 }

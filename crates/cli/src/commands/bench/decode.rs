@@ -108,8 +108,9 @@ impl Reading {
     }
 }
 
-/// HydraLoRA with four heads of rank four on the feed-forward layers, none of its tensors zero.
-fn adapter(base: &Base) -> anyhow::Result<Box<dyn Tuned>> {
+/// HydraLoRA with four heads of rank four on the feed-forward layers, none of its tensors zero; another one
+/// for another seed.
+pub(super) fn adapter(base: &Base, seed: usize) -> anyhow::Result<Box<dyn Tuned>> {
     let section = json!({
         "name": "hydralora", "rank": 4, "num_experts": 4, "dropout": 0.0,
         "targets": ["gate_proj", "up_proj", "down_proj"],
@@ -119,7 +120,7 @@ fn adapter(base: &Base) -> anyhow::Result<Box<dyn Tuned>> {
         return Err(bad_input(format!("hydralora: {faults:?}")));
     };
     let sites = method.select(&base.decoder.sites())?;
-    let mut tuned = method.build(&sites, base.decoder.dtype(), 41);
+    let mut tuned = method.build(&sites, base.decoder.dtype(), 41 + seed as u64);
     for trainable in tuned.trainables_mut() {
         let value = trainable.parameter.value_mut();
         for (index, value) in value.data_mut::<f32>().iter_mut().enumerate() {
@@ -222,7 +223,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchDecodeArguments) -> anyhow::
         let started = Instant::now();
         let base = open_base(&arguments.model, dtype)?;
         let open_s = started.elapsed().as_secs_f64();
-        let tuned = (!arguments.no_adapter).then(|| adapter(&base)).transpose()?;
+        let tuned = (!arguments.no_adapter).then(|| adapter(&base, 0)).transpose()?;
         let adapter = tuned.as_ref().map_or(&NoAdapter as &dyn Adapter, |t| t.as_adapter());
         let rates = measure(&base, adapter, arguments, &memory, &meter)?;
         let bytes = base.decoder.weight_bytes();

@@ -1,6 +1,7 @@
 //! `hydralora bench`: speed against this machine's measured matrix-product rate.
 
 mod decode;
+mod engine;
 mod kernels;
 mod methods;
 mod train;
@@ -15,6 +16,7 @@ pub(crate) fn run(global: &Global, arguments: &BenchArguments) -> anyhow::Result
     match &arguments.what {
         BenchWhat::Train(command) => train::run(global, command),
         BenchWhat::Decode(command) => decode::run(global, command),
+        BenchWhat::Engine(command) => engine::run(global, command),
         BenchWhat::Kernels(command) => kernels::run(global, command),
     }
 }
