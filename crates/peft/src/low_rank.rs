@@ -10,12 +10,14 @@ mod dora;
 mod ends;
 mod files;
 mod fold;
+mod guide;
 pub(crate) mod layout;
 mod router;
 mod spec;
 mod start;
 
 pub(crate) use balance::{Balance, Penalty};
+pub(crate) use guide::{GuideSpec, GuidedBy};
 pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved, vocabulary_axis};
 pub(crate) use spec::{
     DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
@@ -30,6 +32,8 @@ use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
 use balance::Balancer;
 use dora::Magnitude;
 use ends::Ends;
+use guide::Guide;
+use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput};
 use hydralora_kernels::{DType, Var};
@@ -66,7 +70,7 @@ impl Layer {
                 RouteOn::A => spec.num_a() * size.rank,
             };
             let extents = [spec.num_experts, inputs];
-            RouterWeights::new(&site.to_string(), extents, kind.bias, dtype, seed)
+            RouterWeights::new(&site.to_string(), extents, &kind, dtype, seed)
         });
         Self {
             shape,
@@ -100,6 +104,10 @@ pub(crate) struct LowRankAdapter {
     blocks: BTreeMap<Block, RouterWeights>,
     start: Box<dyn StartStrategy>,
     balancer: Option<Balancer>,
+    guide: Option<Guide>,
+    /// What the routers' scores are divided by in training, where that changes over a run.
+    training_temperature: Option<f64>,
+    total_steps: usize,
     ends: Ends,
 }
 
@@ -118,13 +126,44 @@ impl LowRankAdapter {
         let layers = sites.iter().map(layer).collect();
         let blocks = block_routers(sites, &draw);
         let ends = Ends::new(&draw.spec, dtype, seed);
-        Self { options, spec: draw.spec, layers, blocks, start, balancer: None, ends }
+        let router = draw.spec.mixing.routed();
+        Self {
+            options,
+            spec: draw.spec,
+            layers,
+            blocks,
+            start,
+            balancer: None,
+            guide: None,
+            training_temperature: router.and_then(|router| router.first_temperature),
+            total_steps: 0,
+            ends,
+        }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
     pub(crate) fn balanced(mut self, balance: Balance) -> Self {
         self.balancer = Balancer::new(balance, self.spec.num_experts);
         self
+    }
+
+    /// The same with routers that are told which expert a sequence is meant for, unless the guide's
+    /// weight is zero.
+    pub(crate) fn guided(mut self, guide: GuideSpec) -> Self {
+        self.guide = Guide::new(guide, self.spec.num_experts);
+        self
+    }
+
+    /// Whether a term of the loss looks at the gates of whole sequences.
+    fn looks_at_gates(&self) -> bool {
+        self.balancer.is_some() || self.guide.is_some()
+    }
+
+    /// What the routers' scores are divided by in `pass`. Outside of training it is what it will be at
+    /// the end of the run, so that an adapter is judged as it will be used.
+    fn temperature(&self, kind: Router, pass: &Pass<'_>) -> f64 {
+        let in_training = self.training_temperature.filter(|_| pass.dropout_seed().is_some());
+        in_training.unwrap_or(kind.temperature)
     }
 
     fn is_routed(&self) -> bool {
@@ -152,11 +191,12 @@ impl LowRankAdapter {
         let site = layer.shape.site;
         let choice = Choice {
             top_k: self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts),
-            counted: self.balancer.is_some() && pass.dropout_seed().is_some(),
+            counted: self.looks_at_gates() && pass.dropout_seed().is_some(),
         };
         let gates = match (&layer.router, self.spec.mixing) {
             (Some(router), Mixing::Routed(kind)) => {
-                HeadGates::Router(router.router(kind.route_on, choice))
+                let temperature = self.temperature(kind, pass);
+                HeadGates::Router(router.router(kind.route_on, choice, temperature))
             }
             (None, Mixing::Routed(_)) => HeadGates::Block(choice),
             (_, Mixing::Mean) => HeadGates::Mean,
@@ -182,16 +222,15 @@ fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeig
         let block = Block::of(shape.site);
         routers.entry(block).or_insert_with(|| {
             let extents = [spec.num_experts, Block::width(shape, sites)];
-            RouterWeights::new(&block.to_string(), extents, kind.bias, dtype, seed)
+            RouterWeights::new(&block.to_string(), extents, &kind, dtype, seed)
         });
     }
     routers
 }
 
 impl Adapter for LowRankAdapter {
-    // The balance penalty looks at whole sequences.
     fn rows_stand_alone(&self) -> bool {
-        self.balancer.is_none()
+        !self.looks_at_gates()
     }
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
@@ -216,9 +255,10 @@ impl Adapter for LowRankAdapter {
         self.ends.output(hidden, layer, pass)
     }
 
-    fn block_router(&self, site: Site) -> Option<model::Router> {
+    fn block_router(&self, site: Site, pass: &Pass<'_>) -> Option<model::Router> {
+        let kind = self.spec.mixing.routed()?;
         let router = self.blocks.get(&Block::of(site))?;
-        Some(router.router(RouteOn::X, Choice::default()))
+        Some(router.router(RouteOn::X, Choice::default(), self.temperature(kind, pass)))
     }
 }
 
@@ -274,11 +314,33 @@ impl TrainHooks for LowRankAdapter {
             let message = "starts from the base model's weights, which were not given";
             return Err(Error::Options { faults: vec![Fault::new("method", message)] });
         }
+        self.total_steps = plan.total_steps;
+        if let Some(guide) = &mut self.guide {
+            guide.begin(plan)?;
+        }
         self.balancer.as_mut().map_or(Ok(()), |balancer| balancer.begin(plan.domains))
     }
 
+    fn before_step(&mut self, taken: usize) {
+        let router = self.spec.mixing.routed().filter(|router| router.first_temperature.is_some());
+        self.training_temperature =
+            router.map(|router| router.temperature_at(taken, self.total_steps));
+        if let Some(guide) = &mut self.guide {
+            guide.before_step(taken);
+        }
+    }
+
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
-        self.balancer.as_ref()?.term(pass)
+        if !self.looks_at_gates() {
+            return None;
+        }
+        let gates = pass.take_set_aside();
+        let balance = self.balancer.as_ref().and_then(|balancer| balancer.term(pass, &gates));
+        let guide = self.guide.as_ref().and_then(|guide| guide.term(pass, &gates));
+        match (balance, guide) {
+            (Some(balance), Some(guide)) => Some(add(&balance, guide)),
+            (balance, guide) => balance.or(guide),
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::low_rank::{Balance, LowRankAdapter, LowRankSpec};
-use crate::method::{MethodOptions, product};
+use crate::low_rank::{Balance, GuideSpec, GuidedBy, LowRankAdapter, LowRankSpec};
+use crate::method::{MethodOptions, RouterStart, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
 use crate::section::read_section;
 use crate::targets::Targets;
@@ -149,9 +149,22 @@ pub(crate) trait LowRankOptions:
     fn num_experts(&self) -> Option<usize> {
         None
     }
-    /// As [`MethodOptions::router_clusters`].
-    fn clusters_to_start_from(&self) -> Option<usize> {
+    /// As [`MethodOptions::router_start`].
+    fn routers_start_from(&self) -> Option<RouterStart> {
         None
+    }
+    /// What tells the routers, in training, which expert a sequence is meant for.
+    fn guide(&self) -> Option<GuideSpec> {
+        None
+    }
+    /// Checks the options against the layers `sites` that they choose, beyond what all of the family
+    /// check.
+    ///
+    /// # Errors
+    /// If they cannot be had of one of the layers.
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        let _ = sites;
+        Ok(())
     }
     /// What the adapter computes.
     fn spec(&self) -> LowRankSpec;
@@ -196,18 +209,28 @@ impl<O: LowRankOptions> MethodOptions for O {
     }
 
     fn check_layers(&self, sites: &[SiteShape]) -> Result<()> {
-        self.keys().check_layers(sites)
+        self.keys().check_layers(sites)?;
+        self.check_shapes(sites)
     }
 
-    fn router_clusters(&self) -> Option<usize> {
-        self.clusters_to_start_from()
+    fn router_start(&self) -> Option<RouterStart> {
+        self.routers_start_from()
+    }
+
+    fn guide_clusters(&self) -> Option<usize> {
+        let guide = self.guide().filter(|guide| guide.by == GuidedBy::Clusters)?;
+        (guide.weight > 0.0).then(|| self.num_experts()).flatten()
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
         let options = Box::new(self.clone());
         let adapter = LowRankAdapter::new(options, self.spec(), sites, dtype, seed);
-        Box::new(match self.balance() {
+        let adapter = match self.balance() {
             Some(balance) => adapter.balanced(balance),
+            None => adapter,
+        };
+        Box::new(match self.guide() {
+            Some(guide) => adapter.guided(guide),
             None => adapter,
         })
     }
@@ -274,4 +297,10 @@ pub(crate) fn check_top_k(top_k: Option<usize>, num_experts: usize) -> Option<Fa
 pub(crate) fn check_weight(option: &str, weight: f64) -> Option<Fault> {
     (!(weight.is_finite() && weight >= 0.0))
         .then(|| Fault::new(format!("method.{option}"), format!("is {weight}; expected 0 or more")))
+}
+
+/// A fault if a factor is not above zero.
+pub(crate) fn check_positive(option: &str, value: f64) -> Option<Fault> {
+    let message = || format!("is {value}; expected a positive number");
+    (!(value.is_finite() && value > 0.0)).then(|| Fault::new(format!("method.{option}"), message()))
 }

@@ -11,6 +11,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod frozen_linear;
+pub mod guide;
 pub mod linear;
 pub mod low_rank;
 pub mod lstm;

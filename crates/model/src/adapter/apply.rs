@@ -65,7 +65,7 @@ impl<'a> Group<'a> {
         let x = own.as_ref().unwrap_or(x);
         let resolve = |(site, _): &(Site, &FrozenLinear)| {
             // A block's gates may be for a later layer of it.
-            let block_gates = adapter.block_router(*site).map(|router| {
+            let block_gates = adapter.block_router(*site, pass).map(|router| {
                 pass.shared_by(number, site.layer, site.linear.block(), || router.gates(x))
             });
             let update = adapter.update(*site, x.value().rows(), pass);
