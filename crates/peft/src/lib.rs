@@ -9,6 +9,7 @@
 pub mod analysis;
 pub mod compose;
 mod described;
+mod domains;
 mod error;
 pub mod exchange;
 pub mod io;

@@ -5,6 +5,7 @@
 //! This file has the tensors and the update; what only some of the family do has files of its own:
 //! routers, starts other than zero, DoRA's magnitude, the penalty on uneven loads.
 
+mod align;
 mod balance;
 mod dora;
 mod ends;
@@ -33,10 +34,11 @@ use balance::Balancer;
 use dora::Magnitude;
 use ends::Ends;
 use guide::Guide;
+use hydralora_kernels::ops::domain_update::weighted_heads;
 use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput};
-use hydralora_kernels::{DType, Var};
+use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput, adapted_linear};
+use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
     self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer,
     Pass, Site, SiteShape, TensorSite, Update,
@@ -186,6 +188,22 @@ impl LowRankAdapter {
         self.start.taken_out()?.get(site)
     }
 
+    /// The heads `[out, N·r]` of a layer, side by side: `N` times the one that all share, if they do.
+    fn heads_of(&self, layer: &Layer) -> Var {
+        let b = layer.b.var();
+        if self.spec.num_b() == self.spec.num_experts {
+            return b.clone();
+        }
+        let experts = self.spec.num_experts;
+        let ones = Tensor::from_f64(b.value().dtype(), &vec![1.0; experts], [experts, 1]);
+        weighted_heads(b, &Var::constant(ones))
+    }
+
+    /// Whether training looks at what `A` makes of the domains in `pass`.
+    fn is_aligned(&self, pass: &Pass<'_>) -> bool {
+        self.spec.align_weight > 0.0 && pass.dropout_seed().is_some()
+    }
+
     /// What the layer at `site` adds, without what a start took out of its weight and without DoRA.
     fn low_rank(&self, layer: &Layer, pass: &Pass<'_>) -> LowRankUpdate {
         let site = layer.shape.site;
@@ -204,7 +222,7 @@ impl LowRankAdapter {
         };
         LowRankUpdate {
             a: layer.a.var().clone(),
-            b: layer.b.var().clone(),
+            b: self.heads_of(layer),
             num_experts: self.spec.num_experts,
             gates,
             scale: layer.size.scale,
@@ -230,13 +248,17 @@ fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeig
 
 impl Adapter for LowRankAdapter {
     fn rows_stand_alone(&self) -> bool {
-        !self.looks_at_gates()
+        !self.looks_at_gates() && self.spec.align_weight == 0.0
     }
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
         match self.layers.get(&site) {
             None => self.ends.update(site).unwrap_or(Update::None),
-            Some(layer) if layer.magnitude.is_some() || self.taken_out(site).is_some() => {
+            Some(layer)
+                if layer.magnitude.is_some()
+                    || self.taken_out(site).is_some()
+                    || self.is_aligned(pass) =>
+            {
                 Update::Custom(self)
             }
             Some(layer) => Update::LowRank(self.low_rank(layer, pass)),
@@ -262,7 +284,7 @@ impl Adapter for LowRankAdapter {
     }
 }
 
-/// DoRA, and starts that took something out of the weight.
+/// DoRA, starts that took something out of the weight, and layers whose `A x` a penalty looks at.
 impl CustomLinear for LowRankAdapter {
     fn forward(
         &self,
@@ -279,8 +301,13 @@ impl CustomLinear for LowRankAdapter {
         if let Some(magnitude) = &layer.magnitude {
             return magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some());
         }
-        let Some(less) = self.taken_out(site) else { return frozen.forward(x) };
-        let LayerOutput { y, gates } = self.start.layer(x, frozen, &update, less);
+        if self.is_aligned(pass) {
+            align::keep(site, x, layer.a.var(), pass);
+        }
+        let LayerOutput { y, gates } = match self.taken_out(site) {
+            Some(less) => self.start.layer(x, frozen, &update, less),
+            None => adapted_linear(x, frozen, &update),
+        };
         if let Some(gates) = &gates {
             pass.report_gates(site, gates);
         }
@@ -315,6 +342,10 @@ impl TrainHooks for LowRankAdapter {
             return Err(Error::Options { faults: vec![Fault::new("method", message)] });
         }
         self.total_steps = plan.total_steps;
+        // Where a pass does not name its domains there are none to check.
+        if !plan.domains.is_empty() {
+            self.options.check_domains(plan.domains)?;
+        }
         if let Some(guide) = &mut self.guide {
             guide.begin(plan)?;
         }
@@ -331,6 +362,9 @@ impl TrainHooks for LowRankAdapter {
     }
 
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
+        if self.spec.align_weight > 0.0 {
+            return align::term(self.spec.align_weight, pass, &pass.take_set_aside());
+        }
         if !self.looks_at_gates() {
             return None;
         }

@@ -157,6 +157,14 @@ pub(crate) trait LowRankOptions:
     fn guide(&self) -> Option<GuideSpec> {
         None
     }
+    /// Checks the options against the domains of a run's data.
+    ///
+    /// # Errors
+    /// If they cannot be had of these.
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        let _ = domains;
+        Ok(())
+    }
     /// Checks the options against the layers `sites` that they choose, beyond what all of the family
     /// check.
     ///
@@ -199,7 +207,7 @@ impl<O: LowRankOptions> MethodOptions for O {
         let of_site = |shape: &SiteShape| {
             let rank = spec.sizes.at(shape.site).rank;
             let a = product(&[num_a, rank, shape.in_features.max(1)]);
-            a.saturating_add(product(&[spec.num_experts, rank, shape.out_features.max(1)]))
+            a.saturating_add(product(&[spec.num_b(), rank, shape.out_features.max(1)]))
         };
         sites.iter().map(of_site).fold(0, usize::saturating_add)
     }
@@ -211,6 +219,10 @@ impl<O: LowRankOptions> MethodOptions for O {
     fn check_layers(&self, sites: &[SiteShape]) -> Result<()> {
         self.keys().check_layers(sites)?;
         self.check_shapes(sites)
+    }
+
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        LowRankOptions::check_domains(self, domains)
     }
 
     fn router_start(&self) -> Option<RouterStart> {

@@ -97,6 +97,14 @@ pub trait MethodOptions: Send + Sync {
         let _ = sites;
         Ok(())
     }
+    /// Checks the options against the domains of a run's data.
+    ///
+    /// # Errors
+    /// If they cannot be had of these.
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        let _ = domains;
+        Ok(())
+    }
     /// What the routers start from; none where they start at random.
     fn router_start(&self) -> Option<RouterStart> {
         None

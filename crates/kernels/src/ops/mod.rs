@@ -2,6 +2,7 @@
 //! update has a folder: one formula, and a kernel for each number of rows and type.
 
 pub mod activation;
+pub mod align;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;

@@ -182,6 +182,10 @@ pub(crate) struct LowRankSpec {
     pub(crate) num_experts: usize,
     /// Whether every expert has an `A` of its own.
     pub(crate) own_a: bool,
+    /// Whether all experts have one `B`.
+    pub(crate) shared_b: bool,
+    /// Weight of a penalty on how far what `A` makes of different domains lies apart; none if 0.
+    pub(crate) align_weight: f64,
     pub(crate) dropout: f64,
     pub(crate) dropout_mask: DropoutMask,
     pub(crate) mixing: Mixing,
@@ -200,6 +204,8 @@ impl LowRankSpec {
             sizes,
             num_experts: 1,
             own_a: false,
+            shared_b: false,
+            align_weight: 0.0,
             dropout: keys.dropout,
             dropout_mask: DropoutMask::Shared,
             mixing: Mixing::Sum,
@@ -213,6 +219,11 @@ impl LowRankSpec {
     pub(crate) fn takes_pairs(&self) -> bool {
         let single = self.num_experts == 1 && self.names == HeadNames::Single;
         single && !self.decomposed && self.start == Start::Kaiming
+    }
+
+    /// How many `B` a site has.
+    pub(crate) fn num_b(&self) -> usize {
+        if self.shared_b { 1 } else { self.num_experts }
     }
 
     /// How many `A` a site has.

@@ -9,7 +9,7 @@
 //! `A ~ N(0, 1/in) · r^¼/√γ` and `B_i ~ N(0, 1/out) · r^¼/√γ` with `γ = 64`, and what the heads add on
 //! average at the start is taken out of the weight: `W0 − (alpha / r) mean_i(B_i) A`.
 
-use crate::error::Fault;
+use crate::error::{Error, Fault, Result};
 use crate::low_rank::{
     Balance, DropoutMask, GuideSpec, GuidedBy, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn,
     Router, RouterScope, Start,
@@ -18,6 +18,7 @@ use crate::low_rank_options::{
     LowRankOptions, Shared, check_positive, check_top_k, check_weight, low_rank_options,
 };
 use crate::method::{ClustersOf, RouterStart};
+use hydralora_model::adapter::SiteShape;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -104,7 +105,8 @@ low_rank_options! {
     router_top_k: Option<usize> = None,
     /// Factor on a penalty on uneven loads of the heads; none if 0.
     balance_weight: f64 = 0.0,
-    /// What `A` and the heads start from: `kaiming` (heads at zero) or `rlora` (heads at random).
+    /// What `A` and the heads start from: `kaiming` (heads at zero), `rlora` (heads at random), `zero_sum`,
+    /// `orthogonal` or `svd_slices`.
     init_lora_weights: Start = Start::Kaiming,
 }
 
@@ -159,6 +161,15 @@ impl LowRankOptions for Options {
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
         if self.init_lora_weights == Start::Pissa {
             let message = "`pissa` is for a single pair A, B; expected `kaiming` or `rlora`";
+            faults.push(Fault::new("method.init_lora_weights", message));
+        }
+        let several = self.init_lora_weights.of_several_heads();
+        let new = several.filter(|_| self.init_lora_weights != Start::Rlora);
+        if let Some(name) = new.filter(|_| self.num_experts == 1) {
+            let message = format!(
+                "`{name}` makes heads differ, and there is a single one; expected num_experts: 2 or more, or \
+                 `kaiming`"
+            );
             faults.push(Fault::new("method.init_lora_weights", message));
         }
         let on_a = self.route_on == RouteOn::A;
@@ -228,6 +239,30 @@ impl LowRankOptions for Options {
             faults.push(Fault::new("method.router_guide_decay", message));
         }
         faults
+    }
+
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        let (start, spec) = (self.init_lora_weights, self.spec());
+        let too_narrow = |shape: &&SiteShape| {
+            let wanted = self.num_experts * spec.sizes.at(shape.site).rank;
+            match start {
+                Start::Orthogonal => wanted > shape.out_features,
+                Start::SvdSlices => wanted > shape.out_features.min(shape.in_features),
+                _ => false,
+            }
+        };
+        let Some(shape) = sites.iter().find(too_narrow) else { return Ok(()) };
+        let SiteShape { site, in_features, out_features } = *shape;
+        let rank = spec.sizes.at(site).rank;
+        let message = format!(
+            "`{}` gives {} heads of rank {rank} directions of their own, {} in all, and {site} is \
+             {in_features} wide at its input and {out_features} at its output; expected a lower rank or fewer \
+             heads",
+            start.of_several_heads().unwrap_or_default(),
+            self.num_experts,
+            self.num_experts * rank
+        );
+        Err(Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] })
     }
 
     fn routers_start_from(&self) -> Option<RouterStart> {

@@ -287,6 +287,7 @@ fn train(
         settings: &Value::Null,
         folder: Some(folder),
         meter: None,
+        clusters: None,
         stop: &stop,
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
