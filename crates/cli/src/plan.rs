@@ -12,9 +12,7 @@ use crate::recipe::{ModelDtype, Recipe, faults_with, newer};
 use crate::sources;
 use crate::ui::{tell, thousands};
 use anyhow::Context;
-use hydralora_data::heads::{
-    Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads,
-};
+use hydralora_data::heads::{Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads};
 use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message, builtin_template_names};
 use hydralora_kernels::DType;
 use hydralora_kernels::ops::cross_entropy::working_len;
@@ -338,7 +336,8 @@ impl Plan {
             added_tokens: base.source.added.clone(),
             tokenizer: base.added_files()?,
         };
-        let plan = Self { recipe, base, dataset, sites, tuned, metadata, heads, clusters: None, refused };
+        let plan =
+            Self { recipe, base, dataset, sites, tuned, metadata, heads, clusters: None, refused };
         plan.check_steps()?;
         Ok(plan)
     }

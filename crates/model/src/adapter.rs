@@ -44,6 +44,18 @@ pub trait Adapter: Send + Sync {
         None
     }
 
+    /// Says whether something is computed once for the whole block of the layer at `site`: by default the
+    /// gates of its [router](Self::block_router).
+    fn shares_in_block(&self, site: Site, pass: &Pass<'_>) -> bool {
+        self.block_router(site, pass).is_some()
+    }
+
+    /// Computes it from `x: [T, in]`, the input of the first layer of the block that a pass comes to; layers
+    /// of the block that are [custom](Update::Custom) are given it.
+    fn of_block(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Var {
+        self.block_router(site, pass).map_or_else(|| x.clone(), |router| router.gates(x))
+    }
+
     /// Embeddings `[T, hidden_size]` of `tokens`.
     fn embed(&self, tokens: &[u32], frozen: &FrozenLinear) -> Var {
         Var::constant(frozen.gather(tokens))

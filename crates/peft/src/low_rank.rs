@@ -18,8 +18,8 @@ mod spec;
 mod start;
 
 pub(crate) use balance::{Balance, Penalty};
-pub(crate) use guide::{GuideSpec, GuidedBy};
 pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved, vocabulary_axis};
+pub(crate) use guide::{GuideSpec, GuidedBy};
 pub(crate) use spec::{
     DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
 };
@@ -275,6 +275,10 @@ impl Adapter for LowRankAdapter {
 
     fn output(&self, hidden: &Var, layer: OutputLayer<'_>, pass: &Pass<'_>) -> Output<'_> {
         self.ends.output(hidden, layer, pass)
+    }
+
+    fn shares_in_block(&self, site: Site, _pass: &Pass<'_>) -> bool {
+        !self.blocks.is_empty() && self.blocks.contains_key(&Block::of(site))
     }
 
     fn block_router(&self, site: Site, pass: &Pass<'_>) -> Option<model::Router> {

@@ -136,6 +136,8 @@ pub(crate) trait LowRankOptions:
     const PEFT_TYPE: &'static str;
     /// Options that a file names as a recipe does.
     const OWN_KEYS: &'static [&'static str] = &[];
+    /// Those that earlier builds did not have: a file names them only where they say something.
+    const LATER_KEYS: &'static [&'static str] = &[];
 
     /// As [`Described::claims`].
     fn claims(config: &Map<String, Value>) -> bool {
@@ -194,6 +196,9 @@ impl<O: LowRankOptions> MethodOptions for O {
         }
         let own = self.to_recipe();
         config.extend(O::OWN_KEYS.iter().map(|&key| (key.to_owned(), own[key].clone())));
+        let usual = O::default().to_recipe();
+        let later = O::LATER_KEYS.iter().filter(|&&key| own[key] != usual[key]);
+        config.extend(later.map(|&key| (key.to_owned(), own[key].clone())));
         config
     }
 
@@ -279,7 +284,7 @@ impl<O: LowRankOptions> Described for O {
     /// The number of experts is `lora_nums`, as the published code calls it.
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config, O::OWN_KEYS, true)?;
-        let own: Map<String, Value> = (O::OWN_KEYS.iter())
+        let own: Map<String, Value> = (O::OWN_KEYS.iter().chain(O::LATER_KEYS))
             .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
             .filter(|(_, value)| !value.is_null())

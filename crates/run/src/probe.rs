@@ -293,7 +293,8 @@ pub fn sampled_inputs<E: From<hydralora_model::Error>>(
         for (site, sums) in watch.take_sums() {
             let width = sums.len() / tokens_of.len().max(1);
             let means = sums.chunks_exact(width.max(1)).zip(&tokens_of);
-            let means = means.flat_map(|(sums, count)| sums.iter().map(move |s| (s / count) as f32));
+            let means =
+                means.flat_map(|(sums, count)| sums.iter().map(move |s| (s / count) as f32));
             visit(site, means.collect(), width)?;
         }
     }

@@ -161,7 +161,12 @@ impl TrainConfig {
         let ratio = self.b_learning_rate_ratio;
         check(positive(ratio), "b_learning_rate_ratio", ratio.to_string(), "a positive number");
         let ratio = self.router_learning_rate_ratio;
-        check(positive(ratio), "router_learning_rate_ratio", ratio.to_string(), "a positive number");
+        check(
+            positive(ratio),
+            "router_learning_rate_ratio",
+            ratio.to_string(),
+            "a positive number",
+        );
         let norm = self.max_grad_norm;
         check(norm.is_finite() && norm >= 0.0, "max_grad_norm", norm.to_string(), "0 or more");
         check(self.keep_checkpoints > 0, "keep_checkpoints", "0".into(), "at least 1");

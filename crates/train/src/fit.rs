@@ -183,7 +183,8 @@ pub fn fit(
     let mut plan = Plan::new(run)?;
     let warmup = config.warmup(plan.total)?;
     if run.clusters.is_none() && tuned.options().guide_clusters().is_some() {
-        let message = "the routers are guided by clusters of the training data, which the run lacks";
+        let message =
+            "the routers are guided by clusters of the training data, which the run lacks";
         return Err(Error::Config { faults: vec![message.to_owned()] });
     }
     let mut optimizer = AdamW::new(config.adamw(), tuned);

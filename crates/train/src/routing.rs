@@ -59,7 +59,8 @@ impl RoutingLog {
         let sites = sums.iter().map(|(site, sum)| {
             let tokens: f64 = sum.domains.iter().map(|(_, _, count)| count).sum();
             let entropy: f64 = sum.domains.iter().map(|(_, entropy, _)| entropy).sum();
-            let over = |sum: &Vec<f64>, count: f64| sum.iter().map(|s| s / count.max(1.0)).collect();
+            let over =
+                |sum: &Vec<f64>, count: f64| sum.iter().map(|s| s / count.max(1.0)).collect();
             let of_domain = |(_, entropy, count): &GateSum| (*count > 0.0).then(|| entropy / count);
             SiteRouting {
                 site: site.to_string(),

@@ -16,8 +16,8 @@ use hydralora_model::adapter::NoAdapter;
 use hydralora_peft::io::TRAINED;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
-    ClusterOf, Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard,
-    checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
+    ClusterOf, Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink,
+    TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
 use std::fs;

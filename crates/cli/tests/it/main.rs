@@ -24,6 +24,7 @@ mod own_files;
 mod quickstart;
 mod recipes;
 mod resume;
+mod routers;
 mod study;
 mod support;
 mod thinking;

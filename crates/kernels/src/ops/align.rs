@@ -86,7 +86,8 @@ pub fn divergence(z: &Var, groups: &[u32]) -> Var {
                 for &row in &group.rows {
                     for k in 0..width {
                         let away = values[row * width + k] - group.mean[k];
-                        let slope = of_mean[k] / count + of_variance[k] * 2.0 * away / (count - 1.0);
+                        let slope =
+                            of_mean[k] / count + of_variance[k] * 2.0 * away / (count - 1.0);
                         data[row * width + k] = E::from_f64(upstream * slope);
                     }
                 }

@@ -87,9 +87,7 @@ fn of_factors(a: &[Tensor], b: &[Tensor]) -> Option<SiteHeads> {
     };
     // The factor of which there are several.
     let (several, count) = if b.len() > 1 { (of_b, b.len()) } else { (of_a, a.len()) };
-    let inner = each(&|i, j| {
-        (0..rank).map(|k| entry(several, count, (i, j, k, k))).sum()
-    });
+    let inner = each(&|i, j| (0..rank).map(|k| entry(several, count, (i, j, k, k))).sum());
     let cosines: Vec<f64> = (0..num_heads)
         .flat_map(|i| (0..i).map(move |j| (i, j)))
         .filter(|&(i, j)| inner[i][i] > 0.0 && inner[j][j] > 0.0)

@@ -21,9 +21,9 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, Output, gated_low_ra
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Site, SiteShape};
+use parted::{Directions, Parted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use parted::{Directions, Parted};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 

@@ -85,8 +85,11 @@ impl Described for Options {
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config, &[], false)?;
-        let own: Map<String, Value> =
-            config.get("domains").map(|names| ("domains".to_owned(), names.clone())).into_iter().collect();
+        let own: Map<String, Value> = config
+            .get("domains")
+            .map(|names| ("domains".to_owned(), names.clone()))
+            .into_iter()
+            .collect();
         let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
         let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } = keys;
         let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
@@ -226,7 +229,8 @@ impl Persist for DomainHeads {
         let rank = self.options.rank;
         for (&site, Layer { shape, own: [a, b] }) in &mut self.layers {
             let name = a.parameter.name().to_owned();
-            if let Some(found) = take_tensor(tensors, &name, &[rank, shape.in_features], &mut faults)
+            if let Some(found) =
+                take_tensor(tensors, &name, &[rank, shape.in_features], &mut faults)
             {
                 a.parameter.set(found.to_dtype(a.parameter.value().dtype()));
             }

@@ -84,7 +84,8 @@ impl Described for Options {
     fn faults(&self) -> Vec<Fault> {
         let mut faults = check_common(self.rank, self.alpha, self.dropout, &self.targets);
         if !(1..=self.rank.max(1)).contains(&self.active_rank) {
-            let message = format!("is {}; expected 1 to rank, which is {}", self.active_rank, self.rank);
+            let message =
+                format!("is {}; expected 1 to rank, which is {}", self.active_rank, self.rank);
             faults.push(Fault::new("method.active_rank", message));
         }
         if let Some(density) = self.density.filter(|density| !(*density > 0.0 && *density <= 1.0)) {
@@ -212,7 +213,8 @@ impl Layer {
         let (rows, rank) = (z.value().rows(), z.value().cols());
         let mut gates = vec![0.0; rows * rank];
         let mut used = vec![0; rank];
-        for (row, gates) in z.value().to_f64().chunks_exact(rank).zip(gates.chunks_exact_mut(rank)) {
+        for (row, gates) in z.value().to_f64().chunks_exact(rank).zip(gates.chunks_exact_mut(rank))
+        {
             let size = |at: usize| (row[at] + self.bias[at]).abs();
             let mut order: Vec<usize> = (0..rank).collect();
             order.sort_by(|&i, &j| size(j).total_cmp(&size(i)).then(i.cmp(&j)));

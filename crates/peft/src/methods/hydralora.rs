@@ -140,10 +140,10 @@ impl LowRankOptions for Options {
         "router_bias",
         "router_scope",
         "router_top_k",
-        "router_temperature",
         "balance_weight",
         "init_lora_weights",
     ];
+    const LATER_KEYS: &'static [&'static str] = &["router_temperature"];
 
     fn claims(config: &Map<String, Value>) -> bool {
         let kind = config.get("peft_type");
@@ -231,11 +231,15 @@ impl LowRankOptions for Options {
             ("router_guide_decay", self.router_guide_decay.is_some()),
         ];
         for (option, _) in only_guided.into_iter().filter(|(_, differs)| unguided && *differs) {
-            let message = "is about `router_guide`, which is `none`; expected `clusters` or `domains` there";
+            let message =
+                "is about `router_guide`, which is `none`; expected `clusters` or `domains` there";
             faults.push(Fault::new(format!("method.{option}"), message));
         }
-        if let Some(decay) = self.router_guide_decay.filter(|decay| !(*decay > 0.0 && *decay <= 1.0)) {
-            let message = format!("is {decay}; expected a share of the steps, above 0 and at most 1");
+        if let Some(decay) =
+            self.router_guide_decay.filter(|decay| !(*decay > 0.0 && *decay <= 1.0))
+        {
+            let message =
+                format!("is {decay}; expected a share of the steps, above 0 and at most 1");
             faults.push(Fault::new("method.router_guide_decay", message));
         }
         faults

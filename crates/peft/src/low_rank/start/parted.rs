@@ -101,10 +101,13 @@ impl StartStrategy for Parted {
         }
         let (outputs, width) = (shape.out_features, zero.cols());
         let name = head_name(&self.draw.spec, shape.site, 0);
-        let random = normal(self.draw.seed, &name, 1.0, hydralora_kernels::DType::F64, [
-            outputs,
-            width.min(outputs),
-        ]);
+        let random = normal(
+            self.draw.seed,
+            &name,
+            1.0,
+            hydralora_kernels::DType::F64,
+            [outputs, width.min(outputs)],
+        );
         let values = random.to_f64();
         let drawn = Mat::from_fn(outputs, random.cols(), |i, j| values[i * random.cols() + j]);
         let basis = drawn.qr().compute_thin_Q();
@@ -127,7 +130,8 @@ impl StartStrategy for Parted {
         // The columns of `B` are the singular vectors times a length of their own.
         let found = principal(&frozen.dense_weight(), width, 1.0);
         let [_, vectors] = found.ok_or_else(|| {
-            let message = format!("svd_slices: the singular values of {site}.weight were not found");
+            let message =
+                format!("svd_slices: the singular values of {site}.weight were not found");
             Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] }
         })?;
         let values = vectors.to_f64();
@@ -174,19 +178,13 @@ mod tests {
 
     fn draw() -> Draw {
         let keys = LoraConfigKeys { rank: 2, alpha: 4.0, ..LoraConfigKeys::default() };
-        let spec = LowRankSpec {
-            num_experts: 3,
-            names: HeadNames::Numbered,
-            ..LowRankSpec::of(&keys)
-        };
+        let spec =
+            LowRankSpec { num_experts: 3, names: HeadNames::Numbered, ..LowRankSpec::of(&keys) };
         Draw { spec, dtype: DType::F64, seed: 5 }
     }
 
-    const SHAPE: SiteShape = SiteShape {
-        site: Site { layer: 0, linear: &Q_PROJ },
-        in_features: 8,
-        out_features: 7,
-    };
+    const SHAPE: SiteShape =
+        SiteShape { site: Site { layer: 0, linear: &Q_PROJ }, in_features: 8, out_features: 7 };
 
     #[test]
     fn heads_that_sum_to_zero_differ() {
@@ -204,7 +202,8 @@ mod tests {
         let length = shrunk(2).powi(2);
         for i in 0..width {
             for j in 0..width {
-                let dot: f64 = (0..b.rows()).map(|k| values[k * width + i] * values[k * width + j]).sum();
+                let dot: f64 =
+                    (0..b.rows()).map(|k| values[k * width + i] * values[k * width + j]).sum();
                 let wanted = if i == j { length } else { 0.0 };
                 assert!((dot - wanted).abs() < 1e-9, "{i} {j}: {dot}");
             }
