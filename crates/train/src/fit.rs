@@ -238,7 +238,7 @@ pub fn fit(
         let found = evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)?;
         let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
         Ok(found.map(|found| {
-            let heads = HeadSummary::of(tuned.tensors(), found.routing.as_ref());
+            let heads = HeadSummary::of_live(tuned, found.routing.as_ref());
             Evaluation { router_movement, heads, ..found }
         }))
     };

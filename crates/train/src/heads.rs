@@ -64,6 +64,13 @@ impl HeadSummary {
         })
     }
 
+    /// The same of a live adapter; none for one that is the model itself, whose weights are too many to look
+    /// at.
+    pub(crate) fn of_live(tuned: &dyn Tuned, routing: Option<&Routing>) -> Option<Self> {
+        let small = tuned.as_whole_model().is_none();
+        small.then(|| Self::of(tuned.tensors(), routing)).flatten()
+    }
+
     /// Says it in one line.
     pub fn in_words(&self) -> String {
         let (Some(cosine), Some(rank)) = (self.cosine, self.rank) else {
@@ -125,7 +132,7 @@ impl RouterMetrics {
             gate_entropy: routing.entropy(),
             gate_spread: routing.specialisation(),
             router_movement: start.and_then(|start| start.distance(tuned)),
-            heads: HeadSummary::of(tuned.tensors(), Some(routing)),
+            heads: HeadSummary::of_live(tuned, Some(routing)),
         }
     }
 
