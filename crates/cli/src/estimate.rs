@@ -42,6 +42,7 @@ impl Estimate {
             settings: &serde_json::Value::Null,
             folder: None,
             meter: None,
+            clusters: None,
             stop: &AtomicBool::new(false),
         };
         let steps = planned_steps(&run)?;

@@ -5,6 +5,7 @@
 mod adapter;
 mod args;
 mod calibration;
+mod clusters;
 mod commands;
 mod device;
 mod domain;

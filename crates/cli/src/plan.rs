@@ -1,29 +1,25 @@
 //! From a recipe to everything a run needs, opened and checked.
 
 use crate::adapter;
+use crate::clusters::Clusters;
 use crate::device::placed;
 use crate::encoder::ModelEncoder;
 use crate::failure::bad_input;
 use crate::grown::{add_of_adapters, add_of_recipe};
 use crate::in_force::own_template;
 use crate::memory;
-use crate::recipe::{ModelDtype, Recipe, faults_with};
+use crate::recipe::{ModelDtype, Recipe, faults_with, newer};
 use crate::sources;
 use crate::ui::{tell, thousands};
 use anyhow::Context;
-use hydralora_data::heads::{
-    Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads, partition,
-};
-use hydralora_data::{
-    ChatTemplate, Dataset, Example, Examples, LoadOptions, Message, builtin_template_names,
-};
+use hydralora_data::heads::{Corpus, DIMENSIONS, Features, HeadsOptions, HeadsReport, find_heads};
+use hydralora_data::{ChatTemplate, Dataset, LoadOptions, Message, builtin_template_names};
 use hydralora_kernels::DType;
 use hydralora_kernels::ops::cross_entropy::working_len;
 use hydralora_model::adapter::SiteShape;
 use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
-use hydralora_run::probe::mean_inputs;
 use hydralora_run::{ends, start_ids};
 use hydralora_train::{Run, planned_steps};
 use serde::Serialize;
@@ -31,9 +27,6 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// Training sequences whose layer inputs are averaged for a router's start.
-const ROUTER_SEQUENCES: usize = 256;
 
 /// An opened base model.
 pub(crate) struct Base {
@@ -186,6 +179,8 @@ pub(crate) struct Plan {
     pub(crate) metadata: Metadata,
     /// How the number of experts was found, where the recipe said `auto`.
     pub(crate) heads: Option<HeadsReport>,
+    /// Clusters of the training texts, once they were looked for and are of use.
+    pub(crate) clusters: Option<Clusters>,
     /// Why it cannot be trained, though it can be looked at.
     pub(crate) refused: Option<String>,
 }
@@ -199,22 +194,6 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
         find_heads(&features, &corpus, &HeadsOptions { seed, ..HeadsOptions::default() })
     };
     count().context("method.num_experts: auto")
-}
-
-/// Some of the examples, evenly spread, each with the cluster that `cluster_of` its source and row says
-/// it belongs to; those of no cluster are left out.
-fn clustered_examples(
-    examples: &Examples,
-    cluster_of: &dyn Fn(u32, u32) -> Option<u32>,
-) -> anyhow::Result<Vec<(Example, u32)>> {
-    let mut known: Vec<(usize, u32)> = Vec::new();
-    for index in 0..examples.len() {
-        let (source, row) = examples.place(index)?;
-        known.extend(cluster_of(source, row).map(|cluster| (index, cluster)));
-    }
-    let every = known.len().div_ceil(ROUTER_SEQUENCES).max(1);
-    let read = |(index, cluster)| Ok((examples.get(index)?, cluster));
-    known.into_iter().step_by(every).map(read).collect()
 }
 
 /// Refuses an adapter that the system would not even promise memory for.
@@ -294,13 +273,23 @@ impl Plan {
                 other => other?,
             }
         }
-        let ratio = recipe.train.b_learning_rate_ratio;
-        if ratio != 1.0 && !tuned.trainables().iter().any(|trainable| trainable.role == Role::B) {
-            let message = format!(
-                "is {ratio}; `{}` trains no `B` that could learn faster; leave the option out",
-                recipe.method_name
-            );
-            return Err(recipe.origin.error(&[Fault::new("train.b_learning_rate_ratio", message)]));
+        let train = &recipe.train;
+        for (option, ratio, role, what) in [
+            ("b_learning_rate_ratio", train.b_learning_rate_ratio, Role::B, "`B`"),
+            (
+                "router_learning_rate_ratio",
+                train.router_learning_rate_ratio,
+                Role::Router,
+                "router with these options",
+            ),
+        ] {
+            if ratio != 1.0 && !tuned.trainables().iter().any(|trained| trained.role == role) {
+                let message = format!(
+                    "is {ratio}; `{}` trains no {what} that could learn faster; leave the option out",
+                    recipe.method_name
+                );
+                return Err(recipe.origin.error(&[Fault::new(format!("train.{option}"), message)]));
+            }
         }
         let template = base.template()?;
         let encoder = ModelEncoder(base.tokenizer());
@@ -347,7 +336,8 @@ impl Plan {
             added_tokens: base.source.added.clone(),
             tokenizer: base.added_files()?,
         };
-        let plan = Self { recipe, base, dataset, sites, tuned, metadata, heads, refused };
+        let plan =
+            Self { recipe, base, dataset, sites, tuned, metadata, heads, clusters: None, refused };
         plan.check_steps()?;
         Ok(plan)
     }
@@ -367,46 +357,17 @@ impl Plan {
             settings: &serde_json::Value::Null,
             folder: None,
             meter: None,
+            clusters: None,
             stop: &AtomicBool::new(false),
         };
         planned_steps(&run)?;
         Ok(())
     }
 
-    /// Starts the routers from the clusters of the training data, where the recipe says so.
-    pub(crate) fn start_routers(&mut self) -> anyhow::Result<()> {
-        let Some(clusters) = self.recipe.method.router_clusters() else { return Ok(()) };
-        let assignment = match &self.heads {
-            Some(heads) => heads.assignment.clone(),
-            None => {
-                let corpus = Corpus::read(&self.recipe.data.train, &self.recipe.base)?;
-                let seed = self.recipe.train.seed;
-                let features = Features::tfidf(&corpus, DIMENSIONS, seed)?;
-                partition(&features, &corpus, clusters, seed)
-                    .context("method.router_init: centroids")?
-            }
-        };
-        let mut first = vec![0];
-        for source in &self.dataset.report.sources {
-            first.push(first[first.len() - 1] + source.records);
-        }
-        let cluster_of = |source: u32, row: u32| {
-            let start = first.get(source as usize)?;
-            assignment.of(start + row as usize)
-        };
-        let examples = clustered_examples(&self.dataset.train, &cluster_of)?;
-        let sequences: Vec<(&[u32], u32)> =
-            examples.iter().map(|(example, cluster)| (&example.tokens[..], *cluster)).collect();
-        let Some(routed) = self.tuned.as_routed_mut() else { return Ok(()) };
-        let sites = routed.router_inputs();
-        let means = mean_inputs(&self.base.decoder, &sites, &sequences, clusters)?;
-        routed.start_routers(&means);
-        Ok(())
-    }
-
     /// Hash of everything that decides how a run goes: settings, base model, token ids.
     pub(crate) fn fingerprint(&self) -> String {
         let mut resolved = self.recipe.resolved();
+        newer::leave_out(&mut resolved);
         // Where the result goes and how often it is saved change nothing in it.
         resolved["output"] = serde_json::Value::Null;
         resolved["model"]["path"] = serde_json::Value::Null;

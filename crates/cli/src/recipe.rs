@@ -6,6 +6,7 @@
 
 mod keys;
 pub(crate) mod names;
+pub(crate) mod newer;
 mod paths;
 mod place;
 mod sections;

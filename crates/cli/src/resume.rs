@@ -6,7 +6,7 @@
 
 use crate::failure::bad_input;
 use crate::plan::Plan;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, newer};
 use hydralora_train::checkpoint;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -76,7 +76,10 @@ fn compare(folder: &Path, recipe: &Value, now: Option<&Value>) -> anyhow::Result
     let (base, data) = (other("base_fingerprint"), other("data_fingerprint"));
     let mut faults = Vec::new();
     let mut notes = Vec::new();
-    for (field, was, is) in differences(&then["recipe"], recipe) {
+    let [mut before, mut after] = [then["recipe"].clone(), recipe.clone()];
+    newer::leave_out(&mut before);
+    newer::leave_out(&mut after);
+    for (field, was, is) in differences(&before, &after) {
         let line = format!("{field} was {was} and is {is} now");
         let of_data = field.ends_with(".path") || field == "data.template";
         if LENGTH.contains(&field.as_str()) {

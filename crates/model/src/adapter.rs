@@ -39,9 +39,21 @@ pub trait Adapter: Send + Sync {
 
     /// Gives the router that serves the whole block of the layer at `site`, if there is one. Its gates
     /// are computed from the input of the first layer of the block that a pass comes to.
-    fn block_router(&self, site: Site) -> Option<Router> {
-        let _ = site;
+    fn block_router(&self, site: Site, pass: &Pass<'_>) -> Option<Router> {
+        let _ = (site, pass);
         None
+    }
+
+    /// Says whether something is computed once for the whole block of the layer at `site`: by default the
+    /// gates of its [router](Self::block_router).
+    fn shares_in_block(&self, site: Site, pass: &Pass<'_>) -> bool {
+        self.block_router(site, pass).is_some()
+    }
+
+    /// Computes it from `x: [T, in]`, the input of the first layer of the block that a pass comes to; layers
+    /// of the block that are [custom](Update::Custom) are given it.
+    fn of_block(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Var {
+        self.block_router(site, pass).map_or_else(|| x.clone(), |router| router.gates(x))
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens`.
@@ -156,6 +168,21 @@ pub struct Sequences<'a> {
     pub offsets: &'a [usize],
     /// The domain of each sequence.
     pub domains: &'a [u32],
+    /// The cluster of the training data that each sequence is of, [`NO_CLUSTER`] for none; empty where
+    /// clusters are not known.
+    pub clusters: &'a [u32],
+}
+
+/// Stands for the cluster of a sequence that belongs to none.
+pub const NO_CLUSTER: u32 = u32::MAX;
+
+impl Sequences<'_> {
+    /// Says of each token what `of_sequence` says of its sequence.
+    pub fn of_tokens(&self, of_sequence: &[u32]) -> Vec<u32> {
+        let lengths = self.offsets.windows(2).map(|span| span[1] - span[0]);
+        let each = lengths.zip(of_sequence);
+        each.flat_map(|(length, &value)| std::iter::repeat_n(value, length)).collect()
+    }
 }
 
 /// One run through the decoder: what is the same for all layers of it.
@@ -190,7 +217,17 @@ impl<'a> Pass<'a> {
     /// Says where the sequences of this pass lie and which domain each belongs to.
     #[must_use]
     pub fn of_sequences(mut self, offsets: &'a [usize], domains: &'a [u32]) -> Self {
-        self.sequences = Some(Sequences { offsets, domains });
+        self.sequences = Some(Sequences { offsets, domains, clusters: &[] });
+        self
+    }
+
+    /// Says which cluster of the training data each sequence of this pass is of; after
+    /// [`of_sequences`](Self::of_sequences).
+    #[must_use]
+    pub fn in_clusters(mut self, clusters: &'a [u32]) -> Self {
+        if let Some(sequences) = &mut self.sequences {
+            sequences.clusters = clusters;
+        }
         self
     }
 

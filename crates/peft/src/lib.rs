@@ -9,6 +9,7 @@
 pub mod analysis;
 pub mod compose;
 mod described;
+mod domains;
 mod error;
 pub mod exchange;
 pub mod io;
@@ -29,7 +30,7 @@ mod virtual_tokens;
 mod warm;
 
 pub use error::{Error, Fault, Result};
-pub use method::{Method, MethodOptions};
+pub use method::{ClustersOf, Method, MethodOptions, RouterStart};
 pub use section::{listed, nearest, read_rest, read_section, suggestion};
 pub use targets::{PRESETS, Targets};
 pub use trainable::{Role, TensorMap, Trainable, count};

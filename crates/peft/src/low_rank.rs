@@ -5,11 +5,13 @@
 //! This file has the tensors and the update; what only some of the family do has files of its own:
 //! routers, starts other than zero, DoRA's magnitude, the penalty on uneven loads.
 
+mod align;
 mod balance;
 mod dora;
 mod ends;
 mod files;
 mod fold;
+mod guide;
 pub(crate) mod layout;
 mod router;
 mod spec;
@@ -17,6 +19,7 @@ mod start;
 
 pub(crate) use balance::{Balance, Penalty};
 pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved, vocabulary_axis};
+pub(crate) use guide::{GuideSpec, GuidedBy};
 pub(crate) use spec::{
     DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
 };
@@ -30,9 +33,12 @@ use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
 use balance::Balancer;
 use dora::Magnitude;
 use ends::Ends;
+use guide::Guide;
+use hydralora_kernels::ops::domain_update::weighted_heads;
+use hydralora_kernels::ops::elementwise::add;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput};
-use hydralora_kernels::{DType, Var};
+use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput, adapted_linear};
+use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
     self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer,
     Pass, Site, SiteShape, TensorSite, Update,
@@ -66,7 +72,7 @@ impl Layer {
                 RouteOn::A => spec.num_a() * size.rank,
             };
             let extents = [spec.num_experts, inputs];
-            RouterWeights::new(&site.to_string(), extents, kind.bias, dtype, seed)
+            RouterWeights::new(&site.to_string(), extents, &kind, dtype, seed)
         });
         Self {
             shape,
@@ -100,6 +106,10 @@ pub(crate) struct LowRankAdapter {
     blocks: BTreeMap<Block, RouterWeights>,
     start: Box<dyn StartStrategy>,
     balancer: Option<Balancer>,
+    guide: Option<Guide>,
+    /// What the routers' scores are divided by in training, where that changes over a run.
+    training_temperature: Option<f64>,
+    total_steps: usize,
     ends: Ends,
 }
 
@@ -118,13 +128,44 @@ impl LowRankAdapter {
         let layers = sites.iter().map(layer).collect();
         let blocks = block_routers(sites, &draw);
         let ends = Ends::new(&draw.spec, dtype, seed);
-        Self { options, spec: draw.spec, layers, blocks, start, balancer: None, ends }
+        let router = draw.spec.mixing.routed();
+        Self {
+            options,
+            spec: draw.spec,
+            layers,
+            blocks,
+            start,
+            balancer: None,
+            guide: None,
+            training_temperature: router.and_then(|router| router.first_temperature),
+            total_steps: 0,
+            ends,
+        }
     }
 
     /// The same with a penalty on uneven loads, unless its weight is zero.
     pub(crate) fn balanced(mut self, balance: Balance) -> Self {
         self.balancer = Balancer::new(balance, self.spec.num_experts);
         self
+    }
+
+    /// The same with routers that are told which expert a sequence is meant for, unless the guide's
+    /// weight is zero.
+    pub(crate) fn guided(mut self, guide: GuideSpec) -> Self {
+        self.guide = Guide::new(guide, self.spec.num_experts);
+        self
+    }
+
+    /// Whether a term of the loss looks at the gates of whole sequences.
+    fn looks_at_gates(&self) -> bool {
+        self.balancer.is_some() || self.guide.is_some()
+    }
+
+    /// What the routers' scores are divided by in `pass`. Outside of training it is what it will be at
+    /// the end of the run, so that an adapter is judged as it will be used.
+    fn temperature(&self, kind: Router, pass: &Pass<'_>) -> f64 {
+        let in_training = self.training_temperature.filter(|_| pass.dropout_seed().is_some());
+        in_training.unwrap_or(kind.temperature)
     }
 
     fn is_routed(&self) -> bool {
@@ -147,16 +188,33 @@ impl LowRankAdapter {
         self.start.taken_out()?.get(site)
     }
 
+    /// The heads `[out, N·r]` of a layer, side by side: `N` times the one that all share, if they do.
+    fn heads_of(&self, layer: &Layer) -> Var {
+        let b = layer.b.var();
+        if self.spec.num_b() == self.spec.num_experts {
+            return b.clone();
+        }
+        let experts = self.spec.num_experts;
+        let ones = Tensor::from_f64(b.value().dtype(), &vec![1.0; experts], [experts, 1]);
+        weighted_heads(b, &Var::constant(ones))
+    }
+
+    /// Whether training looks at what `A` makes of the domains in `pass`.
+    fn is_aligned(&self, pass: &Pass<'_>) -> bool {
+        self.spec.align_weight > 0.0 && pass.dropout_seed().is_some()
+    }
+
     /// What the layer at `site` adds, without what a start took out of its weight and without DoRA.
     fn low_rank(&self, layer: &Layer, pass: &Pass<'_>) -> LowRankUpdate {
         let site = layer.shape.site;
         let choice = Choice {
             top_k: self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts),
-            counted: self.balancer.is_some() && pass.dropout_seed().is_some(),
+            counted: self.looks_at_gates() && pass.dropout_seed().is_some(),
         };
         let gates = match (&layer.router, self.spec.mixing) {
             (Some(router), Mixing::Routed(kind)) => {
-                HeadGates::Router(router.router(kind.route_on, choice))
+                let temperature = self.temperature(kind, pass);
+                HeadGates::Router(router.router(kind.route_on, choice, temperature))
             }
             (None, Mixing::Routed(_)) => HeadGates::Block(choice),
             (_, Mixing::Mean) => HeadGates::Mean,
@@ -164,7 +222,7 @@ impl LowRankAdapter {
         };
         LowRankUpdate {
             a: layer.a.var().clone(),
-            b: layer.b.var().clone(),
+            b: self.heads_of(layer),
             num_experts: self.spec.num_experts,
             gates,
             scale: layer.size.scale,
@@ -182,22 +240,25 @@ fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeig
         let block = Block::of(shape.site);
         routers.entry(block).or_insert_with(|| {
             let extents = [spec.num_experts, Block::width(shape, sites)];
-            RouterWeights::new(&block.to_string(), extents, kind.bias, dtype, seed)
+            RouterWeights::new(&block.to_string(), extents, &kind, dtype, seed)
         });
     }
     routers
 }
 
 impl Adapter for LowRankAdapter {
-    // The balance penalty looks at whole sequences.
     fn rows_stand_alone(&self) -> bool {
-        self.balancer.is_none()
+        !self.looks_at_gates() && self.spec.align_weight == 0.0
     }
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
         match self.layers.get(&site) {
             None => self.ends.update(site).unwrap_or(Update::None),
-            Some(layer) if layer.magnitude.is_some() || self.taken_out(site).is_some() => {
+            Some(layer)
+                if layer.magnitude.is_some()
+                    || self.taken_out(site).is_some()
+                    || self.is_aligned(pass) =>
+            {
                 Update::Custom(self)
             }
             Some(layer) => Update::LowRank(self.low_rank(layer, pass)),
@@ -216,13 +277,18 @@ impl Adapter for LowRankAdapter {
         self.ends.output(hidden, layer, pass)
     }
 
-    fn block_router(&self, site: Site) -> Option<model::Router> {
+    fn shares_in_block(&self, site: Site, _pass: &Pass<'_>) -> bool {
+        !self.blocks.is_empty() && self.blocks.contains_key(&Block::of(site))
+    }
+
+    fn block_router(&self, site: Site, pass: &Pass<'_>) -> Option<model::Router> {
+        let kind = self.spec.mixing.routed()?;
         let router = self.blocks.get(&Block::of(site))?;
-        Some(router.router(RouteOn::X, Choice::default()))
+        Some(router.router(RouteOn::X, Choice::default(), self.temperature(kind, pass)))
     }
 }
 
-/// DoRA, and starts that took something out of the weight.
+/// DoRA, starts that took something out of the weight, and layers whose `A x` a penalty looks at.
 impl CustomLinear for LowRankAdapter {
     fn forward(
         &self,
@@ -239,8 +305,13 @@ impl CustomLinear for LowRankAdapter {
         if let Some(magnitude) = &layer.magnitude {
             return magnitude.layer(x, frozen, &update, pass.dropout_seed().is_some());
         }
-        let Some(less) = self.taken_out(site) else { return frozen.forward(x) };
-        let LayerOutput { y, gates } = self.start.layer(x, frozen, &update, less);
+        if self.is_aligned(pass) {
+            align::keep(site, x, layer.a.var(), pass);
+        }
+        let LayerOutput { y, gates } = match self.taken_out(site) {
+            Some(less) => self.start.layer(x, frozen, &update, less),
+            None => adapted_linear(x, frozen, &update),
+        };
         if let Some(gates) = &gates {
             pass.report_gates(site, gates);
         }
@@ -274,11 +345,40 @@ impl TrainHooks for LowRankAdapter {
             let message = "starts from the base model's weights, which were not given";
             return Err(Error::Options { faults: vec![Fault::new("method", message)] });
         }
+        self.total_steps = plan.total_steps;
+        // Where a pass does not name its domains there are none to check.
+        if !plan.domains.is_empty() {
+            self.options.check_domains(plan.domains)?;
+        }
+        if let Some(guide) = &mut self.guide {
+            guide.begin(plan)?;
+        }
         self.balancer.as_mut().map_or(Ok(()), |balancer| balancer.begin(plan.domains))
     }
 
+    fn before_step(&mut self, taken: usize) {
+        let router = self.spec.mixing.routed().filter(|router| router.first_temperature.is_some());
+        self.training_temperature =
+            router.map(|router| router.temperature_at(taken, self.total_steps));
+        if let Some(guide) = &mut self.guide {
+            guide.before_step(taken);
+        }
+    }
+
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
-        self.balancer.as_ref()?.term(pass)
+        if self.spec.align_weight > 0.0 {
+            return align::term(self.spec.align_weight, pass, &pass.take_set_aside());
+        }
+        if !self.looks_at_gates() {
+            return None;
+        }
+        let gates = pass.take_set_aside();
+        let balance = self.balancer.as_ref().and_then(|balancer| balancer.term(pass, &gates));
+        let guide = self.guide.as_ref().and_then(|guide| guide.term(pass, &gates));
+        match (balance, guide) {
+            (Some(balance), Some(guide)) => Some(add(&balance, guide)),
+            (balance, guide) => balance.or(guide),
+        }
     }
 }
 

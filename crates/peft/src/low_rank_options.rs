@@ -3,8 +3,8 @@
 
 use crate::described::Described;
 use crate::error::{Fault, Result};
-use crate::low_rank::{Balance, LowRankAdapter, LowRankSpec};
-use crate::method::{MethodOptions, product};
+use crate::low_rank::{Balance, GuideSpec, GuidedBy, LowRankAdapter, LowRankSpec};
+use crate::method::{MethodOptions, RouterStart, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
 use crate::section::read_section;
 use crate::targets::Targets;
@@ -136,6 +136,8 @@ pub(crate) trait LowRankOptions:
     const PEFT_TYPE: &'static str;
     /// Options that a file names as a recipe does.
     const OWN_KEYS: &'static [&'static str] = &[];
+    /// Those that earlier builds did not have: a file names them only where they say something.
+    const LATER_KEYS: &'static [&'static str] = &[];
 
     /// As [`Described::claims`].
     fn claims(config: &Map<String, Value>) -> bool {
@@ -149,9 +151,30 @@ pub(crate) trait LowRankOptions:
     fn num_experts(&self) -> Option<usize> {
         None
     }
-    /// As [`MethodOptions::router_clusters`].
-    fn clusters_to_start_from(&self) -> Option<usize> {
+    /// As [`MethodOptions::router_start`].
+    fn routers_start_from(&self) -> Option<RouterStart> {
         None
+    }
+    /// What tells the routers, in training, which expert a sequence is meant for.
+    fn guide(&self) -> Option<GuideSpec> {
+        None
+    }
+    /// Checks the options against the domains of a run's data.
+    ///
+    /// # Errors
+    /// If they cannot be had of these.
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        let _ = domains;
+        Ok(())
+    }
+    /// Checks the options against the layers `sites` that they choose, beyond what all of the family
+    /// check.
+    ///
+    /// # Errors
+    /// If they cannot be had of one of the layers.
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        let _ = sites;
+        Ok(())
     }
     /// What the adapter computes.
     fn spec(&self) -> LowRankSpec;
@@ -173,6 +196,9 @@ impl<O: LowRankOptions> MethodOptions for O {
         }
         let own = self.to_recipe();
         config.extend(O::OWN_KEYS.iter().map(|&key| (key.to_owned(), own[key].clone())));
+        let usual = O::default().to_recipe();
+        let later = O::LATER_KEYS.iter().filter(|&&key| own[key] != usual[key]);
+        config.extend(later.map(|&key| (key.to_owned(), own[key].clone())));
         config
     }
 
@@ -186,7 +212,7 @@ impl<O: LowRankOptions> MethodOptions for O {
         let of_site = |shape: &SiteShape| {
             let rank = spec.sizes.at(shape.site).rank;
             let a = product(&[num_a, rank, shape.in_features.max(1)]);
-            a.saturating_add(product(&[spec.num_experts, rank, shape.out_features.max(1)]))
+            a.saturating_add(product(&[spec.num_b(), rank, shape.out_features.max(1)]))
         };
         sites.iter().map(of_site).fold(0, usize::saturating_add)
     }
@@ -196,18 +222,32 @@ impl<O: LowRankOptions> MethodOptions for O {
     }
 
     fn check_layers(&self, sites: &[SiteShape]) -> Result<()> {
-        self.keys().check_layers(sites)
+        self.keys().check_layers(sites)?;
+        self.check_shapes(sites)
     }
 
-    fn router_clusters(&self) -> Option<usize> {
-        self.clusters_to_start_from()
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        LowRankOptions::check_domains(self, domains)
+    }
+
+    fn router_start(&self) -> Option<RouterStart> {
+        self.routers_start_from()
+    }
+
+    fn guide_clusters(&self) -> Option<usize> {
+        let guide = self.guide().filter(|guide| guide.by == GuidedBy::Clusters)?;
+        (guide.weight > 0.0).then(|| self.num_experts()).flatten()
     }
 
     fn build(&self, sites: &[SiteShape], dtype: DType, seed: u64) -> Box<dyn Tuned> {
         let options = Box::new(self.clone());
         let adapter = LowRankAdapter::new(options, self.spec(), sites, dtype, seed);
-        Box::new(match self.balance() {
+        let adapter = match self.balance() {
             Some(balance) => adapter.balanced(balance),
+            None => adapter,
+        };
+        Box::new(match self.guide() {
+            Some(guide) => adapter.guided(guide),
             None => adapter,
         })
     }
@@ -244,7 +284,7 @@ impl<O: LowRankOptions> Described for O {
     /// The number of experts is `lora_nums`, as the published code calls it.
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
         let keys = LoraConfigKeys::read(config, O::OWN_KEYS, true)?;
-        let own: Map<String, Value> = (O::OWN_KEYS.iter())
+        let own: Map<String, Value> = (O::OWN_KEYS.iter().chain(O::LATER_KEYS))
             .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
             .filter(|(_, value)| !value.is_null())
@@ -274,4 +314,10 @@ pub(crate) fn check_top_k(top_k: Option<usize>, num_experts: usize) -> Option<Fa
 pub(crate) fn check_weight(option: &str, weight: f64) -> Option<Fault> {
     (!(weight.is_finite() && weight >= 0.0))
         .then(|| Fault::new(format!("method.{option}"), format!("is {weight}; expected 0 or more")))
+}
+
+/// A fault if a factor is not above zero.
+pub(crate) fn check_positive(option: &str, value: f64) -> Option<Fault> {
+    let message = || format!("is {value}; expected a positive number");
+    (!(value.is_finite() && value > 0.0)).then(|| Fault::new(format!("method.{option}"), message()))
 }

@@ -35,6 +35,26 @@ pub trait Method: Sync {
     fn read_peft(&self, config: &Map<String, Value>) -> Result<Box<dyn MethodOptions>, Vec<Fault>>;
 }
 
+/// What routers start from, for [`Routed::start_routers`](crate::Routed::start_routers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterStart {
+    /// The number of clusters.
+    pub clusters: usize,
+    /// What the clusters are of.
+    pub of: ClustersOf,
+}
+
+/// What is clustered for a router's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClustersOf {
+    /// The training texts by their words: the same clusters for all layers.
+    Texts,
+    /// In each layer, the mean inputs of the training records.
+    Records,
+    /// In each layer, the inputs of single tokens.
+    Tokens,
+}
+
 /// Options of one method, checked.
 pub trait MethodOptions: Send + Sync {
     /// As a recipe writes them, without `name`.
@@ -77,9 +97,22 @@ pub trait MethodOptions: Send + Sync {
         let _ = sites;
         Ok(())
     }
-    /// The number of clusters of the training data that the routers start from; none where they
-    /// start at random.
-    fn router_clusters(&self) -> Option<usize> {
+    /// Checks the options against the domains of a run's data.
+    ///
+    /// # Errors
+    /// If they cannot be had of these.
+    fn check_domains(&self, domains: &[String]) -> Result<()> {
+        let _ = domains;
+        Ok(())
+    }
+    /// What the routers start from; none where they start at random.
+    fn router_start(&self) -> Option<RouterStart> {
+        None
+    }
+    /// The number of clusters of the training texts that guide the routers in training; none where they
+    /// are not guided, or by something else. A run then says of every sequence which cluster it is of
+    /// ([`Pass::in_clusters`](hydralora_model::adapter::Pass::in_clusters)).
+    fn guide_clusters(&self) -> Option<usize> {
         None
     }
     /// A fresh adapter on `sites`, its tensors drawn from `seed`.

@@ -176,6 +176,11 @@ pub trait TrainHooks {
         let _ = plan;
         Ok(())
     }
+    /// Called before every step of a run, also of a resumed one, with the number of steps taken so far;
+    /// what falls or rises over a run follows from it.
+    fn before_step(&mut self, taken: usize) {
+        let _ = taken;
+    }
     /// A term of shape `[1]` to add to the loss of the micro-batch that `pass` just ran.
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let _ = pass;
@@ -236,7 +241,8 @@ pub trait Routed {
     /// The layers whose inputs the routers read.
     fn router_inputs(&self) -> Vec<Site>;
     /// Starts the routers from the mean input `[clusters, in]` of each of their layers in every
-    /// cluster of the training data: called once for a fresh adapter whose options ask for it.
+    /// cluster of the training data: called once for a fresh adapter whose options ask for it by
+    /// [`router_start`](MethodOptions::router_start).
     fn start_routers(&mut self, means: &BTreeMap<Site, Vec<f64>>);
 }
 

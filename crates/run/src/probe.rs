@@ -93,10 +93,15 @@ impl CustomLinear for Watch {
     }
 }
 
+/// The group of a token that is in none.
+const NO_GROUP: u32 = u32::MAX;
+
 /// Adds each row of `rows: [T, width]` to the sum of its group in `sums: [groups, width]`.
 fn add_rows(rows: &Tensor, groups: &[u32], sums: &mut [f64]) {
     let width = rows.cols();
-    for (row, &group) in rows.to_f64().chunks_exact(width).zip(groups) {
+    let rows = rows.to_f64();
+    let grouped = rows.chunks_exact(width).zip(groups).filter(|(_, group)| **group != NO_GROUP);
+    for (row, &group) in grouped {
         let start = group as usize * width;
         for (sum, value) in sums[start..start + width].iter_mut().zip(row) {
             *sum += value;
@@ -108,12 +113,13 @@ fn add_rows(rows: &Tensor, groups: &[u32], sums: &mut [f64]) {
 type Visit<'a> = dyn FnMut(&[usize], &mut Watch, &Tensor) + 'a;
 
 /// Runs packed sequences through the decoder, `watch` looking on, and lets `visit` see each batch.
-/// `group` gives the group of a sequence's tokens from its place in the batch and its index.
+/// `group` gives the group of a token from its sequence's place in the batch, that one's index, and its
+/// own place in it.
 fn run(
     decoder: &Decoder,
     sequences: &[&[u32]],
     watch: &mut Watch,
-    group: &dyn Fn(usize, usize) -> u32,
+    group: &dyn Fn(usize, usize, usize) -> u32,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
     let _guard = no_grad();
@@ -125,11 +131,11 @@ fn run(
             && (members.is_empty() || tokens.len() + sequences[first].len() <= BATCH_TOKENS)
         {
             let sequence = sequences[first];
-            let number = group(members.len(), first);
             if !sequence.is_empty() {
                 tokens.extend_from_slice(sequence);
                 offsets.push(tokens.len());
-                watch.of_token.extend(std::iter::repeat_n(number, sequence.len()));
+                let place = members.len();
+                watch.of_token.extend((0..sequence.len()).map(|at| group(place, first, at)));
             }
             members.push(first);
             first += 1;
@@ -174,7 +180,7 @@ pub fn mean_hidden(
         }
         let slices: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
         watch.groups = texts.len();
-        let group = |place: usize, _: usize| place as u32;
+        let group = |place: usize, _: usize, _: usize| place as u32;
         run(decoder, &slices, &mut watch, &group, &mut |members, watch, hidden| {
             let mut sums = vec![0.0; watch.groups * width];
             match site {
@@ -212,7 +218,7 @@ pub fn mean_inputs(
         counts[*group as usize] += tokens.len() as f64;
     }
     let mut watch = Watch { sites: sites.to_vec(), groups, ..Watch::default() };
-    let group = |_: usize, index: usize| sequences[index].1;
+    let group = |_: usize, index: usize, _: usize| sequences[index].1;
     run(decoder, &tokens, &mut watch, &group, &mut |_, _, _| {})?;
     let mut sums = watch.take_sums();
     for sums in sums.values_mut() {
@@ -222,4 +228,75 @@ pub fn mean_inputs(
         }
     }
     Ok(sums)
+}
+
+/// What of the inputs of layers is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampled {
+    /// The mean over the tokens of each sequence.
+    Records,
+    /// This many tokens of each sequence, evenly spread; not the first, which is the same everywhere.
+    Tokens(usize),
+}
+
+/// Numbers that are held at a time, so that memory does not grow with the layers.
+const NUMBERS_AT_A_TIME: usize = 1 << 25;
+
+/// Gives the inputs of every site for `sequences` to `visit`, as `[rows, in]` with their width, one site
+/// after the other.
+///
+/// # Errors
+/// If the model or `visit` fails.
+pub fn sampled_inputs<E: From<hydralora_model::Error>>(
+    decoder: &Decoder,
+    sites: &[(Site, usize)],
+    sequences: &[&[u32]],
+    sampled: Sampled,
+    visit: &mut dyn FnMut(Site, Vec<f32>, usize) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    // The row of each token that is looked at, and the tokens of each row.
+    let mut tokens_of: Vec<f64> = Vec::new();
+    let mut rows: Vec<Vec<u32>> = Vec::with_capacity(sequences.len());
+    for sequence in sequences {
+        let mut of_sequence = vec![NO_GROUP; sequence.len()];
+        match sampled {
+            Sampled::Records => {
+                of_sequence.fill(tokens_of.len() as u32);
+                if !sequence.is_empty() {
+                    tokens_of.push(sequence.len() as f64);
+                }
+            }
+            Sampled::Tokens(most) => {
+                let from = sequence.len().saturating_sub(1);
+                let taken = most.min(from);
+                for nth in 0..taken {
+                    of_sequence[1 + nth * from / taken] = tokens_of.len() as u32;
+                    tokens_of.push(1.0);
+                }
+            }
+        }
+        rows.push(of_sequence);
+    }
+    let group = |_: usize, index: usize, at: usize| rows[index][at];
+    let mut left = sites;
+    while !left.is_empty() {
+        let mut numbers = 0;
+        let fits = left.iter().take_while(|(_, width)| {
+            numbers += width * tokens_of.len();
+            numbers <= NUMBERS_AT_A_TIME
+        });
+        let (now, later) = left.split_at(fits.count().max(1));
+        left = later;
+        let watched = now.iter().map(|(site, _)| *site).collect();
+        let mut watch = Watch { sites: watched, groups: tokens_of.len(), ..Watch::default() };
+        run(decoder, sequences, &mut watch, &group, &mut |_, _, _| {})?;
+        for (site, sums) in watch.take_sums() {
+            let width = sums.len() / tokens_of.len().max(1);
+            let means = sums.chunks_exact(width.max(1)).zip(&tokens_of);
+            let means =
+                means.flat_map(|(sums, count)| sums.iter().map(move |s| (s / count) as f32));
+            visit(site, means.collect(), width)?;
+        }
+    }
+    Ok(())
 }

@@ -44,6 +44,8 @@ pub struct TrainConfig {
     pub epsilon: f64,
     /// How many times faster B learns than the rest (LoRA+).
     pub b_learning_rate_ratio: f64,
+    /// How many times faster routers learn than the rest.
+    pub router_learning_rate_ratio: f64,
     /// Largest Euclidean norm of the whole gradient; no limit if 0.
     pub max_grad_norm: f64,
     /// Seed of initial values, order and dropout.
@@ -77,6 +79,7 @@ impl Default for TrainConfig {
             beta2: adamw.beta2,
             epsilon: adamw.epsilon,
             b_learning_rate_ratio: 1.0,
+            router_learning_rate_ratio: 1.0,
             max_grad_norm: 1.0,
             seed: 41,
             eval_every: 50,
@@ -96,6 +99,7 @@ impl TrainConfig {
             epsilon: self.epsilon,
             weight_decay: self.weight_decay,
             b_learning_rate_ratio: self.b_learning_rate_ratio,
+            router_learning_rate_ratio: self.router_learning_rate_ratio,
         }
     }
 
@@ -156,6 +160,13 @@ impl TrainConfig {
         check(positive(self.epsilon), "epsilon", self.epsilon.to_string(), "a positive number");
         let ratio = self.b_learning_rate_ratio;
         check(positive(ratio), "b_learning_rate_ratio", ratio.to_string(), "a positive number");
+        let ratio = self.router_learning_rate_ratio;
+        check(
+            positive(ratio),
+            "router_learning_rate_ratio",
+            ratio.to_string(),
+            "a positive number",
+        );
         let norm = self.max_grad_norm;
         check(norm.is_finite() && norm >= 0.0, "max_grad_norm", norm.to_string(), "0 or more");
         check(self.keep_checkpoints > 0, "keep_checkpoints", "0".into(), "at least 1");

@@ -1,6 +1,7 @@
 //! Held-out loss, in total and per domain.
 
 use crate::error::{Error, Result};
+use crate::heads::HeadSummary;
 use crate::routing::{Routing, RoutingLog};
 use hydralora_data::{Batch, Example, Examples, valid_batches};
 use hydralora_kernels::no_grad;
@@ -28,6 +29,9 @@ pub struct Evaluation {
     /// without routers, and outside of training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_movement: Option<f64>,
+    /// What the heads have in common; none where there is one alone, and outside of training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<HeadSummary>,
 }
 
 /// Held-out loss of one domain.
@@ -110,11 +114,12 @@ pub fn evaluate_until(
             .collect(),
         routing: log.summary(domains),
         router_movement: None,
+        heads: None,
     }))
 }
 
 /// The domain of every token of a batch.
-fn token_domains(batch: &Batch) -> Vec<u32> {
+pub(crate) fn token_domains(batch: &Batch) -> Vec<u32> {
     let lengths = batch.offsets.windows(2).map(|w| w[1] - w[0]);
     lengths
         .zip(&batch.domains)

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::evaluate::Evaluation;
+use crate::heads::RouterMetrics;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -66,6 +67,9 @@ pub struct StepMetrics {
     pub energy_source: Option<String>,
     /// Seconds since the run first started, pauses left out.
     pub elapsed_s: f64,
+    /// Routers and heads, at every tenth step of methods that have them; of the first micro-batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routers: Option<RouterMetrics>,
 }
 
 /// A receiver of events.

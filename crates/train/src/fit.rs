@@ -4,10 +4,12 @@ use crate::checkpoint::{self, Progress};
 use crate::config::TrainConfig;
 use crate::energy::Used;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, evaluate_until};
+use crate::evaluate::{Evaluation, evaluate_until, token_domains};
 use crate::event::{Event, Sink, StepMetrics, peak_rss_mb};
+use crate::heads::{HeadSummary, RouterMetrics, looks_at};
 use crate::movement::RouterStart;
 use crate::optimizer::AdamW;
+use crate::routing::RoutingLog;
 use hydralora_data::{Batch, Batches, Dataset, Example, Sampler};
 use hydralora_energy::{ESTIMATE, Meter, Reading};
 use hydralora_files::{set_aside, sweep_within};
@@ -15,8 +17,8 @@ use hydralora_kernels::Gradients;
 use hydralora_kernels::buffer::release_kept;
 use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::ops::elementwise::scale;
-use hydralora_model::adapter::Pass;
-use hydralora_model::{Decoder, Packed};
+use hydralora_model::adapter::{NO_CLUSTER, Pass};
+use hydralora_model::{Decoder, IGNORE_LABEL, Packed};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{TrainingPlan, Tuned};
 use serde_json::Value;
@@ -49,9 +51,15 @@ pub struct Run<'a> {
     pub folder: Option<&'a Path>,
     /// What the run's energy is read from.
     pub meter: Option<&'a Meter>,
+    /// The cluster of the training data that a record, by its source and row, is of; needed where a
+    /// method's routers are guided by clusters.
+    pub clusters: Option<&'a ClusterOf<'a>>,
     /// Set from outside to stop after the step in flight.
     pub stop: &'a AtomicBool,
 }
+
+/// The cluster of a training record by its source and row; none where it is of none.
+pub type ClusterOf<'a> = dyn Fn(u32, u32) -> Option<u32> + 'a;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +182,11 @@ pub fn fit(
     let sites = run.decoder.sites();
     let mut plan = Plan::new(run)?;
     let warmup = config.warmup(plan.total)?;
+    if run.clusters.is_none() && tuned.options().guide_clusters().is_some() {
+        let message =
+            "the routers are guided by clusters of the training data, which the run lacks";
+        return Err(Error::Config { faults: vec![message.to_owned()] });
+    }
     let mut optimizer = AdamW::new(config.adamw(), tuned);
     let mut progress = Progress {
         step: 0,
@@ -224,7 +237,10 @@ pub fn fit(
         let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
         let found = evaluate_until(run.stop, run.decoder, tuned.as_adapter(), valid, domains)?;
         let router_movement = router_start.as_ref().and_then(|start| start.distance(tuned));
-        Ok(found.map(|found| Evaluation { router_movement, ..found }))
+        Ok(found.map(|found| {
+            let heads = HeadSummary::of_live(tuned, found.routing.as_ref());
+            Evaluation { router_movement, heads, ..found }
+        }))
     };
     let mut evaluation = None;
     // Whether something happened since the last checkpoint.
@@ -284,13 +300,31 @@ pub fn fit(
             batches.iter().map(read).collect::<Result<_>>()?;
         let label_tokens: usize = batches.iter().map(|(_, batch)| batch.label_tokens).sum();
         let tokens: usize = batches.iter().map(|(_, batch)| batch.tokens.len()).sum();
+        tuned.before_step(progress.step);
+        let log = looks_at(progress.step + 1, plan.total)
+            .then(|| RoutingLog::new(run.dataset.domains.len()));
         let mut gradients = Gradients::default();
         let (mut loss, mut aux_loss) = (0.0, 0.0);
         for (index, (examples, batch)) in batches.iter().enumerate() {
             let seed = mix(mix(config.seed) ^ mix(progress.step as u64)) ^ index as u64;
+            let of_record = |of: &ClusterOf<'_>| -> Vec<u32> {
+                let found = examples.iter().map(|example| of(example.source, example.row));
+                found.map(|cluster| cluster.unwrap_or(NO_CLUSTER)).collect()
+            };
+            let clusters = run.clusters.map(of_record).unwrap_or_default();
             let pass = Pass::training(mix(seed))
                 .of_sequences(&batch.offsets, &batch.domains)
+                .in_clusters(&clusters)
                 .checkpointing(config.gradient_checkpointing);
+            let pass = match log.as_ref().filter(|_| index == 0) {
+                Some(log) => {
+                    let labelled = batch.labels.iter().enumerate();
+                    let labelled = labelled.filter(|(_, label)| **label != IGNORE_LABEL);
+                    log.next_training_batch(token_domains(batch), labelled.map(|(at, _)| at));
+                    pass.observed_by(log)
+                }
+                None => pass,
+            };
             let packed = Packed { tokens: &batch.tokens, offsets: &batch.offsets };
             // The cross-entropy is a sum over the step's micro-batches, the added term their mean.
             let share = 1.0 / batches.len() as f64;
@@ -340,6 +374,12 @@ pub fn fit(
         progress.optimizer_steps = optimizer.steps();
         progress.elapsed_s = before + started.elapsed().as_secs_f64();
         used.note(&mut progress);
+        let seen = log.and_then(|log| log.summary(&run.dataset.domains));
+        let routers = seen.map(|seen| RouterMetrics::of(&*tuned, &seen, router_start.as_ref()));
+        let told = routers.as_ref().and_then(|found| found.warning(progress.step, plan.total));
+        if let Some(warning) = told {
+            notes.add(warning, sink)?;
+        }
         sink.record(&Event::Step(StepMetrics {
             step: progress.step,
             epoch: plan.epochs_done(progress.step),
@@ -354,6 +394,7 @@ pub fn fit(
             energy_j: progress.energy_j,
             energy_source: progress.energy_source.clone(),
             elapsed_s: progress.elapsed_s,
+            routers,
         }))?;
 
         unsaved = true;

@@ -36,15 +36,34 @@ impl RouterStart {
 
     /// The distance of all routers from their start, over the norm of the start.
     pub(crate) fn distance(&self, tuned: &dyn Tuned) -> Option<f64> {
-        let (mut moved, mut norm) = (0.0, 0.0);
-        for (name, now) in routers(tuned) {
-            for (now, start) in now.to_f64().iter().zip(self.0.get(&name)?.to_f64()) {
-                moved += (now - start).powi(2);
-                norm += start * start;
-            }
-        }
-        (norm > 0.0).then(|| (moved / norm).sqrt())
+        distance(&self.0, &routers(tuned))
     }
+}
+
+/// The distance of the routers among `tensors`, an adapter's by their names in its file, from where they
+/// started, over the norm of the start; none where the run in `folder` noted no start of these.
+///
+/// # Errors
+/// If what it noted cannot be read.
+pub fn router_movement(folder: &Path, tensors: &TensorMap) -> Result<Option<f64>> {
+    let start = RouterStart::recall(folder, DType::F32)?;
+    Ok(start.and_then(|start| {
+        let of_router = |name: &String| start.0.contains_key(name);
+        let now = tensors.iter().filter(|(name, _)| of_router(name));
+        let now: TensorMap = now.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        distance(&start.0, &now)
+    }))
+}
+
+fn distance(start: &TensorMap, now: &TensorMap) -> Option<f64> {
+    let (mut moved, mut norm) = (0.0, 0.0);
+    for (name, now) in now {
+        for (now, start) in now.to_f64().iter().zip(start.get(name)?.to_f64()) {
+            moved += (now - start).powi(2);
+            norm += start * start;
+        }
+    }
+    (norm > 0.0).then(|| (moved / norm).sqrt())
 }
 
 fn routers(tuned: &dyn Tuned) -> TensorMap {

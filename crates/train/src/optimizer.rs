@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Loshchilov & Hutter, arXiv 1711.05101. The heads `B` may learn faster than the rest by a fixed
-//! ratio (LoRA+, arXiv 2402.12354).
+//! ratio (LoRA+, arXiv 2402.12354), and so may routers.
 
 use hydralora_kernels::simd::vectorize;
 use hydralora_kernels::{Element, Gradients, Tensor, TensorElement, dispatch};
@@ -30,6 +30,13 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
     /// How many times faster `B` learns than the rest.
     pub b_learning_rate_ratio: f64,
+    /// How many times faster routers learn than the rest.
+    #[serde(default = "same_rate")]
+    pub router_learning_rate_ratio: f64,
+}
+
+fn same_rate() -> f64 {
+    1.0
 }
 
 impl Default for AdamWConfig {
@@ -40,6 +47,7 @@ impl Default for AdamWConfig {
             epsilon: 1e-8,
             weight_decay: 0.0,
             b_learning_rate_ratio: 1.0,
+            router_learning_rate_ratio: 1.0,
         }
     }
 }
@@ -83,7 +91,11 @@ impl AdamW {
             tuned.trainables_mut().into_iter().zip(&mut self.moments)
         {
             let Some(gradient) = gradients.get(trainable.var()) else { continue };
-            let ratio = if trainable.role == Role::B { config.b_learning_rate_ratio } else { 1.0 };
+            let ratio = match trainable.role {
+                Role::B => config.b_learning_rate_ratio,
+                Role::Router => config.router_learning_rate_ratio,
+                _ => 1.0,
+            };
             // As transformers' trainer does it.
             let decayed = trainable.role != Role::Norm;
             let config = AdamWConfig {

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::event::{Event, Sink};
+use crate::heads::HeadSummary;
 use crate::routing::Routing;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
@@ -75,7 +76,11 @@ impl Sink for MetricsFile {
                 "valid_label_tokens": evaluation.label_tokens, "domains": evaluation.domains,
                 "gate_entropy": evaluation.routing.as_ref().and_then(Routing::entropy),
                 "gate_spread": evaluation.routing.as_ref().map(Routing::specialisation),
+                "gate_entropy_by_domain":
+                    evaluation.routing.as_ref().map(Routing::domain_entropy),
+                "gate_entropy_by_layer": evaluation.routing.as_ref().map(Routing::layer_entropy),
                 "router_movement": evaluation.router_movement,
+                "heads": evaluation.heads,
             }),
         };
         let Some(file) = &mut self.file else { return Ok(()) };
@@ -140,25 +145,62 @@ impl TensorBoard {
 impl Sink for TensorBoard {
     fn record(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::Step(metrics) => self.scalars(
-                metrics.step,
-                &[
+            Event::Step(metrics) => {
+                let mut scalars = vec![
                     ("train/loss".to_owned(), metrics.loss),
                     ("train/learning_rate".to_owned(), metrics.learning_rate),
                     ("train/grad_norm".to_owned(), metrics.grad_norm),
                     ("train/tokens_per_s".to_owned(), metrics.tokens_per_s),
-                ],
-            ),
+                ];
+                scalars.extend(metrics.routers.iter().flat_map(|found| {
+                    let own = [
+                        ("train/gate_entropy", found.gate_entropy),
+                        ("train/gate_spread", Some(found.gate_spread)),
+                        ("train/router_movement", found.router_movement),
+                    ];
+                    named(&own).chain(of_heads("train", found.heads.as_ref())).collect::<Vec<_>>()
+                }));
+                self.scalars(metrics.step, &scalars)
+            }
             Event::Evaluated { step, evaluation, .. } => {
                 let mut scalars = vec![("valid/loss".to_owned(), evaluation.loss)];
                 scalars.extend(
                     evaluation.domains.iter().map(|d| (format!("valid/loss_{}", d.domain), d.loss)),
                 );
+                if let Some(routing) = &evaluation.routing {
+                    let own = [
+                        ("valid/gate_entropy", routing.entropy()),
+                        ("valid/gate_spread", Some(routing.specialisation())),
+                        ("valid/router_movement", evaluation.router_movement),
+                    ];
+                    scalars.extend(named(&own));
+                    let of_domain = routing.domain_entropy().into_iter();
+                    scalars.extend(of_domain.map(|(domain, entropy)| {
+                        (format!("valid/gate_entropy_{domain}"), entropy)
+                    }));
+                }
+                scalars.extend(of_heads("valid", evaluation.heads.as_ref()));
                 self.scalars(*step, &scalars)
             }
             Event::Started { .. } | Event::Saved { .. } | Event::Note(_) => Ok(()),
         }
     }
+}
+
+/// Those of the values that are known.
+fn named(values: &[(&str, Option<f64>)]) -> impl Iterator<Item = (String, f64)> {
+    values.iter().filter_map(|(name, value)| Some(((*name).to_owned(), (*value)?)))
+}
+
+fn of_heads(part: &str, heads: Option<&HeadSummary>) -> Vec<(String, f64)> {
+    let Some(heads) = heads else { return Vec::new() };
+    let values = [
+        ("head_cosine", heads.cosine),
+        ("head_rank", heads.rank),
+        ("difference_share", heads.difference_share),
+        ("dead_heads", heads.dead_heads.map(|count| count as f64)),
+    ];
+    named(&values).map(|(name, value)| (format!("{part}/{name}"), value)).collect()
 }
 
 fn scalar_event(wall_time: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {

@@ -12,7 +12,8 @@ use crate::ui::{result, thousands};
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, Held, ModelSource, Packed};
-use hydralora_peft::io;
+use hydralora_peft::{TensorMap, io};
+use hydralora_train::{HeadSummary, Routing, router_movement};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -172,15 +173,50 @@ fn adapter(
             value["parameters"] = json!({"a": a, "b": b, "router": router});
         }
     }
-    if let Some(routing) = folder.parent().map(|run| run.join("routing.json"))
-        && let Ok(bytes) = hydralora_files::bytes_of(&routing)
-        && let Ok(routing) = serde_json::from_slice::<hydralora_train::Routing>(&bytes)
-    {
-        text.push(format!("gates by domain    {}", routing.in_words()));
-        value["routing"] = json!({
-            "specialisation": routing.specialisation(),
-            "spread_by_layer": routing.spread_by_layer(),
-        });
-    }
+    let tensors = io::decode(&io::stored_tensors(folder), DType::F32)?;
+    text.extend(heads_and_routers(folder, tensors, &mut value)?);
     Ok((value, text.join("\n")))
+}
+
+/// What an adapter's heads have in common, from its `tensors`, and what its routers do, from what its run
+/// noted; for people and into `value`.
+fn heads_and_routers(
+    folder: &Path,
+    tensors: TensorMap,
+    value: &mut Value,
+) -> anyhow::Result<Vec<String>> {
+    let mut text = Vec::new();
+    let run = folder.parent();
+    let read = |run: &Path| hydralora_files::bytes_of(&run.join("routing.json")).ok();
+    let routing = run.and_then(read);
+    let routing = routing.and_then(|bytes| serde_json::from_slice::<Routing>(&bytes).ok());
+    let movement = match run {
+        Some(run) => router_movement(run, &tensors)?,
+        None => None,
+    };
+    if let Some(heads) = HeadSummary::of(tensors, routing.as_ref()) {
+        text.push(format!("heads              {}", heads.in_words()));
+        value["heads"] = serde_json::to_value(&heads)?;
+    }
+    let Some(routing) = routing else { return Ok(text) };
+    text.push(format!("gates by domain    {}", routing.in_words()));
+    let of_domain = routing.domain_entropy();
+    if let Some(entropy) = routing.entropy() {
+        let each = of_domain.iter().map(|(domain, entropy)| format!("{domain} {entropy:.3}"));
+        let each: Vec<String> = each.collect();
+        let each = if each.is_empty() { String::new() } else { format!(": {}", each.join(", ")) };
+        text.push(format!("entropy of gates   {entropy:.3} of that of even ones{each}"));
+    }
+    if let Some(movement) = movement {
+        text.push(format!("routers moved      by {movement:.3} of where they started"));
+    }
+    value["routing"] = json!({
+        "specialisation": routing.specialisation(),
+        "spread_by_layer": routing.spread_by_layer(),
+        "entropy": routing.entropy(),
+        "entropy_by_domain": of_domain,
+        "entropy_by_layer": routing.layer_entropy(),
+        "router_movement": movement,
+    });
+    Ok(text)
 }

@@ -192,6 +192,7 @@ fn compare(
         ],
         answers: &shown,
         routing: routing.as_ref(),
+        heads: None,
         recipe: &recipe,
     });
     write_file(&folder.join("report.html"), page.as_bytes())?;

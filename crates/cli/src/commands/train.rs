@@ -16,8 +16,8 @@ use hydralora_model::adapter::NoAdapter;
 use hydralora_peft::io::TRAINED;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
-    Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink, TensorBoard,
-    checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
+    ClusterOf, Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink,
+    TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -316,9 +316,11 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     }
     say(global, plan.dataset.report.to_string());
 
+    let fresh = continued.is_none() && plan.recipe.init_from.is_none();
+    plan.find_clusters(fresh)?;
     if let Some(continued) = &continued {
         continued.notes.iter().for_each(|note| say(global, note));
-    } else if plan.recipe.init_from.is_none() {
+    } else if fresh {
         plan.start_routers()?;
     }
     let recipe = plan.recipe.to_yaml()?;
@@ -352,7 +354,9 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         }),
         Box::new(Progress::new(global.quiet)),
     ];
-    let Plan { recipe: of_run, base, dataset, tuned, metadata, .. } = &mut plan;
+    let Plan { recipe: of_run, base, dataset, tuned, metadata, clusters, .. } = &mut plan;
+    let cluster_of =
+        clusters.as_ref().map(|clusters| |source: u32, row: u32| clusters.of(source, row));
     let run = Run {
         decoder: &base.decoder,
         dataset,
@@ -365,6 +369,7 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         settings: &settings,
         folder: Some(folder),
         meter: Some(meter.inner()),
+        clusters: cluster_of.as_ref().map(|of| of as &ClusterOf<'_>),
         stop,
     };
     let outcome = fit(&run, tuned.as_mut(), resume, &mut sinks)?;
@@ -407,6 +412,7 @@ fn run_of<'a>(
         settings,
         folder: Some(folder),
         meter: None,
+        clusters: None,
         stop,
     }
 }
@@ -509,6 +515,7 @@ fn write_report(
         comparison: &comparison,
         answers: &[],
         routing,
+        heads: trained.outcome.evaluation.as_ref().and_then(|e| e.heads.as_ref()),
         recipe,
     });
     Ok(write_file(&folder.join(REPORT_FILE), page.as_bytes())?)

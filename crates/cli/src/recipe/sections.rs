@@ -327,11 +327,13 @@ fn other_starts(options: &dyn MethodOptions) -> Vec<Fault> {
     let other = |(key, usual): &(&str, &str)| {
         options.get(*key).and_then(Value::as_str).is_some_and(|value| value != *usual)
     };
-    let fault = |(key, _): (&str, &str)| {
+    let fault = |key: &str| {
         let message = format!("says where to start, as {INIT_FROM} does; use one of them");
         Fault::new(format!("method.{key}"), message)
     };
-    usual.into_iter().filter(other).map(fault).collect()
+    let gain = options.get("router_gain").and_then(Value::as_f64).filter(|gain| *gain != 1.0);
+    let named = usual.into_iter().filter(other).map(|(key, _)| key);
+    named.chain(gain.map(|_| "router_gain")).map(fault).collect()
 }
 
 /// Reads a `method:` section, noting what is wrong with it.

@@ -25,6 +25,7 @@ mod own_files;
 mod quickstart;
 mod recipes;
 mod resume;
+mod routers;
 mod serve;
 mod study;
 mod support;

@@ -174,6 +174,27 @@ pub fn partition(features: &Features, corpus: &Corpus, k: usize, seed: u64) -> R
     Ok(Assignment::new(features, corpus, &clustering))
 }
 
+/// Starts of the k-means run behind [`centroids`].
+const CENTROID_RESTARTS: usize = 3;
+
+/// Finds the centres `[k, width]` of `k` clusters of the rows of `values: [rows, width]` by k-means, the
+/// largest cluster first.
+///
+/// # Errors
+/// If there are fewer rows than clusters.
+pub fn centroids(values: Vec<f32>, width: usize, k: usize, seed: u64) -> Result<Vec<f64>> {
+    let rows = Matrix { data: values, width };
+    if rows.rows() < k.max(1) {
+        return Err(Error::TooFewRows { rows: rows.rows(), needed: k.max(1) });
+    }
+    let found = kmeans::kmeans(&rows, k, CENTROID_RESTARTS, &mut Random::new(seed, 8));
+    let sizes = found.sizes();
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by(|&a, &b| sizes[b].cmp(&sizes[a]).then(a.cmp(&b)));
+    let centres = order.into_iter().flat_map(|centre| found.centres.row(centre));
+    Ok(centres.map(|&value| f64::from(value)).collect())
+}
+
 /// Whether all rows are the same: then there is nothing to divide.
 fn alike(rows: &Matrix) -> bool {
     (1..rows.rows()).all(|row| matrix::squared_distance(rows.row(0), rows.row(row)) < 1e-9)

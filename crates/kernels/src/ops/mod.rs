@@ -2,6 +2,7 @@
 //! update has a folder: one formula, and a kernel for each number of rows and type.
 
 pub mod activation;
+pub mod align;
 pub mod attention;
 pub mod balance;
 pub mod cross_entropy;
@@ -11,6 +12,7 @@ pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
 pub mod frozen_linear;
+pub mod guide;
 pub mod linear;
 pub mod low_rank;
 pub mod lstm;

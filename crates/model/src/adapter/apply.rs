@@ -65,8 +65,9 @@ impl<'a> Group<'a> {
         let x = own.as_ref().unwrap_or(x);
         let resolve = |(site, _): &(Site, &FrozenLinear)| {
             // A block's gates may be for a later layer of it.
-            let block_gates = adapter.block_router(*site).map(|router| {
-                pass.shared_by(number, site.layer, site.linear.block(), || router.gates(x))
+            let block_gates = adapter.shares_in_block(*site, pass).then(|| {
+                let compute = || adapter.of_block(*site, x, pass);
+                pass.shared_by(number, site.layer, site.linear.block(), compute)
             });
             let update = adapter.update(*site, x.value().rows(), pass);
             let gates = match &update {

@@ -60,7 +60,8 @@ pub enum Side {
 /// A layer that is more than an update of the frozen one.
 pub trait CustomLinear: Sync {
     /// Computes the layer at `site` for rows `x: [T, in]`, giving `[T, out]`. `block_gates` are those of
-    /// the block's router, if it has one.
+    /// the block's router, if it has one, or what else the adapter
+    /// [computes for the block](super::Adapter::of_block).
     fn forward(
         &self,
         site: Site,

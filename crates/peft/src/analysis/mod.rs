@@ -5,14 +5,17 @@
 //! | cosine, linear CKA, principal angles | two `A` or two `B` of a layer | [`Likeness`] |
 //! | singular values, effective rank | a layer's update | [`Spectrum`] |
 //! | share of the differences between heads | a layer's heads | [`HeadMeasures`] |
+//! | cosine and rank of a layer's heads, cheaply | a layer's heads | [`SiteHeads`] |
 //! | coordinates for a map | any `A` and `B` | [`coordinates`] |
 
+mod heads;
 mod likeness;
 mod map;
 mod spectrum;
 #[cfg(test)]
 mod tests;
 
+pub use heads::{SiteHeads, heads};
 pub use likeness::{Factor, Likeness};
 pub use map::coordinates;
 pub use spectrum::{HeadMeasures, Spectrum};
@@ -52,7 +55,8 @@ pub fn weights(folder: &Path, tuned: &dyn Tuned) -> Result<Weights> {
         .filter(|(_, [a, b])| !a.is_empty() && !b.is_empty())
         .map(|(site, [a, b])| (site, SiteWeights { a, b, update: update(tuned, site) }))
         .collect();
-    sites.retain(|_, weights| weights.b.len().is_multiple_of(weights.a.len()));
+    let fits = |a: usize, b: usize| b.is_multiple_of(a) || b == 1;
+    sites.retain(|_, weights| fits(weights.a.len(), weights.b.len()));
     if sites.is_empty() {
         return Err(without_factors(folder)?);
     }

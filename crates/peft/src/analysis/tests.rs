@@ -286,3 +286,60 @@ fn a_start_from_the_weights_is_not_drawn_again() {
     let reason = initial_a(tuned.options(), &shapes(), 4).unwrap_err();
     assert!(reason.contains("base model's weights"), "{reason}");
 }
+
+/// `[out, N·r]` heads over one `A`, named as in a file.
+fn hydra(a: &[Vec<f64>], heads: &[Vec<Vec<f64>>]) -> TensorMap {
+    let name = |part: &str| format!("model.layers.0.self_attn.q_proj.{part}.weight");
+    let each = heads.iter().enumerate();
+    let mut map: TensorMap = each.map(|(i, b)| (name(&format!("lora_B{i}")), tensor(b))).collect();
+    map.insert(name("lora_A"), tensor(a));
+    map
+}
+
+#[test]
+fn heads_are_measured_alike_by_both_ways() {
+    let a = numbers(2, 5, 0.7);
+    let many: Vec<Vec<Vec<f64>>> = [0.3, 0.9, 1.7].map(|seed| numbers(6, 2, seed)).to_vec();
+    let found = heads(hydra(&a, &many));
+    let found = found.values().next().unwrap();
+    let weights = SiteWeights {
+        a: vec![tensor(&a)],
+        b: many.iter().map(|b| tensor(b)).collect(),
+        update: Err(String::new()),
+    };
+    let slow = HeadMeasures::of(&weights).unwrap();
+    near(found.cosine, slow.b.cosine.unwrap(), 1e-12);
+    let own: f64 = (0..3).map(|i| found.products[i][i]).sum();
+    near(Some(own), slow.energy, 1e-9);
+    let side_by_side: Vec<Vec<f64>> =
+        (0..6).map(|row| many.iter().flat_map(|b| b[row].clone()).collect()).collect();
+    let identity: Vec<Vec<f64>> =
+        (0..6).map(|i| (0..6).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+    let spectrum = Spectrum::of(&tensor(&identity), &tensor(&side_by_side), 1.0).unwrap();
+    near(found.rank, spectrum.effective_rank.unwrap(), 1e-6);
+    assert_eq!((found.num_heads, found.full_rank), (3, 6));
+}
+
+#[test]
+fn differences_of_heads_carry_what_gates_let_them() {
+    let (a, b) = (numbers(2, 5, 0.7), numbers(6, 2, 0.3));
+    let minus: Vec<Vec<f64>> = b.iter().map(|row| row.iter().map(|v| -v).collect()).collect();
+    let site = |heads_: &[Vec<Vec<f64>>]| heads(hydra(&a, heads_)).into_values().next().unwrap();
+    let even = [0.25; 4];
+    // Every token at one head, half of them at each.
+    let hard = [0.5, 0.0, 0.0, 0.5];
+    let copies = site(&[b.clone(), b.clone()]);
+    near(copies.cosine, 1.0, 1e-12);
+    near(copies.difference_share(&hard), 0.0, 1e-12);
+    assert!(copies.rank.unwrap() < 2.0 + 1e-6);
+    let opposed = site(&[b.clone(), minus]);
+    near(opposed.cosine, -1.0, 1e-12);
+    near(opposed.difference_share(&hard), 1.0, 1e-12);
+    let apart = site(&[b, numbers(6, 2, 1.7)]);
+    near(apart.difference_share(&even), 0.0, 1e-12);
+    assert!(apart.difference_share(&hard).unwrap() > 0.1);
+    assert_eq!(apart.difference_share(&[1.0]), None);
+    let zero = vec![vec![0.0; 2]; 6];
+    let idle = site(&[zero.clone(), zero]);
+    assert_eq!((idle.cosine, idle.rank, idle.difference_share(&hard)), (None, None, None));
+}

@@ -11,13 +11,14 @@ use std::fs;
 use std::path::Path;
 
 /// Options that the published code has one fixed value for.
-fn fixed() -> [(&'static str, Value); 9] {
+fn fixed() -> [(&'static str, Value); 10] {
     [
         ("gate", json!("softmax")),
         ("route_on", json!("x")),
         ("router_bias", json!(false)),
         ("router_scope", json!("linear")),
         ("router_top_k", Value::Null),
+        ("router_temperature", json!(1.0)),
         ("use_rslora", json!(false)),
         // The published code has no place for what another start takes out of the weight.
         ("init_lora_weights", json!("kaiming")),

@@ -5,7 +5,8 @@ use hydralora_kernels::Var;
 use hydralora_kernels::ops::balance::squared_variation;
 use hydralora_kernels::ops::elementwise::{add, scale};
 use hydralora_kernels::ops::top_k::load_balance;
-use hydralora_model::adapter::Pass;
+use hydralora_model::adapter::{Pass, Site};
+use std::collections::BTreeMap;
 
 /// A penalty on experts that carry too little.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,18 +74,18 @@ impl Balancer {
         Ok(())
     }
 
-    /// The penalty on the gates that `pass` set aside, `[1]`.
-    pub(super) fn term(&self, pass: &Pass<'_>) -> Option<Var> {
+    /// The penalty on the `gates` of each site in `pass`, `[1]`.
+    pub(super) fn term(&self, pass: &Pass<'_>, gates: &BTreeMap<Site, Var>) -> Option<Var> {
         let sequences = pass.sequences();
-        let terms = pass.take_set_aside().into_values().map(|gates| match &self.balance.penalty {
-            Penalty::Load { top_k } => load_balance(&gates, *top_k),
+        let terms = gates.values().map(|gates| match &self.balance.penalty {
+            Penalty::Load { top_k } => load_balance(gates, *top_k),
             Penalty::Localized { delta, .. } => match sequences {
                 Some(found) => {
-                    squared_variation(&gates, found.offsets, &self.shares(*delta, found.domains))
+                    squared_variation(gates, found.offsets, &self.shares(*delta, found.domains))
                 }
                 None => {
                     let even = vec![1.0; self.num_experts];
-                    squared_variation(&gates, &[0, gates.value().rows()], &even)
+                    squared_variation(gates, &[0, gates.value().rows()], &even)
                 }
             },
         });

@@ -61,7 +61,7 @@ impl Parameters for LowRankAdapter {
                 map.insert(a_name(spec, site, expert), rows(&a, expert * rank, rank));
             }
             let b = pick(&layer.b);
-            for head in 0..spec.num_experts {
+            for head in 0..spec.num_b() {
                 map.insert(head_name(spec, site, head), head_columns(&b, head, rank));
             }
         }
@@ -85,7 +85,7 @@ impl Persist for LowRankAdapter {
                     set_rows(layer.a.parameter.value_mut(), expert * rank, &found);
                 }
             }
-            for head in 0..spec.num_experts {
+            for head in 0..spec.num_b() {
                 let name = head_name(spec, site, head);
                 if let Some(found) = take_tensor(tensors, &name, &[out_features, rank], &mut faults)
                 {

@@ -1,8 +1,9 @@
 //! Routers: one for each layer, or one for a whole block.
 
-use super::spec::RouteOn;
+use super::spec::{RouteOn, Router as RouterKind};
 use crate::random::{kaiming_bound, uniform};
 use crate::trainable::{Role, Trainable};
+use hydralora_kernels::ops::elementwise::scale;
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::{Choice, Kind, Reads, Router, Site, SiteShape};
 use hydralora_model::family;
@@ -12,22 +13,26 @@ use std::fmt;
 pub(super) struct RouterWeights {
     weight: Trainable,
     bias: Option<Trainable>,
+    /// Factor on its start.
+    gain: f64,
 }
 
 impl RouterWeights {
-    /// A fresh router of the layer or block `module`: Kaiming-uniform, its bias zero.
+    /// A fresh router of the layer or block `module`: Kaiming-uniform times the gain, its bias zero.
     pub(super) fn new(
         module: &str,
         [experts, inputs]: [usize; 2],
-        bias: bool,
+        kind: &RouterKind,
         dtype: DType,
         seed: u64,
     ) -> Self {
         let weight = format!("{module}.lora_route.weight");
-        let start = uniform(seed, &weight, kaiming_bound(inputs), dtype, [experts, inputs]);
+        let bound = kaiming_bound(inputs) * kind.gain;
+        let start = uniform(seed, &weight, bound, dtype, [experts, inputs]);
         Self {
             weight: Trainable::new(weight, Role::Router, start),
-            bias: bias.then(|| {
+            gain: kind.gain,
+            bias: kind.bias.then(|| {
                 let name = format!("{module}.lora_route.bias");
                 Trainable::new(name, Role::Router, Tensor::zeros(dtype, [experts]))
             }),
@@ -42,11 +47,15 @@ impl RouterWeights {
         std::iter::once(&mut self.weight).chain(&mut self.bias)
     }
 
-    /// The router as the base model applies it.
-    pub(super) fn router(&self, route_on: RouteOn, choice: Choice) -> Router {
+    /// The router as the base model applies it, its scores divided by `temperature`.
+    pub(super) fn router(&self, route_on: RouteOn, choice: Choice, temperature: f64) -> Router {
+        let over = |tensor: &Trainable| match temperature {
+            1.0 => tensor.var().clone(),
+            _ => scale(tensor.var(), 1.0 / temperature),
+        };
         Router {
-            weight: self.weight.var().clone(),
-            bias: self.bias.as_ref().map(|bias| bias.var().clone()),
+            weight: over(&self.weight),
+            bias: self.bias.as_ref().map(over),
             reads: match route_on {
                 RouteOn::X => Reads::Input,
                 RouteOn::A => Reads::LowRank,
@@ -56,7 +65,8 @@ impl RouterWeights {
     }
 
     /// Turns each row of a router `[N, in]` towards where a cluster's inputs lie beside the others':
-    /// `c_i − mean c`, as long as a Kaiming-uniform row is on average, `√(in · bound² / 3) = 1/√3`.
+    /// `c_i − mean c`, the gain times as long as a Kaiming-uniform row is on average,
+    /// `√(in · bound² / 3) = 1/√3`.
     pub(super) fn point_at(&mut self, means: &[f64]) {
         let weight = &mut self.weight.parameter;
         let shape = weight.value().shape().to_vec();
@@ -73,7 +83,7 @@ impl RouterWeights {
             let away: Vec<f64> =
                 row.iter().zip(&centre).map(|(value, mean)| value - mean).collect();
             let length = away.iter().map(|value| value * value).sum::<f64>().sqrt();
-            let factor = if length > 1e-12 { 1.0 / (3.0_f64.sqrt() * length) } else { 0.0 };
+            let factor = if length > 1e-12 { self.gain / (3.0_f64.sqrt() * length) } else { 0.0 };
             values.extend(away.iter().map(|value| factor * value));
         }
         let dtype = weight.value().dtype();

@@ -42,17 +42,47 @@ pub(crate) enum RouterScope {
 }
 
 /// A router's kind. By default one for each layer, reading its input.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Router {
     pub(crate) route_on: RouteOn,
     pub(crate) scope: RouterScope,
     pub(crate) bias: bool,
     /// How many experts a token goes to; all if not given.
     pub(crate) top_k: Option<usize>,
+    /// Factor on its start.
+    pub(crate) gain: f64,
+    /// What its scores are divided by.
+    pub(crate) temperature: f64,
+    /// What they are divided by at a run's first step, from where that falls to the temperature.
+    pub(crate) first_temperature: Option<f64>,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            route_on: RouteOn::X,
+            scope: RouterScope::Linear,
+            bias: false,
+            top_k: None,
+            gain: 1.0,
+            temperature: 1.0,
+            first_temperature: None,
+        }
+    }
+}
+
+impl Router {
+    /// The temperature in training after `taken` of `total` steps: a geometric way from the first to
+    /// the last step.
+    pub(super) fn temperature_at(&self, taken: usize, total: usize) -> f64 {
+        let Some(first) = self.first_temperature else { return self.temperature };
+        let way = (taken as f64 / total.saturating_sub(1).max(1) as f64).min(1.0);
+        first * (self.temperature / first).powf(way)
+    }
 }
 
 /// How the heads of a site are weighed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Mixing {
     /// Each counts whole.
     Sum,
@@ -63,6 +93,14 @@ pub(crate) enum Mixing {
 }
 
 impl Mixing {
+    /// The router, if there is one.
+    pub(super) fn routed(self) -> Option<Router> {
+        match self {
+            Mixing::Routed(router) => Some(router),
+            _ => None,
+        }
+    }
+
     pub(super) fn router(self, scope: RouterScope) -> Option<Router> {
         match self {
             Mixing::Routed(router) if router.scope == scope => Some(router),
@@ -144,6 +182,10 @@ pub(crate) struct LowRankSpec {
     pub(crate) num_experts: usize,
     /// Whether every expert has an `A` of its own.
     pub(crate) own_a: bool,
+    /// Whether all experts have one `B`.
+    pub(crate) shared_b: bool,
+    /// Weight of a penalty on how far what `A` makes of different domains lies apart; none if 0.
+    pub(crate) align_weight: f64,
     pub(crate) dropout: f64,
     pub(crate) dropout_mask: DropoutMask,
     pub(crate) mixing: Mixing,
@@ -162,6 +204,8 @@ impl LowRankSpec {
             sizes,
             num_experts: 1,
             own_a: false,
+            shared_b: false,
+            align_weight: 0.0,
             dropout: keys.dropout,
             dropout_mask: DropoutMask::Shared,
             mixing: Mixing::Sum,
@@ -175,6 +219,11 @@ impl LowRankSpec {
     pub(crate) fn takes_pairs(&self) -> bool {
         let single = self.num_experts == 1 && self.names == HeadNames::Single;
         single && !self.decomposed && self.start == Start::Kaiming
+    }
+
+    /// How many `B` a site has.
+    pub(crate) fn num_b(&self) -> usize {
+        if self.shared_b { 1 } else { self.num_experts }
     }
 
     /// How many `A` a site has.

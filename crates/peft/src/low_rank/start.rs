@@ -6,6 +6,7 @@
 //! y = W0 x + s (Σ_i g_i B_i A − B₀ A₀) x
 //! ```
 
+mod parted;
 mod pissa;
 mod rlora;
 
@@ -20,6 +21,7 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, Output, gated_low_ra
 use hydralora_kernels::ops::rows::{join_columns, prepend_rows};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Site, SiteShape};
+use parted::{Directions, Parted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -27,7 +29,7 @@ use std::collections::BTreeMap;
 
 /// What `A` and `B` start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Start {
     /// `A` Kaiming-uniform, `B` zero.
     #[default]
@@ -37,15 +39,35 @@ pub(crate) enum Start {
     /// `A` and every head at random, so that heads differ from the first step on; what they add
     /// together on average is taken out of the weight (R-LoRA).
     Rlora,
+    /// Heads at random, less their mean: even gates add nothing.
+    ZeroSum,
+    /// Heads of orthonormal directions; what they add on average is taken out of the weight.
+    Orthogonal,
+    /// Heads in the directions of disjoint parts of the weight's left singular vectors; likewise.
+    SvdSlices,
 }
 
 impl Start {
+    /// Its name in a recipe, where it makes several heads differ.
+    pub(crate) fn of_several_heads(self) -> Option<&'static str> {
+        match self {
+            Start::Kaiming | Start::Pissa => None,
+            Start::Rlora => Some("rlora"),
+            Start::ZeroSum => Some("zero_sum"),
+            Start::Orthogonal => Some("orthogonal"),
+            Start::SvdSlices => Some("svd_slices"),
+        }
+    }
+
     /// How layers start, and what follows from it for their output and their files.
     pub(super) fn strategy(self, draw: Draw) -> Box<dyn StartStrategy> {
         match self {
             Start::Kaiming => Box::new(Kaiming(draw)),
             Start::Pissa => Box::new(pissa::Pissa::new(draw)),
             Start::Rlora => Box::new(rlora::Rlora::new(draw)),
+            Start::ZeroSum => Box::new(parted::ZeroSum(draw)),
+            Start::Orthogonal => Box::new(Parted::new(draw, Directions::Random)),
+            Start::SvdSlices => Box::new(Parted::new(draw, Directions::Singular)),
         }
     }
 }
@@ -121,7 +143,7 @@ impl Draw {
         let a = self.each_a(shape, &|name| {
             uniform(seed, name, kaiming_bound(inputs), dtype, [rank, inputs])
         });
-        [a, Tensor::zeros(dtype, [shape.out_features, spec.num_experts * rank])]
+        [a, Tensor::zeros(dtype, [shape.out_features, spec.num_b() * rank])]
     }
 
     /// Draws every `A: [r, in]` of a layer by its name in a file and puts them one below the other.

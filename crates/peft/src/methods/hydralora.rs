@@ -9,14 +9,16 @@
 //! `A ~ N(0, 1/in) · r^¼/√γ` and `B_i ~ N(0, 1/out) · r^¼/√γ` with `γ = 64`, and what the heads add on
 //! average at the start is taken out of the weight: `W0 − (alpha / r) mean_i(B_i) A`.
 
-use crate::error::Fault;
+use crate::error::{Error, Fault, Result};
 use crate::low_rank::{
-    Balance, DropoutMask, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn, Router, RouterScope,
-    Start,
+    Balance, DropoutMask, GuideSpec, GuidedBy, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn,
+    Router, RouterScope, Start,
 };
 use crate::low_rank_options::{
-    LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
+    LowRankOptions, Shared, check_positive, check_top_k, check_weight, low_rank_options,
 };
+use crate::method::{ClustersOf, RouterStart};
+use hydralora_model::adapter::SiteShape;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -36,14 +38,35 @@ pub(super) enum GateKind {
 
 /// Where the routers start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum RouterInit {
     /// Kaiming-uniform.
     #[default]
     Random,
-    /// Each row towards the mean input of one cluster of the training data.
+    /// Each row towards the mean input of one cluster of the training texts, which are clustered by
+    /// their words.
     Centroids,
+    /// Each row towards one cluster of the records' mean inputs, clustered in each layer by itself.
+    LayerCentroids,
+    /// Each row towards one cluster of the tokens' inputs, clustered in each layer by itself.
+    TokenCentroids,
 }
+
+/// What tells the routers in training which head a record is meant for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RouterGuide {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its cluster of the training texts.
+    Clusters,
+    /// Its domain.
+    Domains,
+}
+
+/// The usual weight of a guide.
+const GUIDE_WEIGHT: f64 = 0.3;
 
 low_rank_options! {
     /// Options of HydraLoRA in a recipe; the defaults are the published script's, except that dropout
@@ -61,15 +84,35 @@ low_rank_options! {
     router_bias: bool = false,
     /// One router per layer, or one per attention or feed-forward block.
     router_scope: RouterScope = RouterScope::Linear,
-    /// Where the routers start: at `random`, or from the `centroids` of the training data's clusters.
+    /// Where the routers start: at `random`, from the `centroids` of clusters of the training texts, or from
+    /// those of clusters found in each layer, of records (`layer_centroids`) or tokens (`token_centroids`).
     router_init: RouterInit = RouterInit::Random,
+    /// Factor on the routers' start: larger ones start with sharper gates.
+    router_gain: f64 = 1.0,
+    /// What the router's scores are divided by.
+    router_temperature: f64 = 1.0,
+    /// What they are divided by at the first step, from where it goes to `router_temperature`; that from
+    /// the start if not given.
+    router_temperature_start: Option<f64> = None,
+    /// What tells the routers in training which head a record is meant for: `none`, its cluster of the
+    /// training texts (`clusters`) or its domain (`domains`).
+    router_guide: RouterGuide = RouterGuide::None,
+    /// Factor on the cross-entropy of the gates against the guide's head.
+    router_guide_weight: f64 = GUIDE_WEIGHT,
+    /// Share of the steps over which that factor falls to zero; it stays if not given.
+    router_guide_decay: Option<f64> = None,
     /// How many heads a token uses; all if not given.
     router_top_k: Option<usize> = None,
     /// Factor on a penalty on uneven loads of the heads; none if 0.
     balance_weight: f64 = 0.0,
-    /// What `A` and the heads start from: `kaiming` (heads at zero) or `rlora` (heads at random).
+    /// What `A` and the heads start from: `kaiming` (heads at zero), `rlora` (heads at random), `zero_sum`,
+    /// `orthogonal` or `svd_slices`.
     init_lora_weights: Start = Start::Kaiming,
 }
+
+/// Options that a single head makes senseless and that no earlier build had.
+const FOR_SEVERAL_HEADS: [&str; 4] =
+    ["router_gain", "router_temperature", "router_temperature_start", "router_guide"];
 
 impl Options {
     /// The router; a single head needs none.
@@ -79,6 +122,9 @@ impl Options {
             scope: self.router_scope,
             bias: self.router_bias,
             top_k: self.router_top_k,
+            gain: self.router_gain,
+            temperature: self.router_temperature,
+            first_temperature: self.router_temperature_start,
         })
     }
 }
@@ -97,6 +143,7 @@ impl LowRankOptions for Options {
         "balance_weight",
         "init_lora_weights",
     ];
+    const LATER_KEYS: &'static [&'static str] = &["router_temperature"];
 
     fn claims(config: &Map<String, Value>) -> bool {
         let kind = config.get("peft_type");
@@ -114,6 +161,15 @@ impl LowRankOptions for Options {
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
         if self.init_lora_weights == Start::Pissa {
             let message = "`pissa` is for a single pair A, B; expected `kaiming` or `rlora`";
+            faults.push(Fault::new("method.init_lora_weights", message));
+        }
+        let several = self.init_lora_weights.of_several_heads();
+        let new = several.filter(|_| self.init_lora_weights != Start::Rlora);
+        if let Some(name) = new.filter(|_| self.num_experts == 1) {
+            let message = format!(
+                "`{name}` makes heads differ, and there is a single one; expected num_experts: 2 or more, or \
+                 `kaiming`"
+            );
             faults.push(Fault::new("method.init_lora_weights", message));
         }
         let on_a = self.route_on == RouteOn::A;
@@ -137,11 +193,21 @@ impl LowRankOptions for Options {
             ("router_top_k", self.router_top_k.is_some(), false),
             ("balance_weight", self.balance_weight != 0.0, false),
             ("router_init", self.router_init != default.router_init, false),
+            ("router_gain", self.router_gain != default.router_gain, true),
+            ("router_temperature", self.router_temperature != default.router_temperature, true),
+            ("router_temperature_start", self.router_temperature_start.is_some(), true),
+            ("router_guide", self.router_guide != default.router_guide, false),
         ] {
+            let alone = self.num_experts == 1 && FOR_SEVERAL_HEADS.contains(&option);
             if differs && self.gate != GateKind::Softmax {
                 faults.push(Fault::new(
                     format!("method.{option}"),
                     "is about the router, which only `gate: softmax` has",
+                ));
+            } else if differs && alone {
+                faults.push(Fault::new(
+                    format!("method.{option}"),
+                    "is about the router, and a single head has none; expected num_experts: 2 or more",
                 ));
             }
             if differs && on_a && !with_a {
@@ -151,11 +217,77 @@ impl LowRankOptions for Options {
                 ));
             }
         }
+        for (option, value) in [
+            ("router_gain", Some(self.router_gain)),
+            ("router_temperature", Some(self.router_temperature)),
+            ("router_temperature_start", self.router_temperature_start),
+        ] {
+            faults.extend(value.and_then(|value| check_positive(option, value)));
+        }
+        faults.extend(check_weight("router_guide_weight", self.router_guide_weight));
+        let unguided = self.router_guide == RouterGuide::None;
+        let only_guided = [
+            ("router_guide_weight", self.router_guide_weight != default.router_guide_weight),
+            ("router_guide_decay", self.router_guide_decay.is_some()),
+        ];
+        for (option, _) in only_guided.into_iter().filter(|(_, differs)| unguided && *differs) {
+            let message =
+                "is about `router_guide`, which is `none`; expected `clusters` or `domains` there";
+            faults.push(Fault::new(format!("method.{option}"), message));
+        }
+        if let Some(decay) =
+            self.router_guide_decay.filter(|decay| !(*decay > 0.0 && *decay <= 1.0))
+        {
+            let message =
+                format!("is {decay}; expected a share of the steps, above 0 and at most 1");
+            faults.push(Fault::new("method.router_guide_decay", message));
+        }
         faults
     }
 
-    fn clusters_to_start_from(&self) -> Option<usize> {
-        (self.router_init == RouterInit::Centroids).then_some(self.num_experts)
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        let (start, spec) = (self.init_lora_weights, self.spec());
+        let too_narrow = |shape: &&SiteShape| {
+            let wanted = self.num_experts * spec.sizes.at(shape.site).rank;
+            match start {
+                Start::Orthogonal => wanted > shape.out_features,
+                Start::SvdSlices => wanted > shape.out_features.min(shape.in_features),
+                _ => false,
+            }
+        };
+        let Some(shape) = sites.iter().find(too_narrow) else { return Ok(()) };
+        let SiteShape { site, in_features, out_features } = *shape;
+        let rank = spec.sizes.at(site).rank;
+        let message = format!(
+            "`{}` gives {} heads of rank {rank} directions of their own, {} in all, and {site} is \
+             {in_features} wide at its input and {out_features} at its output; expected a lower rank or fewer \
+             heads",
+            start.of_several_heads().unwrap_or_default(),
+            self.num_experts,
+            self.num_experts * rank
+        );
+        Err(Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] })
+    }
+
+    fn routers_start_from(&self) -> Option<RouterStart> {
+        let of = match self.router_init {
+            RouterInit::Random => return None,
+            RouterInit::Centroids => ClustersOf::Texts,
+            RouterInit::LayerCentroids => ClustersOf::Records,
+            RouterInit::TokenCentroids => ClustersOf::Tokens,
+        };
+        Some(RouterStart { clusters: self.num_experts, of })
+    }
+
+    fn guide(&self) -> Option<GuideSpec> {
+        self.router()?;
+        let by = match self.router_guide {
+            RouterGuide::None => return None,
+            RouterGuide::Clusters => GuidedBy::Clusters,
+            RouterGuide::Domains => GuidedBy::Domains,
+        };
+        let (weight, decay) = (self.router_guide_weight, self.router_guide_decay);
+        Some(GuideSpec { by, weight, decay })
     }
 
     fn spec(&self) -> LowRankSpec {

@@ -37,10 +37,14 @@ impl LowRankOptions for Options {
 
     fn own_faults(&self) -> Vec<Fault> {
         let fault = match (self.init_lora_weights, self.use_dora) {
-            (Start::Rlora, _) => "`rlora` is for several heads; expected `kaiming` or `pissa`",
+            (start, _) if start.of_several_heads().is_some() => {
+                let name = start.of_several_heads().unwrap_or_default();
+                format!("`{name}` is for several heads; expected `kaiming` or `pissa`")
+            }
             (Start::Pissa, true) => {
                 "`pissa` takes its start out of the weight whose norms DoRA learns from; use one of \
                  them"
+                .to_owned()
             }
             _ => return Vec::new(),
         };

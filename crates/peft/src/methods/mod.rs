@@ -13,8 +13,8 @@ macro_rules! methods {
 }
 
 methods! {
-    full, lora, lora_split, hydralora, loramoe, mtl_lora, adalora, ia3, prompt_tuning, p_tuning,
-    prefix_tuning,
+    full, lora, lora_split, hydralora, loramoe, mtl_lora, domain_heads, alora, align_lora, flylora,
+    block_hydra, adalora, ia3, prompt_tuning, p_tuning, prefix_tuning,
 }
 
 /// The method of that name.

@@ -13,7 +13,8 @@
 //! `A'_t = Λ_t A`, `B'_t = Σ_i p_ti B_i`, with gates that are 1 for the row's own domain and 0 for others.
 
 use crate::described::Described;
-use crate::error::{Error, Fault, Result};
+use crate::domains::{Domains, domain_faults};
+use crate::error::{Fault, Result};
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::merge::{Gates, Merge};
 use crate::method::{MethodOptions, product};
@@ -31,7 +32,7 @@ use hydralora_model::adapter::{Adapter, HeadGates, LowRankUpdate, Pass, Site, Si
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Options that a file names as a recipe does.
 const OWN_KEYS: [&str; 2] = ["domains", "temperature"];
@@ -57,9 +58,6 @@ pub(super) struct Options {
     /// `τ`: the smaller, the more a domain keeps to one head.
     temperature: f64,
 }
-
-/// Every pair of domains takes a number.
-const MOST_DOMAINS: usize = 1024;
 
 impl Default for Options {
     /// Those of the published script for LLaMA2-7B.
@@ -90,16 +88,7 @@ impl Described for Options {
             let message = format!("is {temperature}; expected a positive number");
             faults.push(Fault::new("method.temperature", message));
         }
-        let different: BTreeSet<&String> = self.domains.iter().collect();
-        if self.domains.is_empty() {
-            let message = "is empty; expected the names of the data's domains, as [law, math]";
-            faults.push(Fault::new("method.domains", message));
-        } else if different.len() != self.domains.len() {
-            faults.push(Fault::new("method.domains", "names a domain twice"));
-        } else if self.domains.len() > MOST_DOMAINS {
-            let message = format!("names {}; expected at most {MOST_DOMAINS}", self.domains.len());
-            faults.push(Fault::new("method.domains", message));
-        }
+        faults.extend(domain_faults(&self.domains));
         faults
     }
 
@@ -189,8 +178,7 @@ impl MethodOptions for Options {
             options: self.clone(),
             sites: sites.iter().map(tensors).collect(),
             sharpen: Var::constant(Tensor::from_f64(dtype, &all, [domains, domains])),
-            of_data: Vec::new(),
-            chosen: None,
+            domains: Domains::new(self.domains.clone()),
         })
     }
 }
@@ -214,10 +202,7 @@ struct MtlLora {
     sites: BTreeMap<Site, SiteTensors>,
     /// `I/τ: [D, D]`, what the weighings are looked up with.
     sharpen: Var,
-    /// The domain here of each domain of the run's data; none before a run begins.
-    of_data: Vec<usize>,
-    /// The domain that every text counts as.
-    chosen: Option<usize>,
+    domains: Domains,
 }
 
 impl MtlLora {
@@ -235,47 +220,18 @@ impl MtlLora {
         let shares = router_gates(&self.sharpen, weights, None);
         (a, weighted_heads(b, &take_rows(&shares, domains)))
     }
-
-    /// The domains of a pass in ascending order, and what of them each of `rows` rows belongs to,
-    /// `[rows, domains]`, if they are several. Where nothing says which domain it is, all count alike.
-    fn domains_of(&self, pass: &Pass<'_>, rows: usize, dtype: DType) -> (Vec<usize>, Option<Var>) {
-        if let Some(domain) = self.chosen {
-            return (vec![domain], None);
-        }
-        let count = self.options.domains.len();
-        let Some(sequences) = pass.sequences().filter(|_| !self.of_data.is_empty()) else {
-            let even = vec![1.0 / count as f64; rows * count];
-            let gates = Tensor::from_f64(dtype, &even, [rows, count]);
-            return ((0..count).collect(), (count > 1).then(|| Var::constant(gates)));
-        };
-        let own = |domain: &u32| self.of_data.get(*domain as usize).copied().unwrap_or(0);
-        let present: BTreeSet<usize> = sequences.domains.iter().map(own).collect();
-        let present: Vec<usize> = present.into_iter().collect();
-        if present.len() < 2 {
-            return (present, None);
-        }
-        let mut gates = vec![0.0; rows * present.len()];
-        for (span, domain) in sequences.offsets.windows(2).zip(sequences.domains) {
-            let column = present.binary_search(&own(domain)).unwrap_or(0);
-            for row in span[0]..span[1].min(rows) {
-                gates[row * present.len() + column] = 1.0;
-            }
-        }
-        let gates = Tensor::from_f64(dtype, &gates, [rows, present.len()]);
-        (present, Some(Var::constant(gates)))
-    }
 }
 
 impl Adapter for MtlLora {
     /// Which domain a row is of is known by its place in the batch.
     fn rows_stand_alone(&self) -> bool {
-        self.chosen.is_some()
+        self.domains.is_chosen()
     }
 
     fn update(&self, site: Site, rows: usize, pass: &Pass<'_>) -> Update<'_> {
         let Some(tensors) = self.sites.get(&site) else { return Update::None };
         let dtype = tensors.own[A].var().value().dtype();
-        let (domains, gates) = self.domains_of(pass, rows, dtype);
+        let (domains, gates) = self.domains.of_pass(pass, rows, dtype);
         if domains.is_empty() {
             return Update::None;
         }
@@ -351,45 +307,14 @@ impl Persist for MtlLora {
 
 impl TrainHooks for MtlLora {
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
-        let known = &self.options.domains;
-        let mut faults = Vec::new();
-        let mut of_data = Vec::new();
-        for name in plan.domains {
-            match known.iter().position(|domain| domain == name) {
-                Some(at) => of_data.push(at),
-                None => faults.push(Fault::new(
-                    "method.domains",
-                    format!(
-                        "the data have the domain `{name}` too; there are {}",
-                        known.join(", ")
-                    ),
-                )),
-            }
-        }
-        for name in
-            known.iter().filter(|name| !plan.domains.is_empty() && !plan.domains.contains(name))
-        {
-            let message =
-                format!("`{name}` is no domain of the data; there are {}", plan.domains.join(", "));
-            faults.push(Fault::new("method.domains", message));
-        }
-        if !faults.is_empty() {
-            return Err(Error::Options { faults });
-        }
-        if !of_data.is_empty() {
-            self.of_data = of_data;
-        }
-        Ok(())
+        self.domains.begin(plan)
     }
 }
 
 impl Mergeable for MtlLora {
     fn merge(&self, site: Site, gates: &Gates) -> Merge<'_> {
-        if self.chosen.is_none() && self.sites.contains_key(&site) {
-            return Merge::Refused(format!(
-                "it does something else to the weight for every domain; choose one with --domain: {}",
-                self.options.domains.join(", ")
-            ));
+        if !self.domains.is_chosen() && self.sites.contains_key(&site) {
+            return Merge::Refused(self.domains.refusal());
         }
         let _guard = no_grad();
         Merge::of(site, self.update(site, 0, &Pass::inference()), gates)
@@ -408,15 +333,10 @@ impl Tuned for MtlLora {
 
 impl DomainAware for MtlLora {
     fn domains(&self) -> &[String] {
-        &self.options.domains
+        self.domains.names()
     }
 
     fn choose_domain(&mut self, name: &str) -> Result<()> {
-        let found = self.options.domains.iter().position(|domain| domain == name);
-        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
-            name: name.to_owned(),
-            known: self.options.domains.join(", "),
-        })?);
-        Ok(())
+        self.domains.choose(name)
     }
 }

@@ -5,6 +5,7 @@
 
 use super::chart::{Chart, Series, Style};
 use super::escape;
+use crate::heads::HeadSummary;
 use crate::routing::Routing;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -52,12 +53,15 @@ impl Routing {
     fn distances(&self) -> BTreeMap<usize, Vec<f64>> {
         let mut sums: BTreeMap<usize, (Vec<f64>, f64)> = BTreeMap::new();
         for site in &self.sites {
-            let domains = site.mean_gate.len();
+            let (domains, seen) = (site.mean_gate.len(), site.seen().count());
             let (sum, count) = sums.entry(site.layer).or_insert_with(|| (vec![0.0; domains], 0.0));
             for (sum, gates) in sum.iter_mut().zip(&site.mean_gate) {
+                if gates.iter().all(|gate| *gate == 0.0) {
+                    continue;
+                }
                 let apart = gates.iter().enumerate().map(|(expert, gate)| {
-                    let all = site.mean_gate.iter().map(|gates| gates[expert]);
-                    (gate - all.sum::<f64>() / domains as f64).abs()
+                    let all = site.seen().map(|gates| gates[expert]);
+                    (gate - all.sum::<f64>() / seen as f64).abs()
                 });
                 *sum += apart.sum::<f64>() / 2.0;
             }
@@ -69,7 +73,7 @@ impl Routing {
 }
 
 /// The section of the report.
-pub(super) fn section(routing: &Routing) -> String {
+pub(super) fn section(routing: &Routing, heads: Option<&HeadSummary>) -> String {
     let spread: Vec<(f64, f64)> = routing
         .spread_by_layer()
         .into_iter()
@@ -87,8 +91,34 @@ pub(super) fn section(routing: &Routing) -> String {
             style: Style::Dots,
         }],
     };
-    let words = routing.in_words();
-    format!("<p>{}.</p>{}{}", escape(&words), chart.draw(), grid(routing))
+    let entropy: Vec<(f64, f64)> = routing
+        .layer_entropy()
+        .into_iter()
+        .map(|(layer, entropy)| (layer as f64, entropy))
+        .collect();
+    let entropies = Chart {
+        name: "Entropy of a token's gates over that of even ones, by layer",
+        x_title: "decoder layer",
+        y_title: "entropy of gates",
+        from_zero: true,
+        series: vec![Series {
+            name: "mean over tokens: 1 for even gates, 0 for one head a token".to_owned(),
+            color: "var(--b)",
+            points: entropy,
+            style: Style::Dots,
+        }],
+    };
+    let mut words = format!("<p>{}.</p>", escape(&routing.in_words()));
+    if let Some(heads) = heads {
+        let _ = write!(words, "<p>heads: {}.</p>", escape(&heads.in_words()));
+    }
+    let of_domain = routing.domain_entropy();
+    if !of_domain.is_empty() {
+        let each = of_domain.iter().map(|(domain, entropy)| format!("{domain} {entropy:.3}"));
+        let each: Vec<String> = each.collect();
+        let _ = write!(words, "<p>entropy of gates: {}.</p>", escape(&each.join(", ")));
+    }
+    format!("{words}{}{}{}", chart.draw(), entropies.draw(), grid(routing))
 }
 
 /// One cell a layer and domain.

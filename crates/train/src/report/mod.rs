@@ -3,6 +3,7 @@
 mod chart;
 mod gates;
 
+use crate::heads::HeadSummary;
 use crate::routing::Routing;
 use chart::{Chart, Series, Style};
 use hydralora_data::escape_markup as escape;
@@ -28,6 +29,8 @@ pub struct ReportInput<'a> {
     pub answers: &'a [Answers],
     /// Mean gates, if the adapter routes.
     pub routing: Option<&'a Routing>,
+    /// What the heads have in common, if there are several.
+    pub heads: Option<&'a HeadSummary>,
     /// The resolved recipe.
     pub recipe: &'a str,
 }
@@ -76,7 +79,7 @@ pub fn render(input: &ReportInput<'_>) -> String {
     }
     if let Some(routing) = input.routing {
         page.push_str("<h2>Routing</h2>");
-        page.push_str(&gates::section(routing));
+        page.push_str(&gates::section(routing, input.heads));
     }
     page.push_str("<h2>Speed and memory</h2>");
     page.push_str(&speed(input.runs));
@@ -213,7 +216,7 @@ mod tests {
                 site: "model.layers.0.mlp.up_proj".into(),
                 layer: 0,
                 mean_gate: vec![vec![0.7, 0.3], vec![0.4, 0.6]],
-                entropy: None,
+                ..SiteRouting::default()
             }],
         };
         let page = render(&ReportInput {
@@ -229,6 +232,7 @@ mod tests {
                 answers: vec![("base".into(), "yes & no".into())],
             }],
             routing: Some(&routing),
+            heads: None,
             recipe: "method: {name: hydralora}",
         });
         for part in [

@@ -5,6 +5,7 @@ mod domains;
 mod ends;
 mod merge;
 mod options;
+mod routers;
 
 use hydralora_data::{DataReport, Dataset, Example, Examples};
 use hydralora_kernels::ops::dropout::mix;
@@ -141,6 +142,7 @@ pub(crate) fn cases() -> Vec<Case> {
         prompt("prefix-tuning", json!({"num_virtual_tokens": 5, "projection": true})),
     ];
     cases.extend(options::cases());
+    cases.extend(routers::cases());
     cases
 }
 
@@ -228,9 +230,12 @@ impl Case {
     }
 
     /// Whether a tensor's gradient is that of the loss. DoRA's own takes the norms of the changed
-    /// weight for constants, which depend on everything but the magnitudes.
+    /// weight for constants, which depend on everything but the magnitudes, and Block-Hydra's penalty the
+    /// sizes of heads.
     fn is_exact(&self, tensor: &str) -> bool {
-        self.options["use_dora"] != json!(true) || tensor.ends_with("lora_magnitude_vector")
+        let dora = self.options["use_dora"] == json!(true);
+        let spectral = self.options["spectral_weight"].is_number() && tensor.contains("lora_B");
+        !(spectral || dora && !tensor.ends_with("lora_magnitude_vector"))
     }
 
     pub(crate) fn name(&self) -> String {
@@ -287,6 +292,7 @@ fn train(
         settings: &Value::Null,
         folder: Some(folder),
         meter: None,
+        clusters: None,
         stop: &stop,
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };

@@ -75,6 +75,7 @@ mod tests {
             layer: 0,
             mean_gate: vec![vec![1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0], vec![0.5, 0.5]],
             entropy: Some(0.25),
+            ..SiteRouting::default()
         };
         let found = GateMeasures::of(&domains, &site);
         let pairs: Vec<(&str, &str, f64)> = found

@@ -31,6 +31,8 @@ const STUDIES: &[(&str, &str)] = &[
     ("efficiency", include_str!("../../../../../recipes/studies/efficiency.yaml")),
     ("ablation", include_str!("../../../../../recipes/studies/ablation.yaml")),
     ("heads", include_str!("../../../../../recipes/studies/heads.yaml")),
+    ("router-search", include_str!("../../../../../recipes/studies/router-search.yaml")),
+    ("router-final", include_str!("../../../../../recipes/studies/router-final.yaml")),
 ];
 
 #[derive(Debug, Args)]

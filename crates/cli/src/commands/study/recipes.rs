@@ -1,7 +1,7 @@
 //! Recipes as a plan needs them: read, checked, counted and hashed without loading weights.
 
 use crate::plan::open_source;
-use crate::recipe::{Recipe, read_method, set};
+use crate::recipe::{Recipe, newer, read_method, set};
 use crate::sources;
 use hydralora_kernels::DType;
 use hydralora_model::{ModelConfig, ModelIdentity, ModelSource};
@@ -159,6 +159,7 @@ impl Recipes for Known {
 
         let base = recipe.base.clone();
         let mut identity = with_auto(recipe.resolved(), recipe.auto_experts);
+        newer::leave_out(&mut identity);
         for (section, key) in WITHOUT_EFFECT {
             identity[section].as_object_mut().map(|section| section.remove(key));
         }

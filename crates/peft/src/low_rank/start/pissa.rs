@@ -109,7 +109,7 @@ fn multiply(value: &mut Value, factor: f64) {
 /// PiSSA, arXiv 2404.02948). None if the decomposition does not converge.
 ///
 /// Found from the eigenvectors of the smaller of `W Wᵀ` and `Wᵀ W`, in double precision.
-fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Tensor; 2]> {
+pub(super) fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Tensor; 2]> {
     let (outputs, inputs, dtype) = (weight.rows(), weight.cols(), weight.dtype());
     let values = weight.to_f64();
     let w = Mat::from_fn(outputs, inputs, |i, j| values[i * inputs + j]);

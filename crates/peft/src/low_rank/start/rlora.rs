@@ -13,6 +13,21 @@ use std::collections::BTreeMap;
 /// R-LoRA's γ: smaller numbers start larger.
 const GAMMA: f64 = 64.0;
 
+/// `r^¼ / √γ`, how much smaller than usual random heads start.
+pub(super) fn shrunk(rank: usize) -> f64 {
+    (rank as f64).powf(0.25) / GAMMA.sqrt()
+}
+
+/// The mean `[out, r]` of the heads side by side in `b: [out, N·r]`.
+pub(super) fn mean_head(b: &Tensor, heads: usize, rank: usize) -> Tensor {
+    let mut mean = Tensor::zeros(b.dtype(), [b.rows(), rank]);
+    for head in 0..heads {
+        mean.add_assign(&head_columns(b, head, rank));
+    }
+    mean.scale(1.0 / heads as f64);
+    mean
+}
+
 pub(super) struct Rlora {
     draw: Draw,
     taken_out: TakenOut,
@@ -30,7 +45,7 @@ impl StartStrategy for Rlora {
         let SiteShape { site, in_features, out_features } = shape;
         let rank = spec.sizes.at(site).rank;
         // Normal numbers of variance 1/width, times r^¼ / √γ.
-        let shrunk = (rank as f64).powf(0.25) / GAMMA.sqrt();
+        let shrunk = shrunk(rank);
         let a = self.draw.each_a(shape, &|name| {
             let deviation = kaiming_bound(in_features) * shrunk;
             normal(seed, name, deviation, dtype, [rank, in_features])
@@ -39,11 +54,7 @@ impl StartStrategy for Rlora {
             let deviation = shrunk / (out_features as f64).sqrt();
             normal(seed, name, deviation, dtype, [out_features, rank])
         });
-        let mut mean = Tensor::zeros(dtype, [out_features, rank]);
-        for head in 0..spec.num_experts {
-            mean.add_assign(&head_columns(&b, head, rank));
-        }
-        mean.scale(1.0 / spec.num_experts as f64);
+        let mean = mean_head(&b, spec.num_experts, rank);
         self.taken_out.insert(site, Pair::less(&a, &mean, dtype));
         [a, b]
     }

@@ -11,7 +11,9 @@ fn a_domain_has_its_own_update() {
     let model = model(DType::F64);
     let (_, offsets, _, domains) = model.packed();
     let names = &model.dataset.domains;
-    for case in cases().into_iter().filter(|case| case.method == "mtl-lora") {
+    for case in
+        cases().into_iter().filter(|case| ["mtl-lora", "domain-heads"].contains(&case.method))
+    {
         let mut tuned = model.build(case.options().as_ref());
         for (index, trainable) in tuned.trainables_mut().into_iter().enumerate() {
             let value = trainable.parameter.value_mut().data_mut::<f64>();

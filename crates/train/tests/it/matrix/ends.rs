@@ -60,6 +60,7 @@ fn go(
         settings: &Value::Null,
         folder: Some(folder),
         meter: None,
+        clusters: None,
         stop: &stop,
     };
     let mut watch = Watch { seen: Vec::new(), stop_at, stop: &stop };

@@ -1,0 +1,58 @@
+//! Options that came after runs, checkpoints and cells were first told apart by all that a recipe says.
+//! Where they say what they say by default, they are left out, so that those of earlier builds stay what
+//! they were.
+
+use hydralora_peft::methods;
+use hydralora_train::TrainConfig;
+use serde_json::{Map, Value, json};
+
+/// Of methods that earlier builds had.
+const OF_METHOD: [&str; 6] = [
+    "router_gain",
+    "router_temperature",
+    "router_temperature_start",
+    "router_guide",
+    "router_guide_weight",
+    "router_guide_decay",
+];
+/// Of `train`.
+const OF_TRAIN: [&str; 1] = ["router_learning_rate_ratio"];
+
+/// Takes the newer options that say nothing new out of a recipe with every value spelt out.
+pub(crate) fn leave_out(resolved: &mut Value) {
+    let name = resolved["method"]["name"].as_str().unwrap_or_default();
+    let of_method = methods::find(name).map(|method| method.defaults()).unwrap_or_default();
+    let of_train = json!(TrainConfig::default());
+    let of_train = of_train.as_object().cloned().unwrap_or_default();
+    for (section, newer, defaults) in
+        [("method", &OF_METHOD[..], of_method), ("train", &OF_TRAIN[..], of_train)]
+    {
+        if let Some(section) = resolved.get_mut(section).and_then(Value::as_object_mut) {
+            drop_defaults(section, newer, &defaults);
+        }
+    }
+}
+
+fn drop_defaults(section: &mut Map<String, Value>, newer: &[&str], defaults: &Map<String, Value>) {
+    section.retain(|key, value| !newer.contains(&key.as_str()) || defaults.get(key) != Some(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_says_something_new_stays() {
+        let mut recipe = json!({
+            "method": {"name": "hydralora", "rank": 4, "router_gain": 1.0, "router_guide": "clusters",
+                       "router_guide_decay": null},
+            "train": {"learning_rate": 0.1, "router_learning_rate_ratio": 1.0},
+        });
+        leave_out(&mut recipe);
+        let wanted = json!({
+            "method": {"name": "hydralora", "rank": 4, "router_guide": "clusters"},
+            "train": {"learning_rate": 0.1},
+        });
+        assert_eq!(recipe, wanted);
+    }
+}
