@@ -263,6 +263,10 @@ impl CellResult {
                     .extend(test.loss(Some(domain)).map(|loss| (format!("{LOSS}/{domain}"), loss)));
                 continue;
             }
+            // The loss of all domains, which is there already.
+            if task == LOSS {
+                continue;
+            }
             for (name, value) in metrics {
                 let score = is_score(name).then(|| value.as_f64()).flatten();
                 found.extend(score.map(|value| (format!("{task}/{name}"), value)));
@@ -369,6 +373,8 @@ pub(crate) mod tests {
             }),
             test: test.map(|loss| Measured {
                 tasks: [
+                    // A group, as evaluation adds it; its score is computed from its members.
+                    ("loss".to_owned(), [("loss,none".to_owned(), json!(9.0))].into()),
                     (
                         "loss_law".to_owned(),
                         [

@@ -21,7 +21,7 @@ use std::time::Instant;
 /// The block of a study file that is its shrunken version.
 const SETTING: &str = "quick";
 
-/// The studies, so that the binary needs no other file.
+/// The studies of the paper, so that the binary needs no other file.
 const STUDIES: &[(&str, &str)] = &[
     ("observation-1", include_str!("../../../../../recipes/studies/observation-1.yaml")),
     ("observation-2", include_str!("../../../../../recipes/studies/observation-2.yaml")),
@@ -31,6 +31,10 @@ const STUDIES: &[(&str, &str)] = &[
     ("efficiency", include_str!("../../../../../recipes/studies/efficiency.yaml")),
     ("ablation", include_str!("../../../../../recipes/studies/ablation.yaml")),
     ("heads", include_str!("../../../../../recipes/studies/heads.yaml")),
+];
+
+/// Others, which are run when they are asked for.
+const MORE: &[(&str, &str)] = &[
     ("router-search", include_str!("../../../../../recipes/studies/router-search.yaml")),
     ("router-final", include_str!("../../../../../recipes/studies/router-final.yaml")),
 ];
@@ -43,7 +47,7 @@ pub(super) struct QuickArguments {
     /// Base model: a folder, a .gguf file, or a known name.
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
-    /// These studies alone.
+    /// These studies alone, and others than the paper's.
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(known()))]
     studies: Vec<String>,
     /// Change a value of every study's base recipe.
@@ -57,7 +61,7 @@ pub(super) struct QuickArguments {
 }
 
 fn known() -> Vec<&'static str> {
-    STUDIES.iter().map(|(name, _)| *name).collect()
+    STUDIES.iter().chain(MORE).map(|(name, _)| *name).collect()
 }
 
 pub(super) fn run(global: &Global, arguments: &QuickArguments) -> anyhow::Result<ExitCode> {
@@ -70,14 +74,16 @@ pub(super) fn run(global: &Global, arguments: &QuickArguments) -> anyhow::Result
     for (domain, records) in SAMPLE {
         write_file(&data.join(format!("{domain}.jsonl")), records.as_bytes())?;
     }
-    let wanted =
-        |name: &str| arguments.studies.is_empty() || arguments.studies.iter().any(|s| s == name);
+    let asked = |name: &str| arguments.studies.iter().any(|study| study == name);
+    let all = arguments.studies.is_empty();
+    let wanted = STUDIES.iter().filter(|(name, _)| all || asked(name));
+    let wanted = wanted.chain(MORE.iter().filter(|(name, _)| asked(name)));
     let mut changes = vec![format!("model.path={}", serde_json::to_string(&arguments.model)?)];
     changes.extend(arguments.set.iter().cloned());
     let stop = stop::flag("stopping after the steps under way; the same command goes on");
     let mut stores = Vec::new();
     // All are planned before any is run, so that faults show at once.
-    for (name, text) in STUDIES.iter().filter(|(name, _)| wanted(name)) {
+    for (name, text) in wanted {
         write_file(&files.join(format!("{name}.yaml")), text.as_bytes())?;
         let mut spec = Spec::parse(text, &format!("{name}.yaml"), name, Some(SETTING))?;
         change(&mut spec, &changes)?;
