@@ -5,8 +5,8 @@
 //! Keys and values stay within a budget of bytes: requests wait until their prompt has room, and where the
 //! texts outgrow it the youngest gives up what it holds and reads it again later.
 //!
-//! What a request gets does not depend on what else is at hand, to the last bit: see [`pass`] for how passes
-//! are put together.
+//! What a request gets does not depend on what else is at hand, to the last bit unless that is given up for
+//! speed: see [`pass`] for how passes are put together.
 
 mod logprobs;
 mod pass;
@@ -43,6 +43,9 @@ pub struct EngineOptions {
     pub cache_dtype: CacheDType,
     /// Whether keys and values of beginnings are kept for later requests, in the room that is left.
     pub prefix_reuse: bool,
+    /// Whether what a request gets is the same to the last bit whatever else is at hand. Without it all
+    /// rows share a pass, which is faster where many texts are written, and logits may differ by rounding.
+    pub same_bits: bool,
 }
 
 impl Default for EngineOptions {
@@ -54,6 +57,7 @@ impl Default for EngineOptions {
             max_waiting: usize::MAX,
             cache_dtype: CacheDType::F32,
             prefix_reuse: true,
+            same_bits: true,
         }
     }
 }
