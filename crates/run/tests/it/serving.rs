@@ -126,7 +126,7 @@ const METHODS: [&str; 6] = ["none", "lora", "hydralora", "prompt-tuning", "prefi
 fn asked() -> impl Strategy<Value = Asked> {
     let tail = prop::collection::vec(3_u32..500, 1..40);
     let cancelled = prop::option::weighted(0.15, 0_usize..30);
-    (0..METHODS.len() + 1, 0_usize..150, tail, 0..3_u8, 0_usize..24, 0_usize..20, cancelled)
+    (0..METHODS.len() + 1, 0_usize..150, tail, 0..3_u8, 0_usize..40, 0_usize..20, cancelled)
         .prop_map(|(adapter, shares, tail, temperature, new, arrives, cancelled_at)| Asked {
             adapter,
             shares,
@@ -169,7 +169,7 @@ fn mixes_of_requests_are_answered_as_each_alone() {
         prop::collection::vec(asked(), 1..12),
         (1_usize..100, any::<bool>()),
         1_usize..8,
-        0_usize..12,
+        0_usize..3,
     );
     let preemptions = std::cell::Cell::new(0);
     runner
