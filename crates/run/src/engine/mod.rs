@@ -255,11 +255,12 @@ impl<'a> Engine<'a> {
             return false;
         }
         let adapter = first.request.adapter.as_deref();
+        let prompt = &first.tokens[..first.whole];
         let known = match self.keeps_states {
-            true => self.prefixes.find_whole(adapter, &first.tokens).map_or(0, |cache| cache.len()),
-            false => self.prefixes.find(adapter, &first.tokens).len(),
+            true => self.prefixes.find_whole(adapter, prompt).map_or(0, |cache| cache.len()),
+            false => self.prefixes.find(adapter, prompt).len(),
         };
-        let most = first.request.prompt.len().saturating_sub(FEWEST);
+        let most = first.whole.saturating_sub(FEWEST);
         for sequence in &mut self.running {
             let other = sequence.request.adapter.as_deref();
             if other.map(ServedAdapter::hash) != adapter.map(ServedAdapter::hash) {
@@ -285,23 +286,25 @@ impl<'a> Engine<'a> {
             return;
         }
         let adapter = sequence.request.adapter.as_deref();
+        // What was written is read again as it was, even if somebody else has it in a prompt.
+        let prompt = &sequence.tokens[..sequence.whole];
         let held = self.held() - self.prefixes.bytes();
         let free = self.options.cache_bytes.saturating_sub(held);
         if self.keeps_states {
-            if let Some(cache) = self.prefixes.find_whole(adapter, &sequence.tokens) {
+            if let Some(cache) = self.prefixes.find_whole(adapter, prompt) {
                 self.prefixes.shrink_to(free.saturating_sub(cache.bytes()));
                 if cache.bytes() + self.prefixes.bytes() <= free {
                     sequence.cache = cache;
                 }
             }
         } else {
-            let mut chain = self.prefixes.find(adapter, &sequence.tokens);
+            let mut chain = self.prefixes.find(adapter, prompt);
             let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
             let room = free.saturating_sub(bytes);
             self.prefixes.shrink_to(room);
             // Where the others need all the room there is, nothing is left to begin with.
             if bytes + self.prefixes.bytes() <= free {
-                self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+                self.prefixes.fill(&mut chain, prompt, &mut sequence.cache);
                 sequence.chain = chain;
             }
         }
