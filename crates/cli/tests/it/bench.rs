@@ -55,7 +55,7 @@ fn methods_that_are_not_known_are_refused() {
 fn many_requests_are_compared_with_one() {
     let place = Place::new();
     let folder = model().display().to_string();
-    let size = ["--dtype", "f32,q8_0", "--requests", "1,3", "--adapters", "0,2"];
+    let size = ["--dtype", "f32,bf16", "--requests", "1,3", "--adapters", "0,2"];
     let arguments = [
         &["bench", "engine", "--json", "--model", &folder, "--prompt", "5", "--new-tokens", "6"],
         &size[..],

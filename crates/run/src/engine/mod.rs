@@ -5,8 +5,8 @@
 //! Keys and values stay within a budget of bytes: requests wait until their prompt has room, and where the
 //! texts outgrow it the youngest gives up what it holds and reads it again later.
 //!
-//! What a request gets does not depend on what else is at hand, to the last bit: see [`pass`] for how passes
-//! are put together.
+//! What a request gets does not depend on what else is at hand, to the last bit unless that is given up for
+//! speed: see [`pass`] for how passes are put together.
 
 mod logprobs;
 mod pass;
@@ -43,6 +43,9 @@ pub struct EngineOptions {
     pub cache_dtype: CacheDType,
     /// Whether keys and values of beginnings are kept for later requests, in the room that is left.
     pub prefix_reuse: bool,
+    /// Whether what a request gets is the same to the last bit whatever else is at hand. Without it all
+    /// rows share a pass, which is faster where many texts are written, and logits may differ by rounding.
+    pub same_bits: bool,
 }
 
 impl Default for EngineOptions {
@@ -54,6 +57,7 @@ impl Default for EngineOptions {
             max_waiting: usize::MAX,
             cache_dtype: CacheDType::F32,
             prefix_reuse: true,
+            same_bits: true,
         }
     }
 }
@@ -251,11 +255,12 @@ impl<'a> Engine<'a> {
             return false;
         }
         let adapter = first.request.adapter.as_deref();
+        let prompt = &first.tokens[..first.whole];
         let known = match self.keeps_states {
-            true => self.prefixes.find_whole(adapter, &first.tokens).map_or(0, |cache| cache.len()),
-            false => self.prefixes.find(adapter, &first.tokens).len(),
+            true => self.prefixes.find_whole(adapter, prompt).map_or(0, |cache| cache.len()),
+            false => self.prefixes.find(adapter, prompt).len(),
         };
-        let most = first.request.prompt.len().saturating_sub(FEWEST);
+        let most = first.whole.saturating_sub(FEWEST);
         for sequence in &mut self.running {
             let other = sequence.request.adapter.as_deref();
             if other.map(ServedAdapter::hash) != adapter.map(ServedAdapter::hash) {
@@ -281,23 +286,25 @@ impl<'a> Engine<'a> {
             return;
         }
         let adapter = sequence.request.adapter.as_deref();
+        // What was written is read again as it was, even if somebody else has it in a prompt.
+        let prompt = &sequence.tokens[..sequence.whole];
         let held = self.held() - self.prefixes.bytes();
         let free = self.options.cache_bytes.saturating_sub(held);
         if self.keeps_states {
-            if let Some(cache) = self.prefixes.find_whole(adapter, &sequence.tokens) {
+            if let Some(cache) = self.prefixes.find_whole(adapter, prompt) {
                 self.prefixes.shrink_to(free.saturating_sub(cache.bytes()));
                 if cache.bytes() + self.prefixes.bytes() <= free {
                     sequence.cache = cache;
                 }
             }
         } else {
-            let mut chain = self.prefixes.find(adapter, &sequence.tokens);
+            let mut chain = self.prefixes.find(adapter, prompt);
             let bytes = self.bytes_of(&sequence.cache, chain.len(), sequence.lead);
             let room = free.saturating_sub(bytes);
             self.prefixes.shrink_to(room);
             // Where the others need all the room there is, nothing is left to begin with.
             if bytes + self.prefixes.bytes() <= free {
-                self.prefixes.fill(&mut chain, &sequence.tokens, &mut sequence.cache);
+                self.prefixes.fill(&mut chain, prompt, &mut sequence.cache);
                 sequence.chain = chain;
             }
         }

@@ -52,6 +52,10 @@ impl Engine<'_> {
             served.map_or(0, |served| std::ptr::from_ref(served.adapter()).addr())
         };
         shared.sort_by_key(adapter);
+        if !self.options.same_bits {
+            let shared = (!shared.is_empty()).then_some(shared);
+            return shared.into_iter().chain(own.into_iter().map(|at| vec![at])).collect();
+        }
         let (single, several): (Vec<usize>, Vec<usize>) =
             shared.into_iter().partition(|&at| feeds[at] == 1);
         let (few, many): (Vec<usize>, Vec<usize>) =

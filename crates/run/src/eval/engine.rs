@@ -114,6 +114,7 @@ impl<'a> Engine<'a> {
                 .max(CACHE_BYTES),
             max_step_tokens: TOKENS_PER_PASS,
             max_batch: MOST_WRITERS,
+            same_bits: false,
             ..EngineOptions::default()
         };
         let writer = engine::Engine::new(decoder, tokenizer, options);

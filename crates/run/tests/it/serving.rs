@@ -126,7 +126,7 @@ const METHODS: [&str; 6] = ["none", "lora", "hydralora", "prompt-tuning", "prefi
 fn asked() -> impl Strategy<Value = Asked> {
     let tail = prop::collection::vec(3_u32..500, 1..40);
     let cancelled = prop::option::weighted(0.15, 0_usize..30);
-    (0..METHODS.len() + 1, 0_usize..150, tail, 0..3_u8, 0_usize..24, 0_usize..20, cancelled)
+    (0..METHODS.len() + 1, 0_usize..150, tail, 0..3_u8, 0_usize..40, 0_usize..20, cancelled)
         .prop_map(|(adapter, shares, tail, temperature, new, arrives, cancelled_at)| Asked {
             adapter,
             shares,
@@ -165,16 +165,22 @@ fn mixes_of_requests_are_answered_as_each_alone() {
     let beginning: Vec<u32> = (0..150).map(|i| 3 + (i * 37) % 490).collect();
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config { cases: 40, ..Config::default() }, rng);
-    let cases = (prop::collection::vec(asked(), 1..12), 1_usize..100, 1_usize..8, 0_usize..12);
+    let cases = (
+        prop::collection::vec(asked(), 1..12),
+        (1_usize..100, any::<bool>()),
+        1_usize..8,
+        0_usize..3,
+    );
     let preemptions = std::cell::Cell::new(0);
     runner
-        .run(&cases, |(asked, max_step_tokens, max_batch, blocks)| {
+        .run(&cases, |(asked, (max_step_tokens, same_bits), max_batch, blocks)| {
             // The longest that is asked fits alone.
             let cache_bytes = (4 + blocks) * BLOCK;
             let options = EngineOptions {
                 cache_bytes,
                 max_step_tokens,
                 max_batch,
+                same_bits,
                 ..EngineOptions::default()
             };
             let mut engine = engine(&model, options);
