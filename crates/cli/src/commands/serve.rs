@@ -80,6 +80,10 @@ pub(crate) struct ServeArguments {
     /// Read every prompt whole, also what an earlier one began with.
     #[arg(long)]
     no_prefix_reuse: bool,
+    /// Put all texts through one pass: faster with many at once, and an answer may depend on the others
+    /// where two tokens are as likely as each other but for rounding
+    #[arg(long)]
+    no_batch_invariance: bool,
     /// Requests that share a pass over the model.
     #[arg(long, default_value_t = 32)]
     max_batch: usize,
@@ -167,6 +171,7 @@ pub(crate) fn run(global: &Global, arguments: &ServeArguments) -> anyhow::Result
         max_waiting: arguments.max_waiting,
         cache_dtype: arguments.cache_dtype,
         prefix_reuse: !arguments.no_prefix_reuse,
+        same_bits: !arguments.no_batch_invariance,
     };
     server.ready(model(global, base)?, engine, &given).map_err(bad_input)?;
     let line = json!({"url": format!("http://{address}"), "model": name});
