@@ -268,9 +268,9 @@ mod tests {
                 }
             }
             let copy = stored.copied(2..7, 11);
-            assert_eq!(copy.read::<f32>(5), read[2 * width..7 * width]);
+            assert_eq!(copy.read::<f32>(5)[..], read[2 * width..7 * width]);
             stored.move_down(3..9);
-            assert_eq!(stored.read::<f32>(6), copy_of(&given, of, width)[3 * width..]);
+            assert_eq!(stored.read::<f32>(6)[..], copy_of(&given, of, width)[3 * width..]);
         }
     }
 
