@@ -47,6 +47,12 @@ pub struct TokenText {
     done: usize,
 }
 
+impl Default for TokenText {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl TokenText {
     /// Stands at the start of a text, whose special tokens are left out.
     pub fn new() -> Self {
