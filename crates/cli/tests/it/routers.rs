@@ -62,13 +62,14 @@ fn a_guide_tells_clusters_apart_and_a_resumed_run_follows_it() {
         "train.schedule=constant",
         "train.warmup_steps=1",
         "method.num_experts=2",
+        "train.learning_rate=1e-3",
     ];
     train(&place, "long", &guided);
     let added: Vec<f64> =
         rows(&place, "long").iter().filter_map(|row| row["aux_loss"].as_f64()).collect();
     // The cross-entropy of nearly even gates is ln 2, and it falls.
     assert!((added[0] - 0.3 * 2.0_f64.ln()).abs() < 0.05, "{added:?}");
-    assert!(added[added.len() - 1] < 0.7 * added[0], "{added:?}");
+    assert!(added[10..].iter().sum::<f64>() / 10.0 < 0.85 * added[0], "{added:?}");
     train(&place, "short", &[&guided[..], &["train.max_steps=12"]].concat());
     let output = "output=short";
     let mut resume = vec!["train", "recipe.yaml", "--resume", "--set", output];
@@ -77,8 +78,8 @@ fn a_guide_tells_clusters_apart_and_a_resumed_run_follows_it() {
     }
     place.succeed(&resume);
     assert!(tensors(&place, "short") == tensors(&place, "long"));
-    train(&place, "unguided", &[guided[1], guided[2], guided[3], guided[4]]);
-    assert!(spread(&place, "long") > spread(&place, "unguided"));
+    train(&place, "unguided", &guided[1..]);
+    assert!(spread(&place, "long") > 2.0 * spread(&place, "unguided"));
     // A guide that fades is gone at the end.
     train(&place, "fading", &[&guided[..], &["method.router_guide_decay=0.5"]].concat());
     let steps = rows(&place, "fading");
@@ -150,7 +151,13 @@ fn a_run_and_inspect_say_what_heads_and_routers_do() {
 #[test]
 fn heads_that_are_copies_are_told_with_what_helps() {
     let place = Place::new();
-    let steps = ["train.epochs=50", "train.max_steps=30", "train.learning_rate=1e-5"];
+    // Gates that are even but for rounding.
+    let steps = [
+        "train.epochs=50",
+        "train.max_steps=30",
+        "train.learning_rate=1e-5",
+        "method.router_gain=0.01",
+    ];
     let told = "are copies of each other";
     let ran = train(&place, "copies", &steps);
     for part in [told, "after 30 steps", "router_gain: 10", "router_guide: clusters"] {
@@ -160,7 +167,7 @@ fn heads_that_are_copies_are_told_with_what_helps() {
     let ran = train(&place, "apart", &apart);
     assert!(!ran.stderr.contains(told), "{}", ran.stderr);
     // Not of a few steps, which say nothing.
-    let ran = train(&place, "few", &["train.learning_rate=1e-5"]);
+    let ran = train(&place, "few", &["train.learning_rate=1e-5", "method.router_gain=0.01"]);
     assert!(!ran.stderr.contains(told), "{}", ran.stderr);
 }
 
