@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::optimizer::AdamWConfig;
-use crate::schedule::Schedule;
+use crate::schedule::{Curve, Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,12 @@ pub struct TrainConfig {
     pub learning_rate: f64,
     /// The learning rate after warm-up.
     pub schedule: Schedule,
+    /// Where the learning rate ends, as a share of its peak.
+    pub min_learning_rate_ratio: f64,
+    /// The power of the schedule `polynomial`.
+    pub schedule_power: f64,
+    /// Share of all steps in which the schedule `wsd` falls.
+    pub decay_ratio: f64,
     /// Share of all steps that warm up.
     pub warmup_ratio: f64,
     /// Steps that warm up; takes precedence over `warmup_ratio`.
@@ -72,6 +78,9 @@ impl Default for TrainConfig {
             gradient_checkpointing: false,
             learning_rate: 2e-4,
             schedule: Schedule::Cosine,
+            min_learning_rate_ratio: 0.0,
+            schedule_power: 1.0,
+            decay_ratio: 0.1,
             warmup_ratio: 0.03,
             warmup_steps: None,
             weight_decay: 0.0,
@@ -100,6 +109,16 @@ impl TrainConfig {
             weight_decay: self.weight_decay,
             b_learning_rate_ratio: self.b_learning_rate_ratio,
             router_learning_rate_ratio: self.router_learning_rate_ratio,
+        }
+    }
+
+    /// The schedule with its constants.
+    pub fn curve(&self) -> Curve {
+        Curve {
+            schedule: self.schedule,
+            floor: self.min_learning_rate_ratio,
+            power: self.schedule_power,
+            decay_ratio: self.decay_ratio,
         }
     }
 
@@ -153,6 +172,37 @@ impl TrainConfig {
         check(positive(rate), "learning_rate", rate.to_string(), "a positive number");
         let warmup = self.warmup_ratio;
         check(share(warmup), "warmup_ratio", warmup.to_string(), "0 or more, and less than 1");
+        let of = |schedule: Schedule| self.schedule == schedule;
+        let floor = self.min_learning_rate_ratio;
+        let falls = !(of(Schedule::Constant) || of(Schedule::InverseSqrt));
+        check(
+            share(floor),
+            "min_learning_rate_ratio",
+            floor.to_string(),
+            "0 or more, and less than 1",
+        );
+        check(
+            floor == 0.0 || falls,
+            "min_learning_rate_ratio",
+            floor.to_string(),
+            "0 with schedules that fall to no end, constant and inverse_sqrt",
+        );
+        let power = self.schedule_power;
+        check(positive(power), "schedule_power", power.to_string(), "a positive number");
+        check(
+            power == 1.0 || of(Schedule::Polynomial),
+            "schedule_power",
+            power.to_string(),
+            "1 unless `schedule` is polynomial",
+        );
+        let last = self.decay_ratio;
+        check(last > 0.0 && last <= 1.0, "decay_ratio", last.to_string(), "0 < decay_ratio ≤ 1");
+        check(
+            last == Self::default().decay_ratio || of(Schedule::Wsd),
+            "decay_ratio",
+            last.to_string(),
+            "the default, 0.1, unless `schedule` is wsd",
+        );
         let decay = self.weight_decay;
         check(decay.is_finite() && decay >= 0.0, "weight_decay", decay.to_string(), "0 or more");
         check(share(self.beta1), "beta1", self.beta1.to_string(), "0 ≤ beta1 < 1");

@@ -366,7 +366,7 @@ pub fn fit(
         if config.max_grad_norm > 0.0 && norm > config.max_grad_norm {
             gradients.scale(config.max_grad_norm / norm);
         }
-        let factor = config.schedule.factor(progress.step, plan.total, warmup);
+        let factor = config.curve().factor(progress.step, plan.total, warmup);
         let learning_rate = config.learning_rate * factor;
         optimizer.step(tuned, &gradients, learning_rate);
         progress.step += 1;

@@ -28,6 +28,6 @@ pub use heads::{COPIES, HeadSummary, LOOKED_AT_AFTER, RouterMetrics};
 pub use movement::{ROUTER_START_FILE, router_movement};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use routing::{Routing, RoutingLog, SiteRouting};
-pub use schedule::Schedule;
+pub use schedule::{Curve, Schedule};
 pub use sinks::{METRICS_FILE, MetricsFile, TensorBoard, read_metrics};
 pub use timing::{Timing, time_tokens};

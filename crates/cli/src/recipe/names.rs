@@ -237,9 +237,13 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         "lr_scheduler_type" | "lr_scheduler" | "lr_schedule" | "scheduler" | "scheduler_type" => {
             Is(&["train.schedule"])
         }
-        "lr_scheduler_kwargs" | "cosine_min_lr_ratio" | "lr_decay_steps" => {
-            Say("here `train.schedule` is constant, linear or cosine, down to 0; leave it out")
+        "cosine_min_lr_ratio" | "min_lr_ratio" | "min_lr_rate" => {
+            Is(&["train.min_learning_rate_ratio"])
         }
+        "lr_scheduler_kwargs" | "lr_decay_steps" => Say(
+            "the constants of a schedule are `train.min_learning_rate_ratio`, `schedule_power` (of \
+             polynomial) and `decay_ratio` (of wsd)",
+        ),
         "warmup" | "num_warmup_steps" | "warmup_iters" => Is(&["train.warmup_steps"]),
         "warmup_ratio" => Is(&["train.warmup_ratio"]),
         "warmup_steps" => Is(&["train.warmup_steps"]),

@@ -16,7 +16,8 @@ const OF_METHOD: [&str; 6] = [
     "router_guide_decay",
 ];
 /// Of `train`.
-const OF_TRAIN: [&str; 1] = ["router_learning_rate_ratio"];
+const OF_TRAIN: [&str; 4] =
+    ["router_learning_rate_ratio", "min_learning_rate_ratio", "schedule_power", "decay_ratio"];
 
 /// Takes the newer options that say nothing new out of a recipe with every value spelt out.
 pub(crate) fn leave_out(resolved: &mut Value) {
