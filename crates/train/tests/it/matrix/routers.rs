@@ -46,7 +46,7 @@ pub(super) fn cases() -> Vec<Case> {
         case(
             "domain-heads",
             json!({
-                "domains": ["stories", "facts"], "rank": 3, "dropout": 0.1, "use_rslora": true,
+                "domains": ["stories", "facts"], "rank": 3, "alpha": 4, "dropout": 0.1, "use_rslora": true,
                 "targets": "all",
             }),
         ),
@@ -79,7 +79,7 @@ pub(super) fn cases() -> Vec<Case> {
             ..case(
                 "flylora",
                 json!({
-                    "rank": 8, "active_rank": 3, "density": 0.5, "bias_rate": 0.01, "dropout": 0.1,
+                    "rank": 8, "alpha": 8, "active_rank": 3, "density": 0.5, "bias_rate": 0.01, "dropout": 0.1,
                     "targets": "attention",
                 }),
             )
