@@ -213,7 +213,7 @@ mod tests {
         // Two tokens of the first domain, two of the third; the last block computes the second and fourth.
         log.next_training_batch(vec![0, 0, 2, 2], [1, 3].into_iter());
         let gates = |values: &[f64]| Tensor::from_f64(DType::F64, values, [values.len() / 2, 2]);
-        let site = |layer| Site { layer, linear: &LLAMA_LINEARS[0] };
+        let site = |layer| Site { layer, linear: LLAMA_LINEARS[0] };
         log.observe(site(0), &gates(&[1.0, 0.0, 0.5, 0.5, 0.75, 0.25, 0.75, 0.25]));
         log.observe(site(1), &gates(&[1.0, 0.0, 0.97, 0.03]));
         let names = ["a", "b", "c"].map(str::to_owned);

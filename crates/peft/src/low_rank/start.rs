@@ -44,7 +44,7 @@ pub(crate) enum Start {
     /// Heads of orthonormal directions; what they add on average is taken out of the weight.
     Orthogonal,
     /// Heads in the directions of disjoint parts of the weight's left singular vectors; likewise.
-    SvdSlices,
+    SingularSlices,
 }
 
 impl Start {
@@ -55,7 +55,7 @@ impl Start {
             Start::Rlora => Some("rlora"),
             Start::ZeroSum => Some("zero_sum"),
             Start::Orthogonal => Some("orthogonal"),
-            Start::SvdSlices => Some("svd_slices"),
+            Start::SingularSlices => Some("singular_slices"),
         }
     }
 
@@ -67,7 +67,7 @@ impl Start {
             Start::Rlora => Box::new(rlora::Rlora::new(draw)),
             Start::ZeroSum => Box::new(parted::ZeroSum(draw)),
             Start::Orthogonal => Box::new(Parted::new(draw, Directions::Random)),
-            Start::SvdSlices => Box::new(Parted::new(draw, Directions::Singular)),
+            Start::SingularSlices => Box::new(Parted::new(draw, Directions::Singular)),
         }
     }
 }

@@ -212,7 +212,10 @@ impl MethodOptions for Options {
             };
             (site, block)
         };
-        Box::new(BlockHydra { options: self.clone(), blocks: sites.iter().map(block).collect() })
+        Box::new(BlockHydra {
+            options: self.clone(),
+            blocks: sites.iter().filter(|shape| ends_block(shape.site)).map(block).collect(),
+        })
     }
 }
 
@@ -453,7 +456,7 @@ impl Mergeable for BlockHydra {
         match self.blocks.contains_key(&site) {
             false => Merge::Unchanged,
             true => Merge::Refused(
-                "it works beside whole blocks, and what it adds is no layer's weight".to_owned(),
+                "it works beside whole blocks, which no weight of the base can hold".to_owned(),
             ),
         }
     }

@@ -176,7 +176,7 @@ impl Options {
             let mut places: Vec<usize> = (0..inputs).collect();
             for (at, value) in values.iter().enumerate() {
                 let left = (inputs - at) as u64;
-                let drawn = at + (u64::from(random.next_u32()) * left >> 32) as usize;
+                let drawn = at + ((u64::from(random.next_u32()) * left) >> 32) as usize;
                 places.swap(at, drawn);
                 row[places[at]] = *value;
             }
@@ -242,8 +242,9 @@ struct FlyLora {
 }
 
 impl Adapter for FlyLora {
+    // The load is counted over all tokens.
     fn rows_stand_alone(&self) -> bool {
-        true
+        self.options.bias_rate == 0.0
     }
 
     fn update(&self, site: Site, _rows: usize, _pass: &Pass<'_>) -> Update<'_> {
@@ -384,9 +385,7 @@ impl Mergeable for FlyLora {
             return Merge::Unchanged;
         }
         Merge::Refused(
-            "which ranks it uses is chosen anew for every token, so no single matrix does what they do \
-             together"
-                .to_owned(),
+            "it uses other ranks for each token, which no weight of the base can hold".to_owned(),
         )
     }
 }

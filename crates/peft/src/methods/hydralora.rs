@@ -106,7 +106,7 @@ low_rank_options! {
     /// Factor on a penalty on uneven loads of the heads; none if 0.
     balance_weight: f64 = 0.0,
     /// What `A` and the heads start from: `kaiming` (heads at zero), `rlora` (heads at random), `zero_sum`,
-    /// `orthogonal` or `svd_slices`.
+    /// `orthogonal` or `singular_slices`.
     init_lora_weights: Start = Start::Kaiming,
 }
 
@@ -251,7 +251,7 @@ impl LowRankOptions for Options {
             let wanted = self.num_experts * spec.sizes.at(shape.site).rank;
             match start {
                 Start::Orthogonal => wanted > shape.out_features,
-                Start::SvdSlices => wanted > shape.out_features.min(shape.in_features),
+                Start::SingularSlices => wanted > shape.out_features.min(shape.in_features),
                 _ => false,
             }
         };

@@ -59,7 +59,7 @@ impl Trial {
     /// layers are not for it.
     fn build(&self, case: &crate::matrix::Case, tokenizer: &Tokenizer) -> Option<Box<dyn Tuned>> {
         let options = case.options();
-        let sites = match options.targets().select(&self.decoder.sites()) {
+        let sites = match options.select(&self.decoder.sites()) {
             // A layer that these models have not.
             Err(Error::TargetMatchesNothing { .. }) => return None,
             sites => sites.unwrap(),

@@ -131,7 +131,7 @@ impl StartStrategy for Parted {
         let found = principal(&frozen.dense_weight(), width, 1.0);
         let [_, vectors] = found.ok_or_else(|| {
             let message =
-                format!("svd_slices: the singular values of {site}.weight were not found");
+                format!("singular_slices: the singular values of {site}.weight were not found");
             Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] }
         })?;
         let values = vectors.to_f64();

@@ -84,7 +84,9 @@ fn merged_is_unmerged_or_refused() {
                     Gates::Uniform
                 } else {
                     assert!(error.contains("no weight of the base can hold"), "{error}");
-                    assert!(case.method.ends_with("tuning"), "{}: {error}", case.name());
+                    let unfoldable = ["block-hydra", "flylora"].contains(&case.method);
+                    let prompts = case.method.ends_with("tuning");
+                    assert!(unfoldable || prompts, "{}: {error}", case.name());
                     refused += 1;
                     continue;
                 }

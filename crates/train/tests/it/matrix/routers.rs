@@ -38,13 +38,15 @@ pub(super) fn cases() -> Vec<Case> {
         rounded(json!({"init_lora_weights": "zero_sum", "gate": "none"})),
         other(json!({"init_lora_weights": "orthogonal", "num_experts": 3})),
         rounded(json!({"init_lora_weights": "orthogonal", "gate": "uniform"})),
-        other(json!({"init_lora_weights": "svd_slices", "dropout": 0.1})),
-        rounded(json!({"init_lora_weights": "svd_slices", "gate": "uniform", "targets": "qv"})),
+        other(json!({"init_lora_weights": "singular_slices", "dropout": 0.1})),
+        rounded(
+            json!({"init_lora_weights": "singular_slices", "gate": "uniform", "targets": "qv"}),
+        ),
         case("domain-heads", json!({"domains": ["facts", "stories"]})),
         case(
             "domain-heads",
             json!({
-                "domains": ["stories", "facts"], "rank": 3, "dropout": 0.1, "use_rslora": true,
+                "domains": ["stories", "facts"], "rank": 3, "alpha": 4, "dropout": 0.1, "use_rslora": true,
                 "targets": "all",
             }),
         ),
@@ -77,7 +79,7 @@ pub(super) fn cases() -> Vec<Case> {
             ..case(
                 "flylora",
                 json!({
-                    "rank": 8, "active_rank": 3, "density": 0.5, "bias_rate": 0.01, "dropout": 0.1,
+                    "rank": 8, "alpha": 8, "active_rank": 3, "density": 0.5, "bias_rate": 0.01, "dropout": 0.1,
                     "targets": "attention",
                 }),
             )
@@ -345,7 +347,7 @@ fn starts_that_part_heads_part_them() {
         (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
     };
     assert_eq!(cosine(json!({})), None);
-    for start in ["orthogonal", "svd_slices"] {
+    for start in ["orthogonal", "singular_slices"] {
         let found = cosine(json!({"init_lora_weights": start})).unwrap();
         assert!(found.abs() < 1e-9, "{start}: {found}");
     }
@@ -403,7 +405,11 @@ fn options_that_contradict_each_other_are_named() {
             ["method.balance_weight", "gate: softmax"],
         ),
         ("hydralora", json!({"router_gain": 3, "gate": "none"}), ["router_gain", "gate: softmax"]),
-        ("lora", json!({"init_lora_weights": "svd_slices"}), ["svd_slices", "several heads"]),
+        (
+            "lora",
+            json!({"init_lora_weights": "singular_slices"}),
+            ["singular_slices", "several heads"],
+        ),
         ("alora", json!({"num_experts": 1}), ["method.num_experts", "`name: lora`"]),
         ("align-lora", json!({"align_weight": -1}), ["method.align_weight", "0 or more"]),
         ("flylora", json!({"active_rank": 33}), ["method.active_rank", "rank, which is 32"]),
@@ -429,7 +435,7 @@ fn options_that_contradict_each_other_are_named() {
     assert_eq!(sites.len(), 10);
     let error = options.check_layers(&sites).unwrap_err().to_string();
     assert!(error.contains("method.groups") && error.contains("64 wide"), "{error}");
-    for (start, rank) in [("orthogonal", 50), ("svd_slices", 20)] {
+    for (start, rank) in [("orthogonal", 50), ("singular_slices", 20)] {
         let section = json!({"init_lora_weights": start, "rank": rank, "num_experts": 4});
         let options = methods::find("hydralora").unwrap().read_recipe(section.as_object().unwrap());
         let options = options.unwrap();
