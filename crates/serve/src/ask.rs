@@ -22,6 +22,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) max_new_tokens: usize,
     pub(crate) top_logprobs: Option<usize>,
     pub(crate) prompt_logprobs: Option<usize>,
+    /// Whether the prompt is a text to go on with, and no conversation.
+    pub(crate) continues: bool,
     pub(crate) constraint: Option<&'a MakeConstraint>,
 }
 
@@ -47,6 +49,7 @@ impl Ask<'_> {
                 end_ids: Arc::clone(&end_ids),
                 top_logprobs: self.top_logprobs,
                 prompt_logprobs: self.prompt_logprobs,
+                continues: self.continues,
                 constraint: self.constraint.map(|make| make()),
                 routing: *routing,
             };

@@ -124,6 +124,7 @@ impl Conversation {
                 constraint: prompt.constraint.as_ref(),
             };
             Ok((ask.requests(), length, prompt.shape, prompt.marks))
+                continues: false,
         });
         let (requests, length, shape, marks) = prepared.await?;
         let jobs = submit(loaded, requests).await?;
