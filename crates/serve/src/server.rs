@@ -107,6 +107,7 @@ impl Server {
         }
         let config = decoder.config();
         let (context, vocabulary) = (config.context_length(), config.vocab_size);
+        let max_waiting = engine.max_waiting;
         let (of_engine, words) = (Arc::clone(&decoder), Arc::clone(&tokenizer));
         let make = move || Engine::new(Arc::clone(&of_engine), Arc::clone(&words), engine.clone());
         let worker = Worker::start(Box::new(make), Pool::current(), Arc::clone(&self.app.metrics))
@@ -120,6 +121,7 @@ impl Server {
             context,
             vocabulary,
             pieces: Pieces::of(&tokenizer, vocabulary),
+            max_waiting,
             forms: Forms::new(&end_ids),
             tokenizer,
             template,

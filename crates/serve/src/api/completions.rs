@@ -122,6 +122,7 @@ fn prompts(
         );
         return Err(ApiError::field("prompt", message));
     }
+    loaded.can_wait(count * choices, if count > 1 { "prompt" } else { "n" })?;
     let special = request.add_special_tokens.unwrap_or(true);
     let of_text = |text: &String| Ok((loaded.encode(text, special)?, text.clone()));
     let of_ids = |field: &str, ids: &[i64]| {

@@ -109,6 +109,7 @@ impl Conversation {
     ) -> Result<Answering, ApiError> {
         let (max_tokens, max_field, one_call) = (self.max_tokens, self.max_field, self.one_call);
         let top_logprobs = self.top_logprobs;
+        loaded.can_wait(common.choices, "n")?;
         let (own, whom, shared) = (Arc::clone(loaded), target.clone(), common.clone());
         let prepared = aside(move || {
             let prompt = self.prompt(&own, &whom)?;
