@@ -135,10 +135,14 @@ pub(crate) fn events(jobs: Vec<Job>) -> Pin<Box<dyn Stream<Item = (usize, Event)
 /// # Errors
 /// What it says, or that it failed by a fault.
 pub(crate) async fn aside<T: Send + 'static>(
+    app: &App,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(ApiError::internal("this request came upon a fault of the server")))
+    done.unwrap_or_else(|fault| {
+        app.options.log.line(&format!("a request came upon a fault of the server: {fault}"));
+        Err(ApiError::internal("this request came upon a fault of the server"))
+    })
 }
 
 /// Does `work` within the time that a request may take.

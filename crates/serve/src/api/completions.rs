@@ -36,7 +36,7 @@ pub(crate) async fn completions(
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let how = How::of(&request, &common)?;
     let (own, whom, shared) = (Arc::clone(&loaded), target.clone(), common.clone());
-    let prepared = aside(move || {
+    let prepared = aside(&app, move || {
         let prompts = prompts(&own, &request, shared.choices)?;
         let mut requests = Vec::new();
         for (ids, _) in &prompts {
