@@ -176,7 +176,7 @@ impl Options {
             let mut places: Vec<usize> = (0..inputs).collect();
             for (at, value) in values.iter().enumerate() {
                 let left = (inputs - at) as u64;
-                let drawn = at + (u64::from(random.next_u32()) * left >> 32) as usize;
+                let drawn = at + ((u64::from(random.next_u32()) * left) >> 32) as usize;
                 places.swap(at, drawn);
                 row[places[at]] = *value;
             }

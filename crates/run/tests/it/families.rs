@@ -136,7 +136,7 @@ fn every_family_computes_the_same_bits() {
                 Request {
                     sampling,
                     top_logprobs: Some(2),
-                    prompt_logprobs: (at % 5 == 0).then_some(1),
+                    prompt_logprobs: at.is_multiple_of(5).then_some(1),
                     ..Request::new(prompt.collect(), 7)
                 }
             };
