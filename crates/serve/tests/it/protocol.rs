@@ -456,7 +456,7 @@ fn metrics_have_the_names_that_gateways_read() {
         "vllm:generation_tokens_total{model_name=\"stories\"} 3",
         "vllm:time_to_first_token_seconds_count{model_name=\"stories\"} 1",
         "vllm:inter_token_latency_seconds_count{model_name=\"stories\"} 2",
-        "vllm:e2e_request_latency_seconds_bucket{le=\"+Inf\",model_name=\"stories\"} 1",
+        "vllm:e2e_request_latency_seconds_bucket{model_name=\"stories\",le=\"+Inf\"} 1",
         "vllm:request_success_total{model_name=\"stories\",finished_reason=\"length\"} 1",
         "hydralora_adapters_loaded 0",
     ] {
