@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub max_new_tokens: usize,
     /// Texts at which it ends; they are not part of it.
     pub stops: &'a [String],
+    /// Whether it goes on with the prompt's text, or is one of its own, as an answer is.
+    pub continues: bool,
 }
 
 /// A written text.
@@ -87,6 +89,7 @@ impl<'a> Generator<'a> {
             sampling: request.sampling,
             stops: request.stops.to_vec(),
             end_ids: self.end_ids.clone(),
+            continues: request.continues,
             ..engine::Request::new(request.prompt.to_vec(), request.max_new_tokens)
         };
         let id = self.engine.submit(request)?;

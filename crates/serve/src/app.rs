@@ -38,6 +38,36 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
+/// Where the server tells whoever runs it what went wrong, a line at a time. Callers are told less.
+#[derive(Clone)]
+pub struct Log(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Log {
+    /// Tells by `line`, which any thread may call.
+    pub fn new(line: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(line))
+    }
+
+    /// Tells `text` in one line.
+    pub(crate) fn line(&self, text: &str) {
+        let one: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        (self.0)(&one.join("; "));
+    }
+}
+
+impl Default for Log {
+    /// Tells nobody.
+    fn default() -> Self {
+        Self::new(|_| {})
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Log(..)")
+    }
+}
+
 /// How the server behaves, whatever it serves.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -61,6 +91,8 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     /// What adapters may take.
     pub adapters: AdapterLimits,
+    /// Where failures are told.
+    pub log: Log,
 }
 
 impl Default for Options {
@@ -76,6 +108,7 @@ impl Default for Options {
             max_connections: 1024,
             cors_origins: Vec::new(),
             adapters: AdapterLimits::default(),
+            log: Log::default(),
         }
     }
 }

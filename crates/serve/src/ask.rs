@@ -22,6 +22,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) max_new_tokens: usize,
     pub(crate) top_logprobs: Option<usize>,
     pub(crate) prompt_logprobs: Option<usize>,
+    /// Whether the prompt is a text to go on with, and no conversation.
+    pub(crate) continues: bool,
     pub(crate) constraint: Option<&'a MakeConstraint>,
 }
 
@@ -47,6 +49,7 @@ impl Ask<'_> {
                 end_ids: Arc::clone(&end_ids),
                 top_logprobs: self.top_logprobs,
                 prompt_logprobs: self.prompt_logprobs,
+                continues: self.continues,
                 constraint: self.constraint.map(|make| make()),
                 routing: *routing,
             };
@@ -132,10 +135,14 @@ pub(crate) fn events(jobs: Vec<Job>) -> Pin<Box<dyn Stream<Item = (usize, Event)
 /// # Errors
 /// What it says, or that it failed by a fault.
 pub(crate) async fn aside<T: Send + 'static>(
+    app: &App,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(ApiError::internal("this request came upon a fault of the server")))
+    done.unwrap_or_else(|fault| {
+        app.options.log.line(&format!("a request came upon a fault of the server: {fault}"));
+        Err(ApiError::internal("this request came upon a fault of the server"))
+    })
 }
 
 /// Does `work` within the time that a request may take.

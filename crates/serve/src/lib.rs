@@ -35,5 +35,5 @@ mod types;
 mod worker;
 
 pub use adapters::{AdapterLimits, OpenAdapter, OpenedAdapter};
-pub use app::{ApiKey, Options};
+pub use app::{ApiKey, Log, Options};
 pub use server::{Model, Server};

@@ -20,6 +20,8 @@ pub(crate) struct Loaded {
     pub(crate) created: u64,
     pub(crate) context: usize,
     pub(crate) vocabulary: usize,
+    /// Answers that may wait at a time.
+    pub(crate) max_waiting: usize,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) end_ids: Arc<[u32]>,
@@ -90,6 +92,23 @@ impl Loaded {
         };
         // The tokenizer's own words name its file.
         ids.map_err(|_| ApiError::invalid("the text cannot be cut into tokens of this model"))
+    }
+
+    /// Checks that there can be room for as many answers as a request asks for, which wait all together
+    /// at first. `field` is what asks for them.
+    ///
+    /// # Errors
+    /// If they are more than may wait.
+    pub(crate) fn can_wait(&self, answers: usize, field: &str) -> Result<(), ApiError> {
+        let most = self.max_waiting;
+        if answers <= most {
+            return Ok(());
+        }
+        let message = format!(
+            "asks for {answers} answers at a time; this server lets {most} wait (--max-waiting), \
+             so ask for fewer in one request"
+        );
+        Err(ApiError::field(field, message).coded("too_many_answers"))
     }
 
     /// Checks token ids that were given as such.

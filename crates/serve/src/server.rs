@@ -107,9 +107,11 @@ impl Server {
         }
         let config = decoder.config();
         let (context, vocabulary) = (config.context_length(), config.vocab_size);
+        let max_waiting = engine.max_waiting;
         let (of_engine, words) = (Arc::clone(&decoder), Arc::clone(&tokenizer));
         let make = move || Engine::new(Arc::clone(&of_engine), Arc::clone(&words), engine.clone());
-        let worker = Worker::start(Box::new(make), Pool::current(), Arc::clone(&self.app.metrics))
+        let (metrics, log) = (Arc::clone(&self.app.metrics), options.log.clone());
+        let worker = Worker::start(Box::new(make), Pool::current(), metrics, log)
             .map_err(|error| format!("the engine cannot be started: {error}"))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let loaded = Loaded {
@@ -119,6 +121,7 @@ impl Server {
             created: now.map_or(0, |since| since.as_secs()),
             context,
             vocabulary,
+            max_waiting,
             pieces: Pieces::of(&tokenizer, vocabulary),
             forms: Forms::new(&end_ids),
             tokenizer,

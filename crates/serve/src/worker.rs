@@ -1,6 +1,7 @@
 //! The thread that owns the engine: it takes requests over a channel, lets the engine take step after
 //! step while there is work, and hands what comes of each request to whoever asked.
 
+use crate::app::Log;
 use crate::metrics::Metrics;
 use hydralora_run::engine::{Engine, EngineStats, Event, Finish, Refused, Request, RequestId};
 use hydralora_runtime::Pool;
@@ -89,16 +90,21 @@ impl Worker {
         make: MakeEngine,
         pool: Pool,
         metrics: Arc<Metrics>,
+        log: Log,
     ) -> std::io::Result<Self> {
         let (commands, received) = mpsc::channel();
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let failed = Arc::new(AtomicBool::new(false));
         let (shown, down) = (Arc::clone(&snapshot), Arc::clone(&failed));
         let run = move || {
+            let told = log.clone();
             let ended = catch_unwind(AssertUnwindSafe(|| {
-                pool.enter(|| Loop::new(make, shown, metrics).run(&received));
+                pool.enter(|| Loop::new(make, shown, metrics, log).run(&received));
             }));
-            down.store(ended.is_err(), Ordering::SeqCst);
+            if ended.is_err() {
+                down.store(true, Ordering::SeqCst);
+                told.line("the engine has ended by a fault and answers nothing more");
+            }
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
         Ok(Self { commands, snapshot, failed, thread: Mutex::new(Some(thread)) })
@@ -152,12 +158,18 @@ struct Loop {
     running: HashMap<RequestId, Running>,
     snapshot: Arc<Mutex<Snapshot>>,
     metrics: Arc<Metrics>,
+    log: Log,
 }
 
 impl Loop {
-    fn new(make: MakeEngine, snapshot: Arc<Mutex<Snapshot>>, metrics: Arc<Metrics>) -> Self {
+    fn new(
+        make: MakeEngine,
+        snapshot: Arc<Mutex<Snapshot>>,
+        metrics: Arc<Metrics>,
+        log: Log,
+    ) -> Self {
         let engine = make();
-        Self { make, engine, running: HashMap::new(), snapshot, metrics }
+        Self { make, engine, running: HashMap::new(), snapshot, metrics, log }
     }
 
     fn run(&mut self, commands: &mpsc::Receiver<Command>) {
@@ -255,7 +267,14 @@ impl Loop {
                     _ => "abort",
                 });
             }
-            Event::Failed { .. } => ended = Some("error"),
+            Event::Failed { error, .. } => {
+                let whose = match &running.adapter {
+                    Some(name) => format!(" of the adapter {name}"),
+                    None => String::new(),
+                };
+                self.log.line(&format!("answer {id}{whose} failed: {error}"));
+                ended = Some("error");
+            }
             Event::Prompt { .. } => {}
         }
         // Whoever asked may be gone; the command to cancel is on its way then.
@@ -268,6 +287,8 @@ impl Loop {
 
     /// Gives up all requests and begins with a new engine: what the old one holds is not to be trusted.
     fn fail(&mut self, error: &str) {
+        let count = self.running.len();
+        self.log.line(&format!("{error}; it begins anew, and gave up {count} answers"));
         for (id, running) in self.running.drain() {
             self.metrics.ended("error");
             let _ = running.events.send(Event::Failed { id, error: error.to_owned() });
@@ -287,5 +308,77 @@ impl Loop {
             waiting_adapters: of(false),
         };
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hydralora_kernels::DType;
+    use hydralora_model::{Decoder, ModelSource};
+    use hydralora_run::engine::{Constraint, EngineOptions};
+    use std::path::Path;
+
+    /// Goes wrong at the first token.
+    struct Broken {
+        by_fault: bool,
+    }
+
+    impl Constraint for Broken {
+        fn allow(&mut self, _: &mut [u64]) -> Result<(), String> {
+            assert!(!self.by_fault, "a fault on purpose");
+            Err("no token\ncan follow".to_owned())
+        }
+
+        fn accept(&mut self, _: u32) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn is_done(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn failures_are_told_in_a_line_each_and_others_are_answered() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let source =
+            ModelSource::open(&folder.join("../model/tests/fixtures/stories260K")).unwrap();
+        let decoder = Arc::new(Decoder::load(&source.config, &source.weights, DType::F32).unwrap());
+        let tokenizer = Arc::new(source.tokenizer.clone());
+        let make = move || {
+            Engine::new(Arc::clone(&decoder), Arc::clone(&tokenizer), EngineOptions::default())
+        };
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&lines);
+        let log = Log::new(move |line| kept.lock().unwrap().push(line.to_owned()));
+        let metrics = Arc::new(Metrics::new("stories"));
+        let worker = Worker::start(Box::new(make), Pool::current(), metrics, log).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // The last event of a request.
+        let last = |constraint: Option<Broken>, adapter: Option<&str>| {
+            let constraint = constraint.map(|broken| Box::new(broken) as Box<dyn Constraint>);
+            let request = Request { constraint, ..Request::new(vec![1, 5], 3) };
+            let asked = vec![Asked { request, adapter: adapter.map(str::to_owned) }];
+            runtime.block_on(async {
+                let mut job = worker.submit(asked).await.unwrap().pop().unwrap();
+                let mut last = None;
+                while let Some(event) = job.next().await {
+                    last = Some(event);
+                }
+                last.unwrap()
+            })
+        };
+        let fails = |event| assert!(matches!(event, Event::Failed { .. }), "{event:?}");
+        let answers = || assert!(matches!(last(None, None), Event::Done { .. }));
+        answers();
+        fails(last(Some(Broken { by_fault: false }), Some("law")));
+        fails(last(Some(Broken { by_fault: true }), None));
+        answers();
+        worker.stop();
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines[0], "answer 1 of the adapter law failed: no token; can follow");
+        assert!(lines[1].starts_with("the engine came upon a fault"), "{lines:?}");
+        assert!(lines[1].ends_with("gave up 1 answers") && lines.len() == 2, "{lines:?}");
     }
 }

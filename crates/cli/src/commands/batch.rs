@@ -119,7 +119,8 @@ pub(crate) fn run(
         // Equal prompts get different draws, the same ones on every run.
         let sampling = Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling };
         let stops = arguments.sampling.stops.clone();
-        requests.push(Writing { prompt: ids, stops, max_new_tokens: limit, sampling });
+        let continues = prompter.continues();
+        requests.push(Writing { prompt: ids, stops, max_new_tokens: limit, sampling, continues });
     }
     let meter = Meter::start(global, &arguments.energy);
     let mark = meter.mark();

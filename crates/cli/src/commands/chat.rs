@@ -160,6 +160,7 @@ impl Conversation<'_> {
             sampling: self.sampling,
             max_new_tokens: self.arguments.sampling.max_new_tokens,
             stops: &self.arguments.sampling.stops,
+            continues: false,
         };
         // The next answer gets draws of its own.
         self.sampling.seed = self.sampling.seed.wrapping_add(1);

@@ -34,7 +34,17 @@ pub(crate) fn run(global: &Global, arguments: &GenerateArguments) -> anyhow::Res
     let opened = Opened::new(global, &arguments.model, arguments.base_template)?;
     let prompter = Prompter::new(global, &opened, arguments)?;
     match asked {
-        Asked::One(prompt) => one(global, arguments, &opened, &prompter.encode(&prompt)?, sampling),
+        Asked::One(prompt) => {
+            let ids = prompter.encode(&prompt)?;
+            let request = Request {
+                prompt: &ids,
+                sampling,
+                max_new_tokens: arguments.sampling.max_new_tokens,
+                stops: &arguments.sampling.stops,
+                continues: prompter.continues(),
+            };
+            one(global, arguments, &opened, request)
+        }
         Asked::File(prompts) => {
             super::batch::run(global, arguments, &opened, &prompter, &prompts, sampling)
         }
@@ -110,6 +120,11 @@ impl<'a> Prompter<'a> {
         Ok(Self { tokenizer, template, system: arguments.system.as_ref().map(Message::system) })
     }
 
+    /// Whether what is written goes on with the prompt, and is no answer to it.
+    pub(crate) fn continues(&self) -> bool {
+        self.template.is_none()
+    }
+
     /// Token ids of a prompt, ready to be answered.
     pub(crate) fn encode(&self, prompt: &Asking) -> anyhow::Result<Vec<u32>> {
         match (&self.template, prompt) {
@@ -133,16 +148,9 @@ fn one(
     global: &Global,
     arguments: &GenerateArguments,
     opened: &Opened,
-    prompt: &[u32],
-    sampling: Sampling,
+    request: Request<'_>,
 ) -> anyhow::Result<()> {
-    let stream = !global.json;
-    let request = Request {
-        prompt,
-        sampling,
-        max_new_tokens: arguments.sampling.max_new_tokens,
-        stops: &arguments.sampling.stops,
-    };
+    let (stream, prompt) = (!global.json, request.prompt);
     let meter = Meter::start(global, &arguments.energy);
     let mark = meter.mark();
     let mut shown = Shown::default();

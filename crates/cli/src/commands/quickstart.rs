@@ -350,9 +350,13 @@ fn answers(base: &Base, adapter: &dyn Adapter) -> anyhow::Result<Vec<String>> {
         .iter()
         .map(|question| {
             let prompt = encode_chat(base.tokenizer(), &template, &[Message::user(*question)])?;
-            let sampling = Sampling::default();
-            let request =
-                Request { prompt: &prompt, sampling, max_new_tokens: LONGEST, stops: &[] };
+            let request = Request {
+                prompt: &prompt,
+                sampling: Sampling::default(),
+                max_new_tokens: LONGEST,
+                stops: &[],
+                continues: false,
+            };
             let text = generator.generate(request, &mut |_| true)?;
             Ok(text.text)
         })

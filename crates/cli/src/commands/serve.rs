@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Args;
 use hydralora_model::{CacheDType, Decoder, ModelSource, Tokenizer};
 use hydralora_run::engine::EngineOptions;
-use hydralora_serve::{AdapterLimits, ApiKey, Model, OpenedAdapter, Options, Server};
+use hydralora_serve::{AdapterLimits, ApiKey, Log, Model, OpenedAdapter, Options, Server};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -222,6 +222,7 @@ fn options(arguments: &ServeArguments, spec: &str) -> anyhow::Result<Options> {
             bytes: arguments.max_adapter_mib << 20,
             root: arguments.adapter_root.clone(),
         },
+        log: Log::new(|line| tell(line)),
         ..Options::default()
     })
 }

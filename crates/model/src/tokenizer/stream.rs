@@ -3,6 +3,9 @@
 use super::Tokenizer;
 use crate::error::Result;
 
+/// Tokens before a text that decide how it begins, at least.
+const CONTEXT: usize = 8;
+
 /// Decodes tokens one at a time. A character spread over several tokens comes out with the last.
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
@@ -59,6 +62,22 @@ impl TokenText {
         Self { skip_special: true, ids: Vec::new(), done: 0 }
     }
 
+    /// Stands behind `before`, which is not handed out: some tokenizers leave out the space that a text
+    /// begins with, and what follows another one begins none.
+    pub fn after(tokenizer: &Tokenizer, before: &[u32]) -> Self {
+        let mut length = CONTEXT.min(before.len());
+        let text = Self::new();
+        loop {
+            let ids = before[before.len() - length..].to_vec();
+            // Tokens without a text, as those that end a turn, say nothing of what is before them.
+            let is_silent = tokenizer.decode(&ids, text.skip_special).is_ok_and(|t| t.is_empty());
+            if !is_silent || length == before.len() {
+                return Self { done: ids.len(), ids, ..text };
+            }
+            length = (2 * length).min(before.len());
+        }
+    }
+
     /// Adds a token; gives the text that is now certain, possibly none. The tokenizer is the same in
     /// all calls.
     ///
@@ -88,6 +107,9 @@ impl TokenText {
     fn pending(&self, tokenizer: &Tokenizer) -> Result<String> {
         let before = tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
         let all = tokenizer.decode(&self.ids, self.skip_special)?;
-        Ok(all.strip_prefix(before.as_str()).unwrap_or(&all).to_owned())
+        // The last character of what came before may be whole only now.
+        let pairs = before.chars().zip(all.chars());
+        let common: usize = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        Ok(all[common..].to_owned())
     }
 }

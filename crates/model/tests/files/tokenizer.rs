@@ -2,7 +2,7 @@
 
 use crate::{copied_stories, fixture, replace};
 use hydralora_model::gguf::{Array, GgufWriter, Value};
-use hydralora_model::{Error, GgufFile, TokenStream, Tokenizer};
+use hydralora_model::{Error, GgufFile, TokenStream, TokenText, Tokenizer};
 use proptest::prelude::*;
 use std::fs;
 
@@ -247,6 +247,20 @@ proptest! {
     }
 
     #[test]
+    fn a_text_cut_anywhere_goes_on_as_it_was(text in "\\PC{0,24}", cut in 0.0..1.0) {
+        let tokenizer = stories();
+        let text = text.replace(['\u{2581}', '<'], "");
+        let ids = tokenizer.encode(&text).unwrap();
+        let (before, after) = ids.split_at((ids.len() as f64 * cut) as usize);
+        let written = written_after(&tokenizer, before, after);
+        prop_assert!(text.ends_with(&written), "{:?} of {:?}", written, text);
+        let begun = tokenizer.decode(before, true).unwrap();
+        if !begun.contains('\u{FFFD}') {
+            prop_assert_eq!(begun + &written, text);
+        }
+    }
+
+    #[test]
     fn any_ids_stream_as_they_decode(ids in prop::collection::vec(0u32..520, 0..24)) {
         let tokenizer = stories();
         let mut stream = TokenStream::new(&tokenizer);
@@ -261,6 +275,34 @@ proptest! {
         if !whole.contains('\u{FFFD}') {
             prop_assert_eq!(streamed, whole);
         }
+    }
+}
+
+/// What a stream behind `before` makes of `ids`.
+fn written_after(tokenizer: &Tokenizer, before: &[u32], ids: &[u32]) -> String {
+    let mut stream = TokenText::after(tokenizer, before);
+    let mut text: String = ids.iter().map(|&id| stream.push(tokenizer, id).unwrap()).collect();
+    text += &stream.finish(tokenizer).unwrap();
+    text
+}
+
+#[test]
+fn what_follows_a_text_keeps_its_space() {
+    let tokenizer = stories();
+    let ids = |text: &str| tokenizer.encode(text).unwrap();
+    let (start, word) = (tokenizer.bos().unwrap().0, ids("time"));
+    assert_eq!(written_after(&tokenizer, &ids("Once upon a"), &word), " time");
+    // Nothing but marks is no text; behind a text they are none either.
+    for marks in [vec![], vec![start], vec![start; 40]] {
+        assert_eq!(written_after(&tokenizer, &marks, &word), "time");
+        let behind = [ids("Once upon a"), marks].concat();
+        assert_eq!(written_after(&tokenizer, &behind, &word), " time");
+    }
+    // A character that the text before left unfinished comes with its last byte.
+    let snowman = ids("a ☃!");
+    for cut in 1..snowman.len() {
+        let text = written_after(&tokenizer, &snowman[..cut], &snowman[cut..]);
+        assert!("a ☃!".ends_with(&text) && !text.contains('\u{FFFD}'), "{cut}: {text:?}");
     }
 }
 

@@ -168,7 +168,8 @@ impl<'a> Engine<'a> {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request, cache, lead));
+        let sequence = Sequence::new(id, request, &self.tokenizer, cache, lead);
+        self.waiting.push_back(sequence);
         Ok(id)
     }
 

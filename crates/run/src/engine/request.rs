@@ -122,6 +122,9 @@ pub struct Request<'a> {
     /// The same for the prompt's tokens after the first. Such a prompt is read whole, whatever of it
     /// is known already.
     pub prompt_logprobs: Option<usize>,
+    /// Whether the text goes on with the prompt's, or is one of its own, as an answer is: tokenizers
+    /// that mark the beginnings of words leave out the space with which a text of its own begins.
+    pub continues: bool,
     /// What the text may consist of.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Whether every token comes with the gates of routed adapters. Such a request is computed in passes
@@ -141,6 +144,7 @@ impl Request<'_> {
             end_ids: Arc::new([]),
             top_logprobs: None,
             prompt_logprobs: None,
+            continues: false,
             constraint: None,
             routing: false,
         }

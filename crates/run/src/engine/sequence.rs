@@ -43,7 +43,13 @@ pub(super) struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    pub(super) fn new(id: RequestId, request: Request<'a>, cache: Cache, lead: usize) -> Self {
+    pub(super) fn new(
+        id: RequestId,
+        request: Request<'a>,
+        tokenizer: &Tokenizer,
+        cache: Cache,
+        lead: usize,
+    ) -> Self {
         let mut sampler = Sampler::new(request.sampling);
         sampler.read(&request.prompt);
         Self {
@@ -62,7 +68,10 @@ impl<'a> Sequence<'a> {
             prompt_logprobs: Vec::new(),
             prompt_gates: Vec::new(),
             sampler,
-            text: TokenText::new(),
+            text: match request.continues {
+                true => TokenText::after(tokenizer, &request.prompt),
+                false => TokenText::new(),
+            },
             held: Held::new(&request.stops),
             request,
         }
@@ -224,7 +233,7 @@ impl<'a> Sequence<'a> {
         let mut finish = finish;
         let mut text = String::new();
         if !self.held.stopped() {
-            let rest = std::mem::replace(&mut self.text, TokenText::new());
+            let rest = std::mem::take(&mut self.text);
             let rest = rest.finish(tokenizer).map_err(|error| error.to_string())?;
             let (piece, stopped) = self.held.push(&rest);
             text = piece;

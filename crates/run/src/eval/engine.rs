@@ -58,6 +58,8 @@ pub struct Writing {
     pub max_new_tokens: usize,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Whether it goes on with the prompt's text, or is one of its own, as an answer is.
+    pub continues: bool,
 }
 
 /// A text that was written.
@@ -278,6 +280,7 @@ impl<'a> Engine<'a> {
                 sampling: request.sampling,
                 stops: request.stops.clone(),
                 end_ids: end_ids.clone(),
+                continues: request.continues,
                 ..engine::Request::new(prompt.to_vec(), request.max_new_tokens)
             };
             let id = self.writer.submit(request).map_err(engine::Error::from)?;

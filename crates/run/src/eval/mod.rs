@@ -294,6 +294,8 @@ impl<'a> Asked<'a> {
                         seed: seed ^ ((item.id * repeats + repeat) as u64).rotate_left(20),
                         ..Sampling::default()
                     },
+                    // Answers are judged as texts of their own.
+                    continues: false,
                 };
                 Requests::Write((0..*repeats).map(request).collect())
             }

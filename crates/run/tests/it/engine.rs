@@ -117,6 +117,7 @@ fn texts_written_together_are_those_written_alone() {
                 repetition_penalty: if index % 2 == 0 { 1.0 } else { 1.3 },
                 ..Sampling::default()
             },
+            continues: index % 2 == 1,
         })
         .collect();
     for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
@@ -137,6 +138,7 @@ fn texts_written_together_are_those_written_alone() {
                 sampling: request.sampling,
                 max_new_tokens: request.max_new_tokens,
                 stops: &request.stops,
+                continues: request.continues,
             };
             let mut shown = String::new();
             let mut watch = |piece: &str| {
@@ -158,8 +160,13 @@ fn sampled_texts_follow_their_seed() {
     let prompt = model.source.tokenizer.encode("Once upon a time").unwrap();
     let write = |seed: u64| {
         let sampling = Sampling { temperature: 1.5, seed, ..Sampling::default() };
-        let request =
-            Writing { prompt: prompt.clone(), stops: Vec::new(), max_new_tokens: 20, sampling };
+        let request = Writing {
+            prompt: prompt.clone(),
+            stops: Vec::new(),
+            max_new_tokens: 20,
+            sampling,
+            continues: true,
+        };
         let mut texts = Vec::new();
         let mut take = |_: usize, written: Written| {
             texts.push(written.text);

@@ -195,6 +195,7 @@ fn loss_and_exact_read_any_file_of_records() {
             sampling: hydralora_run::Sampling::default(),
             max_new_tokens: 12,
             stops: &[],
+            continues: false,
         };
         generator.generate(request, &mut |_| true).unwrap().text
     };

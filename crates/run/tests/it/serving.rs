@@ -317,6 +317,7 @@ fn what_a_request_gets_is_the_same_to_the_last_bit() {
         adapter: served[at % served.len()].clone(),
         top_logprobs: Some(3),
         prompt_logprobs: (at % 3 == 1).then_some(1),
+        continues: at % 2 == 1,
         sampling: Sampling { temperature: 0.8, seed: at as u64, ..Sampling::default() },
         ..Request::new(prompts[at % prompts.len()].clone(), 20 + at % 7)
     };
@@ -410,6 +411,27 @@ fn texts_to_stop_at_are_met_across_tokens() {
         (answer.tokens, answer.finish),
         (whole.tokens[..first].to_vec(), Some(Finish::Stop))
     );
+}
+
+#[test]
+fn a_text_that_goes_on_keeps_its_space_and_stops_see_it() {
+    let model = model();
+    let tokenizer = &model.source.tokenizer;
+    let prompt = tokenizer.encode("Once upon a time, there was a").unwrap();
+    let asked = |continues, stops: &[&str]| Request {
+        continues,
+        stops: stops.iter().map(|stop| (*stop).to_owned()).collect(),
+        ..Request::new(prompt.clone(), 12)
+    };
+    let [own, behind] = [false, true].map(|continues| one(&model, asked(continues, &[])));
+    assert_eq!(behind.tokens, own.tokens);
+    let all = tokenizer.decode(&[prompt.clone(), own.tokens].concat(), true).unwrap();
+    let before = tokenizer.decode(&prompt, true).unwrap();
+    assert_eq!(before + &behind.text, all);
+    assert_eq!(behind.text, format!(" {}", own.text));
+    let first = own.text.split(' ').next().unwrap();
+    let stopped = one(&model, asked(true, &[&format!(" {first} ")]));
+    assert_eq!((stopped.text.as_str(), stopped.finish), ("", Some(Finish::Stop)));
 }
 
 #[test]

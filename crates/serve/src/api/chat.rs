@@ -32,7 +32,7 @@ pub(crate) async fn chat(
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let logprobs = request.logprobs.unwrap_or(false);
     let conversation = conversation(request)?;
-    let answering = conversation.ask(&loaded, &target, &common).await?;
+    let answering = conversation.ask(&app, &loaded, &target, &common).await?;
     let head = Head::new(&loaded, &target);
     if common.stream {
         let write = move |pieces| async move {

@@ -16,7 +16,6 @@ use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use hydralora_model::Tokenizer;
 use hydralora_run::engine::{Event, Finish, Gates, TokenLogprobs, Usage};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -37,7 +36,7 @@ pub(crate) async fn completions(
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let how = How::of(&request, &common)?;
     let (own, whom, shared) = (Arc::clone(&loaded), target.clone(), common.clone());
-    let prepared = aside(move || {
+    let prepared = aside(&app, move || {
         let prompts = prompts(&own, &request, shared.choices)?;
         let mut requests = Vec::new();
         for (ids, _) in &prompts {
@@ -50,6 +49,7 @@ pub(crate) async fn completions(
                 max_new_tokens,
                 top_logprobs: how.top,
                 prompt_logprobs: how.top.filter(|_| how.echo),
+                continues: true,
                 constraint: None,
             };
             requests.extend(ask.requests());
@@ -122,6 +122,7 @@ fn prompts(
         );
         return Err(ApiError::field("prompt", message));
     }
+    loaded.can_wait(count * choices, if count > 1 { "prompt" } else { "n" })?;
     let special = request.add_special_tokens.unwrap_or(true);
     let of_text = |text: &String| Ok((loaded.encode(text, special)?, text.clone()));
     let of_ids = |field: &str, ids: &[i64]| {
@@ -151,8 +152,6 @@ struct Text {
     told: Told,
     gates: Vec<(u32, Gates)>,
     told_sites: bool,
-    /// What stands between the prompt and the text, see [`lead`].
-    lead: Option<[String; 2]>,
     tokens: usize,
     end: Option<End>,
 }
@@ -161,7 +160,7 @@ impl Text {
     fn new(how: How, prompt: Vec<u32>, text: &str) -> Self {
         let text = if how.echo { text.to_owned() } else { String::new() };
         let (told, gates) = (Told::default(), Vec::new());
-        Self { text, prompt, told, gates, told_sites: false, lead: None, tokens: 0, end: None }
+        Self { text, prompt, told, gates, told_sites: false, tokens: 0, end: None }
     }
 
     /// Takes an event.
@@ -178,36 +177,20 @@ impl Text {
             }
             Event::Prompt { .. } => {}
             Event::Token { token, text, logprobs, gates, .. } => {
-                if self.tokens == 0 {
-                    self.lead = lead(&loaded.tokenizer, &self.prompt, token);
-                }
                 self.tokens += 1;
-                self.append(&text);
+                self.text += &text;
                 if let Some(of) = &logprobs {
                     self.told.push(loaded, how, token, Some(of));
                 }
                 self.gates.extend(gates.map(|gates| (token, gates)));
             }
             Event::Done { finish, text, usage, stop, .. } => {
-                self.append(&text);
+                self.text += &text;
                 self.end = Some(End { finish, usage, stop });
             }
             Event::Failed { .. } => return Err(failed()),
         }
         Ok(())
-    }
-
-    /// Adds what was written, which so far is told as a text of its own.
-    fn append(&mut self, text: &str) {
-        if text.is_empty() {
-            return;
-        }
-        if let Some([alone, behind]) = self.lead.take()
-            && !text.starts_with(&behind)
-        {
-            self.text += behind.strip_suffix(&alone).unwrap_or_default();
-        }
-        self.text += text;
     }
 
     fn usage(&self) -> Usage {
@@ -248,20 +231,6 @@ impl Text {
         }
         entry
     }
-}
-
-/// The first token as a text of its own, and as it reads behind the prompt, where that is more: some
-/// tokenizers leave the space out with which a text begins.
-fn lead(tokenizer: &Tokenizer, prompt: &[u32], token: u32) -> Option<[String; 2]> {
-    /// Tokens of the prompt that decide it.
-    const CONTEXT: usize = 8;
-    let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
-    let both = [context, &[token]].concat();
-    let [before, all, alone] =
-        [context, &both, &[token]].map(|ids| tokenizer.decode(ids, true).unwrap_or_default());
-    let behind = all.strip_prefix(before.as_str())?;
-    let more = behind.len() > alone.len() && behind.ends_with(&alone);
-    more.then(|| [alone, behind.to_owned()])
 }
 
 /// Log-probabilities in the form that completions have.

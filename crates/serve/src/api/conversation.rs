@@ -1,6 +1,7 @@
 //! Conversations that are to be answered, however they were sent.
 
 use crate::answer::{CallForm, Shape};
+use crate::app::App;
 use crate::ask::{Ask, MakeConstraint, aside, room, submit};
 use crate::choice::{Choice, Marks, marks};
 use crate::error::ApiError;
@@ -103,14 +104,16 @@ impl Conversation {
     /// If the model's template or context, or the queue, does not take it.
     pub(crate) async fn ask(
         self,
+        app: &App,
         loaded: &Arc<Loaded>,
         target: &Target,
         common: &Common,
     ) -> Result<Answering, ApiError> {
+        loaded.can_wait(common.choices, "n")?;
         let (max_tokens, max_field, one_call) = (self.max_tokens, self.max_field, self.one_call);
         let top_logprobs = self.top_logprobs;
         let (own, whom, shared) = (Arc::clone(loaded), target.clone(), common.clone());
-        let prepared = aside(move || {
+        let prepared = aside(app, move || {
             let prompt = self.prompt(&own, &whom)?;
             let length = prompt.ids.len();
             let max_new_tokens = room(&own, length, max_tokens, max_field, usize::MAX)?;
@@ -121,6 +124,7 @@ impl Conversation {
                 max_new_tokens,
                 top_logprobs,
                 prompt_logprobs: None,
+                continues: false,
                 constraint: prompt.constraint.as_ref(),
             };
             Ok((ask.requests(), length, prompt.shape, prompt.marks))

@@ -83,7 +83,7 @@ pub(crate) async fn load_adapter(
     if let Some(base) = request.base_model_name.as_ref().filter(|base| **base != loaded.name) {
         return Err(ApiError::no_model(base).of_field("base_model_name"));
     }
-    let done = aside(move || {
+    let done = aside(&app, move || {
         let expected = Expected {
             replace: request.load_inplace.unwrap_or(false),
             generation: request.expected_generation,

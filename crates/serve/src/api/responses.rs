@@ -39,7 +39,7 @@ pub(crate) async fn responses(
     refuse_kept(&request)?;
     let frame = Frame::new(&target, &request, &common);
     let conversation = conversation(request)?;
-    let answering = conversation.ask(&loaded, &target, &common).await?;
+    let answering = conversation.ask(&app, &loaded, &target, &common).await?;
     if common.stream {
         let write = move |pieces: Pieces| async move {
             let mut stream = Stream { frame: &frame, pieces: &pieces, number: 0 };

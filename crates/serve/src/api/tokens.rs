@@ -21,7 +21,7 @@ pub(crate) async fn tokenize(
     let loaded = app.loaded()?;
     let request: TokenizeRequest = body::json(&app, request).await?;
     let target = loaded.target(request.model.as_deref(), None)?;
-    let done = aside(move || {
+    let done = aside(&app, move || {
         let ids = match (&request.prompt, &request.messages) {
             (Some(prompt), None) => {
                 loaded.encode(prompt, request.add_special_tokens.unwrap_or(true))?
@@ -70,7 +70,7 @@ pub(crate) async fn detokenize(
     let request: DetokenizeRequest = body::json(&app, request).await?;
     loaded.target(request.model.as_deref(), None)?;
     let ids = loaded.ids("tokens", &request.tokens)?;
-    let done = aside(move || {
+    let done = aside(&app, move || {
         let text = loaded.tokenizer.decode(&ids, false);
         text.map_err(|_| ApiError::field("tokens", "cannot be written as a text"))
     });

@@ -452,7 +452,11 @@ fn metrics_have_the_names_that_gateways_read() {
         "vllm:num_requests_running{model_name=\"stories\"} 0",
         "vllm:kv_cache_usage_perc{model_name=\"stories\"} ",
         "vllm:lora_requests_info{max_lora=\"32\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} ",
-        "vllm:generation_tokens_total 3",
+        "vllm:prompt_tokens_total{model_name=\"stories\"} ",
+        "vllm:generation_tokens_total{model_name=\"stories\"} 3",
+        "vllm:time_to_first_token_seconds_count{model_name=\"stories\"} 1",
+        "vllm:inter_token_latency_seconds_count{model_name=\"stories\"} 2",
+        "vllm:e2e_request_latency_seconds_bucket{model_name=\"stories\",le=\"+Inf\"} 1",
         "vllm:request_success_total{model_name=\"stories\",finished_reason=\"length\"} 1",
         "hydralora_adapters_loaded 0",
     ] {
