@@ -304,16 +304,23 @@ fn quick_versions_of_all_studies_end_in_one_report() {
         "RQ4",
         "Ablation",
         "How many heads",
-        "A router that routes: the search",
-        "A router that routes: the test",
     ] {
         assert!(page.contains(title), "{title}");
     }
+    assert!(!page.contains("A router that routes"), "it is not the paper's");
     assert!(!page.contains("NaN") && page.contains("paper's numbers"));
     assert!(fs::metadata(place.path("q/report/results.parquet")).unwrap().len() > 1000);
     // The same command finds everything done.
     let again = place.succeed(&["study", "quick", "--model", &model, "--out", "q"]);
     assert!(!again.stderr.contains("trained  "), "{}", again.stderr);
+
+    let own = ["--studies", "router-search,router-final", "--out", "own", "--jobs", "2"];
+    place.succeed(&[&["study", "quick", "--model", &model][..], &own].concat());
+    let page = place.read("own/report/report.html");
+    for title in ["A router that routes: the search", "A router that routes: the test"] {
+        assert!(page.contains(title), "{title}");
+    }
+    assert!(!page.contains("Single domains"));
 }
 
 /// Every study file is planned as it stands, and its other settings are read.
