@@ -45,7 +45,8 @@ pub(crate) struct EvalArguments {
     /// Adapter folder, or its run's; repeat it to score several in one pass over the data.
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
-    /// The domain that all records count as, for adapters that have an update for each.
+    /// The domain that all records count as, for adapters that have an update for each; without it a
+    /// task counts as of the domain whose name it ends with, as that of `loss:law.jsonl` does.
     #[arg(long, value_name = "NAME", requires = "adapter")]
     domain: Option<String>,
     /// Score the adapters only.
@@ -310,6 +311,8 @@ struct Named {
     name: String,
     folder: PathBuf,
     loaded: LoadedAdapter,
+    /// One for each domain, where it has an update for each and none was named.
+    domains: Vec<(String, LoadedAdapter)>,
 }
 
 /// The adapters' names and folders.
@@ -348,8 +351,20 @@ fn open_adapters(
         let mut loaded = base.load_adapter(&folder)?;
         // Beside one that has domains there may be others.
         let asked = domain.filter(|_| alone || loaded.tuned.as_domain_aware().is_some());
-        crate::domain::choose(loaded.tuned.as_mut(), asked)?;
-        adapters.push(Named { name, folder, loaded });
+        let each = match (loaded.tuned.as_domain_aware(), asked) {
+            (Some(aware), None) => aware.domains().to_vec(),
+            _ => Vec::new(),
+        };
+        if each.is_empty() {
+            crate::domain::choose(loaded.tuned.as_mut(), asked)?;
+        }
+        let mut domains = Vec::with_capacity(each.len());
+        for domain in each {
+            let mut of_domain = base.load_adapter(&folder)?;
+            crate::domain::choose(of_domain.tuned.as_mut(), Some(&domain))?;
+            domains.push((domain, of_domain));
+        }
+        adapters.push(Named { name, folder, loaded, domains });
     }
     Ok(adapters)
 }
@@ -441,10 +456,20 @@ fn subjects<'a>(
             "adapter": adapter,
         })
     };
-    let alone = Subject { name: BASE.to_owned(), adapter: &NoAdapter, identity: of(Value::Null) };
+    let alone = Subject {
+        name: BASE.to_owned(),
+        adapter: &NoAdapter,
+        domains: Vec::new(),
+        identity: of(Value::Null),
+    };
     let with = adapters.iter().map(|adapter| Subject {
         name: adapter.name.clone(),
         adapter: adapter.loaded.tuned.as_adapter(),
+        domains: adapter
+            .domains
+            .iter()
+            .map(|(domain, loaded)| (domain.clone(), loaded.tuned.as_adapter()))
+            .collect(),
         identity: of(json!({
             "path": adapter.folder.display().to_string(),
             "sha256": folder_hashes(&adapter.folder),

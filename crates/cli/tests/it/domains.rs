@@ -44,9 +44,24 @@ fn a_domain_is_named_and_its_update_folds() {
     refused(&[&use_it[..], &["--domain", "law"]].concat(), &["`law`", "colours, animals"]);
     let brief = ["--domain", "animals", "--max-new-tokens", "2"];
     place.succeed(&[&use_it[..], &brief].concat());
-    let score = ["eval", "--model", &folder, "--adapter", adapter, "--tasks", "loss:animals.jsonl"];
-    refused(&score, &["--domain", "colours, animals"]);
-    place.succeed(&[&score[..], &["--domain", "animals"]].concat());
+    // A task is scored as of the domain it is named after, unless one is given.
+    let score = |tasks: &str, more: &[&str]| {
+        let start = ["eval", "--model", &folder, "--adapter", adapter, "--json", "--tasks", tasks];
+        let found = place.succeed(&[&start[..], more].concat()).stdout;
+        let found: Value = serde_json::from_str(&found).unwrap();
+        ["animals", "colours"].map(|domain| {
+            found["models"]["run"]["results"][format!("loss_{domain}")]["loss,none"].as_f64()
+        })
+    };
+    let both = score("loss:animals.jsonl,loss:colours.jsonl", &[]);
+    let [of_animals, _] = score("loss:animals.jsonl", &["--domain", "animals"]);
+    let [_, of_colours] = score("loss:colours.jsonl", &["--domain", "colours"]);
+    let [mistaken, _] = score("loss:animals.jsonl", &["--domain", "colours"]);
+    assert_eq!(both, [of_animals, of_colours]);
+    assert!(of_animals.is_some() && of_animals != mistaken);
+    place.write("law.jsonl", &place.read("animals.jsonl"));
+    let score = ["eval", "--model", &folder, "--adapter", adapter, "--tasks", "loss:law.jsonl"];
+    refused(&score, &["--domain", "`loss_law`", "colours, animals"]);
 
     let fold = ["--model", &folder, "--adapter", adapter, "--out"];
     refused(&[&["merge"], &fold[..], &["never"]].concat(), &["--domain", "colours, animals"]);

@@ -5,6 +5,8 @@ use crate::error::Result;
 
 /// Tokens before a text that decide how it begins, at least.
 const CONTEXT: usize = 8;
+/// Stands for bytes that are no character.
+const BROKEN: char = '\u{FFFD}';
 
 /// Decodes tokens one at a time. A character spread over several tokens comes out with the last.
 pub struct TokenStream<'a> {
@@ -69,9 +71,11 @@ impl TokenText {
         let text = Self::new();
         loop {
             let ids = before[before.len() - length..].to_vec();
-            // Tokens without a text, as those that end a turn, say nothing of what is before them.
-            let is_silent = tokenizer.decode(&ids, text.skip_special).is_ok_and(|t| t.is_empty());
-            if !is_silent || length == before.len() {
+            // Tokens without a text, as those that end a turn, say nothing of what is before them, and
+            // a run of bytes that begins inside a character is no text at all.
+            let decoded = tokenizer.decode(&ids, text.skip_special).unwrap_or_default();
+            let is_context = !decoded.is_empty() && !decoded.contains(BROKEN);
+            if is_context || length == before.len() {
                 return Self { done: ids.len(), ids, ..text };
             }
             length = (2 * length).min(before.len());
@@ -88,10 +92,14 @@ impl TokenText {
         let text = self.pending(tokenizer)?;
         // The replacement character stands for bytes that more tokens may complete. Context moves
         // on only past text: a decoder that trims the start of a text must not see one here.
-        if text.is_empty() || text.ends_with('\u{FFFD}') {
+        if text.is_empty() || text.ends_with(BROKEN) {
             return Ok(String::new());
         }
-        self.ids.drain(..self.done);
+        // Where what came before ended inside a character, its bytes are still needed.
+        let before = tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
+        if !before.ends_with(BROKEN) {
+            self.ids.drain(..self.done);
+        }
         self.done = self.ids.len();
         Ok(text)
     }

@@ -57,8 +57,35 @@ pub struct Subject<'a> {
     pub name: String,
     /// What is on the base.
     pub adapter: &'a dyn Adapter,
+    /// For one that does something else in each domain: what scores the tasks of these, which have a
+    /// domain's name after an underscore; `adapter` then scores none.
+    pub domains: Vec<(String, &'a dyn Adapter)>,
     /// What identifies it, for the results: hashes, paths.
     pub identity: Value,
+}
+
+impl Subject<'_> {
+    /// The place of what scores a task of that name, 0 for `adapter`.
+    fn place_of(&self, task: &str) -> Result<usize> {
+        if self.domains.is_empty() {
+            return Ok(0);
+        }
+        let is_of =
+            |domain: &str| task.strip_suffix(domain).is_some_and(|rest| rest.ends_with('_'));
+        match self.domains.iter().position(|(domain, _)| is_of(domain)) {
+            Some(at) => Ok(1 + at),
+            None => {
+                let names: Vec<&str> = self.domains.iter().map(|(name, _)| name.as_str()).collect();
+                let message = format!(
+                    "`{}` has an update of its own for every domain, and `{task}` is of none; expected one \
+                     of {}",
+                    self.name,
+                    names.join(", ")
+                );
+                Err(Error::Option { option: "domain", message })
+            }
+        }
+    }
 }
 
 /// How far a run is.
@@ -168,11 +195,17 @@ pub fn run_until(
     let tasks = distinct(opened)?;
     let groups = joined(opened, &tasks)?;
     let total = tasks.iter().map(|task| task.items().len()).sum::<usize>() * subjects.len();
-    let mut engines: Vec<Engine<'_>> = subjects
+    for (task, subject) in tasks.iter().flat_map(|task| subjects.iter().map(move |s| (task, s))) {
+        subject.place_of(&task.info().name)?;
+    }
+    let engine = |adapter| {
+        Engine::new(base.decoder, base.reader.tokenizer, adapter, base.end_ids).until(stop)
+    };
+    let mut engines: Vec<Vec<Engine<'_>>> = subjects
         .iter()
         .map(|subject| {
-            Engine::new(base.decoder, base.reader.tokenizer, subject.adapter, base.end_ids)
-                .until(stop)
+            let of_domains = subject.domains.iter().map(|(_, adapter)| *adapter);
+            std::iter::once(subject.adapter).chain(of_domains).map(engine).collect()
         })
         .collect();
     let mut results: Vec<Results> =
@@ -189,7 +222,8 @@ pub fn run_until(
                 .map(|item| Asked::new(item, &base.reader, settings.seed))
                 .collect::<Result<_>>()?;
             first_prompt.get_or_insert_with(|| asked[0].text.clone());
-            for ((subject, engine), scores) in subjects.iter().zip(&mut engines).zip(&mut scores) {
+            for ((subject, engines), scores) in subjects.iter().zip(&mut engines).zip(&mut scores) {
+                let engine = &mut engines[subject.place_of(name)?];
                 let mut found: Vec<Option<Vec<Score>>> = asked
                     .iter()
                     .map(|asked| {

@@ -40,7 +40,12 @@ fn results(model: &Model, opened: Opened, settings: &Settings) -> Results {
         reader: reader(model),
         end_ids: model.source.tokenizer.end_ids(),
     };
-    let subject = Subject { name: "base".to_owned(), adapter: &NoAdapter, identity: json!({}) };
+    let subject = Subject {
+        name: "base".to_owned(),
+        adapter: &NoAdapter,
+        domains: Vec::new(),
+        identity: json!({}),
+    };
     eval::run(base, &[subject], &[opened], settings, None, &mut |_| Ok(())).unwrap().remove(0)
 }
 
@@ -209,7 +214,12 @@ fn domains_are_tasks_of_their_own() {
     let both = [&file, &other]
         .map(|file| tasks::open(&format!("choices:{file}"), &settings(), &reader).unwrap());
     let base = Base { decoder: &model.decoder, reader, end_ids: &[] };
-    let subject = Subject { name: "base".to_owned(), adapter: &NoAdapter, identity: json!({}) };
+    let subject = Subject {
+        name: "base".to_owned(),
+        adapter: &NoAdapter,
+        domains: Vec::new(),
+        identity: json!({}),
+    };
     let error = eval::run(base, &[subject], &both, &settings(), None, &mut |_| Ok(()));
     let error = error.err().unwrap().to_string();
     assert!(
@@ -277,7 +287,12 @@ fn written_texts_are_compared_with_every_reference() {
         reader: reader(&model),
         end_ids: model.source.tokenizer.end_ids(),
     };
-    let subject = Subject { name: "base".to_owned(), adapter: &NoAdapter, identity: json!({}) };
+    let subject = Subject {
+        name: "base".to_owned(),
+        adapter: &NoAdapter,
+        domains: Vec::new(),
+        identity: json!({}),
+    };
     let mut kept = eval::Log::open(&log, &json!("run")).unwrap();
     eval::run(base, &[subject], &[one], &plain, Some(&mut kept), &mut |_| Ok(())).unwrap();
     let text = std::fs::read_to_string(&log).unwrap();

@@ -27,7 +27,12 @@ fn reader(model: &Model) -> Reader<'_> {
 }
 
 fn subject(name: &str) -> Subject<'static> {
-    Subject { name: name.to_owned(), adapter: &NoAdapter, identity: json!({"name": name}) }
+    Subject {
+        name: name.to_owned(),
+        adapter: &NoAdapter,
+        domains: Vec::new(),
+        identity: json!({"name": name}),
+    }
 }
 
 fn run(model: &Model, names: &[&str], settings: &Settings, log: Option<&Path>) -> Vec<Results> {
