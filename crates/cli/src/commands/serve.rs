@@ -56,7 +56,7 @@ pub(crate) struct ServeArguments {
     /// File of keys, one a line, of which every request has to show one.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Site whose pages may ask, as https://example.org, or * for all; may be given several times.
+    /// Site whose pages may ask, as `https://example.org`, or * for all; may be given several times.
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     cors_origin: Vec<String>,
     /// Folder from which requests may load adapters; without it they may not.

@@ -6,7 +6,7 @@
 //! texts outgrow it the youngest gives up what it holds and reads it again later.
 //!
 //! What a request gets does not depend on what else is at hand, to the last bit unless that is given up for
-//! speed: see [`pass`] for how passes are put together.
+//! speed: see `pass.rs` for how passes are put together.
 
 mod logprobs;
 mod pass;
