@@ -2,7 +2,7 @@
 
 use crate::error::{Fault, Result};
 use crate::method::{Method, MethodOptions};
-use crate::options::refuse_unless;
+use crate::options::{LoraConfigKeys, refuse_unless};
 use crate::section::{read_rest, read_section};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
@@ -101,5 +101,40 @@ pub(crate) fn from_own<O: Described>(
         O::default()
     });
     faults.extend(options.faults());
+    if faults.is_empty() { Ok(options) } else { Err(faults) }
+}
+
+/// Reads the `adapter_config.json` of a method that has LoRA's options under PEFT's names, its number of
+/// heads as `lora_nums` if it has one, and the options `own` under theirs.
+///
+/// # Errors
+/// Every entry that is wrong, missing or not supported; the layers are taken from the tensors.
+pub(crate) fn read_lora_like<O: Described>(
+    config: &Map<String, Value>,
+    own: &[&str],
+) -> Result<O, Vec<Fault>> {
+    let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } =
+        LoraConfigKeys::read(config, &[], false)?;
+    let defaults = O::default().to_recipe();
+    let mut section = Map::new();
+    for &key in own {
+        section.extend(config.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    if defaults.contains_key("num_experts") {
+        let count = config.get("lora_nums");
+        section.extend(count.map(|count| ("num_experts".to_owned(), count.clone())));
+    }
+    for (key, value) in [
+        ("rank", json!(rank)),
+        ("alpha", json!(alpha)),
+        ("use_rslora", json!(use_rslora)),
+        ("dropout", json!(dropout)),
+        ("targets", json!(targets)),
+    ] {
+        section.insert(key.to_owned(), value);
+    }
+    let options: O = read_section("adapter_config", &section, &defaults)?;
+    let mut faults = options.faults();
+    faults.retain(|fault| fault.field != "method.targets");
     if faults.is_empty() { Ok(options) } else { Err(faults) }
 }

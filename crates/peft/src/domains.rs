@@ -2,7 +2,7 @@
 //! that is chosen outside of training.
 
 use crate::error::{Error, Fault, Result};
-use crate::tuned::TrainingPlan;
+use crate::tuned::{DomainAware, TrainingPlan};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::Pass;
 use std::collections::BTreeSet;
@@ -39,27 +39,9 @@ impl Domains {
         Self { known, of_data: Vec::new(), chosen: None }
     }
 
-    /// Their names.
-    pub(crate) fn names(&self) -> &[String] {
-        &self.known
-    }
-
     /// Whether every text counts as one of them.
     pub(crate) fn is_chosen(&self) -> bool {
         self.chosen.is_some()
-    }
-
-    /// From now on every text counts as one of this domain.
-    ///
-    /// # Errors
-    /// If it is none of them.
-    pub(crate) fn choose(&mut self, name: &str) -> Result<()> {
-        let found = self.known.iter().position(|domain| domain == name);
-        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
-            name: name.to_owned(),
-            known: self.known.join(", "),
-        })?);
-        Ok(())
     }
 
     /// Finds the domains of a run's data among them.
@@ -138,5 +120,20 @@ impl Domains {
             "it does something else to the weight for every domain; choose one with --domain: {}",
             self.known.join(", ")
         )
+    }
+}
+
+impl DomainAware for Domains {
+    fn domains(&self) -> &[String] {
+        &self.known
+    }
+
+    fn choose_domain(&mut self, name: &str) -> Result<()> {
+        let found = self.known.iter().position(|domain| domain == name);
+        self.chosen = Some(found.ok_or_else(|| Error::UnknownDomain {
+            name: name.to_owned(),
+            known: self.known.join(", "),
+        })?);
+        Ok(())
     }
 }

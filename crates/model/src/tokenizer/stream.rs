@@ -89,15 +89,14 @@ impl TokenText {
     /// If the id cannot be decoded.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let text = self.pending(tokenizer)?;
+        let (text, before_is_whole) = self.pending(tokenizer)?;
         // The replacement character stands for bytes that more tokens may complete. Context moves
         // on only past text: a decoder that trims the start of a text must not see one here.
         if text.is_empty() || text.ends_with(BROKEN) {
             return Ok(String::new());
         }
         // Where what came before ended inside a character, its bytes are still needed.
-        let before = tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
-        if !before.ends_with(BROKEN) {
+        if before_is_whole {
             self.ids.drain(..self.done);
         }
         self.done = self.ids.len();
@@ -109,15 +108,16 @@ impl TokenText {
     /// # Errors
     /// If the ids cannot be decoded.
     pub fn finish(self, tokenizer: &Tokenizer) -> Result<String> {
-        self.pending(tokenizer)
+        Ok(self.pending(tokenizer)?.0)
     }
 
-    fn pending(&self, tokenizer: &Tokenizer) -> Result<String> {
+    /// The text after what was handed out, and whether that ended with a whole character.
+    fn pending(&self, tokenizer: &Tokenizer) -> Result<(String, bool)> {
         let before = tokenizer.decode(&self.ids[..self.done], self.skip_special)?;
         let all = tokenizer.decode(&self.ids, self.skip_special)?;
         // The last character of what came before may be whole only now.
         let pairs = before.chars().zip(all.chars());
         let common: usize = pairs.take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        Ok(all[common..].to_owned())
+        Ok((all[common..].to_owned(), !before.ends_with(BROKEN)))
     }
 }

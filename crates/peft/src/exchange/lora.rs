@@ -4,7 +4,7 @@
 use super::shapes_in;
 use crate::error::{Error, Result};
 use crate::io::{self, Metadata};
-use crate::low_rank::{Size, Sizes};
+use crate::low_rank::Sizes;
 use crate::merge::{Factors, Gates, Merge, MergePlan};
 use crate::methods;
 use crate::options;
@@ -108,18 +108,12 @@ impl Lora {
             mismatches.push(format!("trains {more} beside its layers"));
         }
         let (mut sites, mut scales) = (BTreeMap::new(), BTreeMap::new());
-        let mut missing = Vec::new();
-        for SiteShape { site, in_features, out_features } in shapes {
-            let Size { rank, scale } = sizes.at(site);
-            let mut take = |part: &str, shape: [usize; 2]| {
-                let name = format!("{site}.{part}.weight");
-                crate::trainable::take_tensor(&mut tensors, &name, &shape, &mut missing)
-            };
-            let (a, b) =
-                (take("lora_A", [rank, in_features]), take("lora_B", [out_features, rank]));
-            if let (Some(a), Some(b)) = (a, b) {
+        for SiteShape { site, .. } in shapes {
+            // Their shapes are those that the live adapter took.
+            let mut take = |part: &str| tensors.remove(&format!("{site}.{part}.weight"));
+            if let (Some(a), Some(b)) = (take("lora_A"), take("lora_B")) {
                 sites.insert(site, Pair { a, b });
-                scales.insert(site, scale);
+                scales.insert(site, sizes.at(site).scale);
             }
         }
         if sites.is_empty() && mismatches.is_empty() {

@@ -14,7 +14,7 @@
 //! `Δ` is computed where the block's first layer reads `u`, and added to what its last layer gives, under
 //! whose name a file holds the tensors. A family that norms a block's output norms `Δ` with it.
 
-use crate::described::Described;
+use crate::described::{Described, read_lora_like};
 use crate::error::{Error, Fault, Result};
 use crate::low_rank::layout::{head_columns, set_head_columns};
 use crate::low_rank_options::check_weight;
@@ -22,7 +22,6 @@ use crate::merge::{Gates, Merge};
 use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
 use crate::random::{kaiming_bound, layer_dropout, uniform};
-use crate::section::read_section;
 use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, load_by_name, take_tensor};
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, Tuned};
@@ -112,19 +111,7 @@ impl Described for Options {
     }
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, &[], false)?;
-        let own: Map<String, Value> = OWN_KEYS
-            .into_iter()
-            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
-            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
-            .collect();
-        let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
-        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } = keys;
-        let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
-        let mut faults = options.faults();
-        // The layers are taken from the tensors.
-        faults.retain(|fault| fault.field != "method.targets");
-        if faults.is_empty() { Ok(options) } else { Err(faults) }
+        read_lora_like(config, &OWN_KEYS)
     }
 }
 

@@ -13,14 +13,13 @@
 //!
 //! Computed as a mixture of `r` experts of rank 1 with gates 0 and 1.
 
-use crate::described::Described;
+use crate::described::{Described, read_lora_like};
 use crate::error::{Fault, Result};
 use crate::low_rank_options::check_weight;
 use crate::merge::{Gates, Merge};
 use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, scale, to_map};
 use crate::random::{layer_dropout, normal, random_stream};
-use crate::section::read_section;
 use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name, take_tensor};
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
@@ -97,18 +96,7 @@ impl Described for Options {
     }
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, &[], false)?;
-        let own: Map<String, Value> = OWN_KEYS
-            .into_iter()
-            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
-            .collect();
-        let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
-        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } = keys;
-        let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
-        let mut faults = options.faults();
-        // The layers are taken from the tensors.
-        faults.retain(|fault| fault.field != "method.targets");
-        if faults.is_empty() { Ok(options) } else { Err(faults) }
+        read_lora_like(config, &OWN_KEYS)
     }
 }
 

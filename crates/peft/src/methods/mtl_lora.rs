@@ -12,7 +12,7 @@
 //! With `D` domains in a batch the layer is computed as a mixture of `D` experts `B'_t A'_t`,
 //! `A'_t = Λ_t A`, `B'_t = Σ_i p_ti B_i`, with gates that are 1 for the row's own domain and 0 for others.
 
-use crate::described::Described;
+use crate::described::{Described, read_lora_like};
 use crate::domains::{Domains, domain_faults};
 use crate::error::{Fault, Result};
 use crate::low_rank::layout::{head_columns, set_head_columns};
@@ -20,7 +20,6 @@ use crate::merge::{Gates, Merge};
 use crate::method::{MethodOptions, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, scale, to_map};
 use crate::random::{kaiming_bound, layer_dropout, uniform};
-use crate::section::read_section;
 use crate::targets::Targets;
 use crate::trainable::{Role, TensorMap, Trainable, take_tensor};
 use crate::tuned::{DomainAware, Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
@@ -93,19 +92,7 @@ impl Described for Options {
     }
 
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, &[], false)?;
-        let own: Map<String, Value> = OWN_KEYS
-            .into_iter()
-            .filter_map(|key| Some((key.to_owned(), config.get(key)?.clone())))
-            .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
-            .collect();
-        let options: Self = read_section("adapter_config", &own, &Self::default().to_recipe())?;
-        let LoraConfigKeys { rank, alpha, use_rslora, dropout, targets, .. } = keys;
-        let options = Self { rank, alpha, use_rslora, dropout, targets, ..options };
-        let mut faults = options.faults();
-        // The layers are taken from the tensors.
-        faults.retain(|fault| fault.field != "method.targets");
-        if faults.is_empty() { Ok(options) } else { Err(faults) }
+        read_lora_like(config, &OWN_KEYS)
     }
 }
 
@@ -323,20 +310,10 @@ impl Mergeable for MtlLora {
 
 impl Tuned for MtlLora {
     fn as_domain_aware(&self) -> Option<&dyn DomainAware> {
-        Some(self)
+        Some(&self.domains)
     }
 
     fn as_domain_aware_mut(&mut self) -> Option<&mut dyn DomainAware> {
-        Some(self)
-    }
-}
-
-impl DomainAware for MtlLora {
-    fn domains(&self) -> &[String] {
-        self.domains.names()
-    }
-
-    fn choose_domain(&mut self, name: &str) -> Result<()> {
-        self.domains.choose(name)
+        Some(&mut self.domains)
     }
 }
