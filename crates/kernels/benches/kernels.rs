@@ -17,7 +17,7 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
 use hydralora_kernels::ops::rms_norm::rms_norm;
 use hydralora_kernels::ops::rope::{Frequencies, Pairs, RopeTable, rope};
 use hydralora_kernels::ops::swiglu::swiglu;
-use hydralora_kernels::{DType, Tensor, Var};
+use hydralora_kernels::{DType, Tensor, Var, few_rows};
 use std::hint::black_box;
 
 const TOKENS: usize = 1600;
@@ -87,15 +87,18 @@ fn packed(format: BlockFormat, inputs: usize, outputs: usize) -> FrozenLinear {
     )
 }
 
-/// One row, as in decoding: the weight is read once.
-fn one_row(c: &mut Criterion) {
-    let mut group = group(c, "frozen_linear, one row", 1);
-    let x = tensor(1, HIDDEN);
-    let dense = FrozenLinear::dense(tensor(VOCABULARY, HIDDEN));
-    group.bench_function("F32", |b| b.iter(|| black_box(dense.apply(&x))));
-    for format in [BlockFormat::BF16, BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
-        let layer = packed(format, HIDDEN, VOCABULARY);
-        group.bench_function(format.to_string(), |b| b.iter(|| black_box(layer.apply(&x))));
+/// Few rows, as in decoding: the weight is read once.
+fn few(c: &mut Criterion) {
+    let _few = few_rows(64);
+    for rows in [1, 4, 16, 64] {
+        let mut group = group(c, &format!("frozen_linear, few rows, {rows}"), rows);
+        let x = tensor(rows, HIDDEN);
+        let dense = FrozenLinear::dense(tensor(VOCABULARY, HIDDEN));
+        group.bench_function("F32", |b| b.iter(|| black_box(dense.apply(&x))));
+        for format in [BlockFormat::BF16, BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1] {
+            let layer = packed(format, HIDDEN, VOCABULARY);
+            group.bench_function(format.to_string(), |b| b.iter(|| black_box(layer.apply(&x))));
+        }
     }
 }
 
@@ -208,7 +211,7 @@ fn cross_entropy(c: &mut Criterion) {
 criterion_group!(
     benches,
     frozen,
-    one_row,
+    few,
     adapted,
     attention,
     delta_net,

@@ -8,10 +8,41 @@ use crate::buffer::Buffer;
 use crate::matmul::Write;
 use crate::tile::{self, Left, Right, Segment};
 use hydralora_runtime::{chunks_mut, each_mut, for_each};
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Fewest rows for which packing a weight pays.
 pub(crate) const FEWEST_ROWS: usize = 16;
+
+thread_local! {
+    /// Fewest rows for which weights are packed.
+    static PACKED_FROM: Cell<usize> = const { Cell::new(FEWEST_ROWS) };
+}
+
+/// Has passes of up to `rows` rows computed on this thread as passes of a few rows are, until it is
+/// dropped.
+///
+/// A row of such a pass comes out the same, to the last bit, whatever the other rows are and however
+/// many. That is what a server wants for the single tokens of many texts: which of them share a pass
+/// must not change them.
+#[must_use]
+pub fn few_rows(rows: usize) -> FewRows {
+    FewRows(PACKED_FROM.replace(FEWEST_ROWS.max(rows + 1)))
+}
+
+/// What [`few_rows`] gives.
+pub struct FewRows(usize);
+
+impl Drop for FewRows {
+    fn drop(&mut self) {
+        PACKED_FROM.set(self.0);
+    }
+}
+
+/// Whether `rows` are few.
+pub(crate) fn are_few(rows: usize) -> bool {
+    rows < PACKED_FROM.get()
+}
 
 /// Blocks of rows, equally many for every thread and equally long but for one tile: up to four a
 /// thread, if they get long enough, so that one that is held up can be helped.

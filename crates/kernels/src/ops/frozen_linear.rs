@@ -217,7 +217,7 @@ impl FrozenLinear {
         on_device!(frozen::apply(self, x));
         let rows = x.rows();
         if x.dtype() == DType::F32 {
-            return if rows >= dense::FEWEST_ROWS {
+            return if !dense::are_few(rows) {
                 self.apply_packed(x)
             } else {
                 let part = few::Part { layer: self, updates: &[] };

@@ -1,14 +1,14 @@
 //! Passes over the model, and what comes of them.
 //!
 //! A row of a pass comes out the same, to the last bit, whatever the other rows are, as long as the same
-//! kernels compute it. Which do depends on the number of rows: fewer than 16 are multiplied by the weights
-//! as these are stored, more by weights that are packed first; and attention of one query a sequence is
-//! another kernel than that of several. So rows are put together by their kind, which follows from their
-//! request alone:
+//! kernels compute it. Which do depends on the number of rows: few are multiplied by the weights as these
+//! are stored, 16 and more by weights that are packed first, unless [`few_rows`] says that more are few; and
+//! attention of one query a sequence is another kernel than that of several. So rows are put together by
+//! their kind, which follows from their request alone:
 //!
 //! - prompts of 16 tokens and more are read by parts of no fewer, which begin at multiples of 64 tokens, as
 //!   attention and the delta rule cut a pass over the whole prompt; any number of them share a pass;
-//! - shorter prompts share passes of fewer than 16 rows;
+//! - shorter prompts share passes of up to 64 rows, computed as few;
 //! - so do single tokens, of texts being written or read again.
 //!
 //! What is not the same to the last bit is what was written when it becomes the beginning of another prompt
@@ -19,13 +19,16 @@ use super::prefix::Chain;
 use super::request::{Event, Gates};
 use super::{Engine, Sequence};
 use hydralora_kernels::ops::rows::select_rows;
-use hydralora_kernels::{Tensor, no_grad};
+use hydralora_kernels::{Tensor, few_rows, no_grad};
 use hydralora_model::adapter::{Adapter, GateObserver, Pass, Site, is_same};
 use hydralora_model::{Cache, Packed};
 use std::cell::RefCell;
 
 /// Rows from which on a pass is computed by the kernels for many.
 pub(super) const FEWEST: usize = 16;
+
+/// Most rows that are computed as a few rows are.
+const MOST_FEW: usize = 64;
 
 /// Tokens of prompts are read by multiples of these.
 pub(super) const PART: usize = 64;
@@ -62,13 +65,13 @@ impl Engine<'_> {
             several.into_iter().partition(|&at| feeds[at] < FEWEST);
         let mut passes: Vec<Vec<usize>> = Vec::new();
         // As many in each, but for one.
-        let groups = single.len().div_ceil(FEWEST - 1).max(1);
+        let groups = single.len().div_ceil(MOST_FEW).max(1);
         passes.extend(single.chunks(single.len().div_ceil(groups).max(1)).map(<[usize]>::to_vec));
-        let mut rows = FEWEST;
+        let mut rows = MOST_FEW;
         for at in few {
             rows += feeds[at];
             match passes.last_mut() {
-                Some(pass) if rows < FEWEST => pass.push(at),
+                Some(pass) if rows <= MOST_FEW => pass.push(at),
                 _ => {
                     rows = feeds[at];
                     passes.push(vec![at]);
@@ -101,11 +104,14 @@ impl Engine<'_> {
         if routing {
             pass = pass.observed_by(&observed);
         }
+        // Parts of longer prompts are never so short.
+        let as_few = self.options.same_bits && members.iter().all(|&at| feeds[at] < FEWEST);
+        let few = as_few.then(|| few_rows(MOST_FEW));
         let batch = Packed { tokens: &tokens, offsets: &offsets };
         let adapters: Vec<&dyn Adapter> =
             members.iter().map(|&at| self.running[at].adapter()).collect();
         let hidden = self.decoder.extend_each(batch, &mut caches, &adapters, &pass);
-        drop((adapters, pass));
+        drop((adapters, pass, few));
         let hidden = match hidden {
             Ok(hidden) => hidden,
             Err(error) => return self.put_off(members, &error, events),
@@ -160,12 +166,13 @@ impl Engine<'_> {
             .filter(|(at, _)| self.running[**at].pending() == 0)
             .map(|(&at, &end)| (at, end - 1))
             .collect();
-        for ready in ready.chunks(FEWEST - 1) {
+        let _few = few_rows(MOST_FEW);
+        for ready in ready.chunks(MOST_FEW) {
             self.write_few(ready, hidden, gates, events);
         }
     }
 
-    /// Goes on with fewer than [`FEWEST`] of those that run, each by its place and its row of `hidden`.
+    /// Goes on with up to [`MOST_FEW`] of those that run, each by its place and its row of `hidden`.
     fn write_few(
         &mut self,
         ready: &[(usize, usize)],

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 /// Whether this kernel can compute `layer`.
 pub(super) fn can(x: &Var, layer: &AdaptedLayer<'_>, plans: &[Plan]) -> bool {
-    x.value().rows() < dense::FEWEST_ROWS && is_plain(x, layer, plans) && !layer.needs_grad(x)
+    dense::are_few(x.value().rows()) && is_plain(x, layer, plans) && !layer.needs_grad(x)
 }
 
 /// What an update computes before its product with the heads.

@@ -23,7 +23,7 @@ use std::ops::Range;
 
 /// Whether this kernel can compute `layer`.
 pub(super) fn can(x: &Var, layer: &AdaptedLayer<'_>, plans: &[Plan]) -> bool {
-    is_plain(x, layer, plans) && x.value().rows() >= dense::FEWEST_ROWS
+    is_plain(x, layer, plans) && !dense::are_few(x.value().rows())
 }
 
 /// Applies a layer with one update of all rows.

@@ -6,10 +6,12 @@
 //! first takes three times as long. The rounding is `1/65278` of the largest activation of the block
 //! at most.
 //!
-//! [`portable`] says what is computed; [`wide`] does the same with the wider instructions of x86, to
-//! the last bit. Of weights of bytes it multiplies four rows together, each with partial sums of its
-//! own; of weights of four bits eight, a lane of a vector each, so that what is done once for a block
-//! (scales, widening, additions of `f32`) is done for eight at a time.
+//! The sum over a block is exact, and blocks are added one after the other. So every way of
+//! multiplying gives the same bits, and a row of activations gives the same whatever rows are beside
+//! it. [`portable`] says what is computed; [`wide`] does it with the wider instructions of x86. It
+//! multiplies eight rows of the weight, a lane of a vector each, so that what is done once for a block
+//! (scales, additions of `f32`) is done for eight at a time, and lays the eight out once for up to
+//! [`TOGETHER`] rows of activations.
 
 use super::{Rows, rows_ahead};
 use crate::block::BlockFormat;
@@ -19,14 +21,11 @@ use std::ops::Range;
 /// Numbers of a block.
 const BLOCK: usize = 32;
 
-/// Partial sums of a row of bytes.
-const LANES: usize = 8;
-
-/// Rows of bytes that are multiplied together.
-const FOUR: usize = 4;
-
-/// Rows of four bits that are multiplied together.
+/// Rows of the weight that are multiplied together.
 pub(super) const EIGHT: usize = 8;
+
+/// Most rows of activations that are multiplied together.
+const TOGETHER: usize = 16;
 
 /// Where in a block of a format its parts are.
 #[derive(Clone, Copy)]
@@ -57,18 +56,20 @@ pub(crate) struct Rounded {
     layout: Layout,
     /// Blocks of a row.
     blocks: usize,
-    /// For weights of bytes.
-    values: Vec<[i16; BLOCK]>,
-    /// For weights of four bits.
-    bytes: Vec<Bytes>,
+    /// `[blocks, rows]`, so that what is multiplied by a block of the weight lies together.
+    values: Vec<Values>,
+    /// As `values`.
     factors: Vec<Factors>,
 }
 
-/// The two bytes of each value of a block, both with a sign: `256 · high + low`.
+/// The values of a block.
 #[derive(Clone, Copy)]
-struct Bytes {
+struct Values {
+    /// `256 · high + low`, both with a sign.
     high: [i8; BLOCK],
     low: [i8; BLOCK],
+    /// The values; of every four first those at 0 and 2, then those at 1 and 3.
+    whole: [i16; BLOCK],
 }
 
 /// What belongs to the values of a block.
@@ -78,51 +79,37 @@ struct Factors {
     scale: f32,
     /// Their sum, times the scale.
     sum: f32,
+    /// Their sum.
+    whole: i32,
 }
 
 impl Rounded {
     /// `x: [rows, inputs]` for weights of `format`; none if their products are not done this way.
     pub(crate) fn new(format: BlockFormat, x: &[f32], inputs: usize) -> Option<Self> {
         let layout = layout(format)?;
-        let (blocks, _) = x.as_chunks::<BLOCK>();
-        let of_bytes = if layout.nibbles { 0 } else { blocks.len() };
+        let (of_rows, _) = x.as_chunks::<BLOCK>();
+        let blocks = inputs / BLOCK;
+        let rows = of_rows.len() / blocks.max(1);
+        let none = Values { high: [0; BLOCK], low: [0; BLOCK], whole: [0; BLOCK] };
         let mut rounded = Self {
             layout,
-            blocks: inputs / BLOCK,
-            values: vec![[0; BLOCK]; of_bytes],
-            bytes: vec![Bytes { high: [0; BLOCK], low: [0; BLOCK] }; blocks.len() - of_bytes],
-            factors: vec![Factors { scale: 0.0, sum: 0.0 }; blocks.len()],
+            blocks,
+            values: vec![none; of_rows.len()],
+            factors: vec![Factors { scale: 0.0, sum: 0.0, whole: 0 }; of_rows.len()],
         };
         vectorize(
             #[inline(always)]
             || {
-                let of_blocks = rounded.factors.iter_mut().zip(blocks);
-                if !layout.nibbles {
-                    for ((factors, block), rounded) in of_blocks.zip(&mut rounded.values) {
-                        (*rounded, *factors) = round(block);
-                    }
-                    return;
-                }
-                for ((factors, block), bytes) in of_blocks.zip(&mut rounded.bytes) {
-                    let (values, of_block) = round(block);
-                    *factors = of_block;
-                    for at in 0..BLOCK {
-                        bytes.low[at] = values[at] as i8;
-                        bytes.high[at] = ((values[at] - i16::from(bytes.low[at])) >> 8) as i8;
+                for (row, of_row) in of_rows.chunks_exact(blocks.max(1)).enumerate() {
+                    for (at, block) in of_row.iter().enumerate() {
+                        let (values, factors) = round(block);
+                        rounded.values[at * rows + row] = Values::new(&values);
+                        rounded.factors[at * rows + row] = factors;
                     }
                 }
             },
         );
         Some(rounded)
-    }
-
-    fn row(&self, row: usize) -> Row<'_> {
-        let blocks = row * self.blocks..(row + 1) * self.blocks;
-        Row {
-            values: self.values.get(blocks.clone()).unwrap_or(&[]),
-            bytes: self.bytes.get(blocks.clone()).unwrap_or(&[]),
-            factors: &self.factors[blocks],
-        }
     }
 
     /// Adds the products with rows `range` of a weight whose bytes are `weight` to
@@ -140,39 +127,24 @@ impl Rounded {
             // SAFETY: the processor has the instructions.
             return unsafe { wide::add_products(self, weight, range, rows, out) };
         }
-        self.add_groups(weight, range, rows, out, portable::products::<FOUR>);
-    }
-
-    /// Calls `products(layout, rows of the weight, row of x)` for every `N` of rows `range` of
-    /// `weight`, and adds what it gives to `out: [range, rows]`.
-    #[inline(always)]
-    fn add_groups<const N: usize>(
-        &self,
-        weight: &[u8],
-        range: Range<usize>,
-        rows: usize,
-        out: &mut [f32],
-        products: impl Fn(Layout, [&[u8]; N], Row<'_>) -> [f32; N],
-    ) {
-        let weight = Rows::whole(weight, self.blocks * self.layout.bytes);
-        for (first, out) in range.clone().step_by(N).zip(out.chunks_mut(N * rows)) {
-            let group = weight.group(first, 1, range.end);
-            for row in 0..rows {
-                let sums = products(self.layout, group, self.row(row));
-                for (out, sum) in out.chunks_mut(rows).zip(sums) {
-                    out[row] += sum;
-                }
-            }
-        }
+        portable::add_products(self, weight, range, rows, out);
     }
 }
 
-/// One row of activations.
-#[derive(Clone, Copy)]
-struct Row<'a> {
-    values: &'a [[i16; BLOCK]],
-    bytes: &'a [Bytes],
-    factors: &'a [Factors],
+impl Values {
+    #[inline(always)]
+    fn new(values: &[i16; BLOCK]) -> Self {
+        let mut new = Self { high: [0; BLOCK], low: [0; BLOCK], whole: [0; BLOCK] };
+        for at in 0..BLOCK {
+            new.low[at] = values[at] as i8;
+            new.high[at] = ((values[at] - i16::from(new.low[at])) >> 8) as i8;
+        }
+        for at in (0..BLOCK).step_by(4) {
+            let of_four = [values[at], values[at + 2], values[at + 1], values[at + 3]];
+            new.whole[at..at + 4].copy_from_slice(&of_four);
+        }
+        new
+    }
 }
 
 /// Rounds a block.
@@ -197,52 +169,44 @@ fn round(block: &[f32; BLOCK]) -> ([i16; BLOCK], Factors) {
         sum += i32::from(*value);
     }
     let scale = peak / LARGEST;
-    (values, Factors { scale, sum: sum as f32 * scale })
+    (values, Factors { scale, sum: sum as f32 * scale, whole: sum })
 }
 
 mod portable {
     use super::*;
     use crate::block::half_at;
 
-    /// Products of rows of the weight with `x`.
-    pub(super) fn products<const N: usize>(
-        layout: Layout,
-        weight: [&[u8]; N],
-        x: Row<'_>,
-    ) -> [f32; N] {
-        weight
-            .map(|row| if layout.nibbles { nibbles(layout, row, x) } else { bytes(layout, row, x) })
-    }
-
-    /// As [`wide::four_rows`], its sums in the same order.
-    fn bytes(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
-        let mut sums = [0.0_f32; LANES];
-        let blocks = row.chunks_exact(layout.bytes);
-        for ((block, x), factors) in blocks.zip(x.values).zip(x.factors) {
-            let scale = half_at(block, 0) * factors.scale;
-            let product = |at| i32::from(block[layout.quants + at] as i8) * i32::from(x[at]);
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let members = [2 * lane, 2 * lane + 1, 2 * lane + 16, 2 * lane + 17];
-                let whole: i32 = members.map(product).iter().sum();
-                *sum = scale.mul_add(whole as f32, *sum);
+    /// As [`Rounded::add_products`].
+    pub(super) fn add_products(
+        x: &Rounded,
+        weight: &[u8],
+        range: Range<usize>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        let weight = Rows::whole(weight, x.blocks * x.layout.bytes);
+        for (at, out) in range.zip(out.chunks_exact_mut(rows)) {
+            let [of_weight] = weight.group(at, 1, at + 1);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out += product(x, of_weight, rows, row);
             }
         }
-        let half = |s: &[f32]| (s[0] + s[1]) + (s[2] + s[3]);
-        half(&sums[..4]) + half(&sums[4..])
     }
 
-    /// A lane of [`wide::eight_rows`].
-    fn nibbles(layout: Layout, row: &[u8], x: Row<'_>) -> f32 {
+    /// The product of a row of the weight with one of `rows` of `x`.
+    fn product(x: &Rounded, weight: &[u8], rows: usize, row: usize) -> f32 {
+        let layout = x.layout;
         let (mut sum, mut offset) = (0.0_f32, 0.0_f32);
-        let blocks = row.chunks_exact(layout.bytes);
-        for ((block, x), factors) in blocks.zip(x.bytes).zip(x.factors) {
-            let quants = &block[layout.quants..][..BLOCK / 2];
-            let value = |at: usize| 256 * i32::from(x.high[at]) + i32::from(x.low[at]);
-            let mut whole = 0;
-            for (at, quants) in quants.iter().enumerate() {
-                whole += i32::from(quants & 15) * value(at);
-                whole += i32::from(quants >> 4) * value(at + BLOCK / 2);
-            }
+        for (at, block) in weight.chunks_exact(layout.bytes).enumerate() {
+            let (values, factors) = (&x.values[at * rows + row], &x.factors[at * rows + row]);
+            let value = |at: usize| 256 * i32::from(values.high[at]) + i32::from(values.low[at]);
+            let quants = &block[layout.quants..];
+            let quant = |at: usize| match (layout.nibbles, at < BLOCK / 2) {
+                (false, _) => i32::from(quants[at] as i8),
+                (true, true) => i32::from(quants[at] & 15),
+                (true, false) => i32::from(quants[at - BLOCK / 2] >> 4),
+            };
+            let whole: i32 = (0..BLOCK).map(|at| quant(at) * value(at)).sum();
             sum = (half_at(block, 0) * factors.scale).mul_add(whole as f32, sum);
             if let Some((at, factor)) = layout.offset {
                 offset = half_at(block, at).mul_add(factor * factors.sum, offset);
@@ -323,9 +287,13 @@ mod wide {
         out: &mut [f32],
     ) {
         match (x.layout.bytes, dot) {
-            (34, _) => x.add_groups(weight, range, rows, out, |_, weight, row| {
-                four_rows::<34>(weight, row)
-            }),
+            (34, dot::EVEX) => {
+                multiply::<34, 0, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out)
+            }
+            (34, dot::VEX) => {
+                multiply::<34, 0, { dot::VEX }>(Dot::new(), x, weight, range, rows, out)
+            }
+            (34, _) => multiply::<34, 0, { dot::BY_TWOS }>(Dot::new(), x, weight, range, rows, out),
             (18, dot::EVEX) => {
                 multiply::<18, 0, { dot::EVEX }>(Dot::new(), x, weight, range, rows, out)
             }
@@ -343,8 +311,8 @@ mod wide {
         }
     }
 
-    /// With the size of blocks of four bits known to the compiler, and where in them is the number
-    /// that is added to each.
+    /// With the size of blocks known to the compiler, and where in them is the number that is added
+    /// to each.
     #[target_feature(enable = "avx2,fma,f16c")]
     fn multiply<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
         dot: Dot<DOT>,
@@ -354,55 +322,33 @@ mod wide {
         rows: usize,
         out: &mut [f32],
     ) {
-        x.add_groups(weight, range, rows, out, |layout, weight, row| {
-            eight_rows::<BYTES, OFFSET, DOT>(dot, layout, weight, row)
-        });
-    }
-
-    /// Rows of bytes.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn four_rows<const BYTES: usize>(weight: [&[u8]; FOUR], x: Row<'_>) -> [f32; FOUR] {
-        let ahead = rows_ahead(weight[0].len(), FOUR) * weight[0].len();
-        let [first, second, third, fourth] = weight;
-        let blocks = first.as_chunks::<BYTES>().0.iter().zip(second.as_chunks::<BYTES>().0);
-        let blocks = blocks.zip(third.as_chunks::<BYTES>().0).zip(fourth.as_chunks::<BYTES>().0);
-        let mut sums = [_mm256_setzero_ps(); FOUR];
-        for ((((first, second), third), fourth), (values, factors)) in
-            blocks.zip(x.values.iter().zip(x.factors))
-        {
-            let blocks = [first, second, third, fourth];
-            let scales = _mm_mul_ps(_mm_cvtph_ps(halves(blocks, 0)), _mm_set1_ps(factors.scale));
-            let scales = _mm256_set_m128(scales, scales);
-            let scales = [
-                _mm256_permute_ps::<0x00>(scales),
-                _mm256_permute_ps::<0x55>(scales),
-                _mm256_permute_ps::<0xAA>(scales),
-                _mm256_permute_ps::<0xFF>(scales),
-            ];
-            for row in 0..FOUR {
-                // The rows are read side by side: what lies as far into the next four.
-                simd::fetch_once(blocks[row], ahead);
-                let whole = byte_products(blocks[row], values);
-                sums[row] = _mm256_fmadd_ps(scales[row], _mm256_cvtepi32_ps(whole), sums[row]);
+        let weight = Rows::whole(weight, x.blocks * BYTES);
+        for (first, out) in range.clone().step_by(EIGHT).zip(out.chunks_mut(EIGHT * rows)) {
+            let group = weight.group(first, 1, range.end);
+            for start in (0..rows).step_by(TOGETHER) {
+                let of = start..(start + TOGETHER).min(rows);
+                if of.len() == 1 {
+                    eight_rows::<BYTES, OFFSET, DOT, 1>(dot, x, group, rows, of, out);
+                } else {
+                    eight_rows::<BYTES, OFFSET, DOT, TOGETHER>(dot, x, group, rows, of, out);
+                }
             }
         }
-        let front = _mm256_hadd_ps(sums[0], sums[1]);
-        let back = _mm256_hadd_ps(sums[2], sums[3]);
-        let both = _mm256_hadd_ps(front, back);
-        pulp::cast(_mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)))
     }
 
-    /// Rows of four bits.
+    /// Adds the products of eight rows of the weight with rows `of` of `x`, `MOST` at most, to
+    /// `out: [eight, rows]`.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn eight_rows<const BYTES: usize, const OFFSET: usize, const DOT: u8>(
+    fn eight_rows<const BYTES: usize, const OFFSET: usize, const DOT: u8, const MOST: usize>(
         dot: Dot<DOT>,
-        layout: Layout,
+        x: &Rounded,
         weight: [&[u8]; EIGHT],
-        x: Row<'_>,
-    ) -> [f32; EIGHT] {
-        let factor = layout.offset.map_or(0.0, |(_, factor)| factor);
+        rows: usize,
+        of: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let factor = x.layout.offset.map_or(0.0, |(_, factor)| factor);
         let row_bytes = weight[0].len();
         let ahead = rows_ahead(row_bytes, EIGHT) * row_bytes;
         let count = row_bytes / BYTES;
@@ -411,34 +357,131 @@ mod wide {
         for (blocks, row) in blocks.iter_mut().zip(weight) {
             *blocks = &row.as_chunks().0[..count];
         }
-        let (mut sums, mut offsets) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-        for (at, (bytes, factors)) in x.bytes.iter().zip(x.factors).enumerate().take(count) {
+        let zero = _mm256_setzero_ps();
+        let (mut sums, mut offsets) = ([zero; MOST], [zero; MOST]);
+        let of_blocks = x.values.chunks_exact(rows).zip(x.factors.chunks_exact(rows));
+        for (at, (values, factors)) in of_blocks.enumerate().take(count) {
             // The next eight rows lie one after the other: of all of them as much as of these is read.
-            for line in (0..EIGHT * BYTES).step_by(simd::LINE_BYTES) {
-                simd::fetch_once(weight[0], ahead + at * EIGHT * BYTES + line);
+            if of.start == 0 {
+                for line in (0..EIGHT * BYTES).step_by(simd::LINE_BYTES) {
+                    simd::fetch_once(weight[0], ahead + at * EIGHT * BYTES + line);
+                }
             }
             let front = [&blocks[0][at], &blocks[1][at], &blocks[2][at], &blocks[3][at]];
             let back = [&blocks[4][at], &blocks[5][at], &blocks[6][at], &blocks[7][at]];
             let scales = eight_halves(front, back, 0);
             let added = if OFFSET == 0 { scales } else { eight_halves(front, back, OFFSET) };
-            offsets = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * factors.sum), offsets);
-            let whole = nibble_products(dot, by_fours(front, back), bytes);
-            let scales = _mm256_mul_ps(scales, _mm256_set1_ps(factors.scale));
-            sums = _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(whole), sums);
+            let quants = Quants::<DOT>::new(front, back);
+            let of_x = values[of.clone()].iter().zip(&factors[of.clone()]);
+            for ((values, factors), (sum, offset)) in
+                of_x.zip(sums.iter_mut().zip(&mut offsets).take(MOST))
+            {
+                let whole = quants.products::<BYTES>(dot, values, factors.whole);
+                let scales = _mm256_mul_ps(scales, _mm256_set1_ps(factors.scale));
+                *sum = _mm256_fmadd_ps(scales, _mm256_cvtepi32_ps(whole), *sum);
+                if BYTES != BYTES_OF_Q8_0 {
+                    *offset = _mm256_fmadd_ps(added, _mm256_set1_ps(factor * factors.sum), *offset);
+                }
+            }
         }
-        pulp::cast(_mm256_add_ps(sums, offsets))
+        for (row, (sum, offset)) in of.zip(sums.into_iter().zip(offsets)) {
+            let sums: [f32; EIGHT] = pulp::cast(_mm256_add_ps(sum, offset));
+            for (out, sum) in out.chunks_exact_mut(rows).zip(sums) {
+                out[row] += sum;
+            }
+        }
     }
 
-    /// The last sixteen bytes of eight blocks, four of each block side by side: first the first four.
+    /// Size of a block of bytes; the quants of others are of four bits.
+    const BYTES_OF_Q8_0: usize = 34;
+
+    /// The quants of a block of eight rows, four of each row side by side. Those of bytes without
+    /// their sign: [`SIGN`] is added to them, but where they are added up by twos.
+    struct Quants<const DOT: u8>([__m256i; 8]);
+
+    /// What makes a byte with a sign one without.
+    const SIGN: i32 = 128;
+
+    impl<const DOT: u8> Quants<DOT> {
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn new<const BYTES: usize>(front: [&[u8; BYTES]; 4], back: [&[u8; BYTES]; 4]) -> Self {
+            let [a, b, c, d] = by_fours(front, back, BYTES - 16);
+            if BYTES == BYTES_OF_Q8_0 {
+                let [e, f, g, h] = by_fours(front, back, BYTES - 32);
+                let mut quants = [e, f, g, h, a, b, c, d];
+                if DOT != dot::BY_TWOS {
+                    for quants in &mut quants {
+                        *quants = _mm256_xor_si256(*quants, _mm256_set1_epi8(SIGN as i8));
+                    }
+                }
+                return Self(quants);
+            }
+            let mask = _mm256_set1_epi8(15);
+            let mut quants = [a, b, c, d, a, b, c, d];
+            for quants in &mut quants[4..] {
+                *quants = _mm256_srli_epi16::<4>(*quants);
+            }
+            for quants in &mut quants {
+                *quants = _mm256_and_si256(*quants, mask);
+            }
+            Self(quants)
+        }
+
+        /// Products with a block whose sum is `total`.
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn products<const BYTES: usize>(&self, dot: Dot<DOT>, x: &Values, total: i32) -> __m256i {
+            if BYTES == BYTES_OF_Q8_0 && DOT == dot::BY_TWOS {
+                return self.products_of_words(x);
+            }
+            let (x_high, x_low) = (x.high.as_chunks::<4>().0, x.low.as_chunks::<4>().0);
+            let of = |bytes: &[i8; 4]| _mm256_set1_epi32(pulp::cast(*bytes));
+            let excess = if BYTES == BYTES_OF_Q8_0 { SIGN * total } else { 0 };
+            let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_set1_epi32(-excess));
+            for (at, &quants) in self.0.iter().enumerate() {
+                high = add_dots(dot, high, quants, of(&x_high[at]));
+                low = add_dots(dot, low, quants, of(&x_low[at]));
+            }
+            if DOT != dot::BY_TWOS {
+                return _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low);
+            }
+            _mm256_add_epi32(
+                _mm256_madd_epi16(high, _mm256_set1_epi16(256)),
+                _mm256_madd_epi16(low, _mm256_set1_epi16(1)),
+            )
+        }
+
+        /// As [`products`](Self::products), for bytes with a sign: widened to 16 bits.
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn products_of_words(&self, x: &Values) -> __m256i {
+            let of = |words: [i16; 2]| _mm256_set1_epi32(pulp::cast(words));
+            let mut sums = [_mm256_setzero_si256(); 2];
+            for (&quants, x) in self.0.iter().zip(x.whole.as_chunks::<4>().0) {
+                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(quants));
+                let odd = _mm256_srai_epi16::<8>(quants);
+                let products = [
+                    _mm256_madd_epi16(even, of([x[0], x[1]])),
+                    _mm256_madd_epi16(odd, of([x[2], x[3]])),
+                ];
+                for (sum, products) in sums.iter_mut().zip(products) {
+                    *sum = _mm256_add_epi32(*sum, products);
+                }
+            }
+            _mm256_add_epi32(sums[0], sums[1])
+        }
+    }
+
+    /// Sixteen bytes from `at` of eight blocks, four of each block side by side: first the first four.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn by_fours<const BYTES: usize>(
         front: [&[u8; BYTES]; 4],
         back: [&[u8; BYTES]; 4],
+        at: usize,
     ) -> [__m256i; 4] {
-        let load = |row: usize| {
-            _mm256_set_m128i(load_16(back[row], BYTES - 16), load_16(front[row], BYTES - 16))
-        };
+        let load = |row: usize| _mm256_set_m128i(load_16(back[row], at), load_16(front[row], at));
         let rows = [load(0), load(1), load(2), load(3)];
         let front =
             [_mm256_unpacklo_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[0], rows[1])];
@@ -450,35 +493,6 @@ mod wide {
             _mm256_unpacklo_epi64(front[1], back[1]),
             _mm256_unpackhi_epi64(front[1], back[1]),
         ]
-    }
-
-    /// Products of a block of each of eight rows with a block; of the rows' quants as [`by_fours`]
-    /// lays them.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn nibble_products<const DOT: u8>(dot: Dot<DOT>, quants: [__m256i; 4], x: &Bytes) -> __m256i {
-        let (x_high, x_low) = (x.high.as_chunks::<4>().0, x.low.as_chunks::<4>().0);
-        let of = |bytes: &[i8; 4]| _mm256_set1_epi32(pulp::cast(*bytes));
-        let (mut high, mut low) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        for (at, quants) in quants.into_iter().enumerate() {
-            let mask = _mm256_set1_epi8(15);
-            let halves = [
-                _mm256_and_si256(quants, mask),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(quants), mask),
-            ];
-            for (half, quants) in halves.into_iter().enumerate() {
-                let at = 4 * half + at;
-                high = add_dots(dot, high, quants, of(&x_high[at]));
-                low = add_dots(dot, low, quants, of(&x_low[at]));
-            }
-        }
-        if DOT != dot::BY_TWOS {
-            return _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low);
-        }
-        _mm256_add_epi32(
-            _mm256_madd_epi16(high, _mm256_set1_epi16(256)),
-            _mm256_madd_epi16(low, _mm256_set1_epi16(1)),
-        )
     }
 
     /// Adds to each of `sums` the products of four bytes of `a`, without a sign, with those of `b`; by
@@ -511,19 +525,6 @@ mod wide {
         sums
     }
 
-    /// Products of a block of bytes with a sign with a block.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn byte_products<const BYTES: usize>(block: &[u8; BYTES], x: &[i16; BLOCK]) -> __m256i {
-        let (x_low, x_high) = x.split_at(16);
-        let low = _mm256_cvtepi8_epi16(load_16(block, BYTES - 32));
-        let high = _mm256_cvtepi8_epi16(load_16(block, BYTES - 16));
-        _mm256_add_epi32(
-            _mm256_madd_epi16(low, load_32(x_low)),
-            _mm256_madd_epi16(high, load_32(x_high)),
-        )
-    }
-
     /// The half-precision numbers at byte `at` of eight blocks.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -551,15 +552,6 @@ mod wide {
         let bytes: &[u8; 16] = block[at..].first_chunk().unwrap_or(&[0; 16]);
         // SAFETY: sixteen bytes, at any address.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-    }
-
-    /// 32 bytes of whole numbers.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn load_32<T: bytemuck::Pod>(values: &[T]) -> __m256i {
-        assert_eq!(size_of_val(values), 32);
-        // SAFETY: 32 bytes, at any address.
-        unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
     }
 }
 
@@ -603,34 +595,49 @@ mod tests {
     }
 
     #[test]
-    fn all_ways_give_the_same_bits() {
+    fn all_ways_give_the_same_bits_and_rows_do_not_depend_on_others() {
+        const OUTPUTS: usize = 11;
+        const INPUTS: usize = 576;
         // Of the largest quants, and of activations that round to the largest, too.
-        let inputs = [numbers(576, 3), vec![1.0; 576], vec![-1.0; 576]];
-        for (format, x) in FORMATS.into_iter().flat_map(|f| inputs.each_ref().map(|x| (f, x))) {
-            let mut weight = packed(format, 11, 576);
+        let rows_of_x = [1, 2, 15, TOGETHER, TOGETHER + 1, 3 * TOGETHER + 5];
+        let inputs = |rows: usize| {
+            let mut x = numbers(rows * INPUTS, 3);
+            x[..INPUTS].fill(if rows.is_multiple_of(2) { 1.0 } else { -1.0 });
+            x
+        };
+        for (format, (fill, rows)) in FORMATS
+            .into_iter()
+            .flat_map(|f| [0xFF, 0x80, 0x7F].map(|fill| (f, fill)))
+            .flat_map(|(f, fill)| rows_of_x.map(|rows| (f, (fill, rows))))
+        {
+            let mut weight = packed(format, OUTPUTS, INPUTS);
             let layout = layout(format).unwrap();
-            for block in weight[..4 * 576 / BLOCK * layout.bytes].chunks_exact_mut(layout.bytes) {
-                block[layout.quants..].fill(0xFF);
+            for block in weight[..4 * INPUTS / BLOCK * layout.bytes].chunks_exact_mut(layout.bytes)
+            {
+                block[layout.quants..].fill(fill);
             }
-            let rounded = Rounded::new(format, x, 576).unwrap();
-            let mut expected = [0.0; 11];
-            rounded.add_groups(&weight, 0..11, 1, &mut expected, portable::products::<FOUR>);
-            let same = |got: [f32; 11], way: u8| {
-                assert_eq!(got.map(f32::to_bits), expected.map(f32::to_bits), "{format} {way}");
-            };
-            let mut got = [0.0; 11];
-            rounded.add_products(&weight, 0..11, 1, &mut got);
-            same(got, u8::MAX);
+            let x = inputs(rows);
+            let rounded = Rounded::new(format, &x, INPUTS).unwrap();
+            let mut expected = vec![0.0; OUTPUTS * rows];
+            portable::add_products(&rounded, &weight, 0..OUTPUTS, rows, &mut expected);
+            let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for (row, x) in x.chunks_exact(INPUTS).enumerate() {
+                let alone = Rounded::new(format, x, INPUTS).unwrap();
+                let mut got = [0.0; OUTPUTS];
+                alone.add_products(&weight, 0..OUTPUTS, 1, &mut got);
+                let beside: Vec<f32> = expected.iter().skip(row).step_by(rows).copied().collect();
+                assert_eq!(bits(&got), bits(&beside), "{format} row {row} of {rows}");
+            }
             #[cfg(target_arch = "x86_64")]
             for way in [wide::dot::BY_TWOS, wide::dot::VEX, wide::dot::EVEX] {
                 if wide::available() && wide::has(way) {
-                    let mut got = [0.0; 11];
+                    let mut got = vec![0.0; OUTPUTS * rows];
                     // SAFETY: the processor has the instructions.
                     #[allow(unsafe_code)]
                     unsafe {
-                        wide::add_products_by(way, &rounded, &weight, 0..11, 1, &mut got);
+                        wide::add_products_by(way, &rounded, &weight, 0..OUTPUTS, rows, &mut got);
                     }
-                    same(got, way);
+                    assert_eq!(bits(&got), bits(&expected), "{format} way {way} of {rows} rows");
                 }
             }
         }
@@ -655,7 +662,10 @@ mod tests {
             let x = numbers(32, 9).iter().map(|x| x * largest).collect::<Vec<_>>();
             let rounded = Rounded::new(BlockFormat::Q8_0, &x, 32).unwrap();
             let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
-            for (&value, x) in rounded.values[0].iter().zip(&x) {
+            for (at, x) in x.iter().enumerate() {
+                let Values { high, low, whole } = &rounded.values[0];
+                let value = 256 * i16::from(high[at]) + i16::from(low[at]);
+                assert_eq!(value, whole[at / 4 * 4 + [0, 2, 1, 3][at % 4]]);
                 let back = f32::from(value) * rounded.factors[0].scale;
                 assert!((back - x).abs() <= peak / 65_200.0, "{x} {back}");
             }

@@ -139,7 +139,7 @@ fn compare(total: usize, lens: &[usize]) {
         let batch: Vec<_> = pool.enter(together).iter().map(numbers).collect();
         let mut number_of_update = 0;
         for (rows, adapter) in &assigned {
-            let same_kernel = total < dense::FEWEST_ROWS || rows.len() >= dense::FEWEST_ROWS;
+            let same_kernel = dense::are_few(total) || !dense::are_few(rows.len());
             let x = x[rows.start * INPUTS..rows.end * INPUTS].to_vec();
             let x = Var::constant(Tensor::new(x, [rows.len(), INPUTS]));
             for (at, layer) in described.iter().enumerate() {
@@ -172,6 +172,12 @@ fn a_batch_of_several_adapters_is_decoded_as_each_by_itself() {
         compare(total, &[1]);
         compare(total, &[1, 1, 2, 3, 1]);
         compare(total, &[4, 2, 5]);
+    }
+    let most = 64;
+    let _guard = crate::few_rows(most);
+    for total in [16, 31, 48, most] {
+        compare(total, &[1]);
+        compare(total, &[1, 1, 2, 3, 1, 16, 7]);
     }
 }
 
