@@ -3,4 +3,5 @@
 mod adapters;
 mod clients;
 mod protocol;
+mod soak;
 mod support;
