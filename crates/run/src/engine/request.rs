@@ -331,6 +331,9 @@ pub enum Event {
         usage: Usage,
         /// The text to stop at that came, if one did.
         stop: Option<String>,
+        /// The token that ended it, which is not part of the text, and how likely it was, if that was
+        /// asked.
+        end: Option<TokenLogprobs>,
     },
     /// A request could not be finished; the last of it.
     Failed {

@@ -37,6 +37,8 @@ pub(super) struct Sequence<'a> {
     prompt_told: bool,
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     pub(super) prompt_gates: Vec<Gates>,
+    /// The token that ended the text, if probabilities were asked.
+    end: Option<TokenLogprobs>,
     sampler: Sampler,
     text: TokenText,
     held: Held,
@@ -67,6 +69,7 @@ impl<'a> Sequence<'a> {
             prompt_told: false,
             prompt_logprobs: Vec::new(),
             prompt_gates: Vec::new(),
+            end: None,
             sampler,
             text: match request.continues {
                 true => TokenText::after(tokenizer, &request.prompt),
@@ -183,7 +186,10 @@ impl<'a> Sequence<'a> {
             return self.finish(tokenizer, Finish::Length, events);
         }
         let next = self.draw(logits)?;
+        let of_token = |top| super::logprobs::of_token(logits, 0, next, top);
+        let logprobs = self.request.top_logprobs.map(of_token);
         if self.request.end_ids.contains(&next) {
+            self.end = logprobs;
             return self.finish(tokenizer, Finish::Stop, events);
         }
         if let Some(constraint) = &mut self.request.constraint {
@@ -192,8 +198,6 @@ impl<'a> Sequence<'a> {
         self.tokens.push(next);
         let piece = self.text.push(tokenizer, next).map_err(|error| error.to_string())?;
         let (text, stopped) = self.held.push(&piece);
-        let of_token = |top| super::logprobs::of_token(logits, 0, next, top);
-        let logprobs = self.request.top_logprobs.map(of_token);
         events.push(Event::Token { id: self.id, token: next, text, logprobs, gates });
         let complete = self.request.constraint.as_ref().is_some_and(|c| c.is_done());
         if stopped || complete {
@@ -249,7 +253,8 @@ impl<'a> Sequence<'a> {
             cached_tokens: self.cached_tokens,
         };
         let stop = self.held.stop().map(str::to_owned);
-        events.push(Event::Done { id: self.id, finish, text, usage, stop });
+        let end = self.end.take();
+        events.push(Event::Done { id: self.id, finish, text, usage, stop, end });
         self.ended = true;
         Ok(())
     }

@@ -184,8 +184,13 @@ impl Text {
                 }
                 self.gates.extend(gates.map(|gates| (token, gates)));
             }
-            Event::Done { finish, text, usage, stop, .. } => {
+            Event::Done { finish, text, usage, stop, end, .. } => {
                 self.text += &text;
+                // It is told as what was written, so that whoever asked for one token and cuts it off
+                // does not cut the prompt.
+                if let Some(of) = &end {
+                    self.told.push(loaded, how, of.token, Some(of));
+                }
                 self.end = Some(End { finish, usage, stop });
             }
             Event::Failed { .. } => return Err(failed()),

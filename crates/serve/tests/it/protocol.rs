@@ -119,6 +119,20 @@ fn prompts_are_scored_as_they_are() {
         let found = logprobs[at].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4, "token {at}: {found}, expected {expected}");
     }
+    // A token that ends the text is told too: the one that is cut off is not of the prompt.
+    let mut ending = body.clone();
+    ending["return_tokens_as_token_ids"] = json!(true);
+    let first = server.post("/v1/completions", &ending).json();
+    let next = first["choices"][0]["logprobs"]["tokens"][count].as_str().unwrap().to_owned();
+    let next: u32 = next.strip_prefix("token_id:").unwrap().parse().unwrap();
+    ending["stop_token_ids"] = json!([next]);
+    let ended = server.post("/v1/completions", &ending).json();
+    let (ended, whole) = (&ended["choices"][0], &first["choices"][0]);
+    assert_eq!(ended["logprobs"], whole["logprobs"]);
+    assert_eq!(
+        (ended["finish_reason"].as_str(), ended["text"].as_str()),
+        (Some("stop"), Some(PROMPT))
+    );
     // Without a token behind it, the same of the prompt alone.
     let mut alone = body.clone();
     alone["max_tokens"] = json!(0);
