@@ -4,7 +4,7 @@
 use hydralora_data::DataConfig;
 use hydralora_fuzz::repository;
 use hydralora_peft::{methods, read_section};
-use hydralora_train::TrainConfig;
+use hydralora_train::{Chosen, TrainConfig};
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,12 +13,17 @@ use serde_json::{Map, Value};
 fuzz_target!(|text: &str| {
     let Ok(recipe) = serde_saphyr::from_str::<Value>(text) else { return };
     let base = repository("recipes");
-    if let Some(data) = section::<DataConfig>(&recipe, "data") {
+    if let Some(data) = recipe["data"].as_object().and_then(section::<DataConfig>) {
         data.validate(&base);
     }
-    if let Some(train) = section::<TrainConfig>(&recipe, "train") {
+    let mut train = recipe["train"].as_object().cloned().unwrap_or_default();
+    if let Ok(optimizer) = Chosen::take(&mut train) {
+        let written = serde_json::to_value(&optimizer).unwrap_or_default();
+        let again = Chosen::take(&mut written.as_object().cloned().unwrap_or_default());
+        assert!(again.is_ok_and(|again| again == optimizer), "{written} is not read");
+    }
+    if let Some(train) = section::<TrainConfig>(&train) {
         train.faults();
-        train.adamw();
     }
     let mut options = recipe["method"].as_object().cloned().unwrap_or_default();
     let name = options.remove("name");
@@ -37,8 +42,7 @@ fuzz_target!(|text: &str| {
     let _ = serde_saphyr::to_string(&recipe);
 });
 
-fn section<T: DeserializeOwned + Default + Serialize>(recipe: &Value, name: &str) -> Option<T> {
+fn section<T: DeserializeOwned + Default + Serialize>(found: &Map<String, Value>) -> Option<T> {
     let Ok(Value::Object(known)) = serde_json::to_value(T::default()) else { return None };
-    let found: &Map<String, Value> = recipe[name].as_object()?;
-    read_section(name, found, &known).ok()
+    read_section("section", found, &known).ok()
 }

@@ -21,7 +21,7 @@ use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::{ends, start_ids};
-use hydralora_train::{Run, planned_steps};
+use hydralora_train::{Chosen, Run, Stepper, planned_steps};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -200,10 +200,11 @@ fn count_experts(recipe: &Recipe) -> anyhow::Result<HeadsReport> {
 pub(crate) fn refuse_larger_than_memory(
     method: &dyn MethodOptions,
     sites: &[SiteShape],
+    optimizer: &Chosen,
 ) -> anyhow::Result<()> {
-    /// The value, its gradient and the optimizer's two moments.
-    const NUMBERS_EACH: usize = 4;
-    let numbers = method.stored_numbers(sites).saturating_mul(NUMBERS_EACH);
+    // The value, its gradient and the optimizer's state, as far as it is one number for each or more.
+    let each = 2 + optimizer.copies(Role::A);
+    let numbers = method.stored_numbers(sites).saturating_mul(each);
     let mut probe = Vec::<f32>::new();
     let promised = probe.try_reserve_exact(numbers);
     // Unless somebody sees the memory, the compiler leaves out asking for it.
@@ -256,7 +257,7 @@ impl Plan {
         }
         let all = base.decoder.sites();
         let sites = if recipe.method.whole_model() { all } else { recipe.method.select(&all)? };
-        refuse_larger_than_memory(recipe.method.as_ref(), &sites)?;
+        refuse_larger_than_memory(recipe.method.as_ref(), &sites, &recipe.train.optimizer)?;
         let mut tuned = recipe.method.build(&sites, base.decoder.dtype(), recipe.train.seed);
         tuned.start_from(&hydralora_peft::Base {
             decoder: &base.decoder,
@@ -434,12 +435,13 @@ impl Plan {
         let whole = self.recipe.method.whole_model();
         let output_layer = working_len(config.vocab_size, config.hidden_size, whole);
         let Parameters { trainable, weights, .. } = self.parameters();
+        let state = Stepper::numbers(&self.recipe.train.optimizer, self.tuned.as_ref());
         // Weights of a model that is trained itself are not held twice.
         let taken_over = if whole { weights * element } else { 0 };
         let frozen = self.base.decoder.weight_bytes().saturating_sub(taken_over);
         MemoryPlan {
             weights: frozen,
-            trainable: 4 * trainable * element,
+            trainable: (2 * trainable + state) * element,
             activations: tokens * (kept + 4 * config.intermediate_size) * element,
             output_layer: output_layer * element,
             largest_batch_tokens: tokens,
@@ -451,7 +453,7 @@ impl Plan {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct MemoryPlan {
     pub(crate) weights: usize,
-    /// Values, gradients and both moments.
+    /// Values, gradients and the optimizer's state.
     pub(crate) trainable: usize,
     pub(crate) activations: usize,
     pub(crate) output_layer: usize,

@@ -91,6 +91,9 @@ impl Sink for Progress {
                     .iter()
                     .map(|d| format!("{} {:.4}", d.domain, d.loss))
                     .collect();
+                let sets = evaluation.sets.iter();
+                let sets = sets.map(|of| format!("[{}] {:.4}", of.set, of.loss));
+                let domains: Vec<String> = domains.into_iter().chain(sets).collect();
                 let mark = if *best { "  (best)" } else { "" };
                 self.line(format!(
                     "step {step}  held-out loss {:.4}{mark}  {}",

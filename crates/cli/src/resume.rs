@@ -7,7 +7,7 @@
 use crate::failure::bad_input;
 use crate::plan::Plan;
 use crate::recipe::{Recipe, newer};
-use hydralora_train::checkpoint;
+use hydralora_train::{OPTIMIZER, OPTIMIZERS, checkpoint};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -79,6 +79,7 @@ fn compare(folder: &Path, recipe: &Value, now: Option<&Value>) -> anyhow::Result
     let [mut before, mut after] = [then["recipe"].clone(), recipe.clone()];
     newer::leave_out(&mut before);
     newer::leave_out(&mut after);
+    faults.extend(other_optimizer(&mut before, &mut after));
     for (field, was, is) in differences(&before, &after) {
         let line = format!("{field} was {was} and is {is} now");
         let of_data = field.ends_with(".path") || field == "data.template";
@@ -123,6 +124,26 @@ fn compare(folder: &Path, recipe: &Value, now: Option<&Value>) -> anyhow::Result
         folder.display(),
         faults.join("\n  ")
     )))
+}
+
+/// What is to be said where two recipes have another optimizer. That is taken out of both then, with what
+/// are options of the one or the other.
+fn other_optimizer(before: &mut Value, after: &mut Value) -> Option<String> {
+    let name = |recipe: &Value| {
+        recipe["train"][OPTIMIZER].as_str().unwrap_or(OPTIMIZERS[0].name()).to_owned()
+    };
+    let (then, now) = (name(before), name(after));
+    if then == now {
+        return None;
+    }
+    for recipe in [before, after] {
+        if let Some(train) = recipe["train"].as_object_mut() {
+            let options = OPTIMIZERS.iter().flat_map(|kind| kind.defaults());
+            let options: Vec<String> = options.map(|(option, _)| option).collect();
+            train.retain(|key, _| key != OPTIMIZER && !options.contains(key));
+        }
+    }
+    Some(format!("train.{OPTIMIZER} was \"{then}\" and is \"{now}\" now, which has another state"))
 }
 
 /// The values in which two recipes differ: field, before, now. What is left out counts like what says
@@ -174,6 +195,20 @@ fn flatten(field: &str, value: &Value, into: &mut Map<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_optimizer_is_said_once() {
+        // As builds with AdamW alone wrote it.
+        let then = json!({"train": {"learning_rate": 0.01, "beta2": 0.999, "epsilon": 1e-8}});
+        let now = json!({"train": {"optimizer": "lion", "learning_rate": 0.01, "beta2": 0.99}});
+        let [mut before, mut after] = [then.clone(), now];
+        let said = other_optimizer(&mut before, &mut after).unwrap();
+        assert!(said.starts_with("train.optimizer was \"adamw\" and is \"lion\" now"), "{said}");
+        assert_eq!((&before, &after), (&json!({"train": {"learning_rate": 0.01}}), &before));
+        let [mut before, mut after] = [then.clone(), then.clone()];
+        assert_eq!(other_optimizer(&mut before, &mut after), None);
+        assert_eq!(before, then);
+    }
 
     #[test]
     fn differences_name_the_field_and_both_values() {

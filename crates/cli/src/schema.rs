@@ -4,7 +4,7 @@ use crate::recipe::{ModelSection, NUM_EXPERTS};
 use hydralora_data::DataConfig;
 use hydralora_peft::INIT_FROM;
 use hydralora_peft::methods::METHODS;
-use hydralora_train::TrainConfig;
+use hydralora_train::{OPTIMIZER, OPTIMIZERS, TrainConfig};
 use schemars::{JsonSchema, schema_for};
 use serde_json::{Map, Value, json};
 
@@ -15,8 +15,10 @@ const FULL: &str = "full";
 pub(crate) fn of_recipe() -> Value {
     let mut definitions = Map::new();
     let model = section::<ModelSection>(&mut definitions);
-    let data = section::<DataConfig>(&mut definitions);
-    let train = section::<TrainConfig>(&mut definitions);
+    let mut data = section::<DataConfig>(&mut definitions);
+    add_sets(&mut data);
+    let mut train = section::<TrainConfig>(&mut definitions);
+    add_optimizers(&mut train, &mut definitions);
     let methods: Vec<Value> = METHODS
         .iter()
         .map(|method| {
@@ -56,6 +58,54 @@ fn lift(mut schema: Value, definitions: &mut Map<String, Value>) -> Value {
         }
     }
     schema
+}
+
+/// Lets `valid` be a mapping of evaluation sets too.
+fn add_sets(data: &mut Value) {
+    let valid = &mut data["properties"]["valid"];
+    let list = valid.take();
+    let description = list["description"].clone();
+    let one = list["items"].clone();
+    let files = json!({"anyOf": [{"type": "array", "items": one}, one]});
+    *valid = json!({
+        "description": description,
+        "anyOf": [list, {"type": "object", "additionalProperties": files}],
+    });
+}
+
+/// Adds the name of the optimizer, and the options of all, to the schema of `train`.
+fn add_optimizers(train: &mut Value, definitions: &mut Map<String, Value>) {
+    let names: Vec<&str> = OPTIMIZERS.iter().map(|kind| kind.name()).collect();
+    let mut options: Map<String, Value> = Map::new();
+    for kind in OPTIMIZERS {
+        let mut schema = lift(kind.schema().to_value(), definitions);
+        let Some(Value::Object(own)) = schema.get_mut("properties").map(Value::take) else {
+            continue;
+        };
+        for (option, mut schema) in own {
+            // Optimizers that share an option may have another default.
+            let of = schema["description"].as_str().unwrap_or_default().to_owned();
+            schema["description"] = json!(format!("{of} ({})", kind.name()));
+            match options.get_mut(&option) {
+                None => {
+                    options.insert(option, json!({"description": of, "anyOf": [schema]}));
+                }
+                Some(known) => {
+                    if let Some(all) = known["anyOf"].as_array_mut() {
+                        all.push(schema);
+                    }
+                }
+            }
+        }
+    }
+    let named = json!({
+        "enum": names, "default": names[0],
+        "description": "The optimizer; its options stand beside it.",
+    });
+    if let Some(properties) = train["properties"].as_object_mut() {
+        properties.insert(OPTIMIZER.to_owned(), named);
+        properties.extend(options);
+    }
 }
 
 /// Puts the method's name before its options.

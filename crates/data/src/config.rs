@@ -189,6 +189,9 @@ pub struct SourceConfig {
     /// its ending.
     #[serde(default)]
     pub domain: Option<String>,
+    /// The evaluation set that its records are of, where it stands under `data.valid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// How often each record is expected to appear in an epoch.
     #[serde(default = "default_weight")]
     pub weight: f64,
@@ -367,6 +370,7 @@ impl SourceConfig {
             name: None,
             format: default_format(),
             domain: None,
+            set: None,
             weight: default_weight(),
             limit: None,
             fields: BTreeMap::new(),
@@ -484,6 +488,15 @@ impl DataConfig {
         for (section, sources) in sections {
             for (index, source) in sources.iter().enumerate() {
                 source.check(&format!("data.{section}[{index}]"), base_dir, &mut faults);
+                let set = source.set.as_deref();
+                if let Some(set) = set.filter(|set| section == "train" || set.trim().is_empty()) {
+                    let message = match section {
+                        "train" => "sets are for what is evaluated; expected under `valid` alone",
+                        _ => "is blank; expected the name of an evaluation set",
+                    };
+                    let field = format!("data.{section}[{index}].set");
+                    faults.push(Fault::new(field, format!("{set:?}: {message}")));
+                }
                 if section == "valid" && source.weight != default_weight() {
                     faults.push(Fault::new(
                         format!("data.valid[{index}].weight"),

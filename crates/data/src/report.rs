@@ -200,6 +200,9 @@ pub struct SourceReport {
     pub share: f64,
     /// The list it stands in.
     pub split: Split,
+    /// The evaluation set of its records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// The domain of its records, unless they bring their own.
     pub domain: String,
     /// The format its records were read with.
@@ -254,6 +257,7 @@ impl SourceReport {
             weight: 1.0,
             share: 0.0,
             split,
+            set: source.set.clone(),
             domain: source.domain_name(),
             format: counts.format.clone(),
             records: counts.records,

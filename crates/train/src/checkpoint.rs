@@ -1,10 +1,10 @@
-//! All a run needs to go on bit for bit: adapter, optimizer moments, and where it stood.
+//! All a run needs to go on bit for bit: adapter, the optimizer's state, and where it stood.
 //!
 //! Order and dropout follow from the seed and the step alone, so there is no random state to save.
 
 use crate::error::{Error, Result};
 use crate::fit::Run;
-use crate::optimizer::AdamW;
+use crate::optimizer::{OPTIMIZERS, Stepper};
 use hydralora_files::{Kind, Proof, remove_folder, replace_folder};
 use hydralora_kernels::DType;
 use hydralora_model::adapter::SiteShape;
@@ -22,6 +22,9 @@ const SETTINGS_FILE: &str = "settings.json";
 const TRAINABLES_FILE: &str = "trainables.safetensors";
 /// What the method keeps beside its tensors.
 const METHOD_FILE: &str = "method.safetensors";
+/// The optimizer's state, `PARAMETER/STATE` for every parameter and each of its tensors of state.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// AdamW's moments as earlier builds kept them, each an adapter's tensors in its place.
 const MOMENT_FILES: [&str; 2] = ["first_moments.safetensors", "second_moments.safetensors"];
 
 /// What such a folder is.
@@ -53,6 +56,9 @@ const FOLDER: Kind = Kind {
 pub struct Progress {
     /// Optimizer steps taken.
     pub step: usize,
+    /// The optimizer; builds that had AdamW alone did not say so.
+    #[serde(default = "first_optimizer")]
+    pub optimizer: String,
     /// Steps the optimizer counted.
     pub optimizer_steps: u64,
     /// Best held-out loss so far.
@@ -75,6 +81,28 @@ pub struct Progress {
     pub run_fingerprint: String,
 }
 
+fn first_optimizer() -> String {
+    OPTIMIZERS[0].name().to_owned()
+}
+
+impl Progress {
+    /// That of a run of this fingerprint before its first step.
+    pub fn start(run_fingerprint: &str) -> Self {
+        Self {
+            step: 0,
+            optimizer: first_optimizer(),
+            optimizer_steps: 0,
+            best_loss: None,
+            evaluations_since_best: 0,
+            evaluation_due: false,
+            elapsed_s: 0.0,
+            energy_j: None,
+            energy_source: None,
+            run_fingerprint: run_fingerprint.to_owned(),
+        }
+    }
+}
+
 /// Writes a checkpoint folder, whole or not at all. Where somebody put files into one of the same
 /// name, that one is kept under the name that is returned.
 ///
@@ -83,7 +111,7 @@ pub struct Progress {
 pub fn save(
     folder: &Path,
     tuned: &dyn Tuned,
-    optimizer: &AdamW,
+    optimizer: &Stepper,
     progress: &Progress,
     run: &Run<'_>,
     all: &[SiteShape],
@@ -96,9 +124,7 @@ pub fn save(
                 serde_json::to_vec_pretty(run.settings).map_err(std::io::Error::other)?;
             fs::write(folder.join(SETTINGS_FILE), settings)?;
         }
-        for (name, moments) in MOMENT_FILES.iter().zip(optimizer.state(tuned)) {
-            io::write_tensors(&folder.join(name), &moments)?;
-        }
+        io::write_tensors(&folder.join(OPTIMIZER_FILE), &optimizer.state(tuned))?;
         let tensors = tuned.tensors();
         let in_file = tuned.file_tensors();
         let shapes = |map: &TensorMap| -> Vec<(String, Vec<usize>)> {
@@ -139,47 +165,83 @@ pub fn read_state(folder: &Path, run_fingerprint: &str) -> Result<Progress> {
 /// Loads a checkpoint into a run of the same shape.
 ///
 /// # Errors
-/// If it is not whole, or belongs to a run with other settings or data.
+/// If it is not whole, or belongs to a run with other settings or data, or another optimizer.
 pub fn load(
     folder: &Path,
     tuned: &mut dyn Tuned,
-    optimizer: &mut AdamW,
+    optimizer: &mut Stepper,
     run_fingerprint: &str,
     all: &[SiteShape],
     dtype: DType,
 ) -> Result<Progress> {
-    let fault =
-        |name: &str, message: String| Error::Checkpoint { path: folder.join(name), message };
     let progress = read_state(folder, run_fingerprint)?;
-    let take = |name: &str, into: &mut dyn Tuned| -> Result<()> {
-        let path = folder.join(name);
-        let mut tensors: TensorMap = io::decode(&path, dtype)?;
-        let mut mismatches = into.load(&mut tensors).err().unwrap_or_default();
-        mismatches.extend(tensors.keys().map(|name| format!("`{name}` is left over")));
-        if mismatches.is_empty() { Ok(()) } else { Err(fault(name, mismatches.join("; "))) }
-    };
-    let apart = folder.join(TRAINABLES_FILE).exists();
-    take(if apart { TRAINABLES_FILE } else { io::tensor_file(tuned) }, tuned)?;
-    let mut kept = match folder.join(METHOD_FILE) {
-        path if path.exists() => io::decode(&path, dtype)?,
-        _ => TensorMap::new(),
-    };
-    let mut mismatches = tuned.load_state(&mut kept).err().unwrap_or_default();
-    mismatches.extend(kept.keys().map(|name| format!("`{name}` is left over")));
-    if !mismatches.is_empty() {
-        return Err(fault(METHOD_FILE, mismatches.join("; ")));
+    if progress.optimizer != optimizer.name() {
+        let (then, now) = (&progress.optimizer, optimizer.name());
+        let message = format!(
+            "the state is that of the optimizer `{then}`, and the run has `{now}`; resume with `{then}`, or \
+             start a new run"
+        );
+        return Err(Error::Checkpoint { path: folder.join(STATE_FILE), message });
     }
-    let (sites, whole) = (tuned.sites(), tuned.options().whole_model());
-    let shapes: Vec<SiteShape> =
-        all.iter().copied().filter(|shape| whole || sites.contains(&shape.site)).collect();
-    let shadow = |name: &str| -> Result<Box<dyn Tuned>> {
-        let mut shadow = tuned.options().build(&shapes, dtype, 0);
-        take(name, shadow.as_mut())?;
-        Ok(shadow)
-    };
-    let shadows = [shadow(MOMENT_FILES[0])?, shadow(MOMENT_FILES[1])?];
-    optimizer.restore(progress.optimizer_steps, [shadows[0].as_ref(), shadows[1].as_ref()]);
+    let source = Source { folder, dtype };
+    let apart = folder.join(TRAINABLES_FILE).exists();
+    let name = if apart { TRAINABLES_FILE } else { io::tensor_file(tuned) };
+    source.take(name, |tensors| tuned.load(tensors))?;
+    match folder.join(METHOD_FILE).exists() {
+        true => source.take(METHOD_FILE, |tensors| tuned.load_state(tensors))?,
+        false => whole(folder, METHOD_FILE, tuned.load_state(&mut TensorMap::new()))?,
+    }
+    let steps = progress.optimizer_steps;
+    if folder.join(OPTIMIZER_FILE).exists() || !folder.join(MOMENT_FILES[0]).exists() {
+        source.take(OPTIMIZER_FILE, |tensors| optimizer.restore(steps, tuned, tensors))?;
+    } else {
+        let moments = source.moments(tuned, all)?;
+        optimizer.restore_moments(steps, [moments[0].as_ref(), moments[1].as_ref()]);
+    }
     Ok(progress)
+}
+
+/// Where a checkpoint's tensors are read from.
+struct Source<'a> {
+    folder: &'a Path,
+    dtype: DType,
+}
+
+impl Source<'_> {
+    /// Reads the file `name` and has `into` take all that it holds.
+    fn take(
+        &self,
+        name: &str,
+        into: impl FnOnce(&mut TensorMap) -> std::result::Result<(), Vec<String>>,
+    ) -> Result<()> {
+        let mut tensors: TensorMap = io::decode(&self.folder.join(name), self.dtype)?;
+        let mut mismatches = into(&mut tensors).err().unwrap_or_default();
+        mismatches.extend(tensors.keys().map(|name| format!("`{name}` is left over")));
+        let taken = if mismatches.is_empty() { Ok(()) } else { Err(mismatches) };
+        whole(self.folder, name, taken)
+    }
+
+    /// The moments of earlier builds: adapters like `tuned` whose values they are, since they were kept
+    /// under the names and in the shapes of an adapter's file.
+    fn moments(&self, tuned: &dyn Tuned, all: &[SiteShape]) -> Result<[Box<dyn Tuned>; 2]> {
+        let (sites, every) = (tuned.sites(), tuned.options().whole_model());
+        let shapes: Vec<SiteShape> =
+            all.iter().copied().filter(|shape| every || sites.contains(&shape.site)).collect();
+        let read = |name: &str| -> Result<Box<dyn Tuned>> {
+            let mut moment = tuned.options().build(&shapes, self.dtype, 0);
+            self.take(name, |tensors| moment.load(tensors))?;
+            Ok(moment)
+        };
+        Ok([read(MOMENT_FILES[0])?, read(MOMENT_FILES[1])?])
+    }
+}
+
+/// What is wrong with the tensors of a checkpoint's file, if something is.
+fn whole(folder: &Path, name: &str, taken: std::result::Result<(), Vec<String>>) -> Result<()> {
+    taken.map_err(|mismatches| Error::Checkpoint {
+        path: folder.join(name),
+        message: mismatches.join("; "),
+    })
 }
 
 /// What a checkpoint says of its run: the settings it was given, if it was written with any, and the

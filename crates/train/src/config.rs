@@ -1,7 +1,7 @@
 //! The `train:` section of a recipe.
 
 use crate::error::{Error, Result};
-use crate::optimizer::AdamWConfig;
+use crate::optimizer::{Chosen, Rates};
 use crate::schedule::{Curve, Schedule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The most passes over the data.
 const MOST_EPOCHS: f64 = 1e5;
 
-/// How to train.
+/// How to train. Reading it leaves the optimizer at its default: [`Chosen::take`] reads that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -40,14 +40,10 @@ pub struct TrainConfig {
     pub warmup_ratio: f64,
     /// Steps that warm up; takes precedence over `warmup_ratio`.
     pub warmup_steps: Option<usize>,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
-    pub beta1: f64,
-    /// AdamW's decay of the second moment.
-    pub beta2: f64,
-    /// AdamW's ε.
-    pub epsilon: f64,
+    /// The optimizer with its options: its name in a recipe is `optimizer`, and they stand beside it.
+    #[serde(flatten, skip_deserializing)]
+    #[schemars(skip)]
+    pub optimizer: Chosen,
     /// How many times faster B learns than the rest (LoRA+).
     pub b_learning_rate_ratio: f64,
     /// How many times faster routers learn than the rest.
@@ -58,6 +54,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Optimizer steps between evaluations; only at the end if 0.
     pub eval_every: usize,
+    /// The evaluation set whose loss decides which adapter is the best, and when training stops early;
+    /// all held-out records together if none is named.
+    pub best_set: Option<String>,
     /// Optimizer steps between checkpoints; only at the end if 0.
     pub save_every: usize,
     /// Checkpoints kept.
@@ -68,7 +67,6 @@ pub struct TrainConfig {
 
 impl Default for TrainConfig {
     fn default() -> Self {
-        let adamw = AdamWConfig::default();
         Self {
             epochs: 1.0,
             max_steps: None,
@@ -83,15 +81,13 @@ impl Default for TrainConfig {
             decay_ratio: 0.1,
             warmup_ratio: 0.03,
             warmup_steps: None,
-            weight_decay: 0.0,
-            beta1: adamw.beta1,
-            beta2: adamw.beta2,
-            epsilon: adamw.epsilon,
+            optimizer: Chosen::default(),
             b_learning_rate_ratio: 1.0,
             router_learning_rate_ratio: 1.0,
             max_grad_norm: 1.0,
             seed: 41,
             eval_every: 50,
+            best_set: None,
             save_every: 50,
             keep_checkpoints: 2,
             early_stopping_patience: 0,
@@ -100,16 +96,9 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// AdamW's constants.
-    pub fn adamw(&self) -> AdamWConfig {
-        AdamWConfig {
-            beta1: self.beta1,
-            beta2: self.beta2,
-            epsilon: self.epsilon,
-            weight_decay: self.weight_decay,
-            b_learning_rate_ratio: self.b_learning_rate_ratio,
-            router_learning_rate_ratio: self.router_learning_rate_ratio,
-        }
+    /// How much faster some parameters learn than the rest.
+    pub fn rates(&self) -> Rates {
+        Rates { b: self.b_learning_rate_ratio, router: self.router_learning_rate_ratio }
     }
 
     /// The schedule with its constants.
@@ -203,11 +192,6 @@ impl TrainConfig {
             last.to_string(),
             "the default, 0.1, unless `schedule` is wsd",
         );
-        let decay = self.weight_decay;
-        check(decay.is_finite() && decay >= 0.0, "weight_decay", decay.to_string(), "0 or more");
-        check(share(self.beta1), "beta1", self.beta1.to_string(), "0 ≤ beta1 < 1");
-        check(share(self.beta2), "beta2", self.beta2.to_string(), "0 ≤ beta2 < 1");
-        check(positive(self.epsilon), "epsilon", self.epsilon.to_string(), "a positive number");
         let ratio = self.b_learning_rate_ratio;
         check(positive(ratio), "b_learning_rate_ratio", ratio.to_string(), "a positive number");
         let ratio = self.router_learning_rate_ratio;

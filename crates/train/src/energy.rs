@@ -72,14 +72,10 @@ mod tests {
     fn progress(step: usize, energy_j: Option<f64>, source: Option<&str>) -> Progress {
         Progress {
             step,
-            optimizer_steps: step as u64,
-            best_loss: None,
-            evaluations_since_best: 0,
-            evaluation_due: false,
             elapsed_s: 10.0 * step as f64,
             energy_j,
             energy_source: source.map(str::to_owned),
-            run_fingerprint: String::new(),
+            ..Progress::start("")
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Error {
     NonFiniteGradient { step: usize, name: String, kept: String },
     #[error("step {step}: `{name}` is not finite any more; training stopped, {kept}")]
     NonFiniteWeights { step: usize, name: String, kept: String },
+    #[error("reading the training data broke down: {message}")]
+    Loader { message: String },
     #[error("{path}: {message}", path = path.display())]
     Checkpoint { path: PathBuf, message: String },
     #[error("{message}")]

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::heads::HeadSummary;
 use crate::routing::{Routing, RoutingLog};
-use hydralora_data::{Batch, Example, Examples, valid_batches};
+use hydralora_data::{Batch, Example, Examples, Sets, valid_batches};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, Pass};
 use hydralora_model::{Decoder, Packed};
@@ -22,6 +22,9 @@ pub struct Evaluation {
     pub label_tokens: usize,
     /// The same for every domain that has held-out records.
     pub domains: Vec<DomainLoss>,
+    /// The same for every evaluation set that has records.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<SetLoss>,
     /// Mean gates, if the adapter routes.
     #[serde(skip)]
     pub routing: Option<Routing>,
@@ -32,6 +35,28 @@ pub struct Evaluation {
     /// What the heads have in common; none where there is one alone, and outside of training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<HeadSummary>,
+}
+
+impl Evaluation {
+    /// The loss of the evaluation set of that name, if it has records; without a name that of all
+    /// records together.
+    pub fn loss_of(&self, set: Option<&str>) -> Option<f64> {
+        let Some(set) = set else { return Some(self.loss) };
+        self.sets.iter().find(|of| of.set == set).map(|of| of.loss)
+    }
+}
+
+/// Held-out loss of one evaluation set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetLoss {
+    /// The set.
+    pub set: String,
+    /// Mean loss in nats per label token.
+    pub loss: f64,
+    /// Label tokens.
+    pub label_tokens: usize,
+    /// Records.
+    pub records: usize,
 }
 
 /// Held-out loss of one domain.
@@ -58,11 +83,15 @@ pub fn evaluate(
     domains: &[String],
 ) -> Result<Evaluation> {
     let never = AtomicBool::new(false);
-    let found = evaluate_until(&never, decoder, adapter, examples, domains)?;
+    let found = evaluate_until(&never, decoder, adapter, examples, domains, &Sets::default())?;
     found.ok_or_else(|| Error::Nothing { message: "the evaluation was broken off".to_owned() })
 }
 
-/// The same until `stop` is set, which is looked at before every batch; none then.
+/// Sums of losses, label tokens and records.
+type Sums = Vec<(f64, usize, usize)>;
+
+/// The same, and by the evaluation set of each record, until `stop` is set, which is looked at before
+/// every batch; none then.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -72,10 +101,12 @@ pub fn evaluate_until(
     adapter: &dyn Adapter,
     examples: &Examples,
     domains: &[String],
+    sets: &Sets,
 ) -> Result<Option<Evaluation>> {
     let _guard = no_grad();
     let log = RoutingLog::new(domains.len());
-    let mut sums = vec![(0.0, 0_usize, 0_usize); domains.len()];
+    let mut sums: Sums = vec![(0.0, 0, 0); domains.len()];
+    let mut of_sets: Sums = vec![(0.0, 0, 0); sets.names.len()];
     for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)).iter() {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
@@ -93,6 +124,15 @@ pub fn evaluate_until(
             let sum = &mut sums[of_token[row] as usize];
             sum.0 += loss;
             sum.1 += 1;
+            // The sequence in which the row stands.
+            let sequence = batch.offsets.partition_point(|&start| start <= row) - 1;
+            if let Some(set) = sets.of(chosen[sequence].source) {
+                of_sets[set].0 += loss;
+                of_sets[set].1 += 1;
+            }
+        }
+        for set in chosen.iter().filter_map(|example| sets.of(example.source)) {
+            of_sets[set].2 += 1;
         }
         for &domain in &batch.domains {
             sums[domain as usize].2 += 1;
@@ -107,6 +147,18 @@ pub fn evaluate_until(
         domains: per_domain
             .map(|(domain, &(loss, label_tokens, records))| DomainLoss {
                 domain: domain.clone(),
+                loss: loss / label_tokens as f64,
+                label_tokens,
+                records,
+            })
+            .collect(),
+        sets: sets
+            .names
+            .iter()
+            .zip(&of_sets)
+            .filter(|(_, sum)| sum.1 > 0)
+            .map(|(set, &(loss, label_tokens, records))| SetLoss {
+                set: set.clone(),
                 loss: loss / label_tokens as f64,
                 label_tokens,
                 records,

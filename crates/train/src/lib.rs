@@ -21,13 +21,17 @@ mod timing;
 
 pub use config::TrainConfig;
 pub use error::{Error, Result};
-pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_until};
+pub use evaluate::{DomainLoss, Evaluation, SetLoss, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
 pub use fit::{ClusterOf, Ending, Outcome, Run, finished, fit, planned_steps};
 pub use heads::{COPIES, HeadSummary, LOOKED_AT_AFTER, RouterMetrics};
 pub use movement::{ROUTER_START_FILE, router_movement};
-pub use optimizer::{AdamW, AdamWConfig};
+pub use optimizer::{
+    Chosen, Kind, OPTIMIZER, OPTIMIZERS, Optimizer, Rates, StateTensor, Step, Stepper, Trained,
+};
 pub use routing::{Routing, RoutingLog, SiteRouting};
 pub use schedule::{Curve, Schedule};
-pub use sinks::{METRICS_FILE, MetricsFile, TensorBoard, read_metrics};
+pub use sinks::{
+    COLUMNS, Columns, METRICS_FILE, METRICS_TABLE, MetricsFile, TensorBoard, read_metrics,
+};
 pub use timing::{Timing, time_tokens};

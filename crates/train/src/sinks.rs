@@ -1,4 +1,6 @@
-//! Where a run's numbers go: a line per event in `metrics.jsonl`, and TensorBoard.
+//! Where a run's numbers go: a line per event in `metrics.jsonl` and in `metrics.csv`, and TensorBoard.
+
+mod table;
 
 use crate::error::Result;
 use crate::event::{Event, Sink};
@@ -9,40 +11,52 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+pub use table::{COLUMNS, Columns};
 
 /// Name of the metrics file in a run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// Appends to `metrics.jsonl`, from when the run starts or goes on: one that is refused before changes
-/// nothing.
+/// Name of the same as a table.
+pub const METRICS_TABLE: &str = "metrics.csv";
+
+/// Appends to `metrics.jsonl` and `metrics.csv`, from when the run starts or goes on: one that is refused
+/// before changes nothing.
 pub struct MetricsFile {
     path: PathBuf,
-    file: Option<File>,
+    table: PathBuf,
+    columns: Columns,
+    files: Option<[File; 2]>,
     resume: bool,
 }
 
 impl MetricsFile {
-    /// The file of a run in `folder`: empty for a new one, without what lies beyond its checkpoint
+    /// The files of a run in `folder`: empty for a new one, without what lies beyond its checkpoint
     /// for one that goes on.
-    pub fn new(folder: &Path, resume: bool) -> Self {
-        Self { path: folder.join(METRICS_FILE), file: None, resume }
+    pub fn new(folder: &Path, resume: bool, columns: Columns) -> Self {
+        let (path, table) = (folder.join(METRICS_FILE), folder.join(METRICS_TABLE));
+        Self { path, table, columns, files: None, resume }
     }
 
-    /// Opens the file with the rows up to `step`.
+    /// Opens the files with the rows up to `step`. The table is made anew from them: whatever became of
+    /// it, it says what they say.
     fn open(&mut self, step: usize) -> Result<()> {
-        let mut kept = Vec::new();
+        let (mut kept, mut table) = (Vec::new(), self.columns.head());
         if self.resume && self.path.exists() {
             for line in lines(&hydralora_files::read(&self.path)?) {
                 let row: Option<Value> = serde_json::from_slice(line).ok();
-                let at = row.and_then(|row| row["step"].as_u64());
-                if at.is_some_and(|at| at as usize <= step) {
+                let early =
+                    |row: &Value| row["step"].as_u64().is_some_and(|at| at as usize <= step);
+                if let Some(row) = row.filter(early) {
                     kept.extend_from_slice(line);
                     kept.push(b'\n');
+                    table += &self.columns.row(&row);
                 }
             }
         }
         hydralora_files::write_file(&self.path, &kept)?;
-        self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
+        hydralora_files::write_file(&self.table, table.as_bytes())?;
+        let append = |path: &Path| OpenOptions::new().append(true).open(path);
+        self.files = Some([append(&self.path)?, append(&self.table)?]);
         Ok(())
     }
 }
@@ -67,7 +81,7 @@ fn naming(error: &io::Error, path: &Path) -> io::Error {
 
 impl Sink for MetricsFile {
     fn record(&mut self, event: &Event) -> Result<()> {
-        let row = match event {
+        let mut row = match event {
             Event::Started { step, .. } => return self.open(*step),
             Event::Saved { .. } | Event::Note(_) => return Ok(()),
             Event::Step(metrics) => serde_json::to_value(metrics).unwrap_or_default(),
@@ -83,10 +97,17 @@ impl Sink for MetricsFile {
                 "heads": evaluation.heads,
             }),
         };
-        let Some(file) = &mut self.file else { return Ok(()) };
+        if let Event::Evaluated { evaluation, .. } = event
+            && !evaluation.sets.is_empty()
+        {
+            row["sets"] = json!(evaluation.sets);
+        }
+        let Some([file, table]) = &mut self.files else { return Ok(()) };
         // In one piece, so that a crash cuts a line rather than several.
         let written = file.write_all(format!("{row}\n").as_bytes());
-        Ok(written.map_err(|error| naming(&error, &self.path))?)
+        written.map_err(|error| naming(&error, &self.path))?;
+        let written = table.write_all(self.columns.row(&row).as_bytes());
+        Ok(written.map_err(|error| naming(&error, &self.table))?)
     }
 }
 
@@ -167,6 +188,9 @@ impl Sink for TensorBoard {
                 scalars.extend(
                     evaluation.domains.iter().map(|d| (format!("valid/loss_{}", d.domain), d.loss)),
                 );
+                // A set may be called like a domain.
+                let of_set = evaluation.sets.iter();
+                scalars.extend(of_set.map(|of| (format!("valid_{}/loss", of.set), of.loss)));
                 if let Some(routing) = &evaluation.routing {
                     let own = [
                         ("valid/gate_entropy", routing.entropy()),
@@ -266,10 +290,17 @@ mod tests {
         assert!(std::str::from_utf8(&bytes).is_err());
         fs::write(&path, &bytes).unwrap();
         assert_eq!(read_metrics(&path).unwrap().len(), 1);
-        let mut metrics = MetricsFile::new(folder.path(), true);
+        let table = folder.path().join(METRICS_TABLE);
+        fs::write(&table, "torn,").unwrap();
+        let mut metrics = MetricsFile::new(folder.path(), true, Columns::default());
         assert_eq!(fs::read(&path).unwrap(), bytes, "nothing changes before the run goes on");
         metrics.record(&Event::Started { step: 5, total_steps: 9 }).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), row(1));
+        // The table is made of what is left, whatever became of it.
+        let table = fs::read_to_string(&table).unwrap();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 2, "{table}");
+        assert!(lines[0].starts_with("event,step,") && lines[1].starts_with("step,1,"), "{table}");
     }
 
     #[test]

@@ -16,8 +16,9 @@ use hydralora_model::adapter::NoAdapter;
 use hydralora_peft::io::TRAINED;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
-    ClusterOf, Ending, Evaluation, Event, METRICS_FILE, MetricsFile, Outcome, Run, Sink,
-    TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps, read_metrics,
+    ClusterOf, Columns, Ending, Evaluation, Event, METRICS_FILE, METRICS_TABLE, MetricsFile,
+    Outcome, Run, Sink, TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps,
+    read_metrics,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ const REPORT_FILE: &str = "report.html";
 const HEADS_FILE: &str = "heads.json";
 
 /// What a run writes into its folder beside adapters and checkpoints.
-const FILES: [&str; 6] =
-    [RECIPE_FILE, DATA_FILE, BASELINE_FILE, METRICS_FILE, ROUTING_FILE, REPORT_FILE];
+const FILES: [&str; 7] =
+    [RECIPE_FILE, DATA_FILE, BASELINE_FILE, METRICS_FILE, METRICS_TABLE, ROUTING_FILE, REPORT_FILE];
 
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
@@ -155,20 +156,25 @@ pub(crate) struct Trained {
 }
 
 impl Trained {
-    /// Held-out loss per domain before and after.
+    /// Held-out loss per domain and evaluation set, before and after.
     pub(crate) fn losses(&self) -> Vec<(String, f64, f64)> {
         let (Some(before), Some(after)) = (&self.baseline, &self.outcome.evaluation) else {
             return Vec::new();
         };
         let rows = before.domains.iter().zip(&after.domains);
         let mut rows: Vec<_> = rows.map(|(b, a)| (b.domain.clone(), b.loss, a.loss)).collect();
+        rows.extend(before.sets.iter().filter_map(|before| {
+            let after = after.loss_of(Some(&before.set))?;
+            Some((format!("set {}", before.set), before.loss, after))
+        }));
         rows.push(("all".to_owned(), before.loss, after.loss));
         rows
     }
 
     /// The best held-out loss and the last, where an earlier adapter was better than the last.
     fn better_best(&self) -> Option<(f64, f64)> {
-        let last = self.outcome.evaluation.as_ref()?.loss;
+        let set = self.plan.recipe.train.best_set.as_deref();
+        let last = self.outcome.evaluation.as_ref()?.loss_of(set)?;
         let best = self.outcome.best_loss.filter(|best| *best < last)?;
         self.plan.recipe.output.join("best").exists().then_some((best, last))
     }
@@ -203,10 +209,12 @@ impl Trained {
             String::new()
         };
         let what = if self.plan.tuned.as_whole_model().is_some() { "model  " } else { "adapter" };
+        let set = self.plan.recipe.train.best_set.as_ref();
+        let set = set.map_or_else(String::new, |set| format!(" of the set {set}"));
         let best = match self.better_best() {
             Some((best, last)) => format!(
-                "best     {folder}/best: held-out loss {best:.4}; that of {folder}/adapter, the last, is \
-                 {last:.4}\n"
+                "best     {folder}/best: held-out loss{set} {best:.4}; that of {folder}/adapter, the last, \
+                 is {last:.4}\n"
             ),
             None => String::new(),
         };
@@ -345,9 +353,11 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     let meter = Meter::start(global, energy);
     let base_at_start = baseline.clone().filter(|_| !resume);
     let files = files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)).collect();
+    let (domains, sets) = (plan.dataset.domains.clone(), plan.dataset.report.sets().names);
+    let columns = Columns { domains, sets };
     let mut sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(Records { files }),
-        Box::new(MetricsFile::new(folder, resume)),
+        Box::new(MetricsFile::new(folder, resume, columns)),
         Box::new(Board {
             board: TensorBoard::new(&folder.join("tensorboard")),
             base: base_at_start,
@@ -430,7 +440,7 @@ fn already_finished(
     outcome.evaluation = last.and_then(|row| {
         let fields = json!({
             "loss": row["valid_loss"], "label_tokens": row["valid_label_tokens"],
-            "domains": row["domains"],
+            "domains": row["domains"], "sets": row.get("sets").unwrap_or(&json!([])),
         });
         serde_json::from_value(fields).ok()
     });
@@ -456,10 +466,12 @@ fn measure_baseline(
     }
     say(global, "measuring the base model's held-out loss");
     let (examples, domains) = (&plan.dataset.valid, &plan.dataset.domains);
-    let found = evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains)?;
+    let sets = plan.dataset.report.sets();
+    let found = evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains, &sets)?;
     if let Some(found) = &found {
         let domains = found.domains.iter().map(|of| format!("{} {:.4}", of.domain, of.loss));
-        let domains: Vec<String> = domains.collect();
+        let sets = found.sets.iter().map(|of| format!("[{}] {:.4}", of.set, of.loss));
+        let domains: Vec<String> = domains.chain(sets).collect();
         say(global, format!("base     held-out loss {:.4}  {}", found.loss, domains.join("  ")));
     }
     Ok(found)

@@ -3,7 +3,7 @@
 use super::ModelSection;
 use hydralora_data::{DataConfig, SourceConfig};
 use hydralora_peft::{INIT_FROM, methods};
-use hydralora_train::TrainConfig;
+use hydralora_train::{OPTIMIZER, OPTIMIZERS, TrainConfig};
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
@@ -63,9 +63,17 @@ pub(super) fn of_source() -> Map<String, Value> {
     known
 }
 
-/// Those of `train`.
-pub(super) fn of_train() -> Map<String, Value> {
+/// Those of `train`, but for the optimizer and its options.
+pub(super) fn of_train_alone() -> Map<String, Value> {
     of::<TrainConfig>()
+}
+
+/// Those of `train`, the options of all optimizers among them.
+pub(super) fn of_train() -> Map<String, Value> {
+    let mut known = of_train_alone();
+    known.insert(OPTIMIZER.to_owned(), Value::Null);
+    known.extend(OPTIMIZERS.iter().flat_map(|optimizer| optimizer.defaults()));
+    known
 }
 
 /// Those of `method`, of all methods together.

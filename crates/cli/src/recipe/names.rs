@@ -251,6 +251,7 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         "adam_beta1" => Is(&["train.beta1"]),
         "adam_beta2" => Is(&["train.beta2"]),
         "adam_epsilon" | "eps" | "adam_eps" => Is(&["train.epsilon"]),
+        "muon_momentum" => Is(&["train.momentum"]),
         "max_grad_norm" | "gradient_clipping" | "grad_clip" | "clip_grad_norm" | "max_norm" => {
             Is(&["train.max_grad_norm"])
         }
@@ -278,6 +279,7 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         }
         "save_total_limit" | "max_checkpoints" => Is(&["train.keep_checkpoints"]),
         "early_stopping" | "patience" => Is(&["train.early_stopping_patience"]),
+        "metric_for_best_model" | "best_metric" => Is(&["train.best_set"]),
         "load_best_model_at_end" => Say("the best adapter is always kept, in `best/` of the run"),
         "resume_from_checkpoint" | "auto_resume_from_checkpoints" | "resume" => {
             Say("here it is an argument: `hydralora train RECIPE --resume`")
@@ -351,9 +353,10 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         | "test_size"
         | "eval_split_ratio"
         | "validation_split_percentage" => Is(&["data.valid_fraction"]),
-        "validation_file" | "eval_dataset" | "test_datasets" | "val_data" | "eval_file" => {
-            Say("here it is `data.valid`, a list such as [{path: FILE}]")
-        }
+        "validation_file" | "eval_dataset" | "test_datasets" | "val_data" | "eval_file" => Say(
+            "here it is `data.valid`, a list such as [{path: FILE}], or a mapping of sets' names to such \
+                 lists",
+        ),
         "mix_strategy" | "interleave_probs" => Is(&["data.mixing"]),
         "max_samples" => Say("here it is `limit` of an entry of `data.train`"),
 
@@ -386,7 +389,12 @@ fn known(section: &str, key: &str) -> Option<Answer> {
             Say("here `model.dtype: q4_0` says all; leave it out")
         }
 
-        "optim" | "optimizer" | "optim_args" => Say("the optimizer is AdamW; leave it out"),
+        "optim" | "optimizer" | "optimizer_name" => Is(&["train.optimizer"]),
+        "optim_args" | "optimizer_params" | "optimizer_config" => {
+            Say("here an optimizer's options stand beside `train.optimizer`, as `momentum`")
+        }
+        "use_muon" => Say("here it is `train.optimizer: muon`"),
+        "use_adafactor" | "adafactor" => Say("here it is `train.optimizer: adafactor`"),
         "report_to"
         | "logging_dir"
         | "run_name"

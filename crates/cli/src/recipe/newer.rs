@@ -3,7 +3,7 @@
 //! they were.
 
 use hydralora_peft::methods;
-use hydralora_train::TrainConfig;
+use hydralora_train::{OPTIMIZER, TrainConfig};
 use serde_json::{Map, Value, json};
 
 /// Of methods that earlier builds had.
@@ -16,8 +16,14 @@ const OF_METHOD: [&str; 6] = [
     "router_guide_decay",
 ];
 /// Of `train`.
-const OF_TRAIN: [&str; 4] =
-    ["router_learning_rate_ratio", "min_learning_rate_ratio", "schedule_power", "decay_ratio"];
+const OF_TRAIN: [&str; 6] = [
+    "router_learning_rate_ratio",
+    "min_learning_rate_ratio",
+    "schedule_power",
+    "decay_ratio",
+    OPTIMIZER,
+    "best_set",
+];
 
 /// Takes the newer options that say nothing new out of a recipe with every value spelt out.
 pub(crate) fn leave_out(resolved: &mut Value) {
@@ -47,7 +53,7 @@ mod tests {
         let mut recipe = json!({
             "method": {"name": "hydralora", "rank": 4, "router_gain": 1.0, "router_guide": "clusters",
                        "router_guide_decay": null},
-            "train": {"learning_rate": 0.1, "router_learning_rate_ratio": 1.0},
+            "train": {"learning_rate": 0.1, "router_learning_rate_ratio": 1.0, "optimizer": "adamw"},
         });
         leave_out(&mut recipe);
         let wanted = json!({

@@ -10,7 +10,7 @@ use hydralora_model::{ModelConfig, source};
 use hydralora_peft::{
     Error, Fault, INIT_FROM, MethodOptions, methods, nearest, read_rest, suggestion,
 };
-use hydralora_train::TrainConfig;
+use hydralora_train::{Chosen, TrainConfig};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -46,6 +46,9 @@ pub(super) fn read(value: &Value, base: &Path, origin: Origin) -> Result<Recipe,
     let model = read_model(sections, &mut origins, &mut faults);
     let data = read_data(sections, &mut origins, &mut faults);
     let train = read_train(sections, &mut faults);
+    if let (Some(train), Some(data)) = (&train, &data) {
+        faults.extend(best_set_fault(train, data));
+    }
     let (mut method_section, auto_experts) = without_auto(sections.get("method"));
     let init_from = read_init_from(method_section.as_mut(), &mut origins, &mut faults);
     let notes = origins.notes;
@@ -177,10 +180,63 @@ fn read_model(
 }
 
 fn read_train(sections: &Map<String, Value>, faults: &mut Vec<Fault>) -> Option<TrainConfig> {
-    let section = mapping(sections, "train", None, faults)?;
-    let train: TrainConfig = read_named("train", section, &keys::of_train(), faults)?;
+    let mut section = mapping(sections, "train", None, faults)?;
+    take_names("train", &mut section, &keys::of_train(), faults);
+    let optimizer = Chosen::take(&mut section).unwrap_or_else(|found| {
+        faults.extend(found);
+        Chosen::default()
+    });
+    let (train, found) = read_rest("train", &section, &keys::of_train());
+    faults.extend(found);
+    let train = TrainConfig { optimizer, ..train? };
     extend(faults, train.faults().into_iter().map(|(field, message)| Fault::new(field, message)));
     Some(train)
+}
+
+/// What is wrong with the name of the set that decides which adapter is the best.
+fn best_set_fault(train: &TrainConfig, data: &DataConfig) -> Option<Fault> {
+    let asked = train.best_set.as_deref()?;
+    let mut known: Vec<&str> = data.valid.iter().filter_map(|of| of.set.as_deref()).collect();
+    known.dedup();
+    if known.contains(&asked) {
+        return None;
+    }
+    let hint = match known.as_slice() {
+        [] => "`data.valid` names no sets; expected a mapping there such as {law: [{path: FILE}]}"
+            .to_owned(),
+        known => suggestion(asked, known.iter().copied()),
+    };
+    Some(Fault::new("train.best_set", format!("`{asked}` is no set of `data.valid`; {hint}")))
+}
+
+/// The entries of `data.valid` where that is a mapping of a set's name to its files: a list, or one alone.
+/// Each comes with its set and with what it is called in faults.
+fn entries_of_sets(sets: Map<String, Value>) -> Vec<(String, String, Value)> {
+    let mut entries = Vec::new();
+    for (set, files) in sets {
+        let field = format!("data.valid.{set}");
+        match files {
+            Value::Array(items) => {
+                let items = items.into_iter().enumerate();
+                entries
+                    .extend(items.map(|(at, item)| (set.clone(), format!("{field}[{at}]"), item)));
+            }
+            one => entries.push((set, field, one)),
+        }
+    }
+    entries
+}
+
+/// Calls entries of sets in faults as the recipe does: by their set, in the place of their number.
+fn by_set(faults: &mut [Fault], fields: &[String]) {
+    for (number, field) in fields.iter().enumerate() {
+        let counted = format!("data.valid[{number}]");
+        for fault in faults.iter_mut() {
+            if let Some(rest) = fault.field.strip_prefix(&counted) {
+                fault.field = format!("{field}{rest}");
+            }
+        }
+    }
 }
 
 fn read_data(
@@ -190,11 +246,21 @@ fn read_data(
 ) -> Option<DataConfig> {
     let mut section = mapping(sections, "data", Some("{train: [{path: FILE}]}"), faults)?;
     // Sources are read one by one, so that one that is wrong hides no other.
+    let mut of_sets = Vec::new();
     let mut list = |name: &str, faults: &mut Vec<Fault>| -> Vec<SourceConfig> {
         match section.remove(name) {
             Some(Value::Array(items)) => {
                 let sources = items.into_iter().enumerate();
-                sources.map(|(index, item)| read_source(name, index, item, faults)).collect()
+                let field = |index: usize| format!("data.{name}[{index}]");
+                sources.map(|(index, item)| read_source(field(index), item, faults)).collect()
+            }
+            Some(Value::Object(sets)) if name == "valid" && !sets.contains_key("path") => {
+                let of_set = |(set, field, item): (String, String, Value)| {
+                    let source = read_source(field.clone(), item, faults);
+                    of_sets.push(field);
+                    SourceConfig { set: Some(set), ..source }
+                };
+                entries_of_sets(sets).into_iter().map(of_set).collect()
             }
             None | Some(Value::Null) => Vec::new(),
             Some(other) => {
@@ -214,7 +280,9 @@ fn read_data(
     let mut data = DataConfig { train, valid, ..data? };
     for (name, sources) in [("train", &mut data.train), ("valid", &mut data.valid)] {
         for (index, source) in sources.iter_mut().enumerate() {
-            settle(&format!("data.{name}[{index}].path"), &mut source.path, origins);
+            let of_set = of_sets.get(index).filter(|_| name == "valid").cloned();
+            let field = of_set.unwrap_or_else(|| format!("data.{name}[{index}]"));
+            settle(&format!("{field}.path"), &mut source.path, origins);
         }
     }
     for (index, file) in data.overlap_check.iter_mut().enumerate() {
@@ -228,7 +296,9 @@ fn read_data(
         *template = path.to_string_lossy().into_owned();
     }
     let found = data.validate(origins.base);
-    let found = found.into_iter().map(|fault| Fault::new(fault.path, fault.message));
+    let mut found: Vec<Fault> =
+        found.into_iter().map(|fault| Fault::new(fault.path, fault.message)).collect();
+    by_set(&mut found, &of_sets);
     let of_source = |fault: &Fault, said: &Fault| {
         // Who wrote `file: x` is told so, and not that `path` is missing.
         let entry = fault.field.strip_suffix(".path");
@@ -244,7 +314,7 @@ fn read_data(
                         || said.message.contains("is `train`")
                 })
     };
-    let found: Vec<Fault> = found.filter(|fault| !said(fault, faults)).collect();
+    found.retain(|fault| !said(fault, faults));
     extend(faults, found);
     Some(data)
 }
@@ -257,8 +327,8 @@ fn settle(field: &str, path: &mut PathBuf, origins: &mut Origins<'_>) {
     }
 }
 
-fn read_source(name: &str, index: usize, item: Value, faults: &mut Vec<Fault>) -> SourceConfig {
-    let prefix = format!("data.{name}[{index}]");
+/// Reads an entry of a list of sources, called `prefix` in faults.
+fn read_source(prefix: String, item: Value, faults: &mut Vec<Fault>) -> SourceConfig {
     let section = match item {
         Value::Object(section) => section,
         Value::String(path) => {

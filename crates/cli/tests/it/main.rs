@@ -30,3 +30,4 @@ mod serve;
 mod study;
 mod support;
 mod thinking;
+mod trainer;

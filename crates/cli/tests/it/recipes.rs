@@ -47,7 +47,7 @@ train:
         "field.yaml:11: train.per_device_train_batch_size: unknown option; here it is `batch_size`",
         "field.yaml:12: train.gradient_accumulation_steps: unknown option; here it is `grad_acc",
         "field.yaml:13: train.lr_scheduler_type: unknown option; here it is `schedule`",
-        "field.yaml:14: train.optim: unknown option; the optimizer is AdamW",
+        "field.yaml:14: train.optim: unknown option; here it is `optimizer`",
         "field.yaml:15: train.report_to: unknown option; metrics.jsonl",
         "field.yaml:16: train.epochs: is the text `3`; expected a number: write it without quotes",
     ] {

@@ -108,8 +108,17 @@ fn losses(runs: &[(String, Vec<Value>)]) -> String {
         series.push(Series { name: name_of, color, points: mean, style: Style::Line });
         let held_out = points(metrics, "valid_loss");
         let color = if runs.len() == 1 { "var(--b)" } else { color };
-        let name = of(name, "held-out");
-        series.push(Series { name, color, points: held_out, style: Style::Dots });
+        series.push(Series {
+            name: of(name, "held-out"),
+            color,
+            points: held_out,
+            style: Style::Dots,
+        });
+        for (set, color) in sets(metrics).into_iter().zip(COLORS.iter().rev().cycle()) {
+            let points = points_of_set(metrics, &set);
+            let name = of(name, &format!("held-out, {set}"));
+            series.push(Series { name, color, points, style: Style::Dots });
+        }
     }
     let (name, x_title, y_title) = ("Loss by step", "step", "loss per token, nats");
     Chart { name, x_title, y_title, from_zero: false, series }.draw()
@@ -140,6 +149,26 @@ fn speed(runs: &[(String, Vec<Value>)]) -> String {
 fn points(metrics: &[Value], key: &str) -> Vec<(f64, f64)> {
     let point = |row: &Value| Some((row["step"].as_f64()?, row[key].as_f64()?));
     metrics.iter().filter_map(point).filter(|point| point.1.is_finite()).collect()
+}
+
+/// The evaluation sets of a run, in their order.
+fn sets(metrics: &[Value]) -> Vec<String> {
+    let rows = metrics.iter().filter_map(|row| row["sets"].as_array());
+    let mut found: Vec<String> = Vec::new();
+    for name in rows.flatten().filter_map(|of| of["set"].as_str()) {
+        if !found.iter().any(|known| known == name) {
+            found.push(name.to_owned());
+        }
+    }
+    found
+}
+
+fn points_of_set(metrics: &[Value], set: &str) -> Vec<(f64, f64)> {
+    let point = |row: &Value| {
+        let of_set = row["sets"].as_array()?.iter().find(|of| of["set"] == set)?;
+        Some((row["step"].as_f64()?, of_set["loss"].as_f64()?))
+    };
+    metrics.iter().filter_map(point).collect()
 }
 
 /// Each point with the mean of the last `window` values up to it.
@@ -208,7 +237,7 @@ mod tests {
         let metrics = [
             json!({"step": 1, "loss": 3.0, "tokens_per_s": 100.0, "peak_rss_mb": 900.0}),
             json!({"step": 2, "loss": 2.5, "tokens_per_s": 120.0}),
-            json!({"step": 2, "valid_loss": 2.75}),
+            json!({"step": 2, "valid_loss": 2.75, "sets": [{"set": "new & old", "loss": 2.5}]}),
         ];
         let routing = Routing {
             domains: vec!["law".into(), "<math>".into()],
@@ -245,6 +274,7 @@ mod tests {
             "1 &lt; 2?",
             "yes &amp; no",
             "&lt;lora&gt;, held-out",
+            "hydralora, held-out, new &amp; old",
         ] {
             assert!(page.contains(part), "{part} is missing");
         }

@@ -4,4 +4,5 @@
 
 mod families;
 mod matrix;
+mod optimizers;
 mod parity;

@@ -4,6 +4,7 @@ mod batches;
 mod domains;
 mod ends;
 mod merge;
+mod optimizers;
 mod options;
 mod routers;
 
@@ -14,7 +15,7 @@ use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed, Trained};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
-use hydralora_train::{AdamW, AdamWConfig, Ending, Event, Result, Run, Sink, TrainConfig, fit};
+use hydralora_train::{Ending, Event, Result, Run, Sink, Stepper, TrainConfig, fit};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -545,7 +546,7 @@ fn full_fine_tuning_keeps_one_copy_of_the_weights() {
     assert_eq!(before.len(), 36);
     for checkpointing in [false, true] {
         let found = model.trained(tuned.as_ref(), checkpointing);
-        let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
+        let mut optimizer = Stepper::adamw(tuned.as_ref());
         optimizer.step(tuned.as_mut(), &found.gradients, 1e-3);
         assert_eq!(places(tuned.as_ref()), before);
     }

@@ -12,7 +12,7 @@ use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed};
 use hydralora_peft::io::Metadata;
 use hydralora_peft::{Base, TensorMap, TrainingPlan, Tuned, io, methods};
 use hydralora_testing::skip;
-use hydralora_train::{AdamW, AdamWConfig};
+use hydralora_train::Stepper;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -307,7 +307,7 @@ fn check(reference: &Reference, decoder: &Decoder, tolerance: f64) {
         assert_eq!(stored(&again), stored(&folder), "{}", reference.name);
     }
 
-    let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
+    let mut optimizer = Stepper::adamw(tuned.as_ref());
     // The curve was computed in single precision. Where that is visibly off in the first loss, the
     // optimizer's steps carry the error on: a double-precision run leaves the curve just as much.
     let exact = reference.exact_loss();
@@ -464,7 +464,7 @@ fn pissa_starts_and_converts_as_peft_does() {
     assert!(error < 1e-5, "gradient of {name} is off by {error}");
     reference.check_logits(&decoder, tuned.as_ref(), "the start");
 
-    let mut optimizer = AdamW::new(AdamWConfig::default(), tuned.as_ref());
+    let mut optimizer = Stepper::adamw(tuned.as_ref());
     for step in 0..10 {
         let (loss, gradients) = reference.loss(&decoder, tuned.as_ref(), false);
         assert!((loss - result["curve"][step].as_f64().unwrap()).abs() < 1e-4, "step {step}");

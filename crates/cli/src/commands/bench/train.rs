@@ -19,7 +19,7 @@ use hydralora_model::save::random_gguf;
 use hydralora_model::{IGNORE_LABEL, ModelConfig, Packed};
 use hydralora_peft::{TrainingPlan, Tuned};
 use hydralora_run::probe::BaseAlone;
-use hydralora_train::{AdamW, TrainConfig, peak_rss_mb, reset_peak_rss};
+use hydralora_train::{Chosen, Stepper, peak_rss_mb, reset_peak_rss};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +122,7 @@ fn made_up(count: usize, sequences: usize, seq_len: usize, vocab_size: usize) ->
 /// What is timed.
 struct Contender {
     name: String,
-    tuned: Option<(Box<dyn Tuned>, AdamW)>,
+    tuned: Option<(Box<dyn Tuned>, Stepper)>,
     trainable: usize,
     seconds: Vec<f64>,
     losses: Vec<f64>,
@@ -139,7 +139,7 @@ impl Contender {
         if let Some(method) = &method.options {
             let all = base.decoder.sites();
             let sites = if method.whole_model() { all } else { method.select(&all)? };
-            refuse_larger_than_memory(method.as_ref(), &sites)?;
+            refuse_larger_than_memory(method.as_ref(), &sites, &Chosen::default())?;
             let mut fresh = method.build(&sites, base.decoder.dtype(), 41);
             fresh.start_from(&hydralora_peft::Base {
                 decoder: &base.decoder,
@@ -147,7 +147,7 @@ impl Contender {
                 new_tokens: &[],
             })?;
             fresh.begin(&TrainingPlan { total_steps: TOTAL_STEPS, domains: &[] })?;
-            let optimizer = AdamW::new(TrainConfig::default().adamw(), fresh.as_ref());
+            let optimizer = Stepper::adamw(fresh.as_ref());
             tuned = Some((fresh, optimizer));
         }
         let trainable = tuned.as_ref().map_or(0, |(tuned, _)| {

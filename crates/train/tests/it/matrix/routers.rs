@@ -263,7 +263,7 @@ fn a_penalty_on_what_a_makes_of_domains_falls_in_training() {
     let model = model(DType::F64);
     let mut aligned = build(&model, "align-lora", json!({"rank": 3, "align_weight": 5.0}));
     let mut losses = Vec::new();
-    let mut optimizer = hydralora_train::AdamW::new(Default::default(), aligned.as_ref());
+    let mut optimizer = hydralora_train::Stepper::adamw(aligned.as_ref());
     for _ in 0..15 {
         let found = model.trained(aligned.as_ref(), false);
         losses.push(found.added);
