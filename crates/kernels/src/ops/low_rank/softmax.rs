@@ -41,6 +41,23 @@ pub(super) fn softmax_backward<E: Element>(dw: &mut [E], gates: &[E], experts: u
     }
 }
 
+/// Computes the gates `softmax(s)` `[T, N]` of scores `s: [T, N]`, row by row, for a router whose scores are
+/// wanted too.
+pub fn gates_of(scores: &Var) -> Var {
+    let mut gates = scores.value().clone();
+    let experts = gates.cols();
+    dispatch!(gates.dtype(), |E| {
+        softmax(gates.data_mut::<E>(), None, experts);
+    });
+    let saved = gates.clone();
+    Var::computed(gates, &[scores], move |mut gradient, parents| {
+        dispatch!(gradient.dtype(), |E| {
+            softmax_backward(gradient.data_mut::<E>(), saved.data::<E>(), experts);
+        });
+        parents.add(0, gradient);
+    })
+}
+
 /// Computes `softmax(x Wᵀ + b)`, for a router that serves several layers: `x: [T, in]`,
 /// `weight: [N, in]`, `bias: [N]`, giving `[T, N]`.
 ///

@@ -2,7 +2,8 @@
 
 use crate::check;
 use crate::ops::dropout::Dropout;
-use crate::ops::low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
+use crate::ops::linear::linear;
+use crate::ops::low_rank::{Gate, LowRank, Mask, gated_low_rank, gates_of, router_gates};
 
 const TOKENS: usize = 5;
 const INPUTS: usize = 7;
@@ -68,6 +69,17 @@ fn router_gates_match_finite_differences_and_sum_to_one() {
     let v = check::inputs(&[&[4, 5], &[3, 5]]);
     for row in router_gates(&v[0], &v[1], None).value().to_f64().chunks(3) {
         assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn gates_of_scores_are_the_routers() {
+    check::gradients(&[&[4, 3]], |v| gates_of(&v[0]));
+    let v = check::inputs(&[&[4, 5], &[3, 5], &[3]]);
+    let scores = linear(&v[0], &v[1], Some(&v[2]));
+    let (one, other) = (gates_of(&scores), router_gates(&v[0], &v[1], Some(&v[2])));
+    for (one, other) in one.value().to_f64().iter().zip(other.value().to_f64()) {
+        assert!((one - other).abs() < 1e-12);
     }
 }
 
