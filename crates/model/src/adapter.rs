@@ -5,12 +5,14 @@
 //! row by row of a batch, so that the rows of a batch may belong to several adapters.
 
 mod apply;
+mod order;
 mod update;
 
 pub use crate::site::{Kind, Linear, Site, SiteShape, TensorSite, name_hash};
 pub(crate) use apply::{joined, linears};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
+pub(crate) use order::Order;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -84,6 +86,12 @@ pub trait Adapter: Send + Sync {
     /// be given some rows of the batch instead of all.
     fn rows_stand_alone(&self) -> bool {
         false
+    }
+
+    /// How many numbers it remembers of every token of a sequence, beside keys and values, for what comes
+    /// after; see [`Pass::running_mean`].
+    fn remembers(&self) -> usize {
+        0
     }
 
     /// Embeddings `[p, hidden_size]` put before every sequence as if they were tokens; their rows
@@ -206,6 +214,9 @@ pub struct Pass<'a> {
     checkpointing: bool,
     shared: RefCell<HashMap<(usize, usize, &'static str), Var>>,
     set_aside: RefCell<BTreeMap<(Site, Aside), Var>>,
+    order: RefCell<Order>,
+    /// Which rows of the pass are computed now; all if not said.
+    rows: RefCell<Option<Range<usize>>>,
 }
 
 impl<'a> Pass<'a> {

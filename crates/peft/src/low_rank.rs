@@ -42,8 +42,8 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput, adapted_linear};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
-    self as model, Adapter, Aside, Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer,
-    Pass, Site, SiteShape, TensorSite, Update,
+    self as model, Adapter, Aside, Choice, CustomLinear, HeadGates, LowRankUpdate, Output,
+    OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
 };
 use router::{Block, RouterWeights};
 use start::{Draw, Pair, StartStrategy};
@@ -70,7 +70,7 @@ impl Layer {
         let [a, b] = start.draw(shape);
         let router = spec.mixing.router(RouterScope::Linear).map(|kind| {
             let inputs = match kind.route_on {
-                RouteOn::X => in_features,
+                RouteOn::X | RouteOn::Sequence => in_features,
                 RouteOn::A => spec.num_a() * size.rank,
             };
             let extents = [spec.num_experts, inputs];
@@ -156,6 +156,12 @@ impl LowRankAdapter {
     pub(crate) fn guided(mut self, guide: GuideSpec) -> Self {
         self.guide = Guide::new(guide, self.spec.num_experts);
         self
+    }
+
+    /// Whether gates depend on earlier tokens.
+    fn reads_sequences(&self) -> bool {
+        let router = self.spec.mixing.routed();
+        router.is_some_and(|router| router.route_on == RouteOn::Sequence)
     }
 
     /// Whether a term of the loss looks at the scores of routers.
@@ -260,7 +266,14 @@ fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeig
 
 impl Adapter for LowRankAdapter {
     fn rows_stand_alone(&self) -> bool {
-        !self.looks_at_gates() && !self.looks_at_scores() && self.spec.align.weight == 0.0
+        let looks_at_all = self.looks_at_gates() || self.looks_at_scores();
+        !looks_at_all && !self.reads_sequences() && self.spec.align.weight == 0.0
+    }
+
+    fn remembers(&self) -> usize {
+        let routers = self.layers.values().filter(|layer| layer.router.is_some()).count();
+        let scores = (routers + self.blocks.len()) * self.spec.num_experts;
+        if self.reads_sequences() { scores } else { 0 }
     }
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
@@ -298,7 +311,7 @@ impl Adapter for LowRankAdapter {
         let router = self.blocks.get(&Block::of(site))?;
         let scored = self.looks_at_scores() && pass.dropout_seed().is_some();
         let choice = Choice { scored, ..Choice::default() };
-        Some(router.router(RouteOn::X, choice, self.temperature(kind, pass)))
+        Some(router.router(kind.route_on, choice, self.temperature(kind, pass)))
     }
 }
 

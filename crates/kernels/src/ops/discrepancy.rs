@@ -14,8 +14,8 @@ use crate::tensor::Tensor;
 
 /// The variances of the kernels, the widest first.
 const VARIANCES: [f64; 19] = [
-    1e6, 1e5, 1e4, 1e3, 100.0, 35.0, 30.0, 25.0, 20.0, 15.0, 10.0, 5.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4,
-    1e-5, 1e-6,
+    1e6, 1e5, 1e4, 1e3, 100.0, 35.0, 30.0, 25.0, 20.0, 15.0, 10.0, 5.0, 1.0, 1e-1, 1e-2, 1e-3,
+    1e-4, 1e-5, 1e-6,
 ];
 
 /// Beyond this an exponential of the negative number is zero.

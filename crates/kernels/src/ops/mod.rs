@@ -22,6 +22,7 @@ mod product;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod running_mean;
 pub mod softcap;
 pub mod swiglu;
 pub mod top_k;

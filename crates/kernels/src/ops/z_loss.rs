@@ -52,7 +52,9 @@ mod tests {
     #[test]
     fn it_counts_how_far_the_sum_of_exponentials_is_from_one() {
         let of = |scores: &[f64], shape: [usize; 2]| {
-            squared_log_sum(&Var::constant(Tensor::from_f64(DType::F64, scores, shape))).value().item()
+            squared_log_sum(&Var::constant(Tensor::from_f64(DType::F64, scores, shape)))
+                .value()
+                .item()
         };
         // Gates of a half each, whose exponentials sum to 1, to 2 and to 2e.
         let half = 0.5_f64.ln();

@@ -124,6 +124,8 @@ pub enum Reads {
     Input,
     /// The low-rank activation `z`.
     LowRank,
+    /// The mean of the layer's inputs over the tokens of the sequence so far.
+    Sequence,
 }
 
 /// What becomes of a router's gates before they weigh the heads.
@@ -151,20 +153,33 @@ impl Choice {
 }
 
 impl Router {
+    /// Whether its gates are computed with the update.
+    fn is_fused(&self) -> bool {
+        self.choice == Choice::default() && self.reads != Reads::Sequence
+    }
+
     /// Computes the gates `[T, N]` of the rows of `x: [T, in]`, the input at `site`.
     pub fn gates(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Var {
-        if !self.choice.scored {
+        if !self.choice.scored && self.reads != Reads::Sequence {
             return router_gates(x, &self.weight, self.bias.as_ref());
         }
         let scores = linear(x, &self.weight, self.bias.as_ref());
-        pass.set_aside(site, Aside::Scores, scores.clone());
+        let scores = match self.reads {
+            // Scores are linear, so those of a mean are the mean of those.
+            Reads::Sequence => pass.running_mean(site, &scores),
+            Reads::Input | Reads::LowRank => scores,
+        };
+        if self.choice.scored {
+            pass.set_aside(site, Aside::Scores, scores.clone());
+        }
         gates_of(&scores)
     }
 }
 
 impl LowRankUpdate {
-    /// Computes the gates that have to be known before the update is: those of a block, and those
-    /// that are counted or cut down to the largest. `of_block` are the block's, if it has a router.
+    /// Computes the gates that have to be known before the update is: those of a block, those of a
+    /// sequence, and those that are counted or cut down to the largest. `of_block` are the block's, if it
+    /// has a router.
     pub fn gates_beforehand(
         &self,
         site: Site,
@@ -175,7 +190,7 @@ impl LowRankUpdate {
         let (gates, choice) = match &self.gates {
             HeadGates::Sum | HeadGates::Mean => return None,
             HeadGates::Given(gates) => return Some(gates.clone()),
-            HeadGates::Router(router) if router.choice == Choice::default() => return None,
+            HeadGates::Router(router) if router.is_fused() => return None,
             HeadGates::Router(router) => (router.gates(site, x, pass), router.choice),
             HeadGates::Block(choice) => (of_block?.clone(), *choice),
         };
@@ -192,7 +207,8 @@ impl LowRankUpdate {
             (None, HeadGates::Router(router)) => {
                 let (weight, bias) = (&router.weight, router.bias.as_ref());
                 match router.reads {
-                    Reads::Input => Gate::Input { weight, bias },
+                    // A sequence's are given.
+                    Reads::Input | Reads::Sequence => Gate::Input { weight, bias },
                     Reads::LowRank => Gate::LowRank { weight, bias },
                 }
             }

@@ -7,7 +7,7 @@
 use super::layers::{Forward, Keep, KeepGraph};
 use super::lead::{Lead, PackedAttention, Placed, SharedKeys};
 use super::{Decoder, IGNORE_LABEL, Packed, check_finite};
-use crate::adapter::{Adapter, Adapters, Aside, KeyValue, Pass};
+use crate::adapter::{Adapter, Adapters, Aside, KeyValue, Order, Pass};
 use crate::error::{Error, Result};
 use crate::site::Site;
 use hydralora_kernels::ops::cross_entropy::CrossEntropy;
@@ -55,6 +55,7 @@ impl Decoder {
         let adapters = Adapters::One(adapter);
         let embeddings = self.embed(adapter, batch.tokens);
         let h = lead.before(embeddings, batch.offsets, &placed.starts);
+        pass.follow(Order::packed(placed.offsets()));
         let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &placed.starts), &h);
         let tables = placed.rope_tables(self);
         let micro_batch = MicroBatch {

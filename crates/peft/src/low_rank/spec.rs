@@ -18,6 +18,8 @@ pub(crate) enum RouteOn {
     X,
     /// The low-rank activation `A x` (the shape in the paper's equation 4).
     A,
+    /// The mean of the layer's inputs over the tokens of the text so far.
+    Sequence,
 }
 
 /// How many dropout masks the input of `A` gets.

@@ -33,9 +33,7 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, gated_low_rank, rout
 use hydralora_kernels::ops::orthogonality::{Wanted, weighted_orthogonality};
 use hydralora_kernels::ops::rows::{join_columns, join_rows, take_rows};
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{
-    Adapter, Aside, CustomLinear, Kind, Pass, Site, SiteShape, Update,
-};
+use hydralora_model::adapter::{Adapter, Aside, CustomLinear, Kind, Pass, Site, SiteShape, Update};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

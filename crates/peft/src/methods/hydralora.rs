@@ -77,7 +77,8 @@ low_rank_options! {
     num_experts: usize = 4,
     /// How the heads are weighed: `softmax` (the router), `uniform` (`1/N`) or `none` (their sum).
     gate: GateKind = GateKind::Softmax,
-    /// What the router reads: `x` (text and code of the paper) or `a` (its formula's shape).
+    /// What the router reads: `x` (text and code of the paper), `a` (its formula's shape), or the mean of `x`
+    /// over the tokens of the text so far (`sequence`).
     route_on: RouteOn = RouteOn::X,
     /// One dropout mask for all heads, or one per head as in the published code.
     dropout_mask: DropoutMask = DropoutMask::Shared,
@@ -213,7 +214,7 @@ impl LowRankOptions for Options {
         }
         let default = Self::default();
         for (option, differs, with_a) in [
-            ("route_on", on_a, true),
+            ("route_on", self.route_on != default.route_on, true),
             ("router_bias", self.router_bias != default.router_bias, true),
             ("router_scope", self.router_scope != default.router_scope, true),
             ("router_top_k", self.router_top_k.is_some(), false),

@@ -43,9 +43,18 @@ pub(crate) fn plainly(model: &Model, adapter: &dyn Adapter, request: &Scoring) -
     scored
 }
 
+/// HydraLoRA whose gates depend on all tokens so far.
+pub(crate) const SEQUENCE: &str = "hydralora of sequences";
+
 /// An adapter of `method` whose effect is not nothing; another one for another `seed`.
 pub(crate) fn tuned(model: &Model, method: &str, seed: usize) -> Box<dyn Tuned> {
-    let options = find(method).unwrap().read_recipe(&serde_json::Map::new());
+    let mut section = serde_json::Map::new();
+    let name = if method == SEQUENCE { "hydralora" } else { method };
+    if method == SEQUENCE {
+        section.insert("route_on".to_owned(), "sequence".into());
+        section.insert("router_gain".to_owned(), 10.0.into());
+    }
+    let options = find(name).unwrap().read_recipe(&section);
     let options = options.unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
     let mut tuned = options.build(&model.decoder.sites(), model.decoder.dtype(), 3);
     let mut values: TensorMap = tuned.file_tensors();

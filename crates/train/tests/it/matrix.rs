@@ -6,6 +6,7 @@ mod ends;
 mod merge;
 mod options;
 mod routers;
+mod sequences;
 
 use hydralora_data::{DataReport, Dataset, Example, Examples};
 use hydralora_kernels::ops::dropout::mix;

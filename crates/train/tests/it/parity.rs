@@ -511,7 +511,8 @@ fn experts_start_in_segments_as_published() {
         let pairs = (0..experts).map(|expert| expert.to_string()).chain(["_start".to_owned()]);
         for pair in pairs {
             let product = |map: &TensorMap| {
-                let [a, b] = ["A", "B"].map(|part| &map[&format!("{site}.lora_{part}{pair}.weight")]);
+                let [a, b] =
+                    ["A", "B"].map(|part| &map[&format!("{site}.lora_{part}{pair}.weight")]);
                 multiply(b, a)
             };
             let error = relative_error(&product(&own), &product(&theirs));

@@ -115,11 +115,7 @@ pub(super) fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Ten
 /// the last are zero.
 ///
 /// Found from the eigenvectors of the smaller of `W Wᵀ` and `Wᵀ W`, in double precision.
-pub(super) fn singular_parts(
-    weight: &Tensor,
-    places: &[usize],
-    scale: f64,
-) -> Option<[Tensor; 2]> {
+pub(super) fn singular_parts(weight: &Tensor, places: &[usize], scale: f64) -> Option<[Tensor; 2]> {
     let rank = places.len();
     let (outputs, inputs, dtype) = (weight.rows(), weight.cols(), weight.dtype());
     let values = weight.to_f64();

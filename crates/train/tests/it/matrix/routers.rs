@@ -47,6 +47,15 @@ pub(super) fn cases() -> Vec<Case> {
         rounded(
             json!({"init_lora_weights": "singular_slices", "gate": "uniform", "targets": "qv"}),
         ),
+        case("hydralora", json!({"route_on": "sequence"})),
+        case(
+            "hydralora",
+            json!({
+                "route_on": "sequence", "router_scope": "block", "router_bias": true, "targets": "all",
+                "router_top_k": 2, "balance_weight": 0.01, "router_z_weight": 1e-3, "router_gain": 10.0,
+            }),
+        ),
+        other(json!({"route_on": "sequence", "init_lora_weights": "rlora", "router_gain": 10.0})),
         case(
             "hydralora",
             json!({
@@ -264,7 +273,9 @@ fn a_router_learns_of_what_it_did_not_choose() {
             let data = trainable.parameter.value_mut().data_mut::<f64>();
             match &name {
                 // Two heads that every token chooses.
-                name if name.contains("lora_route.bias") => data.copy_from_slice(&[9.0, 9.0, 0.0, 0.0]),
+                name if name.contains("lora_route.bias") => {
+                    data.copy_from_slice(&[9.0, 9.0, 0.0, 0.0])
+                }
                 name if name.contains("lora_B") => {
                     for (at, value) in data.iter_mut().enumerate() {
                         *value = 0.1 * (at as f64 * 0.7).sin();
@@ -577,6 +588,11 @@ fn options_that_contradict_each_other_are_named() {
         ),
         (
             "hydralora",
+            json!({"route_on": "sequence", "gate": "none"}),
+            ["method.route_on", "gate: softmax"],
+        ),
+        (
+            "hydralora",
             json!({"router_z_weight": 0.1, "route_on": "a"}),
             ["method.router_z_weight", "reads x"],
         ),
@@ -591,7 +607,11 @@ fn options_that_contradict_each_other_are_named() {
             json!({"balance": "importance", "balance_weight": 0.1, "gate": "uniform"}),
             ["method.balance:", "gate: softmax"],
         ),
-        ("hydralora", json!({"balance": "importance"}), ["method.balance:", "`balance_weight` is 0"]),
+        (
+            "hydralora",
+            json!({"balance": "importance"}),
+            ["method.balance:", "`balance_weight` is 0"],
+        ),
         ("alora", json!({"balance": "importance"}), ["method.balance:", "`balance_weight` is 0"]),
         (
             "loramoe",
@@ -682,7 +702,8 @@ fn options_that_contradict_each_other_are_named() {
         assert!(error.contains(start) && error.contains("wide"), "{error}");
     }
     for method in ["lora-split", "loramoe"] {
-        let section = json!({"init_lora_weights": "singular_segments", "rank": 17, "num_experts": 4});
+        let section =
+            json!({"init_lora_weights": "singular_segments", "rank": 17, "num_experts": 4});
         let options = methods::find(method).unwrap().read_recipe(section.as_object().unwrap());
         let options = options.unwrap();
         let sites = options.select(&model.decoder.sites()).unwrap();
