@@ -3,8 +3,9 @@
 use super::{Aside, Pass, Site};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::linear::linear;
-use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, gates_of, router_gates};
+use hydralora_kernels::ops::low_rank::{
+    Gate, LowRank, Mask, gates_of, router_gates, router_scores,
+};
 use hydralora_kernels::ops::top_k::{keep_largest, keep_largest_straight_through};
 
 /// What an adapter does to a linear layer `y = W₀ x + b₀`.
@@ -163,7 +164,7 @@ impl Router {
         if !self.choice.scored && self.reads != Reads::Sequence {
             return router_gates(x, &self.weight, self.bias.as_ref());
         }
-        let scores = linear(x, &self.weight, self.bias.as_ref());
+        let scores = router_scores(x, &self.weight, self.bias.as_ref());
         let scores = match self.reads {
             // Scores are linear, so those of a mean are the mean of those.
             Reads::Sequence => pass.running_mean(site, &scores),

@@ -1,6 +1,6 @@
 //! Requests answered together come out as each does alone.
 
-use crate::support::{Model, SEQUENCE, model, tuned};
+use crate::support::{BLOCK_ROUTERS, Model, SEQUENCE, model, tuned};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
@@ -309,7 +309,7 @@ fn what_a_request_gets_is_the_same_to_the_last_bit() {
         .enumerate()
         .map(|(at, &len)| (0..len).map(|i| 3 + (i * 53 + at as u32 / 3 * 7) % 490).collect())
         .collect();
-    let methods = ["lora", "hydralora", "prefix-tuning", "ia3", SEQUENCE];
+    let methods = ["lora", "hydralora", "alora", "ia3", SEQUENCE, BLOCK_ROUTERS, "prefix-tuning"];
     let adapters: Vec<_> = methods.iter().map(|method| tuned(&model, method, 0)).collect();
     let serve = |at: usize| {
         let adapter = adapters.get(at)?.as_adapter();
