@@ -5,12 +5,14 @@
 //! row by row of a batch, so that the rows of a batch may belong to several adapters.
 
 mod apply;
+mod order;
 mod update;
 
 pub use crate::site::{Kind, Linear, Site, SiteShape, TensorSite, name_hash};
 pub(crate) use apply::{joined, linears};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var};
+pub(crate) use order::Order;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -53,7 +55,8 @@ pub trait Adapter: Send + Sync {
     /// Computes it from `x: [T, in]`, the input of the first layer of the block that a pass comes to; layers
     /// of the block that are [custom](Update::Custom) are given it.
     fn of_block(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Var {
-        self.block_router(site, pass).map_or_else(|| x.clone(), |router| router.gates(x))
+        let router = self.block_router(site, pass);
+        router.map_or_else(|| x.clone(), |router| router.gates(site, x, pass))
     }
 
     /// Embeddings `[T, hidden_size]` of `tokens`.
@@ -83,6 +86,12 @@ pub trait Adapter: Send + Sync {
     /// be given some rows of the batch instead of all.
     fn rows_stand_alone(&self) -> bool {
         false
+    }
+
+    /// How many numbers it remembers of every token of a sequence, beside keys and values, for what comes
+    /// after; see [`Pass::running_mean`].
+    fn remembers(&self) -> usize {
+        0
     }
 
     /// Embeddings `[p, hidden_size]` put before every sequence as if they were tokens; their rows
@@ -161,6 +170,17 @@ pub trait GateObserver {
     fn observe(&self, site: Site, gates: &Tensor);
 }
 
+/// What of a layer an adapter keeps for a loss term of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aside {
+    /// The gates of a router, before they are cut down to the largest.
+    Gates,
+    /// The scores that they come from.
+    Scores,
+    /// The low-rank activation `A x`.
+    LowRank,
+}
+
 /// Where the sequences of a pass lie and what they are about.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequences<'a> {
@@ -193,7 +213,10 @@ pub struct Pass<'a> {
     sequences: Option<Sequences<'a>>,
     checkpointing: bool,
     shared: RefCell<HashMap<(usize, usize, &'static str), Var>>,
-    set_aside: RefCell<BTreeMap<Site, Var>>,
+    set_aside: RefCell<BTreeMap<(Site, Aside), Var>>,
+    order: RefCell<Order>,
+    /// Which rows of the pass are computed now; all if not said.
+    rows: RefCell<Option<Range<usize>>>,
 }
 
 impl<'a> Pass<'a> {
@@ -249,12 +272,19 @@ impl<'a> Pass<'a> {
     }
 
     /// Keeps a value an adapter computed at `site` for a loss term of its own.
-    pub fn set_aside(&self, site: Site, value: Var) {
-        self.set_aside.borrow_mut().insert(site, value);
+    pub fn set_aside(&self, site: Site, what: Aside, value: Var) {
+        self.set_aside.borrow_mut().insert((site, what), value);
     }
 
-    /// Takes out all values that were set aside, by site.
-    pub fn take_set_aside(&self) -> BTreeMap<Site, Var> {
+    /// Takes out the values of one kind that were set aside, by site.
+    pub fn take_aside(&self, what: Aside) -> BTreeMap<Site, Var> {
+        let mut all = self.set_aside.borrow_mut();
+        let found = all.extract_if(.., |(_, kind), _| *kind == what);
+        found.map(|((site, _), value)| (site, value)).collect()
+    }
+
+    /// Takes out all values that were set aside.
+    pub(crate) fn take_set_aside(&self) -> BTreeMap<(Site, Aside), Var> {
         self.set_aside.take()
     }
 
@@ -274,7 +304,7 @@ impl<'a> Pass<'a> {
     pub(crate) fn detach_set_aside(&self) {
         // What was computed before the layers is not computed again.
         let mut all = self.set_aside.borrow_mut();
-        for (_, value) in all.iter_mut().filter(|(site, _)| !site.linear.outside) {
+        for (_, value) in all.iter_mut().filter(|((site, _), _)| !site.linear.outside) {
             *value = value.detach();
         }
     }

@@ -8,8 +8,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+mod history;
 mod rows;
 
+pub(crate) use history::{History, Reached};
 pub use rows::CacheDType;
 
 /// Rows a cache grows by, so that what it occupies follows what it holds. The copies that this makes are
@@ -27,6 +29,10 @@ pub struct Cache {
     states: Vec<Option<DeltaState>>,
     /// The same before the first token.
     empty_states: Vec<Option<DeltaState>>,
+    /// What the adapter remembers of them.
+    history: History,
+    /// How many numbers of a token that is.
+    remembered: usize,
     /// The tokens held.
     tokens: Vec<u32>,
     /// Rows before the first token that an adapter put there.
@@ -41,6 +47,8 @@ pub struct Cache {
 pub struct CacheBlock {
     /// Keys and values of each.
     layers: Arc<Vec<[Rows; 2]>>,
+    /// What the adapter remembers of the tokens.
+    history: Arc<History>,
     /// Rows before the first token that an adapter put there, where the block is the first.
     lead: usize,
     tokens: usize,
@@ -59,7 +67,7 @@ impl CacheBlock {
 
     /// Counts the bytes it occupies.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(Rows::bytes).sum()
+        self.layers.iter().flatten().map(Rows::bytes).sum::<usize>() + self.history.bytes()
     }
 }
 
@@ -103,10 +111,34 @@ impl Cache {
             layers,
             empty_states: states.clone(),
             states,
+            history: History::default(),
+            remembered: 0,
             tokens: Vec::new(),
             lead: 0,
             expected: None,
         }
+    }
+
+    /// Says how many numbers the adapter [remembers](crate::adapter::Adapter::remembers) of a token, so that
+    /// they are counted before they are there.
+    pub fn remember(&mut self, numbers: usize) {
+        self.remembered = numbers;
+    }
+
+    /// What the adapter remembers.
+    pub(crate) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Takes up what the adapter remembers of the tokens of a pass.
+    pub(crate) fn append_history(&mut self, of_pass: &History) {
+        self.history.append(of_pass);
+    }
+
+    /// Bytes of what the adapter remembers of `tokens` tokens.
+    fn history_bytes(&self, tokens: usize) -> usize {
+        let per_token = self.remembered.max(self.history.per_token());
+        History::bytes_of(tokens, per_token).max(self.history.bytes())
     }
 
     /// Number of tokens held.
@@ -142,6 +174,7 @@ impl Cache {
             self.lead = 0;
             self.states.clone_from(&self.empty_states);
         }
+        self.history.truncate(self.tokens.len());
         let rows = self.rows();
         for layer in &mut self.layers {
             layer.truncate(rows);
@@ -176,7 +209,8 @@ impl Cache {
         let rows = more + if self.rows() == 0 { lead } else { 0 };
         let of_layer = |layer: &LayerCache| 2 * layer.capacity_with(rows) * layer.row_bytes();
         let states = self.states.iter().flatten().map(DeltaState::bytes);
-        self.layers.iter().map(of_layer).chain(states).sum()
+        let held: usize = self.layers.iter().map(of_layer).chain(states).sum();
+        held + self.history_bytes(self.len() + more)
     }
 
     /// Counts the bytes that it never exceeds on the way to `tokens` tokens behind `lead` rows, taking no
@@ -192,23 +226,29 @@ impl Cache {
             2 * rows * layer.row_bytes()
         };
         let states = self.states.iter().flatten().map(DeltaState::bytes);
-        self.layers.iter().map(of_layer).chain(states).sum()
+        let held: usize = self.layers.iter().map(of_layer).chain(states).sum();
+        held + self.history_bytes(tokens)
     }
 
     /// Copies it with room for `more` tokens, so that it need not grow soon.
     #[must_use]
     pub fn fork(&self, more: usize) -> Self {
         let layers = self.layers.iter().map(|layer| layer.fork(more)).collect();
-        let (states, empty_states) = (self.states.clone(), self.empty_states.clone());
-        let tokens = self.tokens.clone();
-        Self { layers, states, empty_states, tokens, lead: self.lead, expected: self.expected }
+        Self {
+            layers,
+            states: self.states.clone(),
+            empty_states: self.empty_states.clone(),
+            history: self.history.clone(),
+            tokens: self.tokens.clone(),
+            ..*self
+        }
     }
 
     /// Counts the bytes it occupies.
     pub fn bytes(&self) -> usize {
         let bytes = |layer: &LayerCache| layer.keys.bytes() + layer.values.bytes();
         let states = self.states.iter().flatten().map(DeltaState::bytes);
-        self.layers.iter().map(bytes).chain(states).sum()
+        self.layers.iter().map(bytes).chain(states).sum::<usize>() + self.history.bytes()
     }
 
     /// Copies the keys and values of the tokens at `tokens`, for [`append`](Self::append) to another cache
@@ -222,7 +262,8 @@ impl Cache {
         let rows = self.lead + tokens.start - lead..self.lead + tokens.end;
         let layers: Option<Vec<[Rows; 2]>> =
             self.layers.iter().map(|layer| layer.taken(rows.clone())).collect();
-        Some(CacheBlock { layers: Arc::new(layers?), lead, tokens: tokens.len() })
+        let (layers, history) = (Arc::new(layers?), Arc::new(self.history.part(tokens.clone())?));
+        Some(CacheBlock { layers, history, lead, tokens: tokens.len() })
     }
 
     /// Appends what was copied of the cache of a sequence that is the same up to the end of `block`,
@@ -238,6 +279,7 @@ impl Cache {
                 layer.append_stored(stored);
             }
         }
+        self.history.append(&block.history);
         self.lead += block.lead;
         self.advance(tokens);
     }
@@ -249,6 +291,8 @@ impl Cache {
             layers: self.layers.iter().map(LayerCache::emptied).collect(),
             states: self.empty_states.clone(),
             empty_states: self.empty_states.clone(),
+            history: History::default(),
+            remembered: self.remembered,
             tokens: Vec::new(),
             lead: 0,
             expected: None,

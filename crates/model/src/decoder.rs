@@ -12,7 +12,7 @@ pub(crate) mod modules;
 mod training;
 pub(crate) mod tree;
 
-use crate::adapter::{Adapter, Adapters, NoAdapter, Output, OutputLayer, Pass, joined};
+use crate::adapter::{Adapter, Adapters, NoAdapter, Order, Output, OutputLayer, Pass, joined};
 use crate::cache::{Cache, CacheDType};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -237,6 +237,7 @@ impl Decoder {
         let adapters = Adapters::One(adapter);
         let embeddings = self.embed(adapter, batch.tokens);
         let h = lead.before(embeddings, batch.offsets, &placed.starts);
+        pass.follow(Order::packed(placed.offsets()));
         let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &placed.starts), &h);
         let tables = placed.rope_tables(self);
         let run = Forward { adapters, pass, tables, shared, rows: None };

@@ -17,11 +17,13 @@ mod router;
 mod spec;
 mod start;
 
-pub(crate) use balance::{Balance, Penalty};
+pub(crate) use align::{Align, Alignment};
+pub(crate) use balance::{Balance, Evenness, Penalty};
 pub(crate) use ends::{EMBEDDING, HEAD, TokenIndices, is_saved, vocabulary_axis};
 pub(crate) use guide::{GuideSpec, GuidedBy};
 pub(crate) use spec::{
     DropoutMask, HeadNames, LowRankSpec, Mixing, RouteOn, Router, RouterScope, Size, Sizes,
+    TopKGradient,
 };
 pub(crate) use start::Start;
 
@@ -30,7 +32,7 @@ use crate::method::MethodOptions;
 use crate::random::layer_dropout;
 use crate::trainable::{Role, Trainable};
 use crate::tuned::{Base, Routed, TrainHooks, TrainingPlan, Tuned};
-use balance::Balancer;
+use balance::{Balancer, z_loss};
 use dora::Magnitude;
 use ends::Ends;
 use guide::Guide;
@@ -40,8 +42,8 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::low_rank::{Mask, Output as LayerOutput, adapted_linear};
 use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{
-    self as model, Adapter, Choice, CustomLinear, HeadGates, LowRankUpdate, Output, OutputLayer,
-    Pass, Site, SiteShape, TensorSite, Update,
+    self as model, Adapter, Aside, Choice, CustomLinear, HeadGates, LowRankUpdate, Output,
+    OutputLayer, Pass, Site, SiteShape, TensorSite, Update,
 };
 use router::{Block, RouterWeights};
 use start::{Draw, Pair, StartStrategy};
@@ -68,7 +70,7 @@ impl Layer {
         let [a, b] = start.draw(shape);
         let router = spec.mixing.router(RouterScope::Linear).map(|kind| {
             let inputs = match kind.route_on {
-                RouteOn::X => in_features,
+                RouteOn::X | RouteOn::Sequence => in_features,
                 RouteOn::A => spec.num_a() * size.rank,
             };
             let extents = [spec.num_experts, inputs];
@@ -156,6 +158,17 @@ impl LowRankAdapter {
         self
     }
 
+    /// Whether gates depend on earlier tokens.
+    fn reads_sequences(&self) -> bool {
+        let router = self.spec.mixing.routed();
+        router.is_some_and(|router| router.route_on == RouteOn::Sequence)
+    }
+
+    /// Whether a term of the loss looks at the scores of routers.
+    fn looks_at_scores(&self) -> bool {
+        self.spec.z_weight > 0.0
+    }
+
     /// Whether a term of the loss looks at the gates of whole sequences.
     fn looks_at_gates(&self) -> bool {
         self.balancer.is_some() || self.guide.is_some()
@@ -201,15 +214,20 @@ impl LowRankAdapter {
 
     /// Whether training looks at what `A` makes of the domains in `pass`.
     fn is_aligned(&self, pass: &Pass<'_>) -> bool {
-        self.spec.align_weight > 0.0 && pass.dropout_seed().is_some()
+        self.spec.align.weight > 0.0 && pass.dropout_seed().is_some()
     }
 
     /// What the layer at `site` adds, without what a start took out of its weight and without DoRA.
     fn low_rank(&self, layer: &Layer, pass: &Pass<'_>) -> LowRankUpdate {
         let site = layer.shape.site;
+        let router = self.spec.mixing.routed();
+        let trains = pass.dropout_seed().is_some();
         let choice = Choice {
-            top_k: self.spec.mixing.top_k().filter(|&k| k < self.spec.num_experts),
-            counted: self.looks_at_gates() && pass.dropout_seed().is_some(),
+            top_k: router.and_then(|kind| kind.top_k).filter(|&k| k < self.spec.num_experts),
+            straight_through: router
+                .is_some_and(|kind| kind.top_k_gradient == TopKGradient::StraightThrough),
+            counted: self.looks_at_gates() && trains,
+            scored: self.looks_at_scores() && trains,
         };
         let gates = match (&layer.router, self.spec.mixing) {
             (Some(router), Mixing::Routed(kind)) => {
@@ -248,7 +266,14 @@ fn block_routers(sites: &[SiteShape], draw: &Draw) -> BTreeMap<Block, RouterWeig
 
 impl Adapter for LowRankAdapter {
     fn rows_stand_alone(&self) -> bool {
-        !self.looks_at_gates() && self.spec.align_weight == 0.0
+        let looks_at_all = self.looks_at_gates() || self.looks_at_scores();
+        !looks_at_all && !self.reads_sequences() && self.spec.align.weight == 0.0
+    }
+
+    fn remembers(&self) -> usize {
+        let routers = self.layers.values().filter(|layer| layer.router.is_some()).count();
+        let scores = (routers + self.blocks.len()) * self.spec.num_experts;
+        if self.reads_sequences() { scores } else { 0 }
     }
 
     fn update(&self, site: Site, _rows: usize, pass: &Pass<'_>) -> Update<'_> {
@@ -284,7 +309,9 @@ impl Adapter for LowRankAdapter {
     fn block_router(&self, site: Site, pass: &Pass<'_>) -> Option<model::Router> {
         let kind = self.spec.mixing.routed()?;
         let router = self.blocks.get(&Block::of(site))?;
-        Some(router.router(RouteOn::X, Choice::default(), self.temperature(kind, pass)))
+        let scored = self.looks_at_scores() && pass.dropout_seed().is_some();
+        let choice = Choice { scored, ..Choice::default() };
+        Some(router.router(kind.route_on, choice, self.temperature(kind, pass)))
     }
 }
 
@@ -366,19 +393,15 @@ impl TrainHooks for LowRankAdapter {
     }
 
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
-        if self.spec.align_weight > 0.0 {
-            return align::term(self.spec.align_weight, pass, &pass.take_set_aside());
-        }
-        if !self.looks_at_gates() {
-            return None;
-        }
-        let gates = pass.take_set_aside();
+        let spec = &self.spec;
+        let align = (spec.align.weight > 0.0).then(|| align::term(spec.align, pass)).flatten();
+        let gates = pass.take_aside(Aside::Gates);
         let balance = self.balancer.as_ref().and_then(|balancer| balancer.term(pass, &gates));
         let guide = self.guide.as_ref().and_then(|guide| guide.term(pass, &gates));
-        match (balance, guide) {
-            (Some(balance), Some(guide)) => Some(add(&balance, guide)),
-            (balance, guide) => balance.or(guide),
-        }
+        let scores = pass.take_aside(Aside::Scores);
+        let z_loss = self.looks_at_scores().then(|| z_loss(spec.z_weight, &scores)).flatten();
+        let terms = [align, balance, guide, z_loss].into_iter().flatten();
+        terms.reduce(|sum, term| add(&sum, term))
     }
 }
 

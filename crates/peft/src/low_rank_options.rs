@@ -2,8 +2,10 @@
 //! before a method's own, and a trait derives recipe, file and registry from the rest.
 
 use crate::described::Described;
-use crate::error::{Fault, Result};
-use crate::low_rank::{Balance, GuideSpec, GuidedBy, LowRankAdapter, LowRankSpec};
+use crate::error::{Error, Fault, Result};
+use crate::low_rank::{
+    Balance, GuideSpec, GuidedBy, LowRankAdapter, LowRankSpec, Start, TopKGradient,
+};
 use crate::method::{MethodOptions, RouterStart, product};
 use crate::options::{LoraConfigKeys, check_common, check_experts, to_map};
 use crate::section::read_section;
@@ -283,8 +285,9 @@ impl<O: LowRankOptions> Described for O {
 
     /// The number of experts is `lora_nums`, as the published code calls it.
     fn from_peft(config: &Map<String, Value>) -> Result<Self, Vec<Fault>> {
-        let keys = LoraConfigKeys::read(config, O::OWN_KEYS, true)?;
-        let own: Map<String, Value> = (O::OWN_KEYS.iter().chain(O::LATER_KEYS))
+        let names = [O::OWN_KEYS, O::LATER_KEYS].concat();
+        let keys = LoraConfigKeys::read(config, &names, true)?;
+        let own: Map<String, Value> = (names.iter())
             .filter_map(|&key| Some((key.to_owned(), config.get(key)?.clone())))
             .chain(config.get("lora_nums").map(|n| ("num_experts".to_owned(), n.clone())))
             .filter(|(_, value)| !value.is_null())
@@ -308,6 +311,68 @@ pub(crate) fn check_top_k(top_k: Option<usize>, num_experts: usize) -> Option<Fa
          says, so it would not learn)"
     );
     Some(Fault::new("method.router_top_k", message))
+}
+
+/// A fault if gates are to learn from a choice that is not made.
+pub(crate) fn check_top_k_gradient(gradient: TopKGradient, top_k: Option<usize>) -> Option<Fault> {
+    let message = "is about `router_top_k`, which is not given; expected a number there, or `kept`";
+    (gradient != TopKGradient::Kept && top_k.is_none())
+        .then(|| Fault::new("method.router_top_k_gradient", message))
+}
+
+/// A fault if the form of a penalty that is not the usual one is named where there is no penalty.
+pub(crate) fn check_evenness(form: &str, named: bool, weight: f64) -> Option<Fault> {
+    let message = || {
+        format!(
+            "is `{form}`, a form of the penalty whose `balance_weight` is 0; expected a weight there"
+        )
+    };
+    (named && weight == 0.0).then(|| Fault::new("method.balance", message()))
+}
+
+/// A fault if experts with an `A` and `B` each start from anything but the usual, or segments of the
+/// weight's singular values, of which a single one needs none.
+pub(crate) fn check_segments_or_usual(start: Start, num_experts: usize) -> Option<Fault> {
+    let message = match (start, num_experts) {
+        (Start::Kaiming, _) => return None,
+        (Start::SingularSegments, 1) => {
+            "`singular_segments` makes experts differ, and there is a single one; expected num_experts: 2 or \
+             more, or `kaiming`"
+        }
+        (Start::SingularSegments, _) => return None,
+        _ => {
+            "is for one pair, or for heads that share one A, and here every expert has its own; expected \
+             `kaiming` or `singular_segments`"
+        }
+    };
+    Some(Fault::new("method.init_lora_weights", message))
+}
+
+/// Checks that the layers `sites` are wide enough for a start that gives experts directions of their own.
+///
+/// # Errors
+/// For the first one that is not.
+pub(crate) fn check_directions(spec: &LowRankSpec, sites: &[SiteShape]) -> Result<()> {
+    let wanted = |shape: &SiteShape| spec.num_experts * spec.sizes.at(shape.site).rank;
+    let too_narrow = |shape: &&SiteShape| match spec.start {
+        Start::Orthogonal => wanted(shape) > shape.out_features,
+        Start::SingularSlices | Start::SingularSegments => {
+            wanted(shape) > shape.out_features.min(shape.in_features)
+        }
+        _ => false,
+    };
+    let Some(shape) = sites.iter().find(too_narrow) else { return Ok(()) };
+    let SiteShape { site, in_features, out_features } = *shape;
+    let message = format!(
+        "`{}` gives {} heads of rank {} directions of their own, {} in all, and {site} is \
+         {in_features} wide at its input and {out_features} at its output; expected a lower rank or fewer \
+         heads",
+        spec.start.of_several_heads().unwrap_or_default(),
+        spec.num_experts,
+        spec.sizes.at(site).rank,
+        wanted(shape)
+    );
+    Err(Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] })
 }
 
 /// A fault if a penalty's factor is no weight.

@@ -57,7 +57,9 @@ impl<'a> Generator<'a> {
     ) -> Self {
         let context = decoder.config().context_length();
         // A text of the whole context, and as much again that is kept.
-        let cache_bytes = 2 * decoder.new_cache().most_bytes(context, 0, context);
+        let mut cache = decoder.new_cache();
+        cache.remember(adapter.remembers());
+        let cache_bytes = 2 * cache.most_bytes(context, 0, context);
         let options = EngineOptions {
             cache_bytes,
             max_batch: 1,

@@ -300,6 +300,10 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         "num_heads" | "lora_num" | "lora_nums" | "num_loras" | "experts" | "heads"
         | "n_experts" | "num_expert" | "num_experts" => Is(&["method.num_experts"]),
         "top_k" | "num_experts_per_tok" => Is(&["method.router_top_k"]),
+        "router_aux_loss_coef" | "aux_loss_coef" | "blc_weight" => Is(&["method.balance_weight"]),
+        "router_z_loss_coef" | "z_loss_coef" | "router_z_loss" | "z_loss_weight" => {
+            Is(&["method.router_z_weight"])
+        }
         "num_virtual_tokens" => Is(&["method.num_virtual_tokens"]),
         "modules_to_save" | "lora_modules_to_save" | "additional_target" => {
             Is(&["method.modules_to_save"])

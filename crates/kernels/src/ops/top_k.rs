@@ -8,6 +8,10 @@
 //! `w` is the softmax over the `k` largest scores alone (Shazeer et al., arXiv 1701.06538). `L` is
 //! the balance of Fedus et al., arXiv 2101.03961, counted over `k` choices as Mixtral's published
 //! code does; at even load it is `k`. `f` counts, so gradients go through `P`.
+//!
+//! Gates that are not kept get no gradient from `w`. With the straight-through estimator (Bengio et al.,
+//! arXiv 1308.3432) the choice counts as the identity on the way back, so that they learn what they would
+//! have been worth.
 
 use crate::dispatch;
 use crate::element::Element;
@@ -57,6 +61,15 @@ pub fn keep_largest(gates: &Var, k: usize) -> Var {
     })
 }
 
+/// The same with gradients straight through: those of `w` are those of all gates.
+///
+/// # Panics
+/// If `k` is zero.
+pub fn keep_largest_straight_through(gates: &Var, k: usize) -> Var {
+    let value = keep_largest(&gates.detach(), k).into_value();
+    Var::computed(value, &[gates], |gradient, parents| parents.add(0, gradient))
+}
+
 /// `N Σ_i f_i P_i` over all rows of `gates: [T, N]`, shape `[1]`, where each row goes to its `k`
 /// largest.
 pub fn load_balance(gates: &Var, k: usize) -> Var {
@@ -87,6 +100,7 @@ mod tests {
     use super::*;
     use crate::DType;
     use crate::check;
+    use crate::ops::elementwise::add;
     use crate::ops::low_rank::router_gates;
 
     #[test]
@@ -98,6 +112,34 @@ mod tests {
             check::gradients(&[&[6, 5], &[4, 5]], |v| {
                 load_balance(&router_gates(&v[0], &v[1], None), k)
             });
+        }
+    }
+
+    /// What is kept differs from the gates by a constant to the gradient.
+    #[test]
+    fn gradients_go_straight_through_the_choice() {
+        let run = |straight: bool| {
+            let v = check::leaves(&[&[6, 5], &[4, 5]]);
+            let gates = router_gates(&v[0], &v[1], None);
+            let kept = match straight {
+                true => keep_largest_straight_through(&gates, 2),
+                false => {
+                    let mut apart = gates.value().clone();
+                    apart.scale(-1.0);
+                    apart.add_assign(keep_largest(&gates.detach(), 2).value());
+                    add(&Var::constant(apart), gates.clone())
+                }
+            };
+            let seed: Vec<f64> = (0..24).map(|i| (f64::from(i) * 0.7).sin()).collect();
+            let gradients = kept.backward_from(Tensor::from_f64(DType::F64, &seed, [6, 4]));
+            let of = |at: usize| gradients.get(&v[at]).unwrap().to_f64();
+            (kept.value().to_f64(), of(0), of(1))
+        };
+        let (found, wanted) = (run(true), run(false));
+        let pairs = [(found.0, wanted.0), (found.1, wanted.1), (found.2, wanted.2)];
+        for (found, wanted) in pairs {
+            assert_eq!(found.len(), wanted.len());
+            assert!(found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-12));
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) fn linears(
             .collect();
     }
     let one = |(at, (site, frozen)): (usize, &(Site, &FrozenLinear))| match &groups[..] {
-        [all] if !plain(at) => all.updates[at].other(*site, x, frozen, pass),
+        [all] if !plain(at) => all.other(at, *site, x, frozen, pass),
         _ => {
             let mut output = adapted_linears(x, &[layer(&groups, at, frozen)]);
             let y = report(&groups, at, *site, output.remove(0), pass);
@@ -60,6 +60,7 @@ impl<'a> Group<'a> {
         x: &Var,
         pass: &Pass<'_>,
     ) -> Self {
+        pass.at_rows(&rows);
         let whole = rows == (0..x.value().rows());
         let own = (!whole).then(|| some_rows(x, &rows));
         let x = own.as_ref().unwrap_or(x);
@@ -79,6 +80,12 @@ impl<'a> Group<'a> {
             Resolved { update, gates, block_gates }
         };
         Self { rows, updates: layers.iter().map(resolve).collect() }
+    }
+
+    /// Layer `at` with an update that is no low-rank one, for the group's rows `x`.
+    fn other(&self, at: usize, site: Site, x: &Var, frozen: &FrozenLinear, pass: &Pass<'_>) -> Var {
+        pass.at_rows(&self.rows);
+        self.updates[at].other(site, x, frozen, pass)
     }
 }
 
@@ -143,9 +150,10 @@ fn with_others(
     pass: &Pass<'_>,
 ) -> Var {
     let (mut pieces, mut done) = (Vec::new(), 0);
-    for Group { rows, updates } in groups.iter().filter(|group| !group.updates[at].is_plain()) {
+    for group in groups.iter().filter(|group| !group.updates[at].is_plain()) {
+        let rows = &group.rows;
         pieces.push(some_rows(&y, &(done..rows.start)));
-        pieces.push(updates[at].other(site, &some_rows(x, rows), frozen, pass));
+        pieces.push(group.other(at, site, &some_rows(x, rows), frozen, pass));
         done = rows.end;
     }
     pieces.push(some_rows(&y, &(done..y.value().rows())));

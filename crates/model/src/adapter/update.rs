@@ -1,10 +1,12 @@
 //! What an adapter adds to a linear layer, as data.
 
-use super::{Pass, Site};
+use super::{Aside, Pass, Site};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
-use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, router_gates};
-use hydralora_kernels::ops::top_k::keep_largest;
+use hydralora_kernels::ops::low_rank::{
+    Gate, LowRank, Mask, gates_of, router_gates, router_scores,
+};
+use hydralora_kernels::ops::top_k::{keep_largest, keep_largest_straight_through};
 
 /// What an adapter does to a linear layer `y = W₀ x + b₀`.
 // Made and used up in one call; an allocation for each layer of each token would cost more.
@@ -123,6 +125,8 @@ pub enum Reads {
     Input,
     /// The low-rank activation `z`.
     LowRank,
+    /// The mean of the layer's inputs over the tokens of the sequence so far.
+    Sequence,
 }
 
 /// What becomes of a router's gates before they weigh the heads.
@@ -130,20 +134,53 @@ pub enum Reads {
 pub struct Choice {
     /// How many experts a token goes to; all if none.
     pub top_k: Option<usize>,
+    /// Whether the gates of all experts get the gradients of those that a token goes to.
+    pub straight_through: bool,
     /// Whether they are kept for a loss term of the adapter's; see [`Pass::set_aside`].
     pub counted: bool,
+    /// Whether the scores that they come from are.
+    pub scored: bool,
+}
+
+impl Choice {
+    /// Cuts `gates` down to the largest.
+    fn of(self, gates: &Var) -> Var {
+        match self.top_k {
+            None => gates.clone(),
+            Some(k) if self.straight_through => keep_largest_straight_through(gates, k),
+            Some(k) => keep_largest(gates, k),
+        }
+    }
 }
 
 impl Router {
-    /// Computes the gates `[T, N]` of the rows of `x: [T, in]`.
-    pub fn gates(&self, x: &Var) -> Var {
-        router_gates(x, &self.weight, self.bias.as_ref())
+    /// Whether its gates are computed with the update.
+    fn is_fused(&self) -> bool {
+        self.choice == Choice::default() && self.reads != Reads::Sequence
+    }
+
+    /// Computes the gates `[T, N]` of the rows of `x: [T, in]`, the input at `site`.
+    pub fn gates(&self, site: Site, x: &Var, pass: &Pass<'_>) -> Var {
+        if !self.choice.scored && self.reads != Reads::Sequence {
+            return router_gates(x, &self.weight, self.bias.as_ref());
+        }
+        let scores = router_scores(x, &self.weight, self.bias.as_ref());
+        let scores = match self.reads {
+            // Scores are linear, so those of a mean are the mean of those.
+            Reads::Sequence => pass.running_mean(site, &scores),
+            Reads::Input | Reads::LowRank => scores,
+        };
+        if self.choice.scored {
+            pass.set_aside(site, Aside::Scores, scores.clone());
+        }
+        gates_of(&scores)
     }
 }
 
 impl LowRankUpdate {
-    /// Computes the gates that have to be known before the update is: those of a block, and those
-    /// that are counted or cut down to the largest. `of_block` are the block's, if it has a router.
+    /// Computes the gates that have to be known before the update is: those of a block, those of a
+    /// sequence, and those that are counted or cut down to the largest. `of_block` are the block's, if it
+    /// has a router.
     pub fn gates_beforehand(
         &self,
         site: Site,
@@ -154,14 +191,14 @@ impl LowRankUpdate {
         let (gates, choice) = match &self.gates {
             HeadGates::Sum | HeadGates::Mean => return None,
             HeadGates::Given(gates) => return Some(gates.clone()),
-            HeadGates::Router(router) if router.choice == Choice::default() => return None,
-            HeadGates::Router(router) => (router.gates(x), router.choice),
+            HeadGates::Router(router) if router.is_fused() => return None,
+            HeadGates::Router(router) => (router.gates(site, x, pass), router.choice),
             HeadGates::Block(choice) => (of_block?.clone(), *choice),
         };
         if choice.counted {
-            pass.set_aside(site, gates.clone());
+            pass.set_aside(site, Aside::Gates, gates.clone());
         }
-        Some(choice.top_k.map_or_else(|| gates.clone(), |k| keep_largest(&gates, k)))
+        Some(choice.of(&gates))
     }
 
     /// Describes the update to the kernels, under `gates` if they are known.
@@ -171,7 +208,8 @@ impl LowRankUpdate {
             (None, HeadGates::Router(router)) => {
                 let (weight, bias) = (&router.weight, router.bias.as_ref());
                 match router.reads {
-                    Reads::Input => Gate::Input { weight, bias },
+                    // A sequence's are given.
+                    Reads::Input | Reads::Sequence => Gate::Input { weight, bias },
                     Reads::LowRank => Gate::LowRank { weight, bias },
                 }
             }

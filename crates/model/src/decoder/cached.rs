@@ -3,8 +3,8 @@
 use super::layers::{Attention, Forward, KeepGraph, Positions};
 use super::lead::{Lead, offsets_within};
 use super::{Decoder, Packed, check_finite};
-use crate::adapter::{Adapter, Adapters, KeyValue, Pass, joined};
-use crate::cache::Cache;
+use crate::adapter::{Adapter, Adapters, KeyValue, Order, Pass, joined};
+use crate::cache::{Cache, Reached};
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend, stream as keys_stream};
 use hydralora_kernels::ops::delta_net::{DeltaConfig, DeltaState, conv_step, delta_step};
@@ -71,6 +71,7 @@ impl Decoder {
                 None => positions.add(rows),
             }
         }
+        let reached: Vec<Reached> = caches.iter().map(|cache| cache.history().reached()).collect();
         let mut attention = CachedAttention {
             offsets: &offsets,
             starts: &starts,
@@ -85,13 +86,18 @@ impl Decoder {
         let embeddings = joined(of_tokens.groups(batch.tokens.len()).map(embedded).collect());
         let h = lead.before(embeddings, batch.offsets, &starts);
         let adapters = Adapters::of_sequences(adapters, &offsets);
+        pass.follow(Order::behind(&offsets, reached));
         let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &starts), &h);
         let tables = self.rope_tables(&positions);
         let run = Forward { adapters, pass, tables, shared, rows: None };
         let h = self.run_layers(0..self.layers.len(), h, &run, &mut attention, &mut KeepGraph);
+        let mut histories = pass.take_order().into_histories();
         for (s, cache) in caches.iter_mut().enumerate() {
             if starts[s] {
                 cache.set_lead(lead.rows());
+            }
+            if let Some(of_pass) = histories.next() {
+                cache.append_history(&of_pass);
             }
             cache.advance(&batch.tokens[batch.offsets[s]..batch.offsets[s + 1]]);
         }

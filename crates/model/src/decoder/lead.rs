@@ -79,6 +79,11 @@ impl Placed {
         Self { starts, offsets, positions, spans }
     }
 
+    /// Where each sequence starts among the rows, and the total.
+    pub(super) fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
     pub(super) fn rope_tables(&self, decoder: &Decoder) -> RopeTables {
         decoder.rope_tables(&self.positions)
     }

@@ -7,7 +7,7 @@
 use super::layers::{Forward, Keep, KeepGraph};
 use super::lead::{Lead, PackedAttention, Placed, SharedKeys};
 use super::{Decoder, IGNORE_LABEL, Packed, check_finite};
-use crate::adapter::{Adapter, Adapters, KeyValue, Pass};
+use crate::adapter::{Adapter, Adapters, Aside, KeyValue, Order, Pass};
 use crate::error::{Error, Result};
 use crate::site::Site;
 use hydralora_kernels::ops::cross_entropy::CrossEntropy;
@@ -55,6 +55,7 @@ impl Decoder {
         let adapters = Adapters::One(adapter);
         let embeddings = self.embed(adapter, batch.tokens);
         let h = lead.before(embeddings, batch.offsets, &placed.starts);
+        pass.follow(Order::packed(placed.offsets()));
         let shared = self.shared(&adapters, pass, batch, (lead.prompt_rows, &placed.starts), &h);
         let tables = placed.rope_tables(self);
         let micro_batch = MicroBatch {
@@ -161,10 +162,10 @@ impl MicroBatch<'_> {
         // layer that computes it again.
         let set_aside = pass.take_set_aside();
         let aside: Vec<_> = (set_aside.iter())
-            .map(|(site, value)| (*site, Var::leaf(value.value().clone())))
+            .map(|(key, value)| (*key, Var::leaf(value.value().clone())))
             .collect();
-        for (site, leaf) in &aside {
-            pass.set_aside(*site, leaf.clone());
+        for ((site, what), leaf) in &aside {
+            pass.set_aside(*site, *what, leaf.clone());
         }
         let last = Var::leaf(h.into_value());
         let (total, loss, added) = self.loss(&last)?;
@@ -195,9 +196,9 @@ impl MicroBatch<'_> {
                 }
             }
         }
-        for (site, leaf) in aside.iter().filter(|(site, _)| site.linear.outside) {
+        for (key, leaf) in aside.iter().filter(|((site, _), _)| site.linear.outside) {
             let gradient = gradients.take(leaf);
-            seeds.extend(gradient.map(|gradient| (set_aside[site].clone(), gradient)));
+            seeds.extend(gradient.map(|gradient| (set_aside[key].clone(), gradient)));
         }
         if let (Some(shared), Some(leaf)) = (shared, shared_leaf) {
             seeds.extend(gradients.take(&leaf).map(|gradient| (shared, gradient)));
@@ -237,11 +238,11 @@ fn as_leaves(part: &KeyValue) -> KeyValue {
 /// What layer `index` set aside when it was computed again, with the gradients that came to it.
 fn seeds_of(
     index: usize,
-    aside: &[(Site, Var)],
+    aside: &[((Site, Aside), Var)],
     pass: &Pass<'_>,
     gradients: &mut Gradients,
 ) -> Vec<(Var, Tensor)> {
     let mut again = pass.take_set_aside();
-    let of_layer = aside.iter().filter(|(site, _)| site.layer == index);
-    of_layer.filter_map(|(site, leaf)| Some((again.remove(site)?, gradients.take(leaf)?))).collect()
+    let of_layer = aside.iter().filter(|((site, _), _)| site.layer == index);
+    of_layer.filter_map(|(key, leaf)| Some((again.remove(key)?, gradients.take(leaf)?))).collect()
 }

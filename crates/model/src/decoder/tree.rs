@@ -8,7 +8,7 @@
 use super::layers::{Attention, Forward, KeepGraph, Positions};
 use super::lead::Lead;
 use super::{Decoder, Packed, check_finite};
-use crate::adapter::{Adapter, Adapters, Pass, joined};
+use crate::adapter::{Adapter, Adapters, Order, Pass, joined};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use hydralora_kernels::ops::attention::{AttentionConfig, Source, attend};
@@ -140,6 +140,8 @@ impl Decoder {
         let h = self.embed(adapter, tree.tokens);
         let adapters = Adapters::One(adapter);
         let batch = Packed { tokens: tree.tokens, offsets: &[0, tree.tokens.len()] };
+        let reached = cache.map(|cache| cache.history().reached()).unwrap_or_default();
+        pass.follow(Order::tree(&layout.rows, layout.runs, &reached));
         let shared = self.shared(&adapters, pass, batch, (0, &[true]), &h);
         let run = Forward { adapters, pass, tables, shared, rows: None };
         let mut attention = TreeAttention {

@@ -59,6 +59,7 @@ impl RouterWeights {
             reads: match route_on {
                 RouteOn::X => Reads::Input,
                 RouteOn::A => Reads::LowRank,
+                RouteOn::Sequence => Reads::Sequence,
             },
             choice,
         }

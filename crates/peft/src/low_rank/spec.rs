@@ -1,5 +1,6 @@
 //! What decides the shape and the computation of a [`LowRankAdapter`](super::LowRankAdapter).
 
+use super::align::Align;
 use super::ends::{EMBEDDING, EndsSpec, HEAD};
 use super::start::Start;
 use crate::options::{self, LoraConfigKeys};
@@ -17,6 +18,8 @@ pub(crate) enum RouteOn {
     X,
     /// The low-rank activation `A x` (the shape in the paper's equation 4).
     A,
+    /// The mean of the layer's inputs over the tokens of the text so far.
+    Sequence,
 }
 
 /// How many dropout masks the input of `A` gets.
@@ -28,6 +31,17 @@ pub(crate) enum DropoutMask {
     Shared,
     /// One for each expert, as the official code draws them.
     PerExpert,
+}
+
+/// Which gates learn from a choice of the largest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TopKGradient {
+    /// Those that were kept.
+    #[default]
+    Kept,
+    /// All: on the way back the choice counts as the identity.
+    StraightThrough,
 }
 
 /// What one router serves.
@@ -49,6 +63,8 @@ pub(crate) struct Router {
     pub(crate) bias: bool,
     /// How many experts a token goes to; all if not given.
     pub(crate) top_k: Option<usize>,
+    /// Which gates learn from that choice.
+    pub(crate) top_k_gradient: TopKGradient,
     /// Factor on its start.
     pub(crate) gain: f64,
     /// What its scores are divided by.
@@ -64,6 +80,7 @@ impl Default for Router {
             scope: RouterScope::Linear,
             bias: false,
             top_k: None,
+            top_k_gradient: TopKGradient::Kept,
             gain: 1.0,
             temperature: 1.0,
             first_temperature: None,
@@ -104,13 +121,6 @@ impl Mixing {
     pub(super) fn router(self, scope: RouterScope) -> Option<Router> {
         match self {
             Mixing::Routed(router) if router.scope == scope => Some(router),
-            _ => None,
-        }
-    }
-
-    pub(super) fn top_k(self) -> Option<usize> {
-        match self {
-            Mixing::Routed(router) => router.top_k,
             _ => None,
         }
     }
@@ -184,8 +194,10 @@ pub(crate) struct LowRankSpec {
     pub(crate) own_a: bool,
     /// Whether all experts have one `B`.
     pub(crate) shared_b: bool,
-    /// Weight of a penalty on how far what `A` makes of different domains lies apart; none if 0.
-    pub(crate) align_weight: f64,
+    /// A penalty on how far what `A` makes of different domains lies apart.
+    pub(crate) align: Align,
+    /// Factor on the routers' z-loss; none if 0.
+    pub(crate) z_weight: f64,
     pub(crate) dropout: f64,
     pub(crate) dropout_mask: DropoutMask,
     pub(crate) mixing: Mixing,
@@ -205,7 +217,8 @@ impl LowRankSpec {
             num_experts: 1,
             own_a: false,
             shared_b: false,
-            align_weight: 0.0,
+            align: Align::default(),
+            z_weight: 0.0,
             dropout: keys.dropout,
             dropout_mask: DropoutMask::Shared,
             mixing: Mixing::Sum,

@@ -9,6 +9,7 @@
 mod parted;
 mod pissa;
 mod rlora;
+mod segments;
 
 use super::layout::{a_name, head_name, set_head_columns, set_rows, start_names};
 use super::{Layer, LowRankSpec};
@@ -23,6 +24,7 @@ use hydralora_kernels::{DType, Tensor, Var};
 use hydralora_model::adapter::{Site, SiteShape};
 use parted::{Directions, Parted};
 use schemars::JsonSchema;
+use segments::Segments;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -45,6 +47,9 @@ pub(crate) enum Start {
     Orthogonal,
     /// Heads in the directions of disjoint parts of the weight's left singular vectors; likewise.
     SingularSlices,
+    /// Every expert with an `A` and `B` of its own at the head of one of `N` equal segments of the weight's
+    /// singular values; what they add together on average is taken out of the weight (GOAT).
+    SingularSegments,
 }
 
 impl Start {
@@ -56,6 +61,7 @@ impl Start {
             Start::ZeroSum => Some("zero_sum"),
             Start::Orthogonal => Some("orthogonal"),
             Start::SingularSlices => Some("singular_slices"),
+            Start::SingularSegments => Some("singular_segments"),
         }
     }
 
@@ -68,6 +74,7 @@ impl Start {
             Start::ZeroSum => Box::new(parted::ZeroSum(draw)),
             Start::Orthogonal => Box::new(Parted::new(draw, Directions::Random)),
             Start::SingularSlices => Box::new(Parted::new(draw, Directions::Singular)),
+            Start::SingularSegments => Box::new(Segments::new(draw)),
         }
     }
 }
@@ -233,12 +240,18 @@ impl TakenOut {
         map
     }
 
-    /// Takes what [`export`](Self::export) gave for the layers `shapes` out of `tensors`; gives every
-    /// fault.
-    fn load(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape], draw: &Draw) -> Vec<String> {
+    /// Takes what [`export`](Self::export) gave for the layers `shapes` out of `tensors`, pairs of `pairs`
+    /// times the layer's rank; gives every fault.
+    fn load(
+        &mut self,
+        tensors: &mut TensorMap,
+        shapes: &[SiteShape],
+        draw: &Draw,
+        pairs: usize,
+    ) -> Vec<String> {
         let mut faults = Vec::new();
         for shape in shapes {
-            let rank = draw.spec.sizes.at(shape.site).rank;
+            let rank = pairs * draw.spec.sizes.at(shape.site).rank;
             let [a, b] = start_names(shape.site);
             let a = take_tensor(tensors, &a, &[rank, shape.in_features], &mut faults);
             let b = take_tensor(tensors, &b, &[shape.out_features, rank], &mut faults);

@@ -6,9 +6,10 @@
 //! `B` at zero. Computed as HydraLoRA with `B` in the place of every head.
 
 use crate::error::Fault;
-use crate::low_rank::{Balance, HeadNames, LowRankSpec, Mixing, Penalty, Router};
+use crate::low_rank::{Balance, Evenness, HeadNames, LowRankSpec, Mixing, Router, TopKGradient};
 use crate::low_rank_options::{
-    LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
+    LowRankOptions, Shared, check_evenness, check_top_k, check_top_k_gradient, check_weight,
+    low_rank_options,
 };
 
 low_rank_options! {
@@ -18,8 +19,14 @@ low_rank_options! {
     num_experts: usize = 4,
     /// How many `A` a token uses; all if not given.
     router_top_k: Option<usize> = None,
+    /// Which gates learn from that choice: those that were `kept`, or all (`straight_through`).
+    router_top_k_gradient: TopKGradient = TopKGradient::Kept,
     /// Factor on a penalty on uneven loads; none if 0.
     balance_weight: f64 = 0.0,
+    /// What that penalty evens out: tokens (`load`) or gates (`importance`).
+    balance: Evenness = Evenness::Load,
+    /// Factor on a penalty on large scores of the routers; none if 0.
+    router_z_weight: f64 = 0.0,
 }
 
 impl LowRankOptions for Options {
@@ -27,6 +34,8 @@ impl LowRankOptions for Options {
     const SUMMARY: &'static str = "several A mixed per token by a router, one shared B";
     const PEFT_TYPE: &'static str = "ALORA";
     const OWN_KEYS: &'static [&'static str] = &["router_top_k", "balance_weight"];
+    const LATER_KEYS: &'static [&'static str] =
+        &["router_top_k_gradient", "balance", "router_z_weight"];
 
     fn num_experts(&self) -> Option<usize> {
         Some(self.num_experts)
@@ -40,6 +49,10 @@ impl LowRankOptions for Options {
             faults.push(Fault::new("method.num_experts", message));
         }
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
+        faults.extend(check_top_k_gradient(self.router_top_k_gradient, self.router_top_k));
+        let unlike_default = self.balance != Evenness::default();
+        faults.extend(check_evenness("importance", unlike_default, self.balance_weight));
+        faults.extend(check_weight("router_z_weight", self.router_z_weight));
         faults
     }
 
@@ -48,14 +61,19 @@ impl LowRankOptions for Options {
             num_experts: self.num_experts,
             own_a: true,
             shared_b: true,
-            mixing: Mixing::Routed(Router { top_k: self.router_top_k, ..Router::default() }),
+            mixing: Mixing::Routed(Router {
+                top_k: self.router_top_k,
+                top_k_gradient: self.router_top_k_gradient,
+                ..Router::default()
+            }),
+            z_weight: self.router_z_weight,
             names: HeadNames::Single,
             ..LowRankSpec::of(&self.keys())
         }
     }
 
     fn balance(&self) -> Option<Balance> {
-        let penalty = Penalty::Load { top_k: self.router_top_k.unwrap_or(1) };
+        let penalty = self.balance.penalty(self.router_top_k);
         Some(Balance { weight: self.balance_weight, penalty })
     }
 }

@@ -33,7 +33,7 @@ use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, gated_low_rank, rout
 use hydralora_kernels::ops::orthogonality::{Wanted, weighted_orthogonality};
 use hydralora_kernels::ops::rows::{join_columns, join_rows, take_rows};
 use hydralora_kernels::{DType, Tensor, Var};
-use hydralora_model::adapter::{Adapter, CustomLinear, Kind, Pass, Site, SiteShape, Update};
+use hydralora_model::adapter::{Adapter, Aside, CustomLinear, Kind, Pass, Site, SiteShape, Update};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -298,7 +298,7 @@ impl BlockHydra {
         pass.report_gates(last, &mean);
         if self.options.balance_weight > 0.0 && pass.dropout_seed().is_some() {
             let all = if more.is_empty() { first.clone() } else { join_rows(&of_groups) };
-            pass.set_aside(last, all);
+            pass.set_aside(last, Aside::Gates, all);
         }
     }
 
@@ -421,7 +421,7 @@ impl TrainHooks for BlockHydra {
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let options = &self.options;
         let balance = || {
-            let gates = pass.take_set_aside();
+            let gates = pass.take_aside(Aside::Gates);
             let even = vec![1.0; options.num_experts];
             let each = gates
                 .values()

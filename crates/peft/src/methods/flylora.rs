@@ -25,7 +25,7 @@ use crate::trainable::{Role, TensorMap, Trainable, export_by_name, load_by_name,
 use crate::tuned::{Mergeable, Parameters, Persist, TrainHooks, TrainingPlan, Tuned};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::ops::linear::linear;
-use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear};
+use hydralora_kernels::ops::low_rank::{Gate, LowRank, Mask, adapted_linear, router_scores};
 use hydralora_kernels::{DType, Gradients, Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, CustomLinear, Pass, Site, SiteShape, Update};
 use rand::Rng;
@@ -197,7 +197,8 @@ impl Layer {
     /// Gates `[T, r]`, 1 for the ranks that each row of `x` uses and 0 for others.
     fn gates(&self, x: &Var, most: usize, counted: bool) -> Var {
         let _guard = no_grad();
-        let z = linear(x, &self.a, None);
+        // In training many rows at once; elsewhere so that a row's choice is its own.
+        let z = if counted { linear(x, &self.a, None) } else { router_scores(x, &self.a, None) };
         let (rows, rank) = (z.value().rows(), z.value().cols());
         let mut gates = vec![0.0; rows * rank];
         let mut used = vec![0; rank];

@@ -9,13 +9,14 @@
 //! `A ~ N(0, 1/in) · r^¼/√γ` and `B_i ~ N(0, 1/out) · r^¼/√γ` with `γ = 64`, and what the heads add on
 //! average at the start is taken out of the weight: `W0 − (alpha / r) mean_i(B_i) A`.
 
-use crate::error::{Error, Fault, Result};
+use crate::error::{Fault, Result};
 use crate::low_rank::{
-    Balance, DropoutMask, GuideSpec, GuidedBy, HeadNames, LowRankSpec, Mixing, Penalty, RouteOn,
-    Router, RouterScope, Start,
+    Balance, DropoutMask, Evenness, GuideSpec, GuidedBy, HeadNames, LowRankSpec, Mixing, RouteOn,
+    Router, RouterScope, Start, TopKGradient,
 };
 use crate::low_rank_options::{
-    LowRankOptions, Shared, check_positive, check_top_k, check_weight, low_rank_options,
+    LowRankOptions, Shared, check_directions, check_evenness, check_positive, check_top_k,
+    check_top_k_gradient, check_weight, low_rank_options,
 };
 use crate::method::{ClustersOf, RouterStart};
 use hydralora_model::adapter::SiteShape;
@@ -76,7 +77,8 @@ low_rank_options! {
     num_experts: usize = 4,
     /// How the heads are weighed: `softmax` (the router), `uniform` (`1/N`) or `none` (their sum).
     gate: GateKind = GateKind::Softmax,
-    /// What the router reads: `x` (text and code of the paper) or `a` (its formula's shape).
+    /// What the router reads: `x` (text and code of the paper), `a` (its formula's shape), or the mean of `x`
+    /// over the tokens of the text so far (`sequence`).
     route_on: RouteOn = RouteOn::X,
     /// One dropout mask for all heads, or one per head as in the published code.
     dropout_mask: DropoutMask = DropoutMask::Shared,
@@ -103,16 +105,28 @@ low_rank_options! {
     router_guide_decay: Option<f64> = None,
     /// How many heads a token uses; all if not given.
     router_top_k: Option<usize> = None,
+    /// Which gates learn from that choice: those that were `kept`, or all (`straight_through`).
+    router_top_k_gradient: TopKGradient = TopKGradient::Kept,
     /// Factor on a penalty on uneven loads of the heads; none if 0.
     balance_weight: f64 = 0.0,
+    /// What that penalty evens out: tokens (`load`) or gates (`importance`).
+    balance: Evenness = Evenness::Load,
+    /// Factor on a penalty on large scores of the routers; none if 0.
+    router_z_weight: f64 = 0.0,
     /// What `A` and the heads start from: `kaiming` (heads at zero), `rlora` (heads at random), `zero_sum`,
     /// `orthogonal` or `singular_slices`.
     init_lora_weights: Start = Start::Kaiming,
 }
 
 /// Options that a single head makes senseless and that no earlier build had.
-const FOR_SEVERAL_HEADS: [&str; 4] =
-    ["router_gain", "router_temperature", "router_temperature_start", "router_guide"];
+const FOR_SEVERAL_HEADS: [&str; 6] = [
+    "router_gain",
+    "router_temperature",
+    "router_temperature_start",
+    "router_guide",
+    "balance",
+    "router_z_weight",
+];
 
 impl Options {
     /// The router; a single head needs none.
@@ -122,6 +136,7 @@ impl Options {
             scope: self.router_scope,
             bias: self.router_bias,
             top_k: self.router_top_k,
+            top_k_gradient: self.router_top_k_gradient,
             gain: self.router_gain,
             temperature: self.router_temperature,
             first_temperature: self.router_temperature_start,
@@ -143,7 +158,8 @@ impl LowRankOptions for Options {
         "balance_weight",
         "init_lora_weights",
     ];
-    const LATER_KEYS: &'static [&'static str] = &["router_temperature"];
+    const LATER_KEYS: &'static [&'static str] =
+        &["router_temperature", "router_top_k_gradient", "balance", "router_z_weight"];
 
     fn claims(config: &Map<String, Value>) -> bool {
         let kind = config.get("peft_type");
@@ -159,9 +175,20 @@ impl LowRankOptions for Options {
         let mut faults: Vec<Fault> =
             check_weight("balance_weight", self.balance_weight).into_iter().collect();
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
-        if self.init_lora_weights == Start::Pissa {
-            let message = "`pissa` is for a single pair A, B; expected `kaiming` or `rlora`";
-            faults.push(Fault::new("method.init_lora_weights", message));
+        faults.extend(check_top_k_gradient(self.router_top_k_gradient, self.router_top_k));
+        let unlike_default = self.balance != Evenness::default();
+        faults.extend(check_evenness("importance", unlike_default, self.balance_weight));
+        faults.extend(check_weight("router_z_weight", self.router_z_weight));
+        let unfit = match self.init_lora_weights {
+            Start::Pissa => "`pissa` is for a single pair A, B; expected `kaiming` or `rlora`",
+            Start::SingularSegments => {
+                "`singular_segments` gives every head an A of its own, and here they share one; expected \
+                 `singular_slices`, or `name: lora-split` or `loramoe`"
+            }
+            _ => "",
+        };
+        if !unfit.is_empty() {
+            faults.push(Fault::new("method.init_lora_weights", unfit));
         }
         let several = self.init_lora_weights.of_several_heads();
         let new = several.filter(|_| self.init_lora_weights != Start::Rlora);
@@ -187,11 +214,14 @@ impl LowRankOptions for Options {
         }
         let default = Self::default();
         for (option, differs, with_a) in [
-            ("route_on", on_a, true),
+            ("route_on", self.route_on != default.route_on, true),
             ("router_bias", self.router_bias != default.router_bias, true),
             ("router_scope", self.router_scope != default.router_scope, true),
             ("router_top_k", self.router_top_k.is_some(), false),
+            ("router_top_k_gradient", self.router_top_k_gradient != TopKGradient::Kept, false),
             ("balance_weight", self.balance_weight != 0.0, false),
+            ("balance", unlike_default, false),
+            ("router_z_weight", self.router_z_weight != 0.0, false),
             ("router_init", self.router_init != default.router_init, false),
             ("router_gain", self.router_gain != default.router_gain, true),
             ("router_temperature", self.router_temperature != default.router_temperature, true),
@@ -246,27 +276,7 @@ impl LowRankOptions for Options {
     }
 
     fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
-        let (start, spec) = (self.init_lora_weights, self.spec());
-        let too_narrow = |shape: &&SiteShape| {
-            let wanted = self.num_experts * spec.sizes.at(shape.site).rank;
-            match start {
-                Start::Orthogonal => wanted > shape.out_features,
-                Start::SingularSlices => wanted > shape.out_features.min(shape.in_features),
-                _ => false,
-            }
-        };
-        let Some(shape) = sites.iter().find(too_narrow) else { return Ok(()) };
-        let SiteShape { site, in_features, out_features } = *shape;
-        let rank = spec.sizes.at(site).rank;
-        let message = format!(
-            "`{}` gives {} heads of rank {rank} directions of their own, {} in all, and {site} is \
-             {in_features} wide at its input and {out_features} at its output; expected a lower rank or fewer \
-             heads",
-            start.of_several_heads().unwrap_or_default(),
-            self.num_experts,
-            self.num_experts * rank
-        );
-        Err(Error::Options { faults: vec![Fault::new("method.init_lora_weights", message)] })
+        check_directions(&self.spec(), sites)
     }
 
     fn routers_start_from(&self) -> Option<RouterStart> {
@@ -301,13 +311,14 @@ impl LowRankOptions for Options {
             },
             names: HeadNames::Numbered,
             start: self.init_lora_weights,
+            z_weight: self.router().map_or(0.0, |_| self.router_z_weight),
             ..LowRankSpec::of(&self.keys())
         }
     }
 
     fn balance(&self) -> Option<Balance> {
         let router = self.router()?;
-        let penalty = Penalty::Load { top_k: router.top_k.unwrap_or(1) };
+        let penalty = self.balance.penalty(router.top_k);
         Some(Balance { weight: self.balance_weight, penalty })
     }
 }

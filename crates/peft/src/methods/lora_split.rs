@@ -4,8 +4,12 @@
 //! paper does not say how the pairs are joined; `combine` chooses between a router per token and
 //! their plain sum (which, as a matrix, is a LoRA of rank `N · r`).
 
-use crate::low_rank::{HeadNames, LowRankSpec, Mixing, Router};
-use crate::low_rank_options::{LowRankOptions, Shared, low_rank_options};
+use crate::error::{Fault, Result};
+use crate::low_rank::{HeadNames, LowRankSpec, Mixing, Router, Start};
+use crate::low_rank_options::{
+    LowRankOptions, Shared, check_directions, check_segments_or_usual, low_rank_options,
+};
+use hydralora_model::adapter::SiteShape;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +31,8 @@ low_rank_options! {
     num_experts: usize = 4,
     /// How the pairs are joined: `routed` or `sum`.
     combine: Combine = Combine::Routed,
+    /// What each `A` and `B` start from: `kaiming` (`B` at zero) or `singular_segments`.
+    init_lora_weights: Start = Start::Kaiming,
 }
 
 impl LowRankOptions for Options {
@@ -34,9 +40,18 @@ impl LowRankOptions for Options {
     const SUMMARY: &'static str = "several small LoRAs of the same total size, routed or summed";
     const PEFT_TYPE: &'static str = "LORA_SPLIT";
     const OWN_KEYS: &'static [&'static str] = &["combine"];
+    const LATER_KEYS: &'static [&'static str] = &["init_lora_weights"];
 
     fn num_experts(&self) -> Option<usize> {
         Some(self.num_experts)
+    }
+
+    fn own_faults(&self) -> Vec<Fault> {
+        check_segments_or_usual(self.init_lora_weights, self.num_experts).into_iter().collect()
+    }
+
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        check_directions(&self.spec(), sites)
     }
 
     fn spec(&self) -> LowRankSpec {
@@ -48,6 +63,7 @@ impl LowRankOptions for Options {
                 Combine::Routed => Mixing::Routed(Router::default()),
             },
             names: HeadNames::Numbered,
+            start: self.init_lora_weights,
             ..LowRankSpec::of(&self.keys())
         }
     }

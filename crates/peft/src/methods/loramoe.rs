@@ -13,13 +13,18 @@
 //!
 //! With `router_top_k` only the largest gates count, rescaled to sum to 1, and `balance: load` is the
 //! usual penalty for that, `N Σ_i f_i P_i` (see [`hydralora_kernels::ops::top_k`]): what MixLoRA (Li
-//! et al., arXiv 2404.15159) does, but for each linear layer and not for the feed-forward block.
+//! et al., arXiv 2404.15159) does, but for each linear layer and not for the feed-forward block. GOAT (Fan et
+//! al., arXiv 2502.16894) is that with `init_lora_weights: singular_segments`.
 
-use crate::error::Fault;
-use crate::low_rank::{Balance, HeadNames, LowRankSpec, Mixing, Penalty, Router};
-use crate::low_rank_options::{
-    LowRankOptions, Shared, check_top_k, check_weight, low_rank_options,
+use crate::error::{Fault, Result};
+use crate::low_rank::{
+    Balance, Evenness, HeadNames, LowRankSpec, Mixing, Penalty, Router, Start, TopKGradient,
 };
+use crate::low_rank_options::{
+    LowRankOptions, Shared, check_directions, check_evenness, check_segments_or_usual, check_top_k,
+    check_top_k_gradient, check_weight, low_rank_options,
+};
+use hydralora_model::adapter::SiteShape;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +37,8 @@ pub(super) enum BalanceKind {
     Localized,
     /// Each expert as many tokens as the others.
     Load,
+    /// Each expert as much of the gates as the others.
+    Importance,
 }
 
 low_rank_options! {
@@ -42,7 +49,9 @@ low_rank_options! {
     num_experts: usize = 8,
     /// How many experts a token goes to; all if not given.
     router_top_k: Option<usize> = None,
-    /// What the penalty asks for: `localized` or `load`.
+    /// Which gates learn from that choice: those that were `kept`, or all (`straight_through`).
+    router_top_k_gradient: TopKGradient = TopKGradient::Kept,
+    /// What the penalty asks for: `localized`, `load` or `importance`.
     balance: BalanceKind = BalanceKind::Localized,
     /// Factor on the balance penalty; none if 0.
     balance_weight: f64 = 0.01,
@@ -50,6 +59,10 @@ low_rank_options! {
     balance_delta: f64 = 0.1,
     /// Domains meant for the first half of the experts; without any, all experts are of one kind.
     knowledge_domains: Vec<String> = Vec::new(),
+    /// Factor on a penalty on large scores of the routers; none if 0.
+    router_z_weight: f64 = 0.0,
+    /// What each `A` and `B` start from: `kaiming` (`B` at zero) or `singular_segments`.
+    init_lora_weights: Start = Start::Kaiming,
 }
 
 impl LowRankOptions for Options {
@@ -59,6 +72,8 @@ impl LowRankOptions for Options {
     const PEFT_TYPE: &'static str = "LORAMOE";
     const OWN_KEYS: &'static [&'static str] =
         &["router_top_k", "balance", "balance_weight", "balance_delta", "knowledge_domains"];
+    const LATER_KEYS: &'static [&'static str] =
+        &["router_top_k_gradient", "router_z_weight", "init_lora_weights"];
 
     fn num_experts(&self) -> Option<usize> {
         Some(self.num_experts)
@@ -73,18 +88,39 @@ impl LowRankOptions for Options {
             faults.push(Fault::new("method.balance_delta", message));
         }
         faults.extend(check_top_k(self.router_top_k, self.num_experts));
-        if self.balance == BalanceKind::Load && !self.knowledge_domains.is_empty() {
-            let message = "is about `balance: localized`; `load` knows no kinds of data";
+        faults.extend(check_top_k_gradient(self.router_top_k_gradient, self.router_top_k));
+        faults.extend(check_weight("router_z_weight", self.router_z_weight));
+        faults.extend(check_segments_or_usual(self.init_lora_weights, self.num_experts));
+        let named = match self.balance {
+            BalanceKind::Localized => return faults,
+            BalanceKind::Load => "load",
+            BalanceKind::Importance => "importance",
+        };
+        let new = self.balance == BalanceKind::Importance;
+        faults.extend(check_evenness(named, new, self.balance_weight));
+        if !self.knowledge_domains.is_empty() {
+            let message =
+                format!("is about `balance: localized`; `{named}` knows no kinds of data");
             faults.push(Fault::new("method.knowledge_domains", message));
         }
         faults
+    }
+
+    fn check_shapes(&self, sites: &[SiteShape]) -> Result<()> {
+        check_directions(&self.spec(), sites)
     }
 
     fn spec(&self) -> LowRankSpec {
         LowRankSpec {
             num_experts: self.num_experts,
             own_a: true,
-            mixing: Mixing::Routed(Router { top_k: self.router_top_k, ..Router::default() }),
+            mixing: Mixing::Routed(Router {
+                top_k: self.router_top_k,
+                top_k_gradient: self.router_top_k_gradient,
+                ..Router::default()
+            }),
+            start: self.init_lora_weights,
+            z_weight: self.router_z_weight,
             names: HeadNames::Numbered,
             ..LowRankSpec::of(&self.keys())
         }
@@ -96,7 +132,8 @@ impl LowRankOptions for Options {
                 delta: self.balance_delta,
                 first_half: self.knowledge_domains.clone(),
             },
-            BalanceKind::Load => Penalty::Load { top_k: self.router_top_k.unwrap_or(1) },
+            BalanceKind::Load => Evenness::Load.penalty(self.router_top_k),
+            BalanceKind::Importance => Evenness::Importance.penalty(self.router_top_k),
         };
         Some(Balance { weight: self.balance_weight, penalty })
     }

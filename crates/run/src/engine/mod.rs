@@ -206,7 +206,11 @@ impl<'a> Engine<'a> {
     }
 
     fn empty_cache(&self, request: &Request<'_>, tokens: usize) -> Cache {
-        self.decoder.new_cache_for(self.options.cache_dtype, request.prompt.len(), tokens)
+        let (stored, prompt) = (self.options.cache_dtype, request.prompt.len());
+        let mut cache = self.decoder.new_cache_for(stored, prompt, tokens);
+        let adapter = request.adapter.as_ref();
+        cache.remember(adapter.map_or(0, |served| served.adapter().remembers()));
+        cache
     }
 
     /// Bytes that `cache` takes at most on the way to `tokens` tokens.

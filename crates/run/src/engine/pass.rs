@@ -11,6 +11,8 @@
 //! - shorter prompts share passes of up to 64 rows, computed as few;
 //! - so do single tokens, of texts being written or read again.
 //!
+//! Routers whose gates are computed apart from the update score every row by itself, for any number of rows.
+//!
 //! What is not the same to the last bit is what was written when it becomes the beginning of another prompt
 //! (it is known from single tokens, and not read again), and a prompt behind learned embeddings.
 

@@ -108,12 +108,11 @@ impl<'a> Engine<'a> {
         let limit = decoder.config().max_position_embeddings.saturating_sub(lead);
         let (end_ids, has_lead) = (end_ids.to_vec(), lead > 0);
         let longest = decoder.config().context_length();
+        let mut cache = decoder.new_cache();
+        cache.remember(adapter.remembers());
         let options = EngineOptions {
             // What one request may need it gets in any case.
-            cache_bytes: decoder
-                .new_cache()
-                .most_bytes(longest, lead, TOKENS_PER_PASS)
-                .max(CACHE_BYTES),
+            cache_bytes: cache.most_bytes(longest, lead, TOKENS_PER_PASS).max(CACHE_BYTES),
             max_step_tokens: TOKENS_PER_PASS,
             max_batch: MOST_WRITERS,
             same_bits: false,

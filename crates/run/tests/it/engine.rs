@@ -1,6 +1,6 @@
 //! Shared work gives the same answers as each request alone.
 
-use crate::support::{Model, model, plainly, tuned};
+use crate::support::{Model, SEQUENCE, model, plainly, tuned};
 use hydralora_kernels::no_grad;
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Packed, Run, Tree};
@@ -38,20 +38,23 @@ fn requests() -> impl Strategy<Value = Vec<Scoring>> {
 fn shared_beginnings_score_as_each_alone() {
     let model = model();
     let mut runner = TestRunner::new(Config { cases: 24, ..Config::default() });
-    // One engine for all cases, so that what it keeps between them is met too.
-    let kept = std::cell::RefCell::new(engine(&model, &NoAdapter));
-    runner
-        .run(&requests(), |requests| {
-            let mut kept = kept.borrow_mut();
-            for _ in 0..2 {
-                let found = kept.score(&requests).unwrap();
-                for (found, request) in found.iter().zip(&requests) {
-                    assert_same(found, &plainly(&model, &NoAdapter, request));
+    let tuned = tuned(&model, SEQUENCE, 0);
+    for adapter in [&NoAdapter as &dyn Adapter, tuned.as_adapter()] {
+        // One engine for all cases, so that what it keeps between them is met too.
+        let kept = std::cell::RefCell::new(engine(&model, adapter));
+        runner
+            .run(&requests(), |requests| {
+                let mut kept = kept.borrow_mut();
+                for _ in 0..2 {
+                    let found = kept.score(&requests).unwrap();
+                    for (found, request) in found.iter().zip(&requests) {
+                        assert_same(found, &plainly(&model, adapter, request));
+                    }
                 }
-            }
-            Ok(())
-        })
-        .unwrap();
+                Ok(())
+            })
+            .unwrap();
+    }
 }
 
 #[test]
@@ -64,7 +67,7 @@ fn beginnings_longer_than_a_pass_go_through_a_cache() {
             Scoring { tokens: [shared.clone(), tail].concat(), from: 380 }
         })
         .collect();
-    for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
+    for adapter in ["none", "hydralora", SEQUENCE, "prompt-tuning", "prefix-tuning"] {
         let tuned = (adapter != "none").then(|| tuned(&model, adapter, 0));
         let adapter: &dyn Adapter = tuned.as_ref().map_or(&NoAdapter, |tuned| tuned.as_adapter());
         let mut engine = engine(&model, adapter);
@@ -120,7 +123,7 @@ fn texts_written_together_are_those_written_alone() {
             continues: index % 2 == 1,
         })
         .collect();
-    for adapter in ["none", "hydralora", "prompt-tuning", "prefix-tuning"] {
+    for adapter in ["none", "hydralora", SEQUENCE, "prompt-tuning", "prefix-tuning"] {
         let tuned = (adapter != "none").then(|| tuned(&model, adapter, 0));
         let adapter: &dyn Adapter = tuned.as_ref().map_or(&NoAdapter, |tuned| tuned.as_adapter());
         let mut found = vec![None; requests.len()];

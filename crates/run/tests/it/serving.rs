@@ -1,6 +1,6 @@
 //! Requests answered together come out as each does alone.
 
-use crate::support::{Model, model, tuned};
+use crate::support::{BLOCK_ROUTERS, Model, SEQUENCE, model, tuned};
 use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
@@ -121,7 +121,8 @@ struct Asked {
     cancelled_at: Option<usize>,
 }
 
-const METHODS: [&str; 6] = ["none", "lora", "hydralora", "prompt-tuning", "prefix-tuning", "ia3"];
+const METHODS: [&str; 7] =
+    ["none", "lora", "hydralora", SEQUENCE, "prompt-tuning", "prefix-tuning", "ia3"];
 
 fn asked() -> impl Strategy<Value = Asked> {
     let tail = prop::collection::vec(3_u32..500, 1..40);
@@ -175,7 +176,7 @@ fn mixes_of_requests_are_answered_as_each_alone() {
     runner
         .run(&cases, |(asked, (max_step_tokens, same_bits), max_batch, blocks)| {
             // The longest that is asked fits alone.
-            let cache_bytes = (4 + blocks) * BLOCK;
+            let cache_bytes = (6 + blocks) * BLOCK;
             let options = EngineOptions {
                 cache_bytes,
                 max_step_tokens,
@@ -231,6 +232,7 @@ fn beginnings_are_known_by_what_computed_them() {
     let model = model();
     let adapters = [0, 1].map(|seed| tuned(&model, "hydralora", seed));
     let lead = tuned(&model, "prefix-tuning", 0);
+    let sequence = tuned(&model, SEQUENCE, 0);
     let serve = |adapter, byte: u8| Some(Arc::new(ServedAdapter::borrowed(adapter, [byte; 32])));
     let prompt: Vec<u32> = (0..150).map(|i| 3 + (i * 53) % 490).collect();
     let mut engine = engine(&model, EngineOptions::default());
@@ -242,12 +244,14 @@ fn beginnings_are_known_by_what_computed_them() {
         assert_eq!(all(&mut engine).into_values().next().unwrap(), alone);
         engine.stats().prefix_hits - before
     };
-    // The base, one adapter, one of other numbers, and one with learned positions: each knows its own only.
+    // The base, one adapter, one of other numbers, one with learned positions, and one that remembers: each
+    // knows its own only.
     let served = [
         None,
         serve(adapters[0].as_adapter(), 1),
         serve(adapters[1].as_adapter(), 2),
         serve(lead.as_adapter(), 3),
+        serve(sequence.as_adapter(), 4),
     ];
     for adapter in &served {
         assert_eq!(ask(adapter.clone(), &prompt), 0);
@@ -305,7 +309,7 @@ fn what_a_request_gets_is_the_same_to_the_last_bit() {
         .enumerate()
         .map(|(at, &len)| (0..len).map(|i| 3 + (i * 53 + at as u32 / 3 * 7) % 490).collect())
         .collect();
-    let methods = ["lora", "hydralora", "prefix-tuning", "ia3"];
+    let methods = ["lora", "hydralora", "alora", "ia3", SEQUENCE, BLOCK_ROUTERS, "prefix-tuning"];
     let adapters: Vec<_> = methods.iter().map(|method| tuned(&model, method, 0)).collect();
     let serve = |at: usize| {
         let adapter = adapters.get(at)?.as_adapter();

@@ -43,9 +43,25 @@ pub(crate) fn plainly(model: &Model, adapter: &dyn Adapter, request: &Scoring) -
     scored
 }
 
+/// HydraLoRA whose gates depend on all tokens so far.
+pub(crate) const SEQUENCE: &str = "hydralora of sequences";
+
+/// HydraLoRA with one router a block and its two largest gates.
+pub(crate) const BLOCK_ROUTERS: &str = "hydralora of blocks";
+
 /// An adapter of `method` whose effect is not nothing; another one for another `seed`.
 pub(crate) fn tuned(model: &Model, method: &str, seed: usize) -> Box<dyn Tuned> {
-    let options = find(method).unwrap().read_recipe(&serde_json::Map::new());
+    let mut section = serde_json::Map::new();
+    let name = if [SEQUENCE, BLOCK_ROUTERS].contains(&method) { "hydralora" } else { method };
+    if method == SEQUENCE {
+        section.insert("route_on".to_owned(), "sequence".into());
+        section.insert("router_gain".to_owned(), 10.0.into());
+    }
+    if method == BLOCK_ROUTERS {
+        section.insert("router_scope".to_owned(), "block".into());
+        section.insert("router_top_k".to_owned(), 2.into());
+    }
+    let options = find(name).unwrap().read_recipe(&section);
     let options = options.unwrap_or_else(|faults| panic!("{method}: {faults:?}"));
     let mut tuned = options.build(&model.decoder.sites(), model.decoder.dtype(), 3);
     let mut values: TensorMap = tuned.file_tensors();

@@ -7,6 +7,7 @@ mod merge;
 mod optimizers;
 mod options;
 mod routers;
+mod sequences;
 
 use hydralora_data::{DataReport, Dataset, Example, Examples};
 use hydralora_kernels::ops::dropout::mix;

@@ -485,6 +485,43 @@ fn pissa_starts_and_converts_as_peft_does() {
     assert!((ours - theirs).abs() < 1e-4, "{ours} {theirs}");
 }
 
+/// Experts start where the published code's do, compared as products, since the signs of singular vectors
+/// are free.
+#[test]
+fn experts_start_in_segments_as_published() {
+    let folder = fixtures().join("tiny/lora_split_segments");
+    let (config, weights) = open_weights(&fixtures().join("models/tiny-llama")).unwrap();
+    let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
+    let published = &read_json(&folder.join("result.json"))["config"];
+    let experts = published["lora_nums"].as_u64().unwrap();
+    let section = json!({
+        "rank": published["r"], "alpha": published["lora_alpha"], "num_experts": experts,
+        "targets": published["target_modules"], "init_lora_weights": "singular_segments",
+    });
+    let options = methods::find("lora-split").unwrap();
+    let options = options.read_recipe(section.as_object().unwrap()).unwrap();
+    let sites = options.select(&decoder.sites()).unwrap();
+    let tokenizer = source_of_any_tokenizer().tokenizer;
+    let mut tuned = options.build(&sites, DType::F64, 0);
+    tuned.start_from(&Base { decoder: &decoder, tokenizer: &tokenizer, new_tokens: &[] }).unwrap();
+    let theirs = io::decode(&folder.join("adapter.safetensors"), DType::F64).unwrap();
+    let own = tuned.file_tensors();
+    assert!(own.keys().eq(theirs.keys()));
+    for site in sites.iter().map(|shape| shape.site) {
+        let pairs = (0..experts).map(|expert| expert.to_string()).chain(["_start".to_owned()]);
+        for pair in pairs {
+            let product = |map: &TensorMap| {
+                let [a, b] =
+                    ["A", "B"].map(|part| &map[&format!("{site}.lora_{part}{pair}.weight")]);
+                multiply(b, a)
+            };
+            let error = relative_error(&product(&own), &product(&theirs));
+            // Theirs is stored in single precision.
+            assert!(error < 1e-6, "{site} {pair}: the start is off by {error}");
+        }
+    }
+}
+
 /// `b · a`.
 fn multiply(b: &Tensor, a: &Tensor) -> Vec<f64> {
     let (rank, inputs) = (a.rows(), a.cols());

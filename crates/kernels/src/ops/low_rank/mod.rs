@@ -34,7 +34,7 @@ mod tiled;
 #[cfg(feature = "gpu")]
 pub(crate) use plan::Router;
 pub(crate) use plan::{Plan, Route};
-pub use softmax::router_gates;
+pub use softmax::{gates_of, router_gates, router_scores};
 
 use crate::element::DType;
 use crate::graph::{ParentGradients, Var};

@@ -157,11 +157,11 @@ impl StartStrategy for Parted {
     }
 
     fn load_file(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
-        self.taken_out.load(tensors, shapes, &self.draw)
+        self.taken_out.load(tensors, shapes, &self.draw, 1)
     }
 
     fn load_state(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
-        self.taken_out.load(tensors, shapes, &self.draw)
+        self.taken_out.load(tensors, shapes, &self.draw, 1)
     }
 }
 

@@ -94,7 +94,7 @@ impl StartStrategy for Pissa {
     }
 
     fn load_state(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
-        self.taken_out.load(tensors, shapes, &self.draw)
+        self.taken_out.load(tensors, shapes, &self.draw, 1)
     }
 }
 
@@ -107,9 +107,16 @@ fn multiply(value: &mut Value, factor: f64) {
 /// The principal part of `weight: [out, in]` as `scale · B A` with `A: [r, in]`, `B: [out, r]`:
 /// `A = √(S/scale) Vᵀ`, `B = U √(S/scale)` of the `rank` largest singular values (Meng et al.,
 /// PiSSA, arXiv 2404.02948). None if the decomposition does not converge.
+pub(super) fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Tensor; 2]> {
+    singular_parts(weight, &(0..rank).collect::<Vec<_>>(), scale)
+}
+
+/// The same of other singular values, by their places among all of them, the largest first; those beyond
+/// the last are zero.
 ///
 /// Found from the eigenvectors of the smaller of `W Wᵀ` and `Wᵀ W`, in double precision.
-pub(super) fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Tensor; 2]> {
+pub(super) fn singular_parts(weight: &Tensor, places: &[usize], scale: f64) -> Option<[Tensor; 2]> {
+    let rank = places.len();
     let (outputs, inputs, dtype) = (weight.rows(), weight.cols(), weight.dtype());
     let values = weight.to_f64();
     let w = Mat::from_fn(outputs, inputs, |i, j| values[i * inputs + j]);
@@ -119,13 +126,13 @@ pub(super) fn principal(weight: &Tensor, rank: usize, scale: f64) -> Option<[Ten
     let (vectors, size) = (found.U(), gram.nrows());
     let mut a = vec![0.0; rank * inputs];
     let mut b = vec![0.0; outputs * rank];
-    for k in 0..rank.min(size) {
+    for (k, &place) in places.iter().enumerate().filter(|(_, place)| **place < size) {
         // Eigenvalues ascend.
-        let v = vectors.col(size - 1 - k).to_owned();
+        let v = vectors.col(size - 1 - place).to_owned();
         let image = if tall { &w * &v } else { w.transpose() * &v };
         let singular = image.norm_l2();
         if singular == 0.0 {
-            break;
+            continue;
         }
         let root = (singular / scale).sqrt();
         let (right, left) = if tall { (v, image / singular) } else { (image / singular, v) };

@@ -68,10 +68,10 @@ impl StartStrategy for Rlora {
     }
 
     fn load_file(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
-        self.taken_out.load(tensors, shapes, &self.draw)
+        self.taken_out.load(tensors, shapes, &self.draw, 1)
     }
 
     fn load_state(&mut self, tensors: &mut TensorMap, shapes: &[SiteShape]) -> Vec<String> {
-        self.taken_out.load(tensors, shapes, &self.draw)
+        self.taken_out.load(tensors, shapes, &self.draw, 1)
     }
 }

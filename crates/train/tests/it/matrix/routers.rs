@@ -12,6 +12,11 @@ use serde_json::{Value, json};
 pub(super) fn cases() -> Vec<Case> {
     let case = |method, options| Case { method, options, start: Start::Same, learning_rate: 5e-3 };
     let other = |options| Case { start: Start::Other, ..case("hydralora", options) };
+    let rounded_of = |method, options| Case {
+        start: Start::Rounded,
+        learning_rate: 2e-3,
+        ..case(method, options)
+    };
     let rounded = |options| Case { start: Start::Rounded, ..case("hydralora", options) };
     vec![
         case("hydralora", json!({"router_gain": 10.0, "router_init": "layer_centroids"})),
@@ -42,6 +47,53 @@ pub(super) fn cases() -> Vec<Case> {
         rounded(
             json!({"init_lora_weights": "singular_slices", "gate": "uniform", "targets": "qv"}),
         ),
+        case("hydralora", json!({"route_on": "sequence"})),
+        case(
+            "hydralora",
+            json!({
+                "route_on": "sequence", "router_scope": "block", "router_bias": true, "targets": "all",
+                "router_top_k": 2, "balance_weight": 0.01, "router_z_weight": 1e-3, "router_gain": 10.0,
+            }),
+        ),
+        other(json!({"route_on": "sequence", "init_lora_weights": "rlora", "router_gain": 10.0})),
+        case(
+            "hydralora",
+            json!({
+                "router_z_weight": 1e-2, "balance": "importance", "balance_weight": 0.05, "router_bias": true,
+            }),
+        ),
+        case(
+            "hydralora",
+            json!({
+                "router_z_weight": 1e-3, "router_scope": "block", "targets": "all", "router_top_k": 2,
+                "router_top_k_gradient": "straight_through", "router_temperature": 0.5,
+            }),
+        ),
+        case(
+            "loramoe",
+            json!({
+                "num_experts": 4, "router_top_k": 2, "balance": "importance", "router_z_weight": 1e-3,
+                "router_top_k_gradient": "straight_through", "dropout": 0.1,
+            }),
+        ),
+        rounded_of(
+            "lora-split",
+            json!({"rank": 2, "combine": "sum", "init_lora_weights": "singular_segments"}),
+        ),
+        Case {
+            start: Start::Other,
+            ..rounded_of("lora-split", json!({"rank": 2, "init_lora_weights": "singular_segments"}))
+        },
+        Case {
+            start: Start::Other,
+            ..rounded_of(
+                "loramoe",
+                json!({
+                    "rank": 3, "num_experts": 3, "router_top_k": 2, "balance": "load", "dropout": 0.1,
+                    "init_lora_weights": "singular_segments", "targets": "all",
+                }),
+            )
+        },
         case("domain-heads", json!({"domains": ["facts", "stories"]})),
         case(
             "domain-heads",
@@ -58,8 +110,16 @@ pub(super) fn cases() -> Vec<Case> {
                 "rank_pattern": {"up_proj": 3}, "targets": "all",
             }),
         ),
+        case(
+            "alora",
+            json!({
+                "num_experts": 3, "router_top_k": 2, "router_top_k_gradient": "straight_through",
+                "balance": "importance", "balance_weight": 0.01, "router_z_weight": 1e-3,
+            }),
+        ),
         case("align-lora", json!({"rank": 4})),
         case("align-lora", json!({"rank": 4, "align_weight": 0.3, "dropout": 0.1})),
+        case("align-lora", json!({"rank": 3, "align_weight": 0.3, "alignment": "mmd"})),
         case("block-hydra", json!({"rank": 4, "alpha": 16, "num_experts": 4})),
         case(
             "block-hydra",
@@ -133,6 +193,122 @@ fn a_guide_is_the_cross_entropy_of_the_gates_and_fades() {
         let found = added(&model, tuned.as_ref(), &[0, 1, 1, 0]);
         assert!((found - share * even).abs() < 1e-12, "{taken}: {found}");
     }
+}
+
+/// Routers of zero have scores of zero, so that the z-loss of each is `(ln N)²`; one that serves a block
+/// counts once.
+#[test]
+fn a_z_loss_is_the_sum_over_routers() {
+    let model = model(DType::F64);
+    let of = |options: Value| -> f64 {
+        let mut tuned = build(&model, "hydralora", options);
+        for trainable in tuned.trainables_mut() {
+            if trainable.parameter.name().contains("lora_route") {
+                trainable.parameter.value_mut().data_mut::<f64>().fill(0.0);
+            }
+        }
+        added(&model, tuned.as_ref(), &[])
+    };
+    let one = 3.0_f64.ln().powi(2);
+    let options = |scope: &str| {
+        json!({
+            "num_experts": 3, "targets": "ffn", "router_scope": scope, "router_z_weight": 0.1,
+        })
+    };
+    // Five layers, each with a gate, an up and a down projection.
+    for (scope, routers) in [("linear", 15.0), ("block", 5.0)] {
+        let found = of(options(scope));
+        assert!((found - 0.1 * routers * one).abs() < 1e-12, "{scope}: {found}");
+    }
+    // Beside other terms, and of even gates, whose importance is even too.
+    let mut both = options("block");
+    both["balance"] = json!("importance");
+    both["balance_weight"] = json!(0.5);
+    let found = of(both);
+    assert!((found - 0.5 * one).abs() < 1e-9, "{found}");
+}
+
+/// Layers kept by their inputs alone give the gradients of those kept whole, of scores too.
+#[test]
+fn gradients_of_scores_are_the_same_when_layers_are_computed_again() {
+    let model = model(DType::F64);
+    for scope in ["linear", "block"] {
+        let options = json!({
+            "num_experts": 3, "targets": "ffn", "router_scope": scope, "router_z_weight": 0.3,
+            "balance": "importance", "balance_weight": 0.5, "router_guide": "domains",
+            "router_top_k": 2, "router_top_k_gradient": "straight_through",
+        });
+        let mut tuned = build(&model, "hydralora", options);
+        for trainable in tuned.trainables_mut() {
+            let data = trainable.parameter.value_mut().data_mut::<f64>();
+            for (at, value) in data.iter_mut().enumerate() {
+                *value += 0.1 * (at as f64 * 1.3).sin();
+            }
+        }
+        let [whole, again] = [false, true].map(|on| model.trained(tuned.as_ref(), on));
+        assert!((whole.added - again.added).abs() < 1e-9, "{scope}");
+        for trainable in tuned.trainables() {
+            let [a, b] = [&whole, &again]
+                .map(|found| found.gradients.get(trainable.var()).unwrap().to_f64());
+            let norm = a.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let apart = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            let name = trainable.parameter.name();
+            assert!(norm > 0.0 && apart < 1e-9 * norm, "{scope} {name}: {apart} of {norm}");
+        }
+    }
+}
+
+/// A gate that was not kept learns only if gradients go straight through the choice.
+#[test]
+fn a_router_learns_of_what_it_did_not_choose() {
+    let model = model(DType::F64);
+    let gradients = |gradient: &str| -> Vec<f64> {
+        let options = json!({
+            "num_experts": 4, "targets": ["model.layers.1.mlp.up_proj"], "router_top_k": 2,
+            "router_top_k_gradient": gradient, "router_bias": true,
+        });
+        let mut tuned = build(&model, "hydralora", options);
+        for trainable in tuned.trainables_mut() {
+            let name = trainable.parameter.name().to_owned();
+            let data = trainable.parameter.value_mut().data_mut::<f64>();
+            match &name {
+                // Two heads that every token chooses.
+                name if name.contains("lora_route.bias") => {
+                    data.copy_from_slice(&[9.0, 9.0, 0.0, 0.0])
+                }
+                name if name.contains("lora_B") => {
+                    for (at, value) in data.iter_mut().enumerate() {
+                        *value = 0.1 * (at as f64 * 0.7).sin();
+                    }
+                }
+                _ => {}
+            }
+        }
+        let found = model.trained(tuned.as_ref(), false).gradients;
+        let bias = tuned.trainables().into_iter().find(|t| t.parameter.name().ends_with("bias"));
+        found.get(bias.unwrap().var()).unwrap().to_f64()
+    };
+    let (kept, straight) = (gradients("kept"), gradients("straight_through"));
+    // Their gates are e⁻⁹ of the others'.
+    let most = straight.iter().fold(0.0_f64, |most, slope| most.max(slope.abs()));
+    assert!(kept[2..].iter().all(|slope| slope.abs() < 1e-12 * most), "{kept:?}");
+    assert!(straight[2..].iter().all(|slope| slope.abs() > 1e-7 * most), "{straight:?}");
+}
+
+/// The samples' discrepancy falls as that of Gaussians does.
+#[test]
+fn a_discrepancy_of_samples_falls_in_training() {
+    let model = model(DType::F64);
+    let options = json!({"rank": 3, "align_weight": 5.0, "alignment": "mmd"});
+    let mut aligned = build(&model, "align-lora", options);
+    let mut losses = Vec::new();
+    let mut optimizer = hydralora_train::AdamW::new(Default::default(), aligned.as_ref());
+    for _ in 0..15 {
+        let found = model.trained(aligned.as_ref(), false);
+        losses.push(found.added);
+        optimizer.step(aligned.as_mut(), &found.gradients, 1e-2);
+    }
+    assert!(losses[0] > 0.0 && losses[14] < 0.9 * losses[0], "{losses:?}");
 }
 
 #[test]
@@ -406,6 +582,88 @@ fn options_that_contradict_each_other_are_named() {
         ),
         ("hydralora", json!({"router_gain": 3, "gate": "none"}), ["router_gain", "gate: softmax"]),
         (
+            "hydralora",
+            json!({"router_z_weight": 0.1, "gate": "uniform"}),
+            ["method.router_z_weight", "gate: softmax"],
+        ),
+        (
+            "hydralora",
+            json!({"route_on": "sequence", "gate": "none"}),
+            ["method.route_on", "gate: softmax"],
+        ),
+        (
+            "hydralora",
+            json!({"router_z_weight": 0.1, "route_on": "a"}),
+            ["method.router_z_weight", "reads x"],
+        ),
+        (
+            "hydralora",
+            json!({"router_z_weight": 0.1, "num_experts": 1}),
+            ["method.router_z_weight", "a single head has none"],
+        ),
+        ("hydralora", json!({"router_z_weight": -1}), ["method.router_z_weight", "0 or more"]),
+        (
+            "hydralora",
+            json!({"balance": "importance", "balance_weight": 0.1, "gate": "uniform"}),
+            ["method.balance:", "gate: softmax"],
+        ),
+        (
+            "hydralora",
+            json!({"balance": "importance"}),
+            ["method.balance:", "`balance_weight` is 0"],
+        ),
+        ("alora", json!({"balance": "importance"}), ["method.balance:", "`balance_weight` is 0"]),
+        (
+            "loramoe",
+            json!({"balance": "importance", "balance_weight": 0}),
+            ["method.balance:", "`balance_weight` is 0"],
+        ),
+        (
+            "loramoe",
+            json!({"balance": "importance", "knowledge_domains": ["law"]}),
+            ["method.knowledge_domains", "`importance` knows no kinds"],
+        ),
+        (
+            "hydralora",
+            json!({"router_top_k_gradient": "straight_through"}),
+            ["method.router_top_k_gradient", "`router_top_k`, which is not given"],
+        ),
+        (
+            "alora",
+            json!({"router_top_k_gradient": "straight_through"}),
+            ["method.router_top_k_gradient", "`router_top_k`, which is not given"],
+        ),
+        (
+            "loramoe",
+            json!({"router_top_k_gradient": "straight_through"}),
+            ["method.router_top_k_gradient", "`router_top_k`, which is not given"],
+        ),
+        (
+            "hydralora",
+            json!({"init_lora_weights": "singular_segments"}),
+            ["method.init_lora_weights", "`singular_slices`"],
+        ),
+        (
+            "lora-split",
+            json!({"init_lora_weights": "rlora"}),
+            ["method.init_lora_weights", "`singular_segments`"],
+        ),
+        (
+            "loramoe",
+            json!({"init_lora_weights": "singular_segments", "num_experts": 1}),
+            ["method.init_lora_weights", "a single one"],
+        ),
+        (
+            "lora",
+            json!({"init_lora_weights": "singular_segments"}),
+            ["method.init_lora_weights", "several heads"],
+        ),
+        (
+            "align-lora",
+            json!({"alignment": "mmd", "align_weight": 0}),
+            ["method.alignment", "`align_weight`, which is 0"],
+        ),
+        (
             "lora",
             json!({"init_lora_weights": "singular_slices"}),
             ["singular_slices", "several heads"],
@@ -442,5 +700,14 @@ fn options_that_contradict_each_other_are_named() {
         let sites = options.select(&model.decoder.sites()).unwrap();
         let error = options.check_layers(&sites).unwrap_err().to_string();
         assert!(error.contains(start) && error.contains("wide"), "{error}");
+    }
+    for method in ["lora-split", "loramoe"] {
+        let section =
+            json!({"init_lora_weights": "singular_segments", "rank": 17, "num_experts": 4});
+        let options = methods::find(method).unwrap().read_recipe(section.as_object().unwrap());
+        let options = options.unwrap();
+        let sites = options.select(&model.decoder.sites()).unwrap();
+        let error = options.check_layers(&sites).unwrap_err().to_string();
+        assert!(error.contains("singular_segments") && error.contains("68 in all"), "{error}");
     }
 }

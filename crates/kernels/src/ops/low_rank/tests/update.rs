@@ -1,8 +1,14 @@
 //! The update on its own, in `f64`.
 
 use crate::check;
+use crate::element::DType;
+use crate::graph::Var;
 use crate::ops::dropout::Dropout;
-use crate::ops::low_rank::{Gate, LowRank, Mask, gated_low_rank, router_gates};
+use crate::ops::linear::linear;
+use crate::ops::low_rank::{
+    Gate, LowRank, Mask, gated_low_rank, gates_of, router_gates, router_scores,
+};
+use crate::tensor::Tensor;
 
 const TOKENS: usize = 5;
 const INPUTS: usize = 7;
@@ -69,6 +75,47 @@ fn router_gates_match_finite_differences_and_sum_to_one() {
     for row in router_gates(&v[0], &v[1], None).value().to_f64().chunks(3) {
         assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
+}
+
+#[test]
+fn gates_of_scores_are_the_routers() {
+    check::gradients(&[&[4, 3]], |v| gates_of(&v[0]));
+    let v = check::inputs(&[&[4, 5], &[3, 5], &[3]]);
+    let scores = linear(&v[0], &v[1], Some(&v[2]));
+    let (one, other) = (gates_of(&scores), router_gates(&v[0], &v[1], Some(&v[2])));
+    for (one, other) in one.value().to_f64().iter().zip(other.value().to_f64()) {
+        assert!((one - other).abs() < 1e-12);
+    }
+}
+
+/// Without a graph a row's gates and scores are the same to the last bit whatever rows are beside it.
+#[test]
+fn rows_of_a_router_stand_alone() {
+    let (rows, inputs) = (37, 45);
+    let v = check::inputs(&[&[rows, inputs], &[5, inputs], &[5]]);
+    let [x, weight, bias] = [0, 1, 2].map(|at| v[at].value().to_dtype(DType::F32));
+    let part = |from: usize, to: usize| {
+        let numbers = x.data::<f32>()[from * inputs..to * inputs].to_vec();
+        Var::constant(Tensor::new(numbers, [to - from, inputs]))
+    };
+    let [weight, bias] = [weight, bias].map(Var::constant);
+    let of = |x: &Var| {
+        let found = [router_gates(x, &weight, Some(&bias)), router_scores(x, &weight, Some(&bias))];
+        found.map(|found| found.value().data::<f32>().to_vec())
+    };
+    let [gates, scores] = of(&part(0, rows));
+    for (from, to) in [(0, 1), (1, 3), (3, 20), (20, 37)] {
+        let [some_gates, some_scores] = of(&part(from, to));
+        assert_eq!(some_gates, gates[from * 5..to * 5]);
+        assert_eq!(some_scores, scores[from * 5..to * 5]);
+    }
+    // As a graph computes them.
+    let leaf = Var::leaf(weight.value().clone());
+    let graph = router_scores(&part(0, rows), &leaf, Some(&bias));
+    for (one, other) in graph.value().data::<f32>().iter().zip(&scores) {
+        assert!((one - other).abs() < 1e-5);
+    }
+    assert_eq!(router_scores(&part(0, 0), &weight, Some(&bias)).value().shape(), [0, 5]);
 }
 
 /// The definition, token by token and head by head.
