@@ -309,7 +309,7 @@ fn what_a_request_gets_is_the_same_to_the_last_bit() {
         .enumerate()
         .map(|(at, &len)| (0..len).map(|i| 3 + (i * 53 + at as u32 / 3 * 7) % 490).collect())
         .collect();
-    let methods = ["lora", "hydralora", "alora", "ia3", SEQUENCE, BLOCK_ROUTERS, "prefix-tuning"];
+    let methods = ["lora", "hydralora", "flylora", "ia3", SEQUENCE, BLOCK_ROUTERS, "prefix-tuning"];
     let adapters: Vec<_> = methods.iter().map(|method| tuned(&model, method, 0)).collect();
     let serve = |at: usize| {
         let adapter = adapters.get(at)?.as_adapter();
