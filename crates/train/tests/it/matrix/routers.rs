@@ -302,7 +302,7 @@ fn a_discrepancy_of_samples_falls_in_training() {
     let options = json!({"rank": 3, "align_weight": 5.0, "alignment": "mmd"});
     let mut aligned = build(&model, "align-lora", options);
     let mut losses = Vec::new();
-    let mut optimizer = hydralora_train::AdamW::new(Default::default(), aligned.as_ref());
+    let mut optimizer = hydralora_train::Stepper::adamw(aligned.as_ref());
     for _ in 0..15 {
         let found = model.trained(aligned.as_ref(), false);
         losses.push(found.added);
