@@ -208,14 +208,5 @@ fn cross_entropy(c: &mut Criterion) {
     });
 }
 
-criterion_group!(
-    benches,
-    frozen,
-    few,
-    adapted,
-    attention,
-    delta_net,
-    elementwise,
-    cross_entropy
-);
+criterion_group!(benches, frozen, few, adapted, attention, delta_net, elementwise, cross_entropy);
 criterion_main!(benches);

@@ -34,8 +34,8 @@ mod tensor;
 #[allow(unsafe_code)]
 mod tile;
 
-pub use element::{DType, Element};
 pub use dense::{FewRows, few_rows};
+pub use element::{DType, Element};
 pub use graph::{Gradients, NoGrad, Var, backward_from, backward_onto, no_grad};
 pub use hydralora_runtime::buffer;
 pub use parameter::Parameter;
