@@ -129,10 +129,9 @@ fn prompts_are_scored_as_they_are() {
     let ended = server.post("/v1/completions", &ending).json();
     let (ended, whole) = (&ended["choices"][0], &first["choices"][0]);
     assert_eq!(ended["logprobs"], whole["logprobs"]);
-    assert_eq!(
-        (ended["finish_reason"].as_str(), ended["text"].as_str()),
-        (Some("stop"), Some(PROMPT))
-    );
+    assert_eq!(ended["finish_reason"], "stop");
+    let (text, longer) = (ended["text"].as_str().unwrap(), whole["text"].as_str().unwrap());
+    assert!(text.ends_with(PROMPT) && longer.len() > text.len() && longer.starts_with(text));
     // Without a token behind it, the same of the prompt alone.
     let mut alone = body.clone();
     alone["max_tokens"] = json!(0);
