@@ -233,11 +233,13 @@ impl Case {
 
     /// Whether a tensor's gradient is that of the loss. DoRA's own takes the norms of the changed
     /// weight for constants, which depend on everything but the magnitudes, and Block-Hydra's penalty the
-    /// sizes of heads.
+    /// sizes of heads. Gradients straight through a choice are not the loss's by intention, for all that
+    /// a router reads.
     fn is_exact(&self, tensor: &str) -> bool {
         let dora = self.options["use_dora"] == json!(true);
         let spectral = self.options["spectral_weight"].is_number() && tensor.contains("lora_B");
-        !(spectral || dora && !tensor.ends_with("lora_magnitude_vector"))
+        let straight = self.options["router_top_k_gradient"] == json!("straight_through");
+        !(straight || spectral || dora && !tensor.ends_with("lora_magnitude_vector"))
     }
 
     pub(crate) fn name(&self) -> String {
