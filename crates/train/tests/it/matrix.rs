@@ -283,13 +283,25 @@ fn train(
         save_every: 0,
         ..TrainConfig::default()
     };
+    train_with(model, &config, tuned, folder, resume, stop_after).unwrap()
+}
+
+/// Trains as `config` says, up to `stop_after`.
+fn train_with(
+    model: &Model,
+    config: &TrainConfig,
+    tuned: &mut dyn Tuned,
+    folder: &Path,
+    resume: bool,
+    stop_after: usize,
+) -> Result<(Ending, Vec<f64>)> {
     let (stop, metadata) = (AtomicBool::new(false), Metadata::default());
     let run = Run {
         decoder: &model.decoder,
         dataset: &model.dataset,
         weights: &[1.0],
         shuffle: true,
-        config: &config,
+        config,
         metadata: &metadata,
         fingerprint: "the same",
         continues: None,
@@ -300,8 +312,8 @@ fn train(
         stop: &stop,
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
-    let outcome = fit(&run, tuned, resume, &mut watch).unwrap();
-    (outcome.ending, watch.losses)
+    let outcome = fit(&run, tuned, resume, &mut watch)?;
+    Ok((outcome.ending, watch.losses))
 }
 
 #[test]

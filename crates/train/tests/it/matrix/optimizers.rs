@@ -1,16 +1,12 @@
 //! Every optimizer with adapters of several kinds: it lowers the loss, goes on bit for bit, keeps to the
 //! rules for rates and decay, and its state is told from another one's.
 
-use super::{Model, STEPS, model};
+use super::{Model, STEPS, model, train_with};
 use hydralora_kernels::{DType, Tensor};
-use hydralora_peft::io::{self, Metadata};
-use hydralora_peft::{Role, Tuned, methods};
-use hydralora_train::{
-    Chosen, Ending, Error, Event, OPTIMIZERS, Rates, Result, Run, Sink, Stepper, TrainConfig, fit,
-};
+use hydralora_peft::{Role, Tuned, io, methods};
+use hydralora_train::{Chosen, Ending, Error, OPTIMIZERS, Rates, Result, Stepper, TrainConfig};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 fn chosen(section: Value) -> Chosen {
     Chosen::take(&mut section.as_object().unwrap().clone()).unwrap()
@@ -20,22 +16,6 @@ fn build(model: &Model, method: &str, options: &Value) -> Box<dyn Tuned> {
     let section = options.as_object().unwrap();
     let options = methods::find(method).unwrap().read_recipe(section).unwrap();
     model.build(options.as_ref())
-}
-
-struct Watch<'a> {
-    losses: Vec<f64>,
-    stop_after: usize,
-    stop: &'a AtomicBool,
-}
-
-impl Sink for Watch<'_> {
-    fn record(&mut self, event: &Event) -> Result<()> {
-        if let Event::Step(step) = event {
-            self.losses.push(step.loss);
-            self.stop.store(step.step == self.stop_after, Ordering::Relaxed);
-        }
-        Ok(())
-    }
 }
 
 fn train(
@@ -58,25 +38,7 @@ fn train(
         router_learning_rate_ratio: 2.0,
         ..TrainConfig::default()
     };
-    let (stop, metadata) = (AtomicBool::new(false), Metadata::default());
-    let run = Run {
-        decoder: &model.decoder,
-        dataset: &model.dataset,
-        weights: &[1.0],
-        shuffle: true,
-        config: &config,
-        metadata: &metadata,
-        fingerprint: "the same",
-        continues: None,
-        settings: &Value::Null,
-        folder: Some(folder),
-        meter: None,
-        clusters: None,
-        stop: &stop,
-    };
-    let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
-    let outcome = fit(&run, tuned, resume, &mut watch)?;
-    Ok((outcome.ending, watch.losses))
+    train_with(model, &config, tuned, folder, resume, stop_after)
 }
 
 #[test]
