@@ -6,6 +6,7 @@ mod ends;
 mod merge;
 mod optimizers;
 mod options;
+mod refusals;
 mod routers;
 mod sequences;
 
@@ -17,7 +18,7 @@ use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed, Trained};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
 use hydralora_train::{Ending, Event, Result, Run, Sink, Stepper, TrainConfig, fit};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -621,184 +622,4 @@ fn virtual_tokens_count_against_the_context() {
         let error = error.err().unwrap().to_string();
         assert!(error.contains(&format!("{} tokens", limit + 1)), "{error}");
     }
-}
-
-#[test]
-fn wrong_options_are_named() {
-    let faults = |method: &str, section: Value| -> String {
-        let section = section.as_object().unwrap().clone();
-        let faults = methods::find(method).unwrap().read_recipe(&section).err().unwrap();
-        faults.iter().map(|fault| fault.to_string() + "\n").collect()
-    };
-    let says = |found: String, parts: &[&str]| {
-        for part in parts {
-            assert!(found.contains(part), "{found} does not say {part}");
-        }
-    };
-    says(faults("lora-split", json!({"combin": "sum"})), &["method.combin", "`combine`"]);
-    says(faults("lora-split", json!({"num_experts": 0})), &["method.num_experts", "at least 1"]);
-    says(
-        faults("loramoe", json!({"balance_delta": 1.5, "balance_weight": -1.0})),
-        &["method.balance_delta", "method.balance_weight"],
-    );
-    says(
-        faults("adalora", json!({"init_r": 4, "target_r": 6, "delta_t": 0, "beta1": 1.0})),
-        &["method.target_r", "method.delta_t", "method.beta1"],
-    );
-    says(
-        faults("adalora", json!({"tinit": 5, "tfinal": 5, "total_step": 10})),
-        &["method.tinit", "no step of 10"],
-    );
-    says(faults("ia3", json!({"targets": []})), &["method.targets"]);
-    says(
-        faults("prompt-tuning", json!({"init": "text", "num_virtual_tokens": 0})),
-        &["method.init_text", "method.num_virtual_tokens"],
-    );
-    says(faults("p-tuning", json!({"encoder": "gru"})), &["method.encoder", "lstm"]);
-    says(faults("prefix-tuning", json!({"encoder_hidden_size": 0})), &["encoder_hidden_size"]);
-    says(
-        faults("hydralora", json!({"gate": "none", "router_bias": true})),
-        &["method.router_bias", "gate: softmax"],
-    );
-    says(
-        faults("hydralora", json!({"router_top_k": 5, "balance_weight": -1.0})),
-        &["method.router_top_k", "2 to num_experts", "method.balance_weight"],
-    );
-    says(
-        faults("hydralora", json!({"router_top_k": 2, "route_on": "a"})),
-        &["method.router_top_k", "reads x"],
-    );
-    says(faults("loramoe", json!({"router_top_k": 1})), &["method.router_top_k"]);
-    says(
-        faults("loramoe", json!({"balance": "load", "knowledge_domains": ["facts"]})),
-        &["method.knowledge_domains", "localized"],
-    );
-    says(
-        faults("lora", json!({"use_dora": true, "init_lora_weights": "pissa"})),
-        &["method.init_lora_weights", "DoRA"],
-    );
-    says(faults("lora", json!({"init_lora_weights": "rlora"})), &["several heads"]);
-    says(faults("hydralora", json!({"init_lora_weights": "pissa"})), &["single pair"]);
-    says(
-        faults("lora", json!({"init_lora_weights": "olora"})),
-        &["init_lora_weights", "did you mean"],
-    );
-    says(faults("lora", json!({"init_lora_weights": "svd"})), &["init_lora_weights", "pissa"]);
-    says(faults("full", json!({"freeze_embedings": true})), &["`freeze_embeddings`"]);
-    says(faults("full", json!({"targets": []})), &["method.targets"]);
-}
-
-#[test]
-fn unsupported_options_of_a_file_are_named() {
-    let refused = |config: Value, key: &str| {
-        let config: Map<String, Value> = config.as_object().unwrap().clone();
-        let method = methods::METHODS.iter().find(|method| method.claims(&config)).unwrap();
-        let faults = method.read_peft(&config).err().unwrap();
-        assert!(faults.iter().any(|fault| fault.field.contains(key)), "{faults:?}");
-    };
-    let targets = json!(["k_proj"]);
-    refused(json!({"peft_type": "IA3"}), "target_modules");
-    refused(
-        json!({"peft_type": "IA3", "target_modules": targets, "fan_in_fan_out": true}),
-        "fan_in_fan_out",
-    );
-    refused(json!({"peft_type": "PROMPT_TUNING"}), "num_virtual_tokens");
-    let lora = json!({"peft_type": "LORA", "target_modules": targets, "r": 4, "lora_alpha": 8});
-    let with = |key: &str, value: Value| {
-        let mut config = lora.clone();
-        config[key] = value;
-        config
-    };
-    refused(with("init_lora_weights", json!("pissa")), "init_lora_weights");
-    refused(with("use_dora", json!("yes")), "use_dora");
-    let mut hydra = with("use_dora", json!(true));
-    hydra["lora_nums"] = json!(2);
-    refused(hydra, "use_dora");
-    refused(
-        json!({"peft_type": "P_TUNING", "num_virtual_tokens": 4, "num_transformer_submodules": 2}),
-        "num_transformer_submodules",
-    );
-    refused(
-        json!({
-            "peft_type": "ADALORA", "target_modules": targets, "init_r": 4, "target_r": 2,
-            "lora_alpha": 8, "rank_pattern": {"model.layers.0.self_attn.k_proj.lora_E": [true]},
-        }),
-        "rank_pattern",
-    );
-    refused(
-        json!({
-            "peft_type": "ADALORA", "target_modules": targets, "init_r": 4, "target_r": 2,
-            "lora_alpha": 8, "use_dora": true,
-        }),
-        "use_dora",
-    );
-}
-
-#[test]
-fn a_run_that_cannot_be_what_the_options_need_is_refused() {
-    let model = model(DType::F32);
-    let refusal = |method: &str, options: Value| {
-        let options = methods::find(method).unwrap().read_recipe(options.as_object().unwrap());
-        let options = options.unwrap();
-        let sites = options.select(&model.decoder.sites()).unwrap();
-        let mut tuned = options.build(&sites, DType::F32, 1);
-        let plan = TrainingPlan { total_steps: 10, domains: &model.dataset.domains };
-        tuned.begin(&plan).unwrap_err().to_string()
-    };
-    let error = refusal("adalora", json!({"tinit": 6, "tfinal": 6}));
-    assert!(error.contains("no step of 10"), "{error}");
-    let error = refusal("loramoe", json!({"knowledge_domains": ["fact"]}));
-    assert!(error.contains("`fact`") && error.contains("facts, stories"), "{error}");
-    let error = refusal("lora", json!({"use_dora": true}));
-    assert!(error.contains("base model's weights"), "{error}");
-    let error = refusal("full", json!({}));
-    assert!(error.contains("base model's weights"), "{error}");
-    let error = refusal("prompt-tuning", json!({"init": "text", "init_text": "Hello"}));
-    assert!(error.contains("method.init"), "{error}");
-}
-
-/// PEFT may store only the rows of the singular values that were kept.
-#[test]
-fn adalora_reads_files_that_hold_only_the_kept_rows() {
-    let model = model(DType::F32);
-    let config = json!({
-        "peft_type": "ADALORA", "target_modules": ["k_proj"], "init_r": 3, "target_r": 1,
-        "lora_alpha": 6, "total_step": 10,
-        "rank_pattern": {"model.layers.1.self_attn.k_proj.lora_E": [true, false, true]},
-    });
-    let config = config.as_object().unwrap();
-    let options = methods::find("adalora").unwrap().read_peft(config).unwrap();
-    let site = "model.layers.1.self_attn.k_proj";
-    let shape = model.decoder.sites().into_iter().find(|s| s.site.to_string() == site).unwrap();
-    let (inputs, outputs) = (shape.in_features, shape.out_features);
-    let numbers = |rows: usize, cols: usize, seed: u64| {
-        let values: Vec<f64> =
-            (0..rows * cols).map(|i| (mix(seed ^ i as u64) >> 40) as f64 / 1e8).collect();
-        Tensor::from_f64(DType::F32, &values, [rows, cols])
-    };
-    let (a, e, b) = (numbers(2, inputs, 1), numbers(2, 1, 2), numbers(outputs, 2, 3));
-    let read = |a: &Tensor, e: &Tensor, b: &Tensor| {
-        let parts = [("lora_A", a), ("lora_E", e), ("lora_B", b)];
-        let tensors =
-            parts.into_iter().map(|(name, t)| (format!("{site}.{name}"), t.clone())).collect();
-        let path = Path::new("adapter");
-        io::attach(path, options.as_ref(), tensors, model.decoder.config(), DType::F32).unwrap()
-    };
-    let pruned = model.logits(read(&a, &e, &b).as_adapter());
-    // The same with the row between them at a singular value of zero.
-    let mut wide = [numbers(3, inputs, 9), numbers(3, 1, 9), numbers(outputs, 3, 9)];
-    let [wide_a, wide_e, wide_b] = &mut wide;
-    wide_e.data_mut::<f32>()[1] = 0.0;
-    for (k, row) in [(0, 0), (1, 2)] {
-        wide_a.data_mut::<f32>()[row * inputs..(row + 1) * inputs]
-            .copy_from_slice(&a.data::<f32>()[k * inputs..(k + 1) * inputs]);
-        wide_e.data_mut::<f32>()[row] = e.data::<f32>()[k];
-        for out in 0..outputs {
-            wide_b.data_mut::<f32>()[out * 3 + row] = b.data::<f32>()[out * 2 + k];
-        }
-    }
-    let full = model.logits(read(wide_a, wide_e, wide_b).as_adapter());
-    let off = full.iter().zip(&pruned).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(off < 1e-4, "{off}");
-    assert_ne!(full, model.logits(&NoAdapter));
 }

@@ -1,6 +1,7 @@
 //! PEFT's options of single layers, and of what is trained beside them.
 
 use super::{Case, Start, model};
+use hydralora_kernels::ops::dropout::mix;
 use hydralora_kernels::{DType, Tensor};
 use hydralora_model::adapter::NoAdapter;
 use hydralora_peft::io::{self, Metadata};
@@ -270,4 +271,50 @@ fn a_weight_that_a_file_brings_takes_the_place_of_the_bases() {
     let config: Value =
         serde_json::from_slice(&fs::read(folder.join(io::CONFIG_FILE)).unwrap()).unwrap();
     assert_eq!(config["target_modules"], json!(["q_proj", "lm_head"]));
+}
+
+/// PEFT may store only the rows of the singular values that were kept.
+#[test]
+fn adalora_reads_files_that_hold_only_the_kept_rows() {
+    let model = model(DType::F32);
+    let config = json!({
+        "peft_type": "ADALORA", "target_modules": ["k_proj"], "init_r": 3, "target_r": 1,
+        "lora_alpha": 6, "total_step": 10,
+        "rank_pattern": {"model.layers.1.self_attn.k_proj.lora_E": [true, false, true]},
+    });
+    let config = config.as_object().unwrap();
+    let options = methods::find("adalora").unwrap().read_peft(config).unwrap();
+    let site = "model.layers.1.self_attn.k_proj";
+    let shape = model.decoder.sites().into_iter().find(|s| s.site.to_string() == site).unwrap();
+    let (inputs, outputs) = (shape.in_features, shape.out_features);
+    let numbers = |rows: usize, cols: usize, seed: u64| {
+        let values: Vec<f64> =
+            (0..rows * cols).map(|i| (mix(seed ^ i as u64) >> 40) as f64 / 1e8).collect();
+        Tensor::from_f64(DType::F32, &values, [rows, cols])
+    };
+    let (a, e, b) = (numbers(2, inputs, 1), numbers(2, 1, 2), numbers(outputs, 2, 3));
+    let read = |a: &Tensor, e: &Tensor, b: &Tensor| {
+        let parts = [("lora_A", a), ("lora_E", e), ("lora_B", b)];
+        let tensors =
+            parts.into_iter().map(|(name, t)| (format!("{site}.{name}"), t.clone())).collect();
+        let path = Path::new("adapter");
+        io::attach(path, options.as_ref(), tensors, model.decoder.config(), DType::F32).unwrap()
+    };
+    let pruned = model.logits(read(&a, &e, &b).as_adapter());
+    // The same with the row between them at a singular value of zero.
+    let mut wide = [numbers(3, inputs, 9), numbers(3, 1, 9), numbers(outputs, 3, 9)];
+    let [wide_a, wide_e, wide_b] = &mut wide;
+    wide_e.data_mut::<f32>()[1] = 0.0;
+    for (k, row) in [(0, 0), (1, 2)] {
+        wide_a.data_mut::<f32>()[row * inputs..(row + 1) * inputs]
+            .copy_from_slice(&a.data::<f32>()[k * inputs..(k + 1) * inputs]);
+        wide_e.data_mut::<f32>()[row] = e.data::<f32>()[k];
+        for out in 0..outputs {
+            wide_b.data_mut::<f32>()[out * 3 + row] = b.data::<f32>()[out * 2 + k];
+        }
+    }
+    let full = model.logits(read(wide_a, wide_e, wide_b).as_adapter());
+    let off = full.iter().zip(&pruned).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off < 1e-4, "{off}");
+    assert_ne!(full, model.logits(&NoAdapter));
 }
