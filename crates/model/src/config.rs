@@ -4,7 +4,7 @@
 //! the newer one (`rope_parameters`), or from the metadata of a GGUF file.
 
 use crate::error::{Error, Result};
-use crate::family::{self, Family};
+use crate::family::{self, Family, Windows};
 use crate::gguf::GgufFile;
 use crate::site::Kind;
 use fields::kind;
@@ -14,16 +14,18 @@ use std::path::Path;
 
 mod arithmetic;
 mod fields;
+mod keys;
 pub(crate) mod rope;
 
 pub use arithmetic::{Arithmetic, LayerEmbeddings, LinearAttention};
 pub use fields::Fields;
 pub(crate) use fields::token_ids;
+pub use keys::Keys;
 pub use rope::{QueryScaling, RopeConfig, RopeScaling};
 
 /// Models of pictures and text; the decoder of text inside them is one of the families, its configuration
 /// their `text_config`.
-const COMPOSITES: &[&str] = &["gemma3", "gemma4", "mistral3", "qwen3_5"];
+const COMPOSITES: &[&str] = &["gemma3", "gemma4", "gemma4_unified", "mistral3", "qwen3_5"];
 
 /// The most layers; the deepest models have some hundreds.
 const MOST_LAYERS: usize = 1 << 12;
@@ -159,7 +161,10 @@ impl ModelConfig {
                 return Err(fields.error("hidden_size", message));
             }
         };
-        let windowed = fields.flag("use_sliding_window")?.unwrap_or(true);
+        if fields.flag("is_causal")? == Some(false) {
+            let message = "found false; attention in both directions is not supported";
+            return Err(fields.error("is_causal", message));
+        }
         let tied = outer.flag("tie_word_embeddings")?.or(fields.flag("tie_word_embeddings")?);
         let ids = |name: &str| -> Result<Vec<u32>> {
             let own = fields.token_ids(name)?;
@@ -187,15 +192,15 @@ impl ModelConfig {
             tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
             attention_bias: fields.flag("attention_bias")?.unwrap_or(defaults.attention_bias),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
-            sliding_window: fields.optional_size("sliding_window")?.filter(|_| windowed),
+            sliding_window: fields.optional_size("sliding_window")?,
             sliding_layers: None,
             bos_token_id: ids("bos_token_id")?.first().copied(),
             eos_token_ids: ids("eos_token_id")?,
         };
         config.check_sizes(path)?;
-        read_layer_types(&fields, &mut config)?;
+        read_windows(&fields, family, &mut config)?;
         family.read(&fields, &mut config)?;
-        fields.refuse_unread_arithmetic()?;
+        fields.refuse_unknown()?;
         config.validate(path)?;
         Ok(config)
     }
@@ -215,22 +220,20 @@ impl ModelConfig {
         })?;
         let family = family::find_gguf(architecture)
             .ok_or_else(|| unknown_model_type(architecture, path))?;
-        let key = |name: &str| format!("{architecture}.{name}");
+        let keys = Keys::new(file, architecture);
         let optional = |name: &str| -> Result<Option<usize>> {
-            let Some(values) = file.u64s(&key(name))? else { return Ok(None) };
+            let Some(values) = keys.u64s(name)? else { return Ok(None) };
             let Some(&value) = values.first() else { return Ok(None) };
             if !family.gguf().by_layer && values.iter().any(|&other| other != value) {
                 let message = format!("expected the same in all layers, found {values:?}");
-                return Err(Error::config(path, key(name), message));
+                return Err(keys.error(name, message));
             }
             let value = usize::try_from(value)
-                .map_err(|_| Error::config(path, key(name), format!("{value} is too large")))?;
+                .map_err(|_| keys.error(name, format!("{value} is too large")))?;
             Ok(Some(value))
         };
         let required = |name: &str| -> Result<usize> {
-            optional(name)?.ok_or_else(|| {
-                Error::config(path, key(name), "missing; expected a positive integer")
-            })
+            optional(name)?.ok_or_else(|| keys.error(name, "missing; expected a positive integer"))
         };
         let token = |name: &str| -> Result<Option<u32>> {
             let name = format!("tokenizer.ggml.{name}");
@@ -248,16 +251,16 @@ impl ModelConfig {
             }
             None => {
                 let message = format!(
-                    "{hidden_size} is not divisible by {} {num_attention_heads}",
-                    key("attention.head_count")
+                    "{hidden_size} is not divisible by {architecture}.attention.head_count \
+                     {num_attention_heads}"
                 );
-                return Err(Error::config(path, key("embedding_length"), message));
+                return Err(keys.error("embedding_length", message));
             }
         };
         let values = "attention.value_length";
         if let Some(found) = optional(values)?.filter(|&found| found != head_dim) {
             let message = format!("expected {head_dim} (values as wide as keys), found {found}");
-            return Err(Error::config(path, key(values), message));
+            return Err(keys.error(values, message));
         }
         let turning = "rope.dimension_count";
         if family.defaults().partial_rotary_factor.is_none()
@@ -265,25 +268,36 @@ impl ModelConfig {
         {
             let message =
                 format!("expected {head_dim} (rotation of the whole head), found {found}");
-            return Err(Error::config(path, key(turning), message));
+            return Err(keys.error(turning, message));
+        }
+        if keys.bool("attention.causal")? == Some(false) {
+            let message = "found false; attention in both directions is not supported";
+            return Err(keys.error("attention.causal", message));
         }
         let max_position_embeddings = required("context_length")?;
         let vocab_size = match (optional("vocab_size")?, file.tensor("token_embd.weight")) {
             (Some(size), _) => size,
             (None, Some(embedding)) => embedding.shape.first().copied().unwrap_or(0),
             (None, None) => {
-                return Err(Error::config(
-                    path,
-                    key("vocab_size"),
-                    "missing; expected a positive integer",
-                ));
+                return Err(keys.error("vocab_size", "missing; expected a positive integer"));
             }
         };
         let mut eos_token_ids: Vec<u32> = Vec::new();
         for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
             eos_token_ids.extend(token(name)?.filter(|id| !eos_token_ids.contains(id)));
         }
-        let epsilon = key("attention.layer_norm_rms_epsilon");
+        let epsilon = "attention.layer_norm_rms_epsilon";
+        let window = "attention.sliding_window";
+        let sliding_window = optional(window)?.filter(|&window| window > 0);
+        if let Some(found) = sliding_window.filter(|&found| found < max_position_embeddings)
+            && !family.gguf().windowed
+        {
+            let message = format!(
+                "found {found}; attention of the architecture `{architecture}` reaches back to the first \
+                 token here (OLMo 3 and other models with windows are not supported)"
+            );
+            return Err(keys.error(window, message));
+        }
         let mut config = Self {
             model_type: family.model_type().to_owned(),
             vocab_size,
@@ -296,10 +310,10 @@ impl ModelConfig {
                 .unwrap_or(num_attention_heads),
             head_dim,
             max_position_embeddings,
-            rms_norm_eps: file
-                .f64(&epsilon)?
-                .ok_or_else(|| Error::config(path, epsilon, "missing; expected a number"))?,
-            rope: rope::from_gguf(file, architecture, head_dim, max_position_embeddings)?,
+            rms_norm_eps: keys
+                .f64(epsilon)?
+                .ok_or_else(|| keys.error(epsilon, "missing; expected a number"))?,
+            rope: rope::from_gguf(&keys, head_dim, max_position_embeddings)?,
             sliding_rope: None,
             rotated_layers: None,
             arithmetic: Arithmetic::default(),
@@ -308,13 +322,14 @@ impl ModelConfig {
             tie_word_embeddings: file.tensor("output.weight").is_none(),
             attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
-            sliding_window: optional("attention.sliding_window")?.filter(|&window| window > 0),
+            sliding_window: sliding_window.filter(|_| family.gguf().windowed),
             sliding_layers: None,
             bos_token_id: token("bos_token_id")?,
             eos_token_ids,
         };
         config.check_sizes(path)?;
-        family.read_gguf(file, &mut config)?;
+        family.read_gguf(&keys, &mut config)?;
+        keys.refuse_unread()?;
         config.validate(path)?;
         Ok(config)
     }
@@ -372,6 +387,15 @@ impl ModelConfig {
             return Err(Error::config(path, "num_key_value_heads", message));
         }
         let wide = self.layer_embeddings.as_ref().map(|of| ("global_head_dim", of.full_head_dim));
+        if let Some(of) = self.layer_embeddings
+            && !self.num_attention_heads.is_multiple_of(of.full_key_value_heads)
+        {
+            let message = format!(
+                "expected a divisor of num_attention_heads {}, found {}",
+                self.num_attention_heads, of.full_key_value_heads
+            );
+            return Err(Error::config(path, "num_global_key_value_heads", message));
+        }
         for (field, width) in [("head_dim", self.head_dim)].into_iter().chain(wide) {
             if !width.is_multiple_of(2) {
                 let message = format!("expected an even number, found {width}");
@@ -445,30 +469,76 @@ pub(crate) fn unknown_model_type(found: &str, path: &Path) -> Error {
     }
 }
 
-/// Reads which layers are windowed.
-fn read_layer_types(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+/// Reads which layers are windowed, as far as the family lets a configuration say.
+fn read_windows(fields: &Fields<'_>, family: &dyn Family, config: &mut ModelConfig) -> Result<()> {
+    let (window, switch) = ("sliding_window", "use_sliding_window");
+    let wanted = fields.flag(switch)?;
+    // Once written, the window of another program's file.
+    if let Some(found) = fields.optional_size("sliding_window_size")?
+        && config.sliding_window != Some(found)
+    {
+        let message = format!("found {found}; expected the same as sliding_window");
+        return Err(fields.error("sliding_window_size", message));
+    }
+    match (family.windows(), config.sliding_window, wanted) {
+        (Windows::None, _, Some(true)) => {
+            let message = "found true; attention of this model_type has no window";
+            return Err(fields.error(switch, message));
+        }
+        (Windows::None, Some(found), wanted) => {
+            if wanted.is_none() && found < config.max_position_embeddings {
+                let message = format!(
+                    "found {found}; attention of this model_type reaches back to the first token"
+                );
+                return Err(fields.error(window, message));
+            }
+            config.sliding_window = None;
+        }
+        (Windows::All, Some(found), Some(false)) => {
+            let message = format!(
+                "found false, and a sliding_window of {found}, which this model_type uses whatever this \
+                 says; expected true, or null there"
+            );
+            return Err(fields.error(switch, message));
+        }
+        _ => {}
+    }
     let Some(types) = fields.by_layer("layer_types", config.num_hidden_layers)? else {
         return Ok(());
     };
-    let stateful = family::find(&config.model_type).is_some_and(|family| {
-        family.linears().iter().any(|linear| linear.kind.overlaps(Kind::STATE))
-    });
-    let windowed = types.iter().map(|kind| match kind.as_str() {
-        Some("full_attention") => Ok(false),
-        Some("linear_attention") if stateful => Ok(false),
-        Some("sliding_attention") if config.sliding_window.is_some() => Ok(true),
-        Some("sliding_attention") if fields.has("sliding_window") => {
+    let stateful = family.linears().iter().any(|linear| linear.kind.overlaps(Kind::STATE));
+    let windowed = types.iter().map(|kind| match (kind.as_str(), family.windows()) {
+        (Some("full_attention" | "attention"), _) => Ok(false),
+        (Some("linear_attention"), _) if stateful => Ok(false),
+        (Some("sliding_attention"), Windows::None) => {
+            let message = "names `sliding_attention`, which layers of this model_type do not have";
+            Err(fields.error("layer_types", message))
+        }
+        (Some("sliding_attention"), _) if config.sliding_window.is_some() => Ok(true),
+        (Some("sliding_attention"), _) if fields.has(window) => {
             let message = "names `sliding_attention`, but there is no sliding_window";
             Err(fields.error("layer_types", message))
         }
         // Some families have a usual window.
-        Some("sliding_attention") => Ok(true),
+        (Some("sliding_attention"), _) => Ok(true),
         _ => {
             let message = format!("expected `full_attention` or `sliding_attention`, found {kind}");
             Err(fields.error("layer_types", message))
         }
     });
     let windowed = windowed.collect::<Result<Vec<bool>>>()?;
+    if family.windows() == Windows::All {
+        if let Some(found) = config.sliding_window
+            && windowed.contains(&false)
+        {
+            let message = format!(
+                "names `full_attention`, but all layers of this model_type have the sliding_window of \
+                 {found}"
+            );
+            return Err(fields.error("layer_types", message));
+        }
+        return Ok(());
+    }
     if !windowed.contains(&true) {
         config.sliding_window = None;
     } else if windowed.contains(&false) {

@@ -88,12 +88,16 @@ impl Shape {
     pub fn config(&self) -> Result<ModelConfig> {
         let [hidden, inner, layers] = self.widths;
         let [heads, kv_heads, head_dim] = self.heads;
-        let config: Value = json!({
+        let mut config: Value = json!({
             "model_type": self.family, "vocab_size": self.vocab_size, "hidden_size": hidden,
             "intermediate_size": inner, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
             "max_position_embeddings": 32_768, "tie_word_embeddings": self.tied,
         });
+        // The published models have none any more, where the family's default is their first's.
+        if self.family == "mistral" {
+            config["sliding_window"] = Value::Null;
+        }
         ModelConfig::from_json(&config, Path::new(self.name))
     }
 }

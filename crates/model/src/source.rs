@@ -1,6 +1,8 @@
 //! A base model as it lies on disk: configuration, weights, tokenizer.
 
-use crate::config::rope::{FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, long_rope_factor};
+use crate::config::rope::{
+    ATTENTION_FACTOR, FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, long_rope_factor,
+};
 use crate::config::{
     Arithmetic, LayerEmbeddings, LinearAttention, ModelConfig, RopeConfig, RopeScaling,
 };
@@ -252,7 +254,7 @@ fn stretched_rope(weights: &Weights, config: &ModelConfig) -> Result<RopeConfig>
         let message = format!("the tensor `{FREQUENCY_FACTORS}` holds the divisor {found}");
         return Err(Error::malformed(weights.path(), message));
     }
-    let mut rope = config.rope.clone().stretched(&factors);
+    let mut rope = config.rope.clone().stretched(widest, &factors);
     if let RopeScaling::LongRope { original_max_position_embeddings, .. } = &mut rope.scaling {
         *original_max_position_embeddings = config.max_position_embeddings;
     }
@@ -267,8 +269,7 @@ fn long_rope(file: &GgufFile, weights: &Weights, config: &ModelConfig) -> Result
         Ok(factors.iter().map(|&factor| f64::from(factor)).collect())
     };
     let architecture = config.gguf_names().architecture;
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-    let original = file.u64(&key("original_context_length"))?;
+    let original = file.u64(&format!("{architecture}.rope.scaling.original_context_length"))?;
     let original = original.and_then(|length| usize::try_from(length).ok());
     let original = original.unwrap_or(config.max_position_embeddings);
     let stretch = config.max_position_embeddings as f64 / original.max(1) as f64;
@@ -276,7 +277,7 @@ fn long_rope(file: &GgufFile, weights: &Weights, config: &ModelConfig) -> Result
     Ok(RopeScaling::LongRope {
         short: list(SHORT_FACTORS)?,
         long: list(LONG_FACTORS)?,
-        attention_factor: file.f64(&key("attn_factor"))?.unwrap_or(usual),
+        attention_factor: file.f64(&format!("{architecture}.{ATTENTION_FACTOR}"))?.unwrap_or(usual),
         original_max_position_embeddings: original,
     })
 }
@@ -310,9 +311,21 @@ fn fingerprint(config: &ModelConfig, weights: &Weights) -> String {
         hash.update(format!("{rotated:?}\n"));
     }
     if let Some(of) = config.layer_embeddings {
-        let LayerEmbeddings { width, vocab_size, full_head_dim, shared_layers, wide_shared } = of;
+        let LayerEmbeddings {
+            width,
+            vocab_size,
+            full_head_dim,
+            full_key_value_heads,
+            values_of_keys,
+            shared_layers,
+            wide_shared,
+        } = of;
         let line = format!("{width} {vocab_size} {full_head_dim} {shared_layers} {wide_shared}\n");
         hash.update(line);
+        // Lines of models without these stay as they were.
+        if values_of_keys || full_key_value_heads != config.num_key_value_heads {
+            hash.update(format!("{full_key_value_heads} {values_of_keys}\n"));
+        }
     }
     if let Some(of) = &config.linear_attention {
         let LinearAttention {

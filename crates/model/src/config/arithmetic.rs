@@ -63,6 +63,10 @@ pub struct LayerEmbeddings {
     pub vocab_size: usize,
     /// Width of a head in layers that see everything.
     pub full_head_dim: usize,
+    /// Heads of keys and values in those layers.
+    pub full_key_value_heads: usize,
+    /// Whether values are what the key projection gives there.
+    pub values_of_keys: bool,
     /// How many of the last layers use the keys and values of earlier ones.
     pub shared_layers: usize,
     /// Whether the feed-forward blocks of those are twice as wide.

@@ -6,67 +6,120 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Parts of the names of fields that describe arithmetic. A family that reads such a field handles it; one
-/// that does not would compute something else than the model.
-const ARITHMETIC: &[&str] = &[
-    "act",
-    "attention",
-    "attn",
-    "bidirectional",
-    "bias",
-    "causal",
-    "conv",
-    "cap",
-    "clip",
-    "delta",
-    "embedding_size",
-    "expert",
-    "head",
-    "kernel",
-    "layer",
-    "linear",
-    "mlp",
-    "moe",
-    "multiplier",
-    "norm",
-    "per_layer",
-    "query",
-    "residual",
-    "rope",
-    "rotary",
-    "scal",
-    "shared",
-    "sink",
-    "sliding",
-    "ssm",
-    "swiglu",
-    "window",
-];
-
-/// Fields with such names that change nothing here: how transformers runs a model, what only training from
-/// nothing or losses beside the main one read, and what holds for pictures.
+/// Fields that change nothing here: how a program runs, stores or names a model, how it generates and trains,
+/// what only training from nothing or losses beside the main one read, what predicts later tokens, and what
+/// holds for pictures or for heads of classes.
 const HARMLESS: &[&str] = &[
-    "_attn_implementation",
-    "attention_dropout",
-    "attn_implementation",
-    "attn_pdrop",
+    "add_bos_token",
+    "add_eos_token",
+    "architectures",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token",
     "cache_implementation",
+    "chunk_size_feed_forward",
+    "custom_pipelines",
+    "diversity_penalty",
+    "do_sample",
     "dtype",
-    "initializer_range",
-    "is_causal",
-    "layer_types",
+    "early_stopping",
+    "eos_token",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "is_decoder",
+    "is_llama_config",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "language",
+    "length_penalty",
+    "license",
+    "mask_token",
+    "max_length",
+    "max_new_tokens",
+    "max_seq_len",
+    "max_sequence_length",
     "max_window_layers",
-    "mlp_dropout",
+    "min_length",
+    "model_max_length",
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
     "num_layers",
+    "num_nextn_predict_layers",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
     "output_router_logits",
+    "output_scores",
+    "pad_token",
+    "padding_side",
+    "prefix",
     "pretraining_tp",
-    "rope_interleaved",
+    "problem_type",
+    "pruned_heads",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
     "router_aux_loss_coef",
+    "sep_token",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "truncation_side",
+    "typical_p",
+    "unk_token",
+    "unsloth_fixed",
+    "use_bfloat16",
     "use_cache",
-    "use_flash_attention",
+    "use_return_dict",
+    "use_unsloth_gradient_checkpointing",
 ];
+/// How names of such fields begin.
+const HARMLESS_BEGINNINGS: &[&str] = &[
+    "_attn_implementation",
+    "_commit_hash",
+    "_experts_implementation",
+    "_flash_attn",
+    "_name_or_path",
+    "attn_implementation",
+    "flash_attention",
+    "flash_attn",
+    "initializer_",
+    "lora_",
+    "neftune_",
+    "summary_",
+    "use_flash_attention",
+    "use_flash_attn",
+];
+/// How they end.
+const HARMLESS_ENDS: &[&str] = &[
+    "_dropout",
+    "_loss",
+    "_loss_coef",
+    "_pdrop",
+    "_token_id",
+    "_token_ids",
+    "_token_index",
+    "_token_ratio",
+    "_version",
+    "dropout_prob",
+];
+/// Names that mean something done unless they say false.
+const USUALLY_ON: &[&str] = &["causal", "gate", "rope", "rotary"];
 
 /// Typed access to the fields of a JSON object, with errors that name file and field.
 #[derive(Debug)]
@@ -95,28 +148,23 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses a field that describes arithmetic and that nobody asked for, unless it says that nothing
-    /// is done.
+    /// Refuses a field that nobody asked for, unless it says that nothing is done or is known to change
+    /// nothing: a program that knows it would compute something else.
     ///
     /// # Errors
     /// Naming the first such field.
-    pub(super) fn refuse_unread_arithmetic(&self) -> Result<()> {
-        let neutral = |value: &Value| match value {
-            Value::Bool(on) => !on,
-            Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0)),
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-            _ => false,
-        };
-        let asks = |name: &str| ARITHMETIC.iter().any(|part| name.contains(part));
+    pub(super) fn refuse_unknown(&self) -> Result<()> {
         let mut unread = self.unread().filter(|(name, value)| {
-            asks(name) && !HARMLESS.contains(&name.as_str()) && !neutral(value)
+            let harmless = HARMLESS.contains(&name.as_str())
+                || HARMLESS_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+                || HARMLESS_ENDS.iter().any(|end| name.ends_with(end));
+            !(harmless || says_nothing(name, value))
         });
         match unread.next() {
             Some((name, value)) => {
                 let message = format!(
-                    "found {}, which changes what the model computes and is not supported for \
-                     this model_type",
+                    "found {}; this model_type has no such field here, and what it says may change what \
+                     the model computes: it is not supported (leave it out if it means nothing)",
                     kind(value)
                 );
                 Err(self.error(name, message))
@@ -254,6 +302,18 @@ impl<'a> Fields<'a> {
     pub fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
         let ids = self.optional(field, "a token id or a list of them", token_ids)?;
         Ok(ids.unwrap_or_default())
+    }
+}
+
+/// Whether a field that nobody knows says that nothing is done.
+fn says_nothing(name: &str, value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on && !USUALLY_ON.iter().any(|part| name.contains(part)),
+        Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0)),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::String(text) => text.is_empty(),
+        Value::Null => true,
     }
 }
 

@@ -1,11 +1,15 @@
 //! Rotary position embedding as configurations describe it.
 
-use super::Fields;
-use crate::error::{Error, Result};
-use crate::gguf::{GgufFile, Value as GgufValue};
+mod from_gguf;
+mod from_json;
+
+use crate::gguf::Value as GgufValue;
 use serde_json::{Map, Value, json};
 use std::f64::consts::PI;
 use std::sync::Arc;
+
+pub(crate) use from_gguf::{ATTENTION_FACTOR, from_gguf};
+pub(crate) use from_json::{RopeDefaults, agreeing, from_json, older_scaling, one_from_json};
 
 /// GGUF's tensor of divisors of the rotary frequencies.
 pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
@@ -121,10 +125,25 @@ impl RopeConfig {
         (self.partial * head_dim as f64 / 2.0) as usize
     }
 
-    /// Reads the divisors, one for every pair of a head, that a GGUF file gives its frequencies:
-    /// proportional ones where the last of them stand still, else as
+    /// Reads the divisors, one for every pair of a head, that a GGUF file gives its frequencies beside what
+    /// its metadata do to them: proportional ones where the last of them stand still, else as
     /// [`RopeScaling::from_factors`].
-    pub(crate) fn stretched(mut self, factors: &[f32]) -> Self {
+    pub(crate) fn stretched(mut self, head_dim: usize, factors: &[f32]) -> Self {
+        if factors.iter().all(|&factor| factor == 1.0) {
+            return self;
+        }
+        let attention_factor = self.factor();
+        let plain = Self { scaling: RopeScaling::None, ..self.clone() };
+        let plain = plain.inverse_frequencies(head_dim, 0);
+        let metadata = self.inverse_frequencies(head_dim, 0);
+        let beside = plain.iter().zip(&metadata).map(|(plain, stretched)| plain / stretched);
+        let divisors =
+            factors.iter().zip(beside).map(|(&factor, beside)| f64::from(factor) * beside);
+        if attention_factor != 1.0 {
+            self.scaling = RopeScaling::same_for_all_lengths(divisors.collect(), attention_factor);
+            return self;
+        }
+        let factors: Vec<f32> = divisors.map(|divisor| divisor as f32).collect();
         let turning = factors.iter().take_while(|&&factor| factor < STANDS).count();
         let (first, standing) = factors.split_at(turning);
         let uniform = first.first().filter(|&one| first.iter().all(|other| other == one));
@@ -137,7 +156,7 @@ impl RopeConfig {
                 }
                 self.scaling = RopeScaling::Proportional { factor: factor.into() };
             }
-            _ => self.scaling = RopeScaling::from_factors(factors, self.theta),
+            _ => self.scaling = RopeScaling::from_factors(&factors, self.theta),
         }
         self
     }
@@ -371,7 +390,7 @@ impl RopeConfig {
                 if (attention_factor - 1.0).abs() < 1e-9 {
                     all.push(("yarn_log_multiplier", number(1.0)));
                 } else if (attention_factor - yarn_factor(*factor, 1.0)).abs() > 1e-9 {
-                    return None;
+                    all.push(("attn_factor", number(attention_factor / yarn_factor(*factor, 1.0))));
                 }
                 all
             }
@@ -443,14 +462,18 @@ impl RopeScaling {
                 original_max_position_embeddings,
             },
             None => {
-                let divisors: Arc<[f64]> = factors.iter().map(|&f| f64::from(f)).collect();
-                Self::LongRope {
-                    short: divisors.clone(),
-                    long: divisors,
-                    attention_factor: 1.0,
-                    original_max_position_embeddings: usize::MAX,
-                }
+                Self::same_for_all_lengths(factors.iter().map(|&f| f64::from(f)).collect(), 1.0)
             }
+        }
+    }
+
+    /// Any divisors, for sequences of whatever length.
+    fn same_for_all_lengths(divisors: Arc<[f64]>, attention_factor: f64) -> Self {
+        Self::LongRope {
+            short: divisors.clone(),
+            long: divisors,
+            attention_factor,
+            original_max_position_embeddings: usize::MAX,
         }
     }
 }
@@ -470,208 +493,4 @@ pub(crate) fn long_rope_factor(stretch: f64, original: usize) -> f64 {
 /// YaRN's factor on cosines and sines, with its logarithm multiplied by `mscale`.
 fn yarn_factor(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-}
-
-/// What a family assumes where a configuration is silent.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RopeDefaults {
-    pub(crate) theta: f64,
-    /// The share of a head that turns; always the whole if none.
-    pub(crate) partial: Option<f64>,
-}
-
-/// Reads the rotation of all layers, in the older layout (`rope_theta`, `rope_scaling`) or the newer one
-/// (`rope_parameters`).
-pub(crate) fn from_json(fields: &Fields<'_>, defaults: RopeDefaults) -> Result<RopeConfig> {
-    // A file may have both, which say the same.
-    let older = fields.nested("rope_scaling")?;
-    let nested = fields.nested("rope_parameters")?.or(older);
-    one_from_json(fields, nested.as_ref(), "rope_theta", defaults)
-}
-
-/// Reads one rotation from its object, with the base from `theta_field` outside it where it has none.
-pub(crate) fn one_from_json(
-    fields: &Fields<'_>,
-    nested: Option<&Fields<'_>>,
-    theta_field: &str,
-    defaults: RopeDefaults,
-) -> Result<RopeConfig> {
-    let inside = |name: &str| nested.map(|nested| nested.number(name)).transpose();
-    let theta = fields.number(theta_field)?;
-    let theta = inside("rope_theta")?.flatten().or(theta).unwrap_or(defaults.theta);
-    let partial = fields.number("partial_rotary_factor")?;
-    let partial = inside("partial_rotary_factor")?.flatten().or(partial);
-    if let (None, Some(found)) = (defaults.partial, partial.filter(|&partial| partial != 1.0)) {
-        let message =
-            format!("expected 1.0, since heads of this model_type turn whole; found {found}");
-        return Err(fields.error("partial_rotary_factor", message));
-    }
-    let partial = partial.or(defaults.partial).unwrap_or(1.0);
-    let mut rope = RopeConfig { partial, ..RopeConfig::plain(theta) };
-    // Phi-3 keeps it outside.
-    let outer_original = fields.optional_size("original_max_position_embeddings")?;
-    let Some(nested) = nested else { return Ok(rope) };
-    let max_position_embeddings = fields.size("max_position_embeddings")?;
-    let original = || -> Result<usize> {
-        let own = nested.optional_size("original_max_position_embeddings")?;
-        Ok(outer_original.or(own).unwrap_or(max_position_embeddings))
-    };
-    let positive = |name: &str, value: f64| match value > 0.0 && value.is_finite() {
-        true => Ok(value),
-        false => Err(nested.error(name, format!("expected a positive number, found {value}"))),
-    };
-    let optional = |name: &str| match nested.number(name)? {
-        Some(value) => positive(name, value).map(Some),
-        None => Ok(None),
-    };
-    let required = |name: &str| {
-        optional(name)?.ok_or_else(|| nested.error(name, "missing; expected a number"))
-    };
-    let string = |name: &str| nested.optional(name, "a string", |v| v.as_str());
-    let rope_type = string("rope_type")?.or(string("type")?).unwrap_or("default");
-    // Phi-3's first releases wrote `su` or `yarn`.
-    let long_factors = nested.value("long_factor").is_some();
-    rope.scaling = match rope_type {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: required("factor")? },
-        "dynamic" => RopeScaling::Dynamic {
-            factor: required("factor")?,
-            original_max_position_embeddings: max_position_embeddings,
-        },
-        "llama3" => {
-            let low_freq_factor = required("low_freq_factor")?;
-            let high_freq_factor = required("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                let message = format!(
-                    "expected more than low_freq_factor {low_freq_factor}, found {high_freq_factor}"
-                );
-                return Err(nested.error("high_freq_factor", message));
-            }
-            RopeScaling::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: nested
-                    .size("original_max_position_embeddings")?,
-            }
-        }
-        "longrope" | "su" | "yarn" if long_factors => {
-            let list = |name: &str| -> Result<Arc<[f64]>> {
-                let numbers = nested.required(name, "a list of numbers", |value| {
-                    value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>()
-                })?;
-                Ok(numbers.into())
-            };
-            let original = original()?;
-            let factor = max_position_embeddings as f64 / original as f64;
-            let factor = optional("factor")?.unwrap_or(factor);
-            let attention_factor =
-                optional("attention_factor")?.unwrap_or_else(|| long_rope_factor(factor, original));
-            RopeScaling::LongRope {
-                short: list("short_factor")?,
-                long: list("long_factor")?,
-                attention_factor,
-                original_max_position_embeddings: original,
-            }
-        }
-        "longrope" | "su" => {
-            return Err(nested.error("long_factor", "missing; expected a list of numbers"));
-        }
-        "yarn" => {
-            let original = original()?;
-            let factor = match optional("factor")? {
-                Some(factor) => factor,
-                None => max_position_embeddings as f64 / original as f64,
-            };
-            let scale = |mscale: f64| yarn_factor(factor, mscale);
-            let (mscale, all) = (nested.number("mscale")?, nested.number("mscale_all_dim")?);
-            let attention_factor = match (optional("attention_factor")?, mscale, all) {
-                (Some(given), ..) => given,
-                (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-                    scale(mscale) / scale(all)
-                }
-                _ => scale(1.0),
-            };
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: nested.number("beta_fast")?.filter(|&x| x != 0.0).unwrap_or(32.0),
-                beta_slow: nested.number("beta_slow")?.filter(|&x| x != 0.0).unwrap_or(1.0),
-                attention_factor,
-                truncate: nested.flag("truncate")?.unwrap_or(true),
-                original_max_position_embeddings: original,
-            }
-        }
-        "proportional" => RopeScaling::Proportional { factor: optional("factor")?.unwrap_or(1.0) },
-        other => {
-            let message = format!(
-                "the rotary embedding `{other}` is not supported; expected `default`, `linear`, \
-                 `dynamic`, `llama3`, `yarn`, `longrope` or `proportional`"
-            );
-            return Err(nested.error("rope_type", message));
-        }
-    };
-    if let Some(beta) = nested.number("llama_4_scaling_beta")? {
-        let original_max_position_embeddings = original()?;
-        rope.query_scaling = Some(QueryScaling { beta, original_max_position_embeddings });
-    }
-    // What only other kinds of rotation read; for text alone M-RoPE is the plain one.
-    for known in ["mrope_section", "mrope_interleaved", "max_position_embeddings", "factor"] {
-        let _ = nested.value(known);
-    }
-    nested.refuse_unread()?;
-    Ok(rope)
-}
-
-/// Reads the rotation that a GGUF file's metadata describe.
-pub(super) fn from_gguf(
-    file: &GgufFile,
-    architecture: &str,
-    head_dim: usize,
-    max_position_embeddings: usize,
-) -> Result<RopeConfig> {
-    let key = |name: &str| format!("{architecture}.rope.{name}");
-    let theta = file.f64(&key("freq_base"))?.unwrap_or(10_000.0);
-    let turning = file.u64(&key("dimension_count"))?.unwrap_or(head_dim as u64);
-    let partial = turning as f64 / head_dim.max(1) as f64;
-    let factor = file.f64(&key("scaling.factor"))?.or(file.f64(&key("scale_linear"))?);
-    let positive = |factor: Option<f64>| match factor {
-        Some(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
-        found => {
-            let message = format!("expected a positive number, found {found:?}");
-            Err(Error::config(file.path(), key("scaling.factor"), message))
-        }
-    };
-    let original = || -> Result<usize> {
-        let given = file.u64(&key("scaling.original_context_length"))?;
-        Ok(given.and_then(|n| usize::try_from(n).ok()).unwrap_or(max_position_embeddings))
-    };
-    let scaling = match (file.str(&key("scaling.type"))?, factor) {
-        (None | Some("none"), None) | (Some("none"), _) => RopeScaling::None,
-        (None | Some("linear"), factor) => RopeScaling::Linear { factor: positive(factor)? },
-        (Some("yarn"), factor) => {
-            let factor = positive(factor)?;
-            let beta = |name: &str| file.f64(&key(&format!("scaling.{name}")));
-            // llama.cpp divides by the factor of a multiplier, where the file has one.
-            let multiplier = beta("yarn_log_multiplier")?.unwrap_or(0.0);
-            let attention_factor = yarn_factor(factor, 1.0) / yarn_factor(factor, multiplier);
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: beta("yarn_beta_fast")?.unwrap_or(32.0),
-                beta_slow: beta("yarn_beta_slow")?.unwrap_or(1.0),
-                attention_factor,
-                truncate: true,
-                original_max_position_embeddings: original()?,
-            }
-        }
-        // The divisors are tensors of the file: see the model's source.
-        (Some("longrope"), _) => RopeScaling::None,
-        (Some(other), _) => {
-            let message = format!(
-                "the rotary embedding `{other}` is not supported; expected `none`, `linear`, \
-                 `yarn` or `longrope`"
-            );
-            return Err(Error::config(file.path(), key("scaling.type"), message));
-        }
-    };
-    Ok(RopeConfig { partial, scaling, ..RopeConfig::plain(theta) })
 }

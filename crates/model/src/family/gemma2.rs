@@ -6,10 +6,10 @@ use super::kit::{
     PRE_FEED_FORWARD_NORM, all_but_every,
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
-use super::{About, CHECKED, Defaults, Family, GgufNames};
-use crate::config::{Fields, ModelConfig};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows};
+use crate::config::{Fields, Keys, ModelConfig};
 use crate::error::Result;
-use crate::gguf::{GgufFile, Value as GgufValue};
+use crate::gguf::Value as GgufValue;
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::activation::Activation;
 use serde_json::{Map, Value, json};
@@ -49,6 +49,10 @@ impl Family for Gemma2 {
         DEFAULTS
     }
 
+    fn windows(&self) -> Windows {
+        Windows::Listed
+    }
+
     fn gguf(&self) -> &'static GgufNames {
         &NAMES
     }
@@ -59,12 +63,13 @@ impl Family for Gemma2 {
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
         read(fields, config)?;
-        window_by_pattern(fields, config, PERIOD, 4096);
+        window_by_pattern(fields, config, PERIOD, WINDOW);
         let absent = |field: &str| !fields.has(field);
         let of = &mut config.arithmetic;
         // Where the field is missing, rather than null, the caps of the published models hold.
-        of.attention_softcap = of.attention_softcap.or(absent(ATTENTION_CAP).then_some(50.0));
-        of.logit_softcap = of.logit_softcap.or(absent(LOGIT_CAP).then_some(30.0));
+        let [attention, logits] = CAPS;
+        of.attention_softcap = of.attention_softcap.or(absent(ATTENTION_CAP).then_some(attention));
+        of.logit_softcap = of.logit_softcap.or(absent(LOGIT_CAP).then_some(logits));
         Ok(())
     }
 
@@ -72,18 +77,39 @@ impl Family for Gemma2 {
         write(config, json);
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        read_gguf(file, "gemma2", config)?;
+    /// llama.cpp assumes the caps and the window of the published models where a file is silent.
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
+        read_gguf(keys, PERIOD, config)?;
+        let [attention, logits] = CAPS;
+        let of = &mut config.arithmetic;
+        of.attention_softcap = Some(keys.factor(ATTENTION_CAP)?.unwrap_or(attention));
+        of.logit_softcap = Some(keys.factor(LOGIT_CAP)?.unwrap_or(logits));
+        if !keys.has(WINDOW_KEY) {
+            config.sliding_window = Some(WINDOW);
+        }
         config.arithmetic.attention_scale = Some(scale_in_gguf(config, LARGEST));
-        config.sliding_layers = Some(all_but_every(PERIOD, config.num_hidden_layers));
         Ok(())
     }
 
     fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
-        gguf_metadata(config)
+        let of = &config.arithmetic;
+        let caps = [(ATTENTION_CAP, of.attention_softcap), (LOGIT_CAP, of.logit_softcap)];
+        let caps =
+            caps.into_iter().filter_map(|(key, cap)| Some((key, GgufValue::F32(cap? as f32))));
+        // A window that is not there is one that nothing is outside of.
+        let window = config.sliding_window.unwrap_or(config.max_position_embeddings);
+        caps.chain([window_metadata(window)]).collect()
     }
 
     fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        let of = &config.arithmetic;
+        let uncapped = [(ATTENTION_CAP, of.attention_softcap), (LOGIT_CAP, of.logit_softcap)]
+            .into_iter()
+            .zip(CAPS)
+            .find(|((_, cap), _)| cap.is_none());
+        if let Some(((field, _), usual)) = uncapped {
+            return Some((field, format!("GGUF files imply {usual} where they are silent")));
+        }
         gguf_fault(config, scale_in_gguf(config, LARGEST), PERIOD)
     }
 
@@ -101,7 +127,13 @@ impl Family for Gemma2 {
 }
 
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
-const LOGIT_CAP: &str = "final_logit_softcapping";
+pub(super) const LOGIT_CAP: &str = "final_logit_softcapping";
+/// The published models' caps, in that order.
+const CAPS: [f64; 2] = [50.0, 30.0];
+/// Their window.
+const WINDOW: usize = 4096;
+/// Metadata of GGUF files: the window.
+const WINDOW_KEY: &str = "attention.sliding_window";
 
 /// Reads what Gemma 2 and 3 have in common.
 pub(super) fn read(fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
@@ -147,18 +179,20 @@ pub(super) fn write(config: &ModelConfig, json: &mut Map<String, Value>) {
     json.insert(LOGIT_CAP.to_owned(), json!(of.logit_softcap));
 }
 
-/// Reads the metadata that Gemma 2 and 3 have in common.
-pub(super) fn read_gguf(
-    file: &GgufFile,
-    architecture: &str,
-    config: &mut ModelConfig,
-) -> Result<()> {
-    let number = |key: &str| file.f64(&format!("{architecture}.{key}"));
+/// Reads the metadata that Gemma 2 and 3 have in common; all layers but every `period`-th are windowed where
+/// a file does not say which are.
+pub(super) fn read_gguf(keys: &Keys<'_>, period: usize, config: &mut ModelConfig) -> Result<()> {
+    let layers = config.num_hidden_layers;
+    let windowed = keys.windowed_layers("attention.sliding_window_pattern", layers)?;
+    config.sliding_layers = Some(windowed.unwrap_or_else(|| all_but_every(period, layers)));
     config.arithmetic.activation = Activation::GeluTanh;
-    config.arithmetic.attention_softcap = number(ATTENTION_CAP)?;
-    config.arithmetic.logit_softcap = number(LOGIT_CAP)?;
     common(config);
     Ok(())
+}
+
+/// The metadata of a window, which is written however wide it is: files are read as having one.
+pub(super) fn window_metadata(window: usize) -> (&'static str, GgufValue) {
+    (WINDOW_KEY, GgufValue::U32(u32::try_from(window).unwrap_or(u32::MAX)))
 }
 
 /// Layers of the largest model.
@@ -194,15 +228,6 @@ pub(super) fn gguf_fault(
         let why = format!("GGUF files imply a window in all layers but every {period}th");
         ("layer_types", why)
     })
-}
-
-/// The metadata that Gemma 2 and 3 have in common.
-pub(super) fn gguf_metadata(config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
-    let of = &config.arithmetic;
-    [(ATTENTION_CAP, of.attention_softcap), (LOGIT_CAP, of.logit_softcap)]
-        .into_iter()
-        .filter_map(|(key, cap)| Some((key, GgufValue::F32(cap? as f32))))
-        .collect()
 }
 
 /// Gemma 2's layer.

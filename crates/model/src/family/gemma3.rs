@@ -1,12 +1,12 @@
 //! Gemma 3: Gemma 2's layer with norms of query and key heads, five windowed layers to one, and a rotation
 //! of its own for the windowed ones.
 
-use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, QUERY_NORM, all_but_every};
-use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
-use crate::config::rope::{RopeDefaults, one_from_json};
-use crate::config::{Fields, ModelConfig, RopeConfig};
+use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, QUERY_NORM};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, gemma2};
+use crate::config::rope::{RopeDefaults, agreeing, older_scaling, one_from_json};
+use crate::config::{Fields, Keys, ModelConfig, RopeConfig};
 use crate::error::Result;
-use crate::gguf::{GgufFile, Value as GgufValue};
+use crate::gguf::Value as GgufValue;
 use hydralora_kernels::Var;
 use serde_json::{Map, Value, json};
 
@@ -39,6 +39,10 @@ impl Family for Gemma3 {
         Defaults { rope_theta: 1_000_000.0, ..gemma2::DEFAULTS }
     }
 
+    fn windows(&self) -> Windows {
+        Windows::Listed
+    }
+
     fn gguf(&self) -> &'static GgufNames {
         &NAMES
     }
@@ -49,14 +53,16 @@ impl Family for Gemma3 {
 
     /// Reads the rotation of the layers that see everything.
     fn rope(&self, fields: &Fields<'_>) -> Result<RopeConfig> {
-        let (by_kind, older) = (fields.nested("rope_parameters")?, fields.nested("rope_scaling")?);
-        let nested = match &by_kind {
+        let (by_kind, older) = (fields.nested("rope_parameters")?, older_scaling(fields)?);
+        let newer = match &by_kind {
             Some(kinds) if kinds.has(FULL) => kinds.nested(FULL)?,
-            Some(_) => by_kind,
-            None => older,
+            _ => by_kind,
         };
         let defaults = RopeDefaults { theta: self.defaults().rope_theta, partial: None };
-        one_from_json(fields, nested.as_ref(), "rope_theta", defaults)
+        match (&newer, &older) {
+            (Some(_), Some(_)) => agreeing(fields, newer.as_ref(), older.as_ref(), defaults),
+            _ => one_from_json(fields, newer.or(older).as_ref(), "rope_theta", defaults),
+        }
     }
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
@@ -75,26 +81,34 @@ impl Family for Gemma3 {
         write_ropes(config, json);
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        gemma2::read_gguf(file, "gemma3", config)?;
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
+        gemma2::read_gguf(keys, PERIOD, config)?;
+        config.arithmetic.logit_softcap = keys.factor(gemma2::LOGIT_CAP)?;
         config.arithmetic.attention_scale = Some(gemma2::scale_in_gguf(config, LARGEST));
-        let local = file.f64("gemma3.rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
+        let local = keys.f64("rope.freq_base_swa")?.unwrap_or(LOCAL_THETA);
         config.sliding_rope = Some(RopeConfig::plain(local));
-        let period = file.u64("gemma3.attention.sliding_window_pattern");
-        let period = period.ok().flatten().and_then(|n| usize::try_from(n).ok());
-        let period = period.unwrap_or(PERIOD);
-        config.sliding_layers = Some(all_but_every(period, config.num_hidden_layers));
         Ok(())
     }
 
     fn gguf_metadata(&self, config: &ModelConfig) -> Vec<(&'static str, GgufValue)> {
-        let mut all = gemma2::gguf_metadata(config);
+        let cap = config.arithmetic.logit_softcap;
+        let mut all: Vec<(&'static str, GgufValue)> =
+            cap.map(|cap| (gemma2::LOGIT_CAP, GgufValue::F32(cap as f32))).into_iter().collect();
+        all.extend(config.sliding_window.map(gemma2::window_metadata));
         let local = config.sliding_rope.as_ref().unwrap_or(&config.rope);
         all.push(("rope.freq_base_swa", GgufValue::F32(local.theta as f32)));
         all
     }
 
     fn gguf_fault(&self, config: &ModelConfig) -> Option<(&'static str, String)> {
+        if config.arithmetic.attention_softcap.is_some() {
+            let why = "files of the architecture say nothing of a cap on attention scores";
+            return Some(("attn_logit_softcapping", why.to_owned()));
+        }
+        if config.sliding_rope.as_ref().is_some_and(|rope| *rope != RopeConfig::plain(rope.theta)) {
+            let why = "GGUF files imply that frequencies of windowed layers are not stretched";
+            return Some(("rope_parameters", why.to_owned()));
+        }
         gemma2::gguf_fault(config, gemma2::scale_in_gguf(config, LARGEST), PERIOD)
     }
 

@@ -15,11 +15,11 @@ use super::kit::{
     PRE_FEED_FORWARD_NORM, Q_PROJ, QUERY_NORM, StartContext, TensorPlan, UP_PROJ, V_PROJ,
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
-use super::{About, CHECKED, Defaults, Family, GgufNames, gemma2};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, gemma2};
 use crate::config::rope::{FREQUENCY_FACTORS, RopeDefaults, one_from_json};
-use crate::config::{Fields, LayerEmbeddings, ModelConfig, RopeConfig, RopeScaling};
+use crate::config::{Fields, Keys, LayerEmbeddings, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
-use crate::gguf::{Array, GgufFile, Value as GgufValue};
+use crate::gguf::{Array, Value as GgufValue};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::activation::Activation;
@@ -65,6 +65,15 @@ const LAYER_WIDTH: &str = "embedding_length_per_layer_input";
 /// Width inside the feed-forward block.
 const INNER_WIDTH: &str = "feed_forward_length";
 
+/// The text part of models without towers, whose layers have no embeddings of their own.
+const UNIFIED: &str = "gemma4_unified_text";
+/// Whether values are what the key projection gives, in layers that see everything.
+const KEYS_AS_VALUES: &str = "attention_k_eq_v";
+/// How many heads of keys those then have.
+const FULL_HEADS: &str = "num_global_key_value_heads";
+/// What differs from the rest of the configuration in a layer.
+const BY_LAYER: &str = "per_layer_config";
+
 /// Gate of a layer's own embedding.
 static LAYER_GATE: Linear = Linear::new("per_layer_input_gate", Kind::LAYER_EMBEDDING, 80);
 /// From a layer's own embedding to the residual stream.
@@ -100,7 +109,14 @@ impl Family for Gemma4 {
     }
 
     fn about(&self) -> About {
-        About { models: "Gemma 4 (without experts), its text part", checked: CHECKED }
+        About {
+            models: "Gemma 4 (without experts), its text part, also of the unified models",
+            checked: CHECKED,
+        }
+    }
+
+    fn also(&self) -> &'static [&'static str] {
+        &[UNIFIED]
     }
 
     fn class(&self) -> &'static str {
@@ -124,6 +140,10 @@ impl Family for Gemma4 {
         Defaults { rope_theta: 1_000_000.0, ..gemma2::DEFAULTS }
     }
 
+    fn windows(&self) -> Windows {
+        Windows::Listed
+    }
+
     fn gguf(&self) -> &'static GgufNames {
         &NAMES
     }
@@ -140,18 +160,19 @@ impl Family for Gemma4 {
     }
 
     fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
-        for (field, what) in
-            [("enable_moe_block", "experts"), ("attention_k_eq_v", "values that are the keys")]
-        {
-            if fields.flag(field)?.unwrap_or(false) {
-                return Err(fields.error(field, format!("{what} are not supported")));
-            }
+        if fields.flag("enable_moe_block")?.unwrap_or(false) {
+            return Err(fields.error("enable_moe_block", "experts are not supported"));
+        }
+        // Without experts they say nothing.
+        for unread in ["num_experts", "top_k_experts", "moe_intermediate_size"] {
+            let _ = fields.value(unread);
         }
         let layers = config.num_hidden_layers;
         config.arithmetic.logit_softcap = fields.positive("final_logit_softcapping")?;
         config.arithmetic.attention_scale = Some(1.0);
         gemma2::common(config);
-        gemma2::window_by_pattern(fields, config, 6, 512);
+        let unified = fields.value("model_type").is_some_and(|name| name == UNIFIED);
+        gemma2::window_by_pattern(fields, config, 6, if unified { 1024 } else { 512 });
         if let Some(last) = config.sliding_layers.as_mut().and_then(|windowed| windowed.last_mut())
         {
             *last = false;
@@ -160,12 +181,10 @@ impl Family for Gemma4 {
         let shared = fields.optional("num_kv_shared_layers", "an integer", Value::as_u64)?;
         let shared = usize::try_from(shared.unwrap_or(0)).unwrap_or(usize::MAX);
         let width = fields.optional("hidden_size_per_layer_input", "an integer", Value::as_u64)?;
-        let width = usize::try_from(width.unwrap_or(256)).unwrap_or(usize::MAX);
-        let full_head_dim = full_head_dim(fields, config)?;
-        for unread in ["num_global_key_value_heads", "num_experts"] {
-            // Without experts or values that are keys they say nothing.
-            let _ = fields.value(unread);
-        }
+        let width =
+            usize::try_from(width.unwrap_or(if unified { 0 } else { 256 })).unwrap_or(usize::MAX);
+        let values_of_keys = fields.flag(KEYS_AS_VALUES)?.unwrap_or(false);
+        let (full_head_dim, full_key_value_heads) = full_heads(fields, config, values_of_keys)?;
         // `vision` is about pictures.
         let both_ways =
             fields.optional("use_bidirectional_attention", "a string", Value::as_str)?;
@@ -179,6 +198,8 @@ impl Family for Gemma4 {
                 .optional_size("vocab_size_per_layer_input")?
                 .unwrap_or(config.vocab_size),
             full_head_dim,
+            full_key_value_heads,
+            values_of_keys,
             shared_layers: shared,
             wide_shared: fields.flag("use_double_wide_mlp")?.unwrap_or(false),
         });
@@ -205,51 +226,77 @@ impl Family for Gemma4 {
             ("hidden_size_per_layer_input", json!(of.width)),
             ("vocab_size_per_layer_input", json!(of.vocab_size)),
             ("global_head_dim", json!(of.full_head_dim)),
+            (KEYS_AS_VALUES, json!(of.values_of_keys)),
             ("num_kv_shared_layers", json!(of.shared_layers)),
             ("use_double_wide_mlp", json!(of.wide_shared)),
             ("layer_types", json!(kinds)),
         ] {
             json.insert(key.to_owned(), value);
         }
+        if of.values_of_keys {
+            json.insert(FULL_HEADS.to_owned(), json!(of.full_key_value_heads));
+        } else if of.full_key_value_heads != config.num_key_value_heads {
+            // The field above says so of models alone whose values are keys.
+            let heads = json!({
+                "head_dim": of.full_head_dim, "num_key_value_heads": of.full_key_value_heads,
+            });
+            let full = (0..config.num_hidden_layers).filter(|&at| config.window_of(at).is_none());
+            let by_layer: Map<String, Value> =
+                full.map(|layer| (layer.to_string(), heads.clone())).collect();
+            json.insert(BY_LAYER.to_owned(), Value::Object(by_layer));
+        }
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        let key = |name: &str| format!("{}.{name}", NAMES.architecture);
-        let fault = |name: &str, message: String| Error::config(file.path(), key(name), message);
-        let size = |name: &str| -> Result<Option<usize>> {
-            Ok(file.u64(&key(name))?.and_then(|size| usize::try_from(size).ok()))
-        };
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
         let layers = config.num_hidden_layers;
         // A number for every layer, or one for all.
         let each = |name: &str| -> Result<Vec<u64>> {
-            let found = file.u64s(&key(name))?.unwrap_or_default();
+            let found = keys.u64s(name)?.unwrap_or_default();
             match found.as_slice() {
                 [one] if layers != 1 => Ok(vec![*one; layers]),
                 several if several.len() == layers => Ok(found),
                 several => {
                     let message = format!("expected a list of {layers}, found {}", several.len());
-                    Err(fault(name, message))
+                    Err(keys.error(name, message))
                 }
             }
         };
         let windowed: Vec<bool> = each(PATTERN)?.iter().map(|&windowed| windowed != 0).collect();
         let full_head_dim = config.head_dim;
-        config.head_dim = size(WINDOWED_KEYS)?.unwrap_or(full_head_dim);
-        if let Some(found) = size(WINDOWED_VALUES)?.filter(|&found| found != config.head_dim) {
+        config.head_dim = keys.size(WINDOWED_KEYS)?.unwrap_or(full_head_dim);
+        if let Some(found) = keys.size(WINDOWED_VALUES)?.filter(|&found| found != config.head_dim) {
             let message = format!("expected {}, as wide as keys, found {found}", config.head_dim);
-            return Err(fault(WINDOWED_VALUES, message));
+            return Err(keys.error(WINDOWED_VALUES, message));
         }
-        for name in ["attention.head_count", "attention.head_count_kv"] {
-            let found = file.u64s(&key(name))?.unwrap_or_default();
-            if found.windows(2).any(|two| two[0] != two[1]) {
-                let message = format!("expected the same in all layers, found {found:?}");
-                return Err(fault(name, message));
+        // The number of heads, the same in all layers that are windowed, or in all that are not.
+        let heads = |name: &str, of_windowed: bool| -> Result<Option<usize>> {
+            if !keys.has(name) {
+                return Ok(None);
             }
+            let all = each(name)?;
+            let mut those = all.iter().zip(&windowed).filter(|&(_, &of)| of == of_windowed);
+            let first = those.next().map(|(&heads, _)| heads);
+            if those.any(|(&heads, _)| Some(heads) != first) {
+                let message = format!("expected the same in all layers of a kind, found {all:?}");
+                return Err(keys.error(name, message));
+            }
+            Ok(first.and_then(|heads| usize::try_from(heads).ok()))
+        };
+        let (query, key_value) = ("attention.head_count", "attention.head_count_kv");
+        if let (Some(one), Some(other)) = (heads(query, true)?, heads(query, false)?)
+            && one != other
+        {
+            let message = format!("expected the same in all layers, found {one} and {other}");
+            return Err(keys.error(query, message));
         }
-        let shared_layers = size(SHARED_LAYERS)?.unwrap_or(0);
-        let width = size(LAYER_WIDTH)?.unwrap_or(0);
+        let (of_windowed, of_full) = (heads(key_value, true)?, heads(key_value, false)?);
+        config.num_key_value_heads = of_windowed.or(of_full).unwrap_or(config.num_attention_heads);
+        let full_key_value_heads = of_full.unwrap_or(config.num_key_value_heads);
+        let shared_layers = keys.size(SHARED_LAYERS)?.unwrap_or(0);
+        let width = keys.size(LAYER_WIDTH)?.unwrap_or(0);
         let inner = each(INNER_WIDTH)?;
-        let (own, sharing) = inner.split_at(layers.saturating_sub(shared_layers));
+        let owning = layers.saturating_sub(shared_layers);
+        let (own, sharing) = inner.split_at(owning);
         let usual = inner.first().copied().unwrap_or(0);
         let wide_shared =
             !sharing.is_empty() && sharing.iter().all(|&of| Some(of) == usual.checked_mul(2));
@@ -259,25 +306,36 @@ impl Family for Gemma4 {
                 "expected {usual}, and as much or twice that in the last {shared_layers} layers, \
                  found {inner:?}"
             );
-            return Err(fault(INNER_WIDTH, message));
+            return Err(keys.error(INNER_WIDTH, message));
         }
+        // Files say it by leaving the projection out.
+        let no_values =
+            |layer: &usize| keys.tensor(&format!("blk.{layer}.attn_v.weight")).is_none();
+        let mut full = (0..owning).filter(|&layer| !windowed[layer]);
+        let values_of_keys = full.any(|layer| no_values(&layer));
         config.arithmetic.activation = Activation::GeluTanh;
-        config.arithmetic.logit_softcap = file.f64(&key("final_logit_softcapping"))?;
+        config.arithmetic.logit_softcap = keys.factor("final_logit_softcapping")?;
         config.arithmetic.attention_scale = Some(1.0);
         gemma2::common(config);
-        let local = RopeConfig::plain(file.f64(&key(WINDOWED_BASE))?.unwrap_or(10_000.0));
-        let turning = size(WINDOWED_TURNING)?.unwrap_or(config.head_dim);
+        let local = RopeConfig::plain(keys.f64(WINDOWED_BASE)?.unwrap_or(10_000.0));
+        let turning = keys.size(WINDOWED_TURNING)?.unwrap_or(config.head_dim);
         let partial = turning as f64 / config.head_dim.max(1) as f64;
         config.sliding_rope = Some(RopeConfig { partial, ..local });
         match windowed.contains(&true) {
             true => config.sliding_layers = Some(windowed),
             false => config.sliding_window = None,
         }
-        let vocab_size = config.vocab_size;
-        config.layer_embeddings =
-            Some(LayerEmbeddings { width, vocab_size, full_head_dim, shared_layers, wide_shared });
+        config.layer_embeddings = Some(LayerEmbeddings {
+            width,
+            vocab_size: config.vocab_size,
+            full_head_dim,
+            full_key_value_heads,
+            values_of_keys,
+            shared_layers,
+            wide_shared,
+        });
         match owner_fault(config) {
-            Some(message) => Err(fault(SHARED_LAYERS, message)),
+            Some(message) => Err(keys.error(SHARED_LAYERS, message)),
             None => Ok(()),
         }
     }
@@ -289,7 +347,12 @@ impl Family for Gemma4 {
         let layers = 0..config.num_hidden_layers;
         let windowed = layers.clone().map(|layer| config.window_of(layer).is_some()).collect();
         let local = config.sliding_rope.as_ref().unwrap_or(&config.rope);
-        let inner = layers.map(|layer| number(inner_width(config, layer))).collect();
+        let inner = layers.clone().map(|layer| number(inner_width(config, layer))).collect();
+        let heads = |layer| match config.window_of(layer) {
+            Some(_) => number(config.num_key_value_heads),
+            None => number(of.full_key_value_heads),
+        };
+        let heads: Vec<u32> = layers.map(heads).collect();
         let inner = match of.wide_shared {
             true => GgufValue::Array(Array::U32(inner)),
             false => size(config.intermediate_size),
@@ -308,6 +371,9 @@ impl Family for Gemma4 {
             (WINDOWED_TURNING, size(local.rotary_dim(config.head_dim))),
             (WINDOWED_BASE, GgufValue::F32(local.theta as f32)),
         ];
+        if of.full_key_value_heads != config.num_key_value_heads {
+            all.push(("attention.head_count_kv", GgufValue::Array(Array::U32(heads))));
+        }
         let cap = config.arithmetic.logit_softcap;
         all.extend(cap.map(|cap| ("final_logit_softcapping", GgufValue::F32(cap as f32))));
         all
@@ -395,10 +461,12 @@ impl Family for Gemma4 {
         plan.keys_of = owner(config, index);
         if config.window_of(index).is_none() {
             plan.attention.head_dim = of.full_head_dim;
+            plan.attention.num_key_value_heads = of.full_key_value_heads;
         }
         let head_dim = plan.attention.head_dim;
         let query = config.num_attention_heads * head_dim;
-        let key_value = config.num_key_value_heads * head_dim;
+        let key_value = plan.attention.num_key_value_heads * head_dim;
+        let own_values = !of.values_of_keys || config.window_of(index).is_some();
         let owns = plan.keys_of.is_none();
         let bias = config.attention_bias;
         let inner = inner_width(config, index);
@@ -407,10 +475,10 @@ impl Family for Gemma4 {
             .norm(QUERY_NORM, head_dim)
             .linear(&Q_PROJ, query, hidden, bias);
         if owns {
-            plan = plan
-                .norm(KEY_NORM, head_dim)
-                .linear(&K_PROJ, key_value, hidden, bias)
-                .linear(&V_PROJ, key_value, hidden, bias);
+            plan = plan.norm(KEY_NORM, head_dim).linear(&K_PROJ, key_value, hidden, bias);
+            if own_values {
+                plan = plan.linear(&V_PROJ, key_value, hidden, bias);
+            }
         }
         plan = plan
             .linear(&O_PROJ, hidden, query, bias)
@@ -443,8 +511,14 @@ impl Family for Gemma4 {
     fn forward(&self, ctx: &mut LayerContext<'_>, h: Var) -> Var {
         let x = ctx.norm(INPUT_NORM, &h);
         let attended = if ctx.owns_keys() {
-            let [query, key, value] = ctx.queries_keys_values(&x);
-            let width = key.value().cols() / ctx.config().num_key_value_heads;
+            let [query, key, value] = if ctx.has(&V_PROJ) {
+                ctx.queries_keys_values(&x)
+            } else {
+                let [query, key] = ctx.linears([&Q_PROJ, &K_PROJ], &x);
+                let value = key.clone();
+                [query, key, value]
+            };
+            let width = ctx.head_dim();
             let query = ctx.rope(ctx.norm(QUERY_NORM, &query));
             let key = ctx.rope(ctx.norm(KEY_NORM, &key));
             let value = ctx.unit_norm(&value, width);
@@ -469,28 +543,52 @@ impl Family for Gemma4 {
     }
 }
 
-/// Reads how wide heads are in layers that see everything.
-fn full_head_dim(fields: &Fields<'_>, config: &ModelConfig) -> Result<usize> {
+/// Reads how wide heads are in layers that see everything, and how many heads of keys they have.
+fn full_heads(
+    fields: &Fields<'_>,
+    config: &ModelConfig,
+    values_of_keys: bool,
+) -> Result<(usize, usize)> {
     let mut width = fields.optional_size("global_head_dim")?;
-    if let Some(by_layer) = fields.nested("per_layer_config")? {
-        for layer in 0..config.num_hidden_layers {
-            let Some(own) = by_layer.nested(&layer.to_string())? else { continue };
-            let Some(found) = own.optional_size("head_dim")? else {
-                own.refuse_unread()?;
-                continue;
+    // Where values are a projection of their own the field says nothing.
+    let mut heads = fields.optional_size(FULL_HEADS)?.filter(|_| values_of_keys);
+    let field = if heads.is_some() { FULL_HEADS } else { "num_key_value_heads" };
+    if let Some(by_layer) = fields.nested(BY_LAYER)? {
+        let names = fields.value(BY_LAYER).and_then(Value::as_object).into_iter().flatten();
+        for (name, _) in names {
+            // Numbers may be padded with zeros.
+            let layer = name.parse().ok().filter(|&layer| layer < config.num_hidden_layers);
+            let (Some(layer), Some(own)) = (layer, by_layer.nested(name)?) else {
+                let message = format!("expected a layer below {}", config.num_hidden_layers);
+                return Err(by_layer.error(name, message));
             };
+            let windowed = config.window_of(layer).is_some();
+            for (field, usual, full) in [
+                ("head_dim", config.head_dim, &mut width),
+                ("num_key_value_heads", config.num_key_value_heads, &mut heads),
+            ] {
+                let Some(found) = own.optional_size(field)? else { continue };
+                if windowed && found != usual {
+                    return Err(own.error(field, format!("expected {usual} in a windowed layer")));
+                }
+                if !windowed && *full.get_or_insert(found) != found {
+                    let message = "expected the same in all layers of a kind";
+                    return Err(own.error(field, message));
+                }
+            }
             own.refuse_unread()?;
-            if config.window_of(layer).is_some() && found != config.head_dim {
-                let message = format!("expected {} in a windowed layer", config.head_dim);
-                return Err(own.error("head_dim", message));
-            }
-            if config.window_of(layer).is_none() && *width.get_or_insert(found) != found {
-                return Err(own.error("head_dim", "expected the same in all layers of a kind"));
-            }
         }
         by_layer.refuse_unread()?;
     }
-    Ok(width.unwrap_or(512))
+    let heads = heads.unwrap_or(config.num_key_value_heads);
+    if heads == 0 || !config.num_attention_heads.is_multiple_of(heads) {
+        let message = format!(
+            "expected a divisor of num_attention_heads {}, found {heads}",
+            config.num_attention_heads
+        );
+        return Err(fields.error(field, message));
+    }
+    Ok((width.unwrap_or(512), heads))
 }
 
 /// Width inside the feed-forward block of a layer.

@@ -3,9 +3,9 @@
 
 use super::kit::{LayerContext, LayerPlan};
 use super::{About, CHECKED, Family, GgufNames, llama};
-use crate::config::{Arithmetic, Fields, ModelConfig};
+use crate::config::{Arithmetic, Fields, Keys, ModelConfig};
 use crate::error::Result;
-use crate::gguf::{GgufFile, Value as GgufValue};
+use crate::gguf::Value as GgufValue;
 use hydralora_kernels::Var;
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,7 @@ impl Family for Granite {
     }
 
     fn about(&self) -> About {
-        About { models: "Granite 3, dense Granite 4", checked: CHECKED }
+        About { models: "Granite 3; dense Granite 4 from GGUF files", checked: CHECKED }
     }
 
     fn class(&self) -> &'static str {
@@ -53,8 +53,15 @@ impl Family for Granite {
         }
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        let number = |key: &str| file.f64(&format!("granite.{key}"));
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
+        // Of this architecture llama.cpp takes the key as whether anything turns.
+        let turns = "rope.scaling.finetuned";
+        if keys.bool(turns)? == Some(false) {
+            return Err(
+                keys.error(turns, "found false; layers without a rotation are not supported")
+            );
+        }
+        let number = |key: &str| keys.factor(key);
         let of = &mut config.arithmetic;
         of.embedding_scale = number("embedding_scale")?.unwrap_or(1.0);
         of.scales_prompt = true;

@@ -445,6 +445,16 @@ impl LayerContext<'_> {
         self.config
     }
 
+    /// Gives the width of a head of the layer.
+    pub fn head_dim(&self) -> usize {
+        self.layer.attention().head_dim
+    }
+
+    /// Tells whether the layer has that linear layer.
+    pub fn has(&self, linear: &Linear) -> bool {
+        self.layer.modules.has(linear)
+    }
+
     /// Gives the index of the layer.
     pub fn index(&self) -> usize {
         self.index

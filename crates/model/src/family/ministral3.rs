@@ -1,10 +1,10 @@
 //! Ministral 3: Mistral's layer with queries that grow with their position.
 
 use super::kit::{LayerContext, LayerPlan};
-use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
-use crate::config::{ModelConfig, QueryScaling};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, llama};
+use crate::config::{Keys, ModelConfig, QueryScaling};
 use crate::error::Result;
-use crate::gguf::{GgufFile, Value as GgufValue};
+use crate::gguf::Value as GgufValue;
 use hydralora_kernels::Var;
 use serde_json::{Map, Value};
 
@@ -35,14 +35,17 @@ impl Family for Ministral3 {
         }
     }
 
+    fn windows(&self) -> Windows {
+        Windows::All
+    }
+
     fn gguf(&self) -> &'static GgufNames {
         &NAMES
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        let original = file.u64("mistral3.rope.scaling.original_context_length")?;
-        let original = original.and_then(|length| usize::try_from(length).ok());
-        if let Some(beta) = file.f64("mistral3.attention.temperature_scale")? {
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
+        let original = keys.size("rope.scaling.original_context_length")?;
+        if let Some(beta) = keys.factor("attention.temperature_scale")? {
             config.rope.query_scaling = Some(QueryScaling {
                 beta,
                 original_max_position_embeddings: original

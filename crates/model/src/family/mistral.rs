@@ -1,8 +1,9 @@
 //! Mistral: Llama's layer without biases, optionally with a sliding attention window.
 
 use super::kit::{LayerContext, LayerPlan};
-use super::{About, CHECKED, Family, GgufNames, llama};
-use crate::config::ModelConfig;
+use super::{About, CHECKED, Family, GgufNames, Windows, llama};
+use crate::config::{Fields, ModelConfig};
+use crate::error::Result;
 use hydralora_kernels::Var;
 
 pub(super) struct Mistral;
@@ -19,6 +20,18 @@ impl Family for Mistral {
 
     fn class(&self) -> &'static str {
         "MistralForCausalLM"
+    }
+
+    fn windows(&self) -> Windows {
+        Windows::All
+    }
+
+    fn read(&self, fields: &Fields<'_>, config: &mut ModelConfig) -> Result<()> {
+        // As the first model; later ones say null.
+        if !fields.has("sliding_window") {
+            config.sliding_window = Some(4096);
+        }
+        Ok(())
     }
 
     /// llama.cpp knows its models as `llama`.

@@ -8,9 +8,9 @@ pub mod kit;
 mod layout;
 mod names;
 
-use crate::config::{Fields, ModelConfig, RopeConfig, rope};
+use crate::config::{Fields, Keys, ModelConfig, RopeConfig, rope};
 use crate::error::Result;
-use crate::gguf::{GgufFile, Value as GgufValue};
+use crate::gguf::Value as GgufValue;
 use crate::site::Linear;
 use hydralora_kernels::Var;
 use kit::{LayerContext, LayerPlan, ModulesPlan, StartContext};
@@ -49,6 +49,17 @@ impl Defaults {
     };
 }
 
+/// Which layers of a family a `config.json` may window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// None.
+    None,
+    /// All, where it gives a window; a list of kinds may only say so again.
+    All,
+    /// Those that it lists, or that the family's pattern says.
+    Listed,
+}
+
 /// What a list of families says of one.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
@@ -65,6 +76,11 @@ pub(crate) const CHECKED: &str = "logits, greedy text, gradients and 10 steps of
 pub trait Family: Sync {
     /// `model_type` in `config.json`.
     fn model_type(&self) -> &'static str;
+
+    /// Further names that configurations of the same arithmetic have there.
+    fn also(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The class in transformers, `architectures` in `config.json`.
     fn class(&self) -> &'static str;
@@ -90,6 +106,11 @@ pub trait Family: Sync {
     /// What it assumes where a `config.json` is silent.
     fn defaults(&self) -> Defaults {
         Defaults::LLAMA
+    }
+
+    /// Which layers a `config.json` may window.
+    fn windows(&self) -> Windows {
+        Windows::None
     }
 
     /// Reads the rotation of the layers.
@@ -118,8 +139,8 @@ pub trait Family: Sync {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        let _ = (file, config);
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
+        let _ = (keys, config);
         Ok(())
     }
 
@@ -204,54 +225,63 @@ families! {
 
 /// Finds the family of a `model_type`.
 pub fn find(model_type: &str) -> Option<&'static dyn Family> {
-    FAMILIES.iter().copied().find(|family| family.model_type() == model_type)
+    let named = |family: &&dyn Family| {
+        family.model_type() == model_type || family.also().contains(&model_type)
+    };
+    FAMILIES.iter().copied().find(named)
 }
 
-/// Architectures that are known and not supported, and what they would take.
-const REFUSED: &[(&str, &str)] = &[
-    ("gpt_oss", "experts, attention sinks and MXFP4 weights"),
-    ("gpt-oss", "experts, attention sinks and MXFP4 weights"),
-    ("mixtral", "experts"),
-    ("qwen2_moe", "experts"),
-    ("qwen3_moe", "experts"),
-    ("qwen3_next", "experts"),
-    ("qwen3_5_moe", "experts"),
-    ("qwen3_5_moe_text", "experts"),
-    ("granitemoe", "experts"),
-    ("granitemoehybrid", "experts and state-space layers"),
-    ("olmoe", "experts"),
-    ("deepseek_v2", "experts and compressed keys and values"),
-    ("deepseek_v3", "experts and compressed keys and values"),
-    ("llama4", "experts"),
-    ("llama4_text", "experts"),
-    ("gemma", "Gemma 1's layers"),
-    ("gemma3n", "Gemma 3n's parallel residual streams"),
-    ("gemma3n_text", "Gemma 3n's parallel residual streams"),
-    ("phi", "layer norms with biases and a parallel feed-forward block"),
-    ("glm", "GLM's first layers"),
-    ("gpt2", "learned positions and layer norms with biases"),
-    ("gpt_neox", "a parallel feed-forward block and layer norms with biases"),
-    ("falcon", "a parallel feed-forward block and layer norms with biases"),
-    ("mamba", "state-space layers"),
-    ("mamba2", "state-space layers"),
-    ("lfm2", "gated short convolutions"),
-    ("bert", "attention in both directions"),
-    ("modernbert", "attention in both directions"),
-    ("t5", "an encoder and cross-attention"),
+/// Architectures that are known and not supported, what they would take, and the nearest one here.
+const REFUSED: &[(&[&str], &str, &str)] = &[
+    (&["gpt_oss", "gpt-oss"], "experts, attention sinks and MXFP4 weights", "llama"),
+    (&["mixtral"], "experts", "mistral"),
+    (&["qwen2_moe", "qwen2moe"], "experts", "qwen2"),
+    (&["qwen3_moe", "qwen3moe"], "experts", "qwen3"),
+    (&["qwen3_next", "qwen3next"], "experts", "qwen3_5_text"),
+    (&["qwen3_5_moe", "qwen3_5_moe_text", "qwen35moe"], "experts", "qwen3_5_text"),
+    (&["granitemoe", "granitemoeshared"], "experts", "granite"),
+    (
+        &["granitemoehybrid", "granitehybrid"],
+        "experts or state-space layers, or where it has neither, a gate and an up-projection in one named \
+         `shared_mlp`; GGUF files of dense ones are read, as `granite`",
+        "granite",
+    ),
+    (&["olmoe"], "experts", "olmo2"),
+    (&["olmo3"], "windows with a rotation of their own", "olmo2"),
+    (
+        &["deepseek_v2", "deepseek_v3", "deepseek2"],
+        "experts and compressed keys and values",
+        "llama",
+    ),
+    (&["llama4", "llama4_text"], "experts", "llama"),
+    (&["gemma"], "Gemma 1's layers", "gemma2"),
+    (&["gemma3n", "gemma3n_text"], "Gemma 3n's parallel residual streams", "gemma4_text"),
+    (&["phi"], "layer norms with biases and a parallel feed-forward block", "phi3"),
+    (&["glm"], "GLM's first layers", "glm4"),
+    (&["gpt2"], "learned positions and layer norms with biases", "llama"),
+    (
+        &["gpt_neox", "gptneox", "falcon"],
+        "a parallel feed-forward block and layer norms with biases",
+        "llama",
+    ),
+    (&["mamba", "mamba2"], "state-space layers", "qwen3_5_text"),
+    (&["lfm2"], "gated short convolutions", "qwen3"),
+    (&["bert", "modernbert"], "attention in both directions", "llama"),
+    (&["t5"], "an encoder and cross-attention", "llama"),
 ];
 
-/// Says what an architecture that is not supported would take, and which one is named most like it.
+/// Says what an architecture that is not supported would take, and which one here is nearest to it.
 pub(crate) fn hint(found: &str) -> String {
-    let mut hint = String::new();
-    if let Some((_, what)) = REFUSED.iter().find(|(name, _)| *name == found) {
-        hint.push_str(&format!(" (it has {what})"));
+    if let Some((_, what, nearest)) = REFUSED.iter().find(|(names, ..)| names.contains(&found)) {
+        return format!(" (it has {what}); the nearest supported one is `{nearest}`");
     }
     let alike = |name: &&str| strsim::normalized_levenshtein(name, found);
     let nearest = supported().into_iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
-    if let Some(name) = nearest.filter(|name| alike(name) >= 0.6) {
-        hint.push_str(&format!("; the nearest supported one is `{name}`"));
-    }
-    hint
+    format!(
+        " (a dense decoder takes one file over the kit of families: see \"To add a model family\" in \
+         CONTRIBUTING.md); the nearest supported one by name is `{}`",
+        nearest.unwrap_or_default()
+    )
 }
 
 /// Finds the family that reads GGUF files of an architecture.

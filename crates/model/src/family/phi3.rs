@@ -6,7 +6,7 @@ use super::kit::{
     QKV_PROJ,
 };
 use super::names::{FUSED_FEED_FORWARD, NORMS, Parts};
-use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, llama};
 use crate::config::ModelConfig;
 use crate::site::Linear;
 use hydralora_kernels::Var;
@@ -39,6 +39,10 @@ impl Family for Phi3 {
 
     fn linears(&self) -> &'static [&'static Linear] {
         LINEARS
+    }
+
+    fn windows(&self) -> Windows {
+        Windows::All
     }
 
     fn gguf(&self) -> &'static GgufNames {

@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5: Llama's layer with biases on queries, keys and values.
 
 use super::kit::{INPUT_NORM, LayerContext, LayerPlan, POST_ATTENTION_NORM};
-use super::{About, CHECKED, Family, GgufNames, llama};
+use super::{About, CHECKED, Family, GgufNames, Windows, llama};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
 use hydralora_kernels::Var;
@@ -22,6 +22,10 @@ impl Family for Qwen2 {
 
     fn class(&self) -> &'static str {
         "Qwen2ForCausalLM"
+    }
+
+    fn windows(&self) -> Windows {
+        Windows::Listed
     }
 
     fn gguf(&self) -> &'static GgufNames {

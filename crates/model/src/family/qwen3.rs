@@ -7,7 +7,7 @@
 //! ```
 
 use super::kit::{INPUT_NORM, KEY_NORM, LayerContext, LayerPlan, O_PROJ, QUERY_NORM};
-use super::{About, CHECKED, Family, GgufNames, llama, qwen2};
+use super::{About, CHECKED, Family, GgufNames, Windows, llama, qwen2};
 use crate::config::{Fields, ModelConfig};
 use crate::error::Result;
 use hydralora_kernels::Var;
@@ -28,6 +28,10 @@ impl Family for Qwen3 {
 
     fn class(&self) -> &'static str {
         "Qwen3ForCausalLM"
+    }
+
+    fn windows(&self) -> Windows {
+        Windows::Listed
     }
 
     fn gguf(&self) -> &'static GgufNames {

@@ -13,9 +13,9 @@ use super::kit::{
 };
 use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames, Heads, Layout, Numbers, Order, llama};
-use crate::config::{Fields, LinearAttention, ModelConfig};
+use crate::config::{Fields, Keys, LinearAttention, ModelConfig};
 use crate::error::{Error, Result};
-use crate::gguf::{Array, GgufFile, Value as GgufValue};
+use crate::gguf::{Array, Value as GgufValue};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;
 use hydralora_kernels::ops::delta_net::{decay_and_beta, gated_rms_norm};
@@ -113,9 +113,11 @@ impl Family for Qwen35 {
             conv_kernel: size("linear_conv_kernel_dim", 4)?,
         };
         config.linear_attention = Some(checked(of, |field, message| fields.error(field, message))?);
-        // How a kernel library is to compute, and a gate that the families' code always has.
-        for known in ["mamba_ssm_dtype", "attn_output_gate"] {
-            let _ = fields.value(known);
+        // How a kernel library is to compute.
+        let _ = fields.value("mamba_ssm_dtype");
+        if fields.flag("attn_output_gate")? == Some(false) {
+            let message = "found false; attention without the gate on its output is not supported";
+            return Err(fields.error("attn_output_gate", message));
         }
         Ok(())
     }
@@ -136,27 +138,22 @@ impl Family for Qwen35 {
         }
     }
 
-    fn read_gguf(&self, file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
-        let key = |name: &str| format!("{}.{name}", NAMES.architecture);
+    fn read_gguf(&self, keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
         let layers = config.num_hidden_layers;
         let size = |name: &str| -> Result<usize> {
-            let found = file.u64(&key(name))?.and_then(|size| usize::try_from(size).ok());
-            let missing = || Error::config(file.path(), key(name), "missing; expected a size");
-            found.ok_or_else(missing)
+            keys.size(name)?.ok_or_else(|| keys.error(name, "missing; expected a size"))
         };
-        let linear = match file.u64s(&key("attention.recurrent_layers"))? {
+        let recurrent = "attention.recurrent_layers";
+        let interval = keys.size("full_attention_interval")?.unwrap_or(INTERVAL);
+        let linear = match keys.u64s(recurrent)? {
             Some(listed) if listed.len() >= layers => {
                 listed[..layers].iter().map(|&x| x != 0).collect()
             }
             Some(listed) => {
                 let message = format!("expected {layers}, found {}", listed.len());
-                return Err(Error::config(file.path(), key("attention.recurrent_layers"), message));
+                return Err(keys.error(recurrent, message));
             }
-            None => {
-                let interval = file.u64(&key("full_attention_interval"))?;
-                let interval = interval.and_then(|every| usize::try_from(every).ok());
-                all_but_every(interval.unwrap_or(INTERVAL), layers)
-            }
+            None => all_but_every(interval, layers),
         };
         let (heads, inner) = (size("ssm.time_step_rank")?, size("ssm.inner_size")?);
         let of = LinearAttention {
@@ -167,7 +164,7 @@ impl Family for Qwen35 {
             value_head_dim: inner / heads.max(1),
             conv_kernel: size("ssm.conv_kernel")?,
         };
-        let of = checked(of, |field, message| Error::config(file.path(), field, message))?;
+        let of = checked(of, |field, message| Error::config(keys.path(), field, message))?;
         config.linear_attention = Some(of);
         Ok(())
     }

@@ -1,10 +1,9 @@
 //! SmolLM3: Llama's layer, in every few layers without a rotation.
 
 use super::kit::{LayerContext, LayerPlan, all_but_every};
-use super::{About, CHECKED, Defaults, Family, GgufNames, llama};
-use crate::config::{Fields, ModelConfig};
+use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, llama};
+use crate::config::{Fields, Keys, ModelConfig};
 use crate::error::Result;
-use crate::gguf::GgufFile;
 use hydralora_kernels::Var;
 use serde_json::{Map, Value, json};
 
@@ -32,6 +31,10 @@ impl Family for SmolLm3 {
 
     fn defaults(&self) -> Defaults {
         Defaults { rope_theta: 2_000_000.0, tie_word_embeddings: true, ..Defaults::LLAMA }
+    }
+
+    fn windows(&self) -> Windows {
+        Windows::Listed
     }
 
     fn gguf(&self) -> &'static GgufNames {
@@ -67,7 +70,7 @@ impl Family for SmolLm3 {
         json.insert("no_rope_layers".to_owned(), json!(marks));
     }
 
-    fn read_gguf(&self, _file: &GgufFile, config: &mut ModelConfig) -> Result<()> {
+    fn read_gguf(&self, _keys: &Keys<'_>, config: &mut ModelConfig) -> Result<()> {
         config.rotated_layers = Some(all_but_every(INTERVAL, config.num_hidden_layers));
         Ok(())
     }

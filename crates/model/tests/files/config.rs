@@ -64,6 +64,8 @@ fn defaults_and_token_ids() {
     assert_eq!(config.head_dim, 4);
     assert_eq!(with(json!({"eos_token_id": 7})).unwrap().eos_token_ids, [7]);
     assert_eq!(with(json!({"num_key_value_heads": null})).unwrap().num_key_value_heads, 6);
+    let silent = with(json!({"model_type": "mistral"})).unwrap();
+    assert_eq!(silent.sliding_window, Some(4096));
     let window = json!({"model_type": "mistral", "sliding_window": 128});
     assert_eq!(with(window).unwrap().sliding_window, Some(128));
     let unused = json!({"sliding_window": 128, "use_sliding_window": false});
@@ -81,7 +83,23 @@ fn what_cannot_be_built_is_refused_by_field() {
         (
             json!({"model_type": "qwen3_x"}),
             "",
-            "`qwen3_x` is not supported; the nearest supported one is `qwen3`; supported are llama",
+            "`qwen3_x` is not supported (a dense decoder takes one file over the kit of families",
+        ),
+        (
+            json!({"model_type": "qwen3_x"}),
+            "",
+            "CONTRIBUTING.md); the nearest supported one by name is `qwen3`; supported are llama",
+        ),
+        (json!({"model_type": "zzz"}), "", "; the nearest supported one by name is `"),
+        (
+            json!({"model_type": "mixtral"}),
+            "",
+            "(it has experts); the nearest supported one is `mistral`",
+        ),
+        (
+            json!({"model_type": "granitemoehybrid"}),
+            "",
+            "GGUF files of dense ones are read, as `granite`); the nearest supported one is `granite`",
         ),
         (
             json!({"model_type": "mistral", "sliding_window": 0}),
@@ -89,7 +107,8 @@ fn what_cannot_be_built_is_refused_by_field() {
             "expected a size from 1",
         ),
         (
-            json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": null}),
+            json!({"model_type": "gemma2", "layer_types": ["full_attention", "sliding_attention"],
+                   "sliding_window": null}),
             "layer_types: ",
             "there is no sliding_window",
         ),
@@ -101,15 +120,91 @@ fn what_cannot_be_built_is_refused_by_field() {
         (
             json!({"final_logit_softcapping": 30.0}),
             "final_logit_softcapping: ",
-            "found 30.0, which",
+            "found 30.0; this model_type has no such field here",
         ),
         (
             json!({"num_local_experts": 8}),
             "num_local_experts: ",
             "not supported for this model_type",
         ),
-        (json!({"residual_multiplier": 0.2}), "residual_multiplier: ", "changes what the model"),
-        (json!({"use_qk_norm": true}), "use_qk_norm: ", "changes what the model computes"),
+        (json!({"residual_multiplier": 0.2}), "residual_multiplier: ", "may change what the model"),
+        (json!({"use_qk_norm": true}), "use_qk_norm: ", "may change what the model computes"),
+        (json!({"position_embedding_type": "alibi"}), "position_embedding_type: ", "\"alibi\""),
+        (json!({"kv_lora_rank": 512}), "kv_lora_rank: ", "found 512"),
+        (json!({"temperature_tuning": true}), "temperature_tuning: ", "found true"),
+        (json!({"dual_chunk": {"size": 8}}), "dual_chunk: ", "found an object"),
+        (json!({"use_rope": false}), "use_rope: ", "found false"),
+        (json!({"rope_interleaved": true}), "rope_interleaved: ", "found true"),
+        (json!({"is_causal": false}), "is_causal: ", "attention in both directions"),
+        (
+            json!({"model_type": "qwen3_5_text", "attn_output_gate": false}),
+            "attn_output_gate: ",
+            "without the gate",
+        ),
+        (json!({"sliding_window": 64}), "sliding_window: ", "reaches back to the first token"),
+        (
+            json!({"model_type": "olmo2", "use_sliding_window": true}),
+            "use_sliding_window: ",
+            "has no window",
+        ),
+        (
+            json!({"model_type": "granite", "layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types: ",
+            "layers of this model_type do not have",
+        ),
+        (
+            json!({"model_type": "phi3", "sliding_window": 64,
+                   "layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types: ",
+            "all layers of this model_type have the sliding_window of 64",
+        ),
+        (
+            json!({"model_type": "phi3", "sliding_window": 64, "use_sliding_window": false}),
+            "use_sliding_window: ",
+            "uses whatever this says",
+        ),
+        (
+            json!({"model_type": "gemma2", "sliding_window": 64, "sliding_window_size": 32}),
+            "sliding_window_size: ",
+            "the same as sliding_window",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2},
+                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+            "rope_scaling: ",
+            "something else than rope_parameters",
+        ),
+        (
+            json!({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2},
+                   "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 10000.0}}),
+            "rope_scaling: ",
+            "something else than rope_parameters",
+        ),
+        (
+            json!({"model_type": "gemma3_text", "head_dim": 8,
+                   "rope_scaling": {"rope_type": "linear", "factor": 8},
+                   "rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+            "rope_scaling: ",
+            "something else than rope_parameters",
+        ),
+        (
+            json!({"model_type": "gemma4_text", "head_dim": 8, "attention_k_eq_v": true,
+                   "num_global_key_value_heads": 4}),
+            "num_global_key_value_heads: ",
+            "expected a divisor of num_attention_heads 6, found 4",
+        ),
+        (
+            json!({"model_type": "gemma4_text", "head_dim": 8, "num_hidden_layers": 6,
+                   "per_layer_config": {"04": {"head_dim": 16}}}),
+            "per_layer_config.04.head_dim: ",
+            "expected 8 in a windowed layer",
+        ),
+        (
+            json!({"model_type": "gemma4_text", "head_dim": 8, "num_hidden_layers": 6,
+                   "per_layer_config": {"6": {"head_dim": 16}}}),
+            "per_layer_config.6: ",
+            "expected a layer below 6",
+        ),
         (
             json!({"rope_scaling": {"rope_type": "linear", "factor": 2, "twist": 3}}),
             "rope_scaling.twist: ",
@@ -253,9 +348,39 @@ fn fields_that_say_nothing_or_nothing_here_are_let_through() {
         "attention_dropout": 0.1, "pretraining_tp": 2, "initializer_range": 0.02,
         "final_logit_softcapping": null, "residual_multiplier": 1.0, "num_experts": 0,
         "use_bidirectional_attention": false, "_name_or_path": "x", "unsloth_version": "2026.1",
-        "sliding_window_pattern": null, "rope_scaling": null, "layer_types": null,
+        "sliding_window_pattern": null, "rope_scaling": {}, "layer_types": ["full_attention", "attention"],
+        "is_causal": true, "use_cache": true, "sliding_window": 256, "use_mrope": false,
+        "temperature": 0.6, "top_k": 20, "max_sequence_length": 4096, "image_token_index": 9,
+        "auto_map": {"AutoConfig": "x.y"}, "rope_interleaved": false, "resid_pdrop": 0.1,
     });
     assert_eq!(with(harmless).unwrap(), with(json!({})).unwrap());
+    let scaling = json!({"rope_type": "linear", "factor": 2.0});
+    let both = json!({
+        "rope_theta": 5e5, "rope_scaling": scaling,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5},
+    });
+    let one = json!({"rope_theta": 5e5, "rope_scaling": scaling});
+    assert_eq!(with(both).unwrap(), with(one).unwrap());
+    let sized = json!({"model_type": "gemma2", "sliding_window": 64, "sliding_window_size": 64});
+    assert_eq!(with(sized).unwrap().sliding_window, Some(64));
+}
+
+/// What transformers writes of every family's own defaults, and of published models beside them.
+#[test]
+fn what_transformers_and_published_models_say_is_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/configs.json");
+    let all: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut families = Vec::new();
+    for (name, config) in all.as_object().unwrap() {
+        let read = ModelConfig::from_json(config, Path::new(name));
+        let read = read.unwrap_or_else(|error| panic!("{error}"));
+        let again = ModelConfig::from_json(&read.to_json("float32"), Path::new(name)).unwrap();
+        assert_eq!(again, read, "{name}");
+        families.push(read.model_type);
+    }
+    for family in hydralora_model::family::supported() {
+        assert!(families.iter().any(|known| known == family), "{family}");
+    }
 }
 
 #[test]

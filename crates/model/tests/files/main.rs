@@ -6,6 +6,7 @@ mod config;
 mod families;
 mod foreign_tokenizers;
 mod gguf;
+mod gguf_keys;
 mod kinds;
 mod llama_cpp;
 mod save;

@@ -1,13 +1,14 @@
 //! Requests of every family, in double precision: what is windowed, what keeps states, what turns by the
 //! length of a sequence.
 
-use crate::support::model;
+use crate::support::{Model, model, plainly};
 use hydralora_kernels::DType;
 use hydralora_kernels::block::BlockFormat;
 use hydralora_model::adapter::{NoAdapter, Pass};
 use hydralora_model::source::open_weights;
 use hydralora_model::{Cache, Decoder, Held, Packed, RopeScaling};
 use hydralora_run::engine::{Engine, EngineOptions, Event, Request, RequestId, TokenLogprobs};
+use hydralora_run::eval::{self, Scoring};
 use hydralora_run::{Sampling, likeliest};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -157,6 +158,38 @@ fn every_family_computes_the_same_bits() {
         }
     }
     assert!(packed > 1, "no family was packed");
+}
+
+/// What evaluation gives choices behind a shared question, through caches and trees, is what one pass over
+/// each gives.
+#[test]
+fn every_family_scores_choices() {
+    for folder in folders() {
+        let (config, weights) = open_weights(&folder).unwrap();
+        let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
+        let Model { source, .. } = model();
+        let model = Model { source, decoder };
+        let name = &model.decoder.config().model_type;
+        let long = model.decoder.config().max_position_embeddings.min(70) - 8;
+        for question in [9, long] {
+            let question: Vec<u32> =
+                (0..question as u32).map(|i| (i * 37 + 11) % 250 + 3).collect();
+            let choices: [&[u32]; 4] = [&[7], &[9, 8], &[9, 8, 41], &[200, 3, 5, 6]];
+            let requests = choices.map(|choice| {
+                let tokens = [&question[..], choice].concat();
+                Scoring { tokens, from: question.len() }
+            });
+            let mut engine =
+                eval::Engine::new(&model.decoder, &model.source.tokenizer, &NoAdapter, &[]);
+            let found = engine.score(&requests).unwrap();
+            for (found, request) in found.iter().zip(&requests) {
+                let expected = plainly(&model, &NoAdapter, request);
+                let off = (found.log_likelihood - expected.log_likelihood).abs();
+                assert!(off < 1e-8, "{name}: {found:?}, not {expected:?}");
+                assert_eq!((found.greedy, found.tokens), (expected.greedy, expected.tokens));
+            }
+        }
+    }
 }
 
 /// All events of each request.

@@ -2,6 +2,8 @@
 //!
 //! The models are those of the parity fixtures, or of the folder that `HYDRALORA_FAMILIES_DIR` names.
 
+mod files;
+
 use crate::matrix::{Case, cases};
 use crate::parity::{relative_error, source_of_any_tokenizer};
 use hydralora_kernels::{DType, Tensor, Var, no_grad};
@@ -44,11 +46,14 @@ impl Trial {
             return None;
         }
         let (config, weights) = opened.unwrap();
-        let decoder = Decoder::load(&config, &weights, DType::F64).unwrap();
-        let name = config.model_type.clone();
+        Some(Self::of(Decoder::load(&config, &weights, DType::F64).unwrap()))
+    }
+
+    fn of(decoder: Decoder) -> Self {
+        let name = decoder.config().model_type.clone();
         // Longer than the original context of the model with LongRoPE, and than all windows.
         let tokens = (0..52_u32).map(|i| (i * 37 + 11) % 300 + 3).collect();
-        Some(Self { name, decoder, tokens, offsets: vec![0, 37, 52] })
+        Self { name, decoder, tokens, offsets: vec![0, 37, 52] }
     }
 
     fn packed(&self) -> Packed<'_> {

@@ -3,7 +3,7 @@
 mod batches;
 mod domains;
 mod ends;
-mod merge;
+pub(crate) mod merge;
 mod optimizers;
 mod options;
 mod refusals;

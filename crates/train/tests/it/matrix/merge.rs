@@ -12,7 +12,7 @@ use hydralora_peft::merge::{Gates, MergePlan};
 use hydralora_peft::{Role, Tuned};
 
 /// Moves every value off its start; routers go to zero, so that their gates are even.
-fn randomise(tuned: &mut dyn Tuned) {
+pub(crate) fn randomise(tuned: &mut dyn Tuned) {
     for (index, trainable) in tuned.trainables_mut().into_iter().enumerate() {
         let start = trainable.parameter.value().clone();
         let noise = |at: usize| (mix((index * 7919 + at) as u64) >> 40) as f64 / 1e8 - 0.08;
