@@ -23,8 +23,8 @@ mod weights;
 
 pub use cache::{Cache, CacheBlock, CacheDType};
 pub use config::{
-    Arithmetic, Fields, LayerEmbeddings, LinearAttention, ModelConfig, QueryScaling, RopeConfig,
-    RopeScaling,
+    Arithmetic, Fields, Keys, LayerEmbeddings, LinearAttention, ModelConfig, QueryScaling,
+    RopeConfig, RopeScaling,
 };
 pub use decoder::tree::{Run, Tree};
 pub use decoder::{Added, Decoder, Held, IGNORE_LABEL, Packed, Trained};

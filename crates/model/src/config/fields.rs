@@ -119,7 +119,8 @@ const HARMLESS_ENDS: &[&str] = &[
     "dropout_prob",
 ];
 /// Names that mean something done unless they say false.
-const USUALLY_ON: &[&str] = &["causal", "gate", "rope", "rotary"];
+const USUALLY_ON: &[&str] =
+    &["attn_output_gate", "causal", "is_causal", "rope", "rotary", "use_rope", "use_rotary"];
 
 /// Typed access to the fields of a JSON object, with errors that name file and field.
 #[derive(Debug)]
@@ -308,7 +309,7 @@ impl<'a> Fields<'a> {
 /// Whether a field that nobody knows says that nothing is done.
 fn says_nothing(name: &str, value: &Value) -> bool {
     match value {
-        Value::Bool(on) => !on && !USUALLY_ON.iter().any(|part| name.contains(part)),
+        Value::Bool(on) => !on && !USUALLY_ON.contains(&name),
         Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0)),
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),

@@ -18,7 +18,7 @@ use super::names::{ATTENTION, FEED_FORWARD, Parts, QUERY_KEY_NORMS};
 use super::{About, CHECKED, Defaults, Family, GgufNames, Windows, gemma2};
 use crate::config::rope::{FREQUENCY_FACTORS, RopeDefaults, one_from_json};
 use crate::config::{Fields, Keys, LayerEmbeddings, ModelConfig, RopeConfig, RopeScaling};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gguf::{Array, Value as GgufValue};
 use crate::site::{Kind, Linear};
 use hydralora_kernels::Var;

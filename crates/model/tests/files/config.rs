@@ -125,7 +125,7 @@ fn what_cannot_be_built_is_refused_by_field() {
         (
             json!({"num_local_experts": 8}),
             "num_local_experts: ",
-            "not supported for this model_type",
+            "found 8; this model_type has no such field",
         ),
         (json!({"residual_multiplier": 0.2}), "residual_multiplier: ", "may change what the model"),
         (json!({"use_qk_norm": true}), "use_qk_norm: ", "may change what the model computes"),

@@ -214,7 +214,8 @@ fn a_file_without_what_it_needs_is_refused() {
         (
             "general.architecture",
             text("mamba"),
-            "model_type `mamba` is not supported (it has state-space layers); supported are llama",
+            "model_type `mamba` is not supported (it has state-space layers); the nearest supported one is \
+             `qwen3_5_text`; supported are llama",
         ),
         (
             "general.architecture",
