@@ -32,6 +32,11 @@ use args::{Arguments, Command};
 use clap::Parser;
 use std::process::ExitCode;
 
+/// The static build's C library is musl, whose allocator lets one thread in at a time.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

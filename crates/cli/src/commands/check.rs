@@ -4,7 +4,7 @@ use crate::args::{CheckArguments, Global};
 use crate::estimate::Estimate;
 use crate::plan::Plan;
 use crate::recipe::Recipe;
-use crate::ui::{result, say, thousands};
+use crate::ui::{megabytes, result, say, thousands};
 use hydralora_data::{Example, IGNORE_LABEL};
 use hydralora_model::TokenStream;
 use serde_json::json;
@@ -17,7 +17,6 @@ pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result
     let estimate = Estimate::of(&mut plan)?;
     plan.recipe.notes.iter().for_each(|note| say(global, note));
     let memory = plan.memory();
-    let megabytes = |bytes: usize| format!("{} MB", thousands(bytes.div_ceil(1 << 20)));
     let mut text = String::new();
     let _ = writeln!(text, "model    {}", plan.metadata.base_model);
     let _ = writeln!(text, "method   {}, {}", plan.recipe.method_name, plan.parameters());

@@ -547,7 +547,7 @@ fn a_cache_gives_what_the_whole_sequence_gives() {
 fn full_fine_tuning_keeps_one_copy_of_the_weights() {
     let mut model = model(DType::F32);
     let base = model.logits(&NoAdapter);
-    let options = methods::find("full").unwrap().read_recipe(&Map::new()).unwrap();
+    let options = methods::find("full").unwrap().read_recipe(&serde_json::Map::new()).unwrap();
     let mut tuned = model.build(options.as_ref());
     let whole_model = tuned.as_whole_model().unwrap();
     model.decoder.release(|name| whole_model.takes_over(name));
