@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// What to compute on: cpu, gpu (the best one found), vulkan, metal, dx12 or gl; a GPU needs a

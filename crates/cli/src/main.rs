@@ -21,6 +21,7 @@ mod memory;
 mod output;
 mod plan;
 mod progress;
+mod ranks;
 mod recipe;
 mod resume;
 mod schema;
@@ -68,8 +69,8 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    if let Some(threads) = arguments.global.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    if let Some(threads) = arguments.global.threads.map(usize::from).or_else(ranks::threads) {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     device::choose(&arguments.global)?;
     if arguments.global.stop_on_eof {

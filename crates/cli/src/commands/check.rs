@@ -14,7 +14,7 @@ use std::process::ExitCode;
 pub(crate) fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
     let mut plan = Plan::open(recipe, None)?;
-    let estimate = Estimate::of(&mut plan)?;
+    let estimate = Estimate::of(&mut plan, 1)?;
     plan.recipe.notes.iter().for_each(|note| say(global, note));
     let memory = plan.memory();
     let mut text = String::new();

@@ -6,6 +6,7 @@ mod ends;
 mod merge;
 mod optimizers;
 mod options;
+mod ranks;
 mod refusals;
 mod routers;
 mod sequences;
@@ -17,6 +18,7 @@ use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed, Trained};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
+use hydralora_train::ranks::Team;
 use hydralora_train::{Ending, Event, Result, Run, Sink, Stepper, TrainConfig, fit};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -311,6 +313,7 @@ fn train_with(
         meter: None,
         clusters: None,
         stop: &stop,
+        team: &Team::alone(),
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
     let outcome = fit(&run, tuned, resume, &mut watch)?;
