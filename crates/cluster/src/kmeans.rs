@@ -137,7 +137,7 @@ fn half_lengths(centres: &Matrix) -> Vec<f32> {
 }
 
 /// Finds the nearest centre of every row, on this thread.
-pub fn assign(rows: &Matrix, centres: &Matrix) -> Vec<u32> {
+pub(crate) fn assign(rows: &Matrix, centres: &Matrix) -> Vec<u32> {
     let centres = Centres::new(centres);
     (0..rows.rows()).map(|row| centres.nearest(rows.row(row)).0).collect()
 }

@@ -40,7 +40,7 @@ pub use matrix::{Matrix, dot, normalize, squared_distance};
 pub use project::{project, truncated_svd};
 pub use random::Random;
 pub use rules::{Measured, Rule, measure};
-pub use terms::{NUMBER, SparseRows, Vocabulary};
+pub use terms::{SparseRows, Vocabulary};
 
 /// Rows that [`cluster`] starts from.
 const START_ROWS: usize = 20_000;

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 /// Rows a thread works on at a time. Fixed, so that sums over rows do not depend on the threads.
-pub const CHUNK: usize = 2048;
+pub(crate) const CHUNK: usize = 2048;
 
 /// Rows one after the other: `[rows, width]`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -69,7 +69,7 @@ impl Matrix {
 }
 
 /// Adds single-precision numbers to double-precision sums.
-pub fn add_to(sum: &mut [f64], row: &[f32]) {
+pub(crate) fn add_to(sum: &mut [f64], row: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(row) {
         *sum += f64::from(*value);
     }

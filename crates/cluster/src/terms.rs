@@ -19,7 +19,7 @@ const MOST_COUNTED: usize = 1_000_000;
 /// Letters of a word that count; what is longer is data, not language.
 const LONGEST_WORD: usize = 32;
 /// The word that stands for every number.
-pub const NUMBER: &str = "‹number›";
+const NUMBER: &str = "‹number›";
 
 static STOP_WORDS: LazyLock<HashSet<&'static str>> =
     LazyLock::new(|| stop_words::lookup("en").unwrap_or_default().iter().copied().collect());

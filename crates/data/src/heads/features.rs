@@ -3,7 +3,7 @@
 use super::corpus::Corpus;
 use crate::error::{Error, Result};
 use hydralora_cluster::{
-    Matrix, NUMBER, Random, SparseRows, Vocabulary, normalize, project, truncated_svd,
+    Matrix, Random, SparseRows, Vocabulary, normalize, project, truncated_svd,
 };
 use rayon::prelude::*;
 
