@@ -24,7 +24,9 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, SetLoss, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{ClusterOf, Ending, Outcome, RankMetrics, Run, finished, fit, planned_steps};
+pub use fit::{
+    ClusterOf, Ending, Outcome, RankMetrics, Run, check_ranks, finished, fit, planned_steps,
+};
 pub use heads::{COPIES, HeadSummary, LOOKED_AT_AFTER, RouterMetrics};
 pub use movement::{ROUTER_START_FILE, router_movement};
 pub use optimizer::{

@@ -19,8 +19,8 @@ use hydralora_train::ranks::Team;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
     ClusterOf, Columns, Ending, Evaluation, Event, METRICS_FILE, METRICS_TABLE, MetricsFile,
-    Outcome, Run, Sink, TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps,
-    read_metrics,
+    Outcome, Run, Sink, TensorBoard, check_ranks, checkpoint, evaluate_until, finished, fit,
+    planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -128,6 +128,7 @@ fn compare(plan: &Plan, team: &Team<'_>) -> anyhow::Result<()> {
     team.same("the hash of the base model", plan.metadata.base_fingerprint.clone())?;
     team.same("the hash of the data", plan.dataset.fingerprint().to_owned())?;
     team.same("the hash of the recipe", plan.fingerprint())?;
+    check_ranks(team, plan.tuned.as_ref(), &plan.recipe.train)?;
     Ok(())
 }
 

@@ -103,6 +103,14 @@ pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
     run.config.warmup(total).map(|_| total)
 }
 
+/// Makes sure that a run of `tuned` can be dealt to the ranks of `team`, before anything is done for it.
+///
+/// # Errors
+/// If ranks have to take whole micro-batches, and these cannot be dealt evenly.
+pub fn check_ranks(team: &Team<'_>, tuned: &dyn Tuned, config: &TrainConfig) -> Result<()> {
+    deal::Share::of(team, tuned, config).map(|_| ())
+}
+
 /// Makes sure that there is something to decide by which adapter is the best.
 fn check_best_set(run: &Run<'_>) -> Result<()> {
     let Some(set) = &run.config.best_set else { return Ok(()) };

@@ -12,8 +12,14 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Settings of a run: whole micro-batches for each of up to four ranks, a checkpoint at every step.
-const SETTINGS: [&str; 4] =
-    ["train.grad_accumulation=4", "train.batch_size=2", "train.save_every=1", "train.max_steps=8"];
+const SETTINGS: [&str; 6] = [
+    "train.grad_accumulation=4",
+    "train.batch_size=2",
+    "train.save_every=1",
+    "train.max_steps=8",
+    "train.eval_every=4",
+    "train.learning_rate=1e-3",
+];
 
 fn launcher() -> String {
     std::env::var("HYDRALORA_MPIRUN").unwrap_or_else(|_| "mpirun".to_owned())
