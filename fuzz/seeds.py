@@ -513,8 +513,25 @@ def results_seeds():
     seed("results", "metrics", json.dumps(metrics) + "\n" + json.dumps(metrics) + "\n")
 
 
+def http_seeds():
+    bodies = json.loads((ROOT / "crates/serve/tests/fixtures/bodies.json").read_text())
+    # As ADDRESSES in crates/serve/tests/it/client.rs.
+    addresses = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize",
+                 "/v1/load_lora_adapter", "/v1/unload_lora_adapter"]
+    for number, (address, body) in enumerate(bodies):
+        body = json.dumps(body).encode()
+        seed("http", f"body{number}", bytes([addresses.index(address)]) + body)
+        head = f"POST {address} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        seed("http", f"raw{number}", b"\xff" + f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    chunks = b"transfer-encoding: chunked\r\n\r\n5\r\n{\"tok\r\n9\r\nens\": [1]}\r\n0\r\n\r\n"
+    seed("http", "chunks", b"\xffPOST /detokenize HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + chunks)
+    for path in ("/", "/health", "/metrics", "/version", "/v1/models", "/v1/models/a%20b", "/v1/lora_adapters"):
+        seed("http", f"get{path.replace('/', '_')}", f"\u00ffGET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode("latin-1"))
+
+
 for make in (gguf_seeds, model_seeds, tokenizer_seeds, foreign_tokenizer_seeds, adapter_seeds,
-             pickle_seeds, text_seeds, data_seeds, benchmark_seeds, results_seeds):
+             pickle_seeds, text_seeds, data_seeds, benchmark_seeds, results_seeds,
+             http_seeds):
     make()
 for folder in sorted((HERE / "corpus").iterdir()):
     print(f"{folder.name}: {len(list(folder.iterdir()))} files")

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// What to compute on: cpu, gpu (the best one found), vulkan, metal, dx12 or gl; a GPU needs a
@@ -375,6 +375,9 @@ pub(crate) struct SamplingArguments {
     /// Most tokens to write.
     #[arg(long, default_value_t = 256)]
     pub(crate) max_new_tokens: usize,
+    /// Tokens that an answer has at least.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) min_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token.
     #[arg(long, default_value_t = 0.0)]
     pub(crate) temperature: f64,
@@ -390,6 +393,12 @@ pub(crate) struct SamplingArguments {
     /// Makes tokens of the prompt and of the text so far less likely; 1 does not.
     #[arg(long, default_value_t = 1.0)]
     pub(crate) repetition_penalty: f64,
+    /// Taken off a token's logit for every time that the text holds it already: -2 to 2.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f64,
+    /// Taken off a token's logit once if the text holds it already: -2 to 2.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f64,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,

@@ -1,6 +1,7 @@
 //! How many steps a run takes and about how long.
 
 use crate::plan::Plan;
+use hydralora_train::ranks::Team;
 use hydralora_train::{Run, planned_steps, time_tokens};
 use serde::Serialize;
 use std::sync::atomic::AtomicBool;
@@ -27,8 +28,8 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// Counts a plan's steps and times a few of its tokens.
-    pub(crate) fn of(plan: &mut Plan) -> anyhow::Result<Self> {
+    /// Counts a plan's steps and times a few of its tokens, for so many ranks that are as fast as this one.
+    pub(crate) fn of(plan: &mut Plan, ranks: usize) -> anyhow::Result<Self> {
         let (train, weights) = (&plan.recipe.train, plan.dataset.report.weights());
         let run = Run {
             decoder: &plan.base.decoder,
@@ -44,6 +45,7 @@ impl Estimate {
             meter: None,
             clusters: None,
             stop: &AtomicBool::new(false),
+            team: &Team::alone(),
         };
         let steps = planned_steps(&run)?;
         let lengths = plan.dataset.train.lengths();
@@ -60,7 +62,7 @@ impl Estimate {
         let most = (TIMED_OPERATIONS / operations).clamp(TIMED_TOKENS[0], TIMED_TOKENS[1]);
         // A run that cannot be timed says itself what is wrong with it.
         let timed = time_tokens(&run, plan.tuned.as_mut(), most).ok();
-        let rate = timed.map(|timed| timed.tokens as f64 / timed.seconds.max(1e-9));
+        let rate = timed.map(|timed| (ranks * timed.tokens) as f64 / timed.seconds.max(1e-9));
         let held_out: f64 = plan.dataset.valid.lengths().iter().map(|&n| f64::from(n)).sum();
         let evaluations = 1 + steps.checked_div(train.eval_every).unwrap_or(0);
         let work = tokens + held_out * evaluations as f64 / FORWARD_ALONE;

@@ -26,13 +26,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             return 2;
         }
         if let Some(error) = cause.downcast_ref::<TrainError>() {
-            return match error {
-                TrainError::Config { .. } | TrainError::Checkpoint { .. } => 2,
-                TrainError::Data(_) | TrainError::Nothing { .. } => 2,
-                TrainError::Model(error) => of_model(error),
-                TrainError::Adapter(error) => of_adapter(error),
-                _ => 1,
-            };
+            return code_of_training(error);
         }
         if let Some(error) = cause.downcast_ref::<hydralora_run::eval::Error>() {
             return if error.is_bad_input() { 2 } else { 1 };
@@ -51,6 +45,19 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         }
     }
     1
+}
+
+/// The same for an error of training.
+pub(crate) fn code_of_training(error: &TrainError) -> u8 {
+    match error {
+        TrainError::Config { .. } | TrainError::Checkpoint { .. } => 2,
+        TrainError::Data(_) | TrainError::Nothing { .. } => 2,
+        TrainError::Disagree { .. } | TrainError::Ranks { .. } => 2,
+        TrainError::OfRank { code, .. } => *code,
+        TrainError::Model(error) => of_model(error),
+        TrainError::Adapter(error) => of_adapter(error),
+        _ => 1,
+    }
 }
 
 fn of_model(error: &hydralora_model::Error) -> u8 {

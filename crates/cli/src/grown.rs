@@ -5,7 +5,7 @@ use crate::plan::check_base;
 use crate::recipe::Recipe;
 use anyhow::Context;
 use hydralora_model::{AddedToken, ModelSource};
-use hydralora_peft::io;
+use hydralora_peft::io::{self, Metadata};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -100,9 +100,40 @@ pub(crate) fn add_of_adapter(
     add_of_adapters(source, folder.as_slice())
 }
 
+/// Refuses an adapter that was trained with another vocabulary than `source` has by now, when nothing can
+/// be added to it any more.
+pub(crate) fn check_added(source: &ModelSource, folder: &Path) -> anyhow::Result<()> {
+    const ADVICE: &str =
+        "what a server's vocabulary is, the adapters decide that it begins with (--adapter)";
+    let Growth { tokens, rows } = growth_of(source, folder)?;
+    if let Some(token) = tokens.iter().find(|token| !source.added.contains(token)) {
+        let content = &token.content;
+        return Err(bad_input(format!("the adapter adds the token {content:?}; {ADVICE}")));
+    }
+    let known = source.config.vocab_size;
+    if rows > known {
+        return Err(bad_input(format!(
+            "the adapter's vocabulary has {rows} rows, and this server's {known}; {ADVICE}"
+        )));
+    }
+    let is_own = own_metadata(folder)?.is_some();
+    if let Some(token) = source.added.iter().find(|token| is_own && !tokens.contains(token)) {
+        let content = &token.content;
+        return Err(bad_input(format!(
+            "the adapter was trained without the token {content:?}, which this server has; {ADVICE}"
+        )));
+    }
+    Ok(())
+}
+
+/// What an adapter of ours says of itself; of a folder of another program the metadata say nothing of
+/// added tokens.
+fn own_metadata(folder: &Path) -> anyhow::Result<Option<Metadata>> {
+    Ok(io::read_metadata(folder)?.filter(|metadata| !metadata.base_fingerprint.is_empty()))
+}
+
 fn growth_of(source: &ModelSource, folder: &Path) -> anyhow::Result<Growth> {
-    // Of a folder of another program the metadata say nothing of added tokens.
-    match io::read_metadata(folder)?.filter(|metadata| !metadata.base_fingerprint.is_empty()) {
+    match own_metadata(folder)? {
         Some(metadata) => Ok(Growth { tokens: metadata.added_tokens, rows: 0 }),
         None => growth_of_other(source, folder),
     }

@@ -21,6 +21,7 @@ mod memory;
 mod output;
 mod plan;
 mod progress;
+mod ranks;
 mod recipe;
 mod resume;
 mod schema;
@@ -31,6 +32,11 @@ mod ui;
 use args::{Arguments, Command};
 use clap::Parser;
 use std::process::ExitCode;
+
+/// The static build's C library is musl, whose allocator lets one thread in at a time.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -63,8 +69,8 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    if let Some(threads) = arguments.global.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    if let Some(threads) = arguments.global.threads.map(usize::from).or_else(ranks::threads) {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     device::choose(&arguments.global)?;
     if arguments.global.stop_on_eof {

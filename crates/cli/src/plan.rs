@@ -21,6 +21,7 @@ use hydralora_model::{Decoder, ModelConfig, ModelSource, Tokenizer, hub};
 use hydralora_peft::io::{self, LoadedAdapter, Metadata};
 use hydralora_peft::{Fault, INIT_FROM, MethodOptions, Role, Tuned, count, start_from_adapter};
 use hydralora_run::{ends, start_ids};
+use hydralora_train::ranks::Team;
 use hydralora_train::{Chosen, Run, Stepper, planned_steps};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -360,6 +361,7 @@ impl Plan {
             meter: None,
             clusters: None,
             stop: &AtomicBool::new(false),
+            team: &Team::alone(),
         };
         planned_steps(&run)?;
         Ok(())

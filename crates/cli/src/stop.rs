@@ -17,6 +17,15 @@ static FLAG: AtomicBool = AtomicBool::new(false);
 /// A flag that is set from the first signal on, of which `message` is said. A second signal ends
 /// the process at once. The first caller's message is the one that counts.
 pub(crate) fn flag(message: &'static str) -> &'static AtomicBool {
+    listen(Some(message))
+}
+
+/// The same for a process that has another beside it which says so.
+pub(crate) fn quiet_flag() -> &'static AtomicBool {
+    listen(None)
+}
+
+fn listen(message: Option<&'static str>) -> &'static AtomicBool {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let first: Mutex<Option<Instant>> = Mutex::new(None);
@@ -26,7 +35,9 @@ pub(crate) fn flag(message: &'static str) -> &'static AtomicBool {
                 None => {
                     *first = Some(Instant::now());
                     FLAG.store(true, Ordering::SeqCst);
-                    tell(message);
+                    if let Some(message) = message {
+                        tell(message);
+                    }
                 }
                 Some(at) if at.elapsed() < TOGETHER => {}
                 Some(_) => std::process::exit(130),

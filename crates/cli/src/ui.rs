@@ -46,6 +46,11 @@ pub(crate) fn print(text: &str) -> anyhow::Result<bool> {
     }
 }
 
+/// Writes bytes as the whole megabytes that hold them.
+pub(crate) fn megabytes(bytes: usize) -> String {
+    format!("{} MB", thousands(bytes.div_ceil(1 << 20)))
+}
+
 /// Whole thousands apart, as `9,289,728`.
 pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
@@ -92,6 +97,8 @@ mod tests {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(9_289_728), "9,289,728");
+        assert_eq!(megabytes(1), "1 MB");
+        assert_eq!(megabytes(3 << 30), "3,072 MB");
     }
 
     #[test]

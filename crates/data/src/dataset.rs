@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::overlap::Questions;
 use crate::report::{DataReport, FileReport, SourceReport, Split};
 use crate::source::read_chunks;
+use crate::splits::Meant;
 use crate::store::{Counts, Entry, Examples, NewExample, Part, PartWriter, hash_file};
 use crate::template::ChatTemplate;
 
@@ -149,8 +150,8 @@ impl Dataset {
                 build(source, base_dir, &encode, PartWriter::memory(), "")?
             };
             let part = Arc::new(part);
-            let others = source.meant_files(base_dir)?.1;
-            loaded.push(Loaded { source, split, files, others, part, repeats: Vec::new() });
+            let meant = source.meant_files(base_dir)?;
+            loaded.push(Loaded { source, split, files, meant, part, repeats: Vec::new() });
         }
         let on_disk = streaming && unkept.is_empty();
         let scratch = on_disk.then_some(options.cache.as_path());
@@ -184,8 +185,8 @@ struct Loaded<'a> {
     source: &'a SourceConfig,
     split: Split,
     files: Vec<FileReport>,
-    /// Files of its folder that are of other splits.
-    others: Vec<PathBuf>,
+    /// What the names of its files say of splits.
+    meant: Meant,
     part: Arc<Part>,
     /// One for each example, or none where nothing was compared.
     repeats: Vec<Repeat>,
@@ -417,7 +418,8 @@ fn assemble(config: &DataConfig, loaded: &[Loaded<'_>], seed: u64) -> Result<Dat
         let in_valid = valid_rows(&part.source.label(), records, fraction, seed);
         let mut source = SourceReport::new(part.source, part.split, &part.part.counts);
         source.files = part.files.clone();
-        source.other_splits = part.others.clone();
+        source.other_splits = part.meant.others.clone();
+        source.held_out_alone = part.meant.held_out_alone;
         source.special_kept_text = config.special_tokens == SpecialTokens::Text;
         let mut of_domain: Vec<Option<u32>> = vec![None; part.part.domains.len()];
         let (mut for_train, mut for_valid) = (Vec::new(), Vec::new());

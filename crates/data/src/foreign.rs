@@ -1,7 +1,7 @@
 //! What files are that are no data files: told by their first bytes, so that nobody calls them damaged.
 
 /// First bytes, and what a file is that begins with them.
-const KINDS: [(&[u8], &str); 24] = [
+const KINDS: [(&[u8], &str); 29] = [
     (b"version https://git-lfs.github.com/spec/", LFS),
     (
         b"PK\x03\x04",
@@ -21,9 +21,14 @@ const KINDS: [(&[u8], &str); 24] = [
     (b"\x04\x22\x4d\x18", "compressed with lz4; use gzip or zstd"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"Rar!\x1a\x07", "a rar archive; unpack it first"),
+    (b"FEA1\0\0\0\0", "a Feather file; save it as Parquet or JSON lines"),
+    (b"\xd0\xcf\x11\xe0", "a workbook of an old Excel; save it as CSV"),
+    (b"ORC\x08", "an ORC file; save it as Parquet or JSON lines"),
     (b"Obj\x01", "an Avro file; save it as Parquet or JSON lines"),
     (b"\x89HDF", "an HDF5 file; save its texts as JSON lines"),
     (b"\x93NUMPY", "an array of NumPy; save its texts as JSON lines"),
+    (b"\x80\x02", "a pickle of Python; save its texts as JSON lines"),
+    (b"\x80\x03", "a pickle of Python; save its texts as JSON lines"),
     (b"\x80\x04", "a pickle of Python; save its texts as JSON lines"),
     (b"\x80\x05", "a pickle of Python; save its texts as JSON lines"),
     (b"SQLite format 3\0", "a database of SQLite; save a table as CSV or JSON lines"),
@@ -72,6 +77,8 @@ mod tests {
         let mut tar = vec![b'a'; 257];
         tar.extend(b"ustar\x0000");
         assert!(kind(&tar, "").unwrap().contains("tar archive"));
+        assert!(kind(b"\x80\x02}q\0", "").unwrap().contains("pickle"));
+        assert!(kind(b"\xd0\xcf\x11\xe0\xa1\xb1", "xls").unwrap().contains("Excel"));
         for text in [
             &b"{\"text\": 1}"[..],
             b"text\n",

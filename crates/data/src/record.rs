@@ -9,8 +9,11 @@ use crate::error::Location;
 pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Names of a turn's field that says whether it is trained: 0 and false say no.
-pub(crate) const CONTROLS: [&str; 6] =
-    ["weight", "train", "loss", "trainable", "loss_mask", "mask"];
+pub(crate) const CONTROLS: [&str; 8] =
+    ["weight", "loss_weight", "train", "training", "trainable", "loss", "loss_mask", "mask"];
+
+/// Name of the field that says it the other way round: true hides the turn from training.
+pub(crate) const MASKED: &str = "masked";
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,7 @@ impl Message {
     pub fn is_trained(&self) -> bool {
         let no = |value: &Value| value == &Value::Bool(false) || value.as_f64() == Some(0.0);
         !CONTROLS.iter().filter_map(|name| self.fields.get(*name)).any(no)
+            && self.fields.get(MASKED) != Some(&Value::Bool(true))
     }
 
     /// Whether the assistant speaks.

@@ -244,6 +244,8 @@ pub struct SourceReport {
     /// Files of the source's folder that are left out, as their names say that they are of another
     /// split.
     pub other_splits: Vec<PathBuf>,
+    /// Whether it is a folder that is trained on although the names of all its files are of held-out splits.
+    pub held_out_alone: bool,
     /// Records not used.
     pub dropped: Dropped,
 }
@@ -277,6 +279,7 @@ impl SourceReport {
             unwritten_fields: counts.unwritten.clone(),
             answer_ends: counts.ends.clone(),
             other_splits: Vec::new(),
+            held_out_alone: false,
             dropped: counts.dropped,
         }
     }
@@ -401,6 +404,12 @@ impl DataReport {
                     first.display()
                 ));
             }
+            if source.held_out_alone {
+                notes.push(format!(
+                    "{path}: by their names all files of the folder are for validation or tests; they are \
+                     trained on, as there are no others"
+                ));
+            }
             if source.endless > 0 {
                 notes.push(format!(
                     "{path}: the chat template writes nothing after an answer, so the model does \
@@ -434,6 +443,10 @@ impl DataReport {
         }
         self.notes = notes;
     }
+}
+
+fn examples(count: usize) -> String {
+    format!("{count} example{}", if count == 1 { "" } else { "s" })
 }
 
 impl fmt::Display for DataReport {
@@ -479,11 +492,11 @@ impl fmt::Display for DataReport {
         }
         writeln!(
             f,
-            "train: {} examples, {} tokens, {} labels; valid: {} examples, {} tokens, {} labels",
-            self.train_examples,
+            "train: {}, {} tokens, {} labels; valid: {}, {} tokens, {} labels",
+            examples(self.train_examples),
             self.train_tokens,
             self.train_label_tokens,
-            self.valid_examples,
+            examples(self.valid_examples),
             self.valid_tokens,
             self.valid_label_tokens
         )?;

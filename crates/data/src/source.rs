@@ -19,7 +19,7 @@ use crate::format::{self, Fields, Format};
 use crate::input::Input;
 use crate::layout::{self, Asked, Content, Parsed, Raw};
 use crate::record::{Body, Message, Record};
-use crate::splits;
+use crate::splits::{self, Meant};
 
 /// A file's records and the format they were read with.
 #[derive(Debug)]
@@ -283,14 +283,17 @@ impl SourceConfig {
     /// # Errors
     /// When a folder cannot be read or holds no data file, or a named source was not located.
     pub fn files(&self, base_dir: &Path) -> Result<Vec<PathBuf>> {
-        Ok(self.meant_files(base_dir)?.0)
+        Ok(self.meant_files(base_dir)?.files)
     }
 
     /// The files of the source, and those of its folder that by their names are of other splits.
-    pub(crate) fn meant_files(&self, base_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    pub(crate) fn meant_files(&self, base_dir: &Path) -> Result<Meant> {
         let files = self.all_files(base_dir)?;
         let of_folder = self.named().is_none() && base_dir.join(&self.path).is_dir();
-        Ok(if of_folder { splits::meant(files, self.held_out) } else { (files, Vec::new()) })
+        Ok(match of_folder {
+            true => splits::meant(files, self.held_out),
+            false => Meant { files, others: Vec::new(), held_out_alone: false },
+        })
     }
 
     fn all_files(&self, base_dir: &Path) -> Result<Vec<PathBuf>> {
@@ -322,11 +325,33 @@ impl SourceConfig {
     }
 }
 
+/// What libraries write beside data: it says what the data are, and is none.
+const ABOUT_DATA: [&str; 5] = [
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "croissant.json",
+];
+
 /// The files of a folder that are data by their names.
+///
+/// # Errors
+/// When it cannot be read, or is what the `datasets` library saves with `save_to_disk`.
 fn data_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let holds = |name: &str| folder.join(name).is_file();
+    if holds("dataset_dict.json") || holds("state.json") && holds("dataset_info.json") {
+        let message = "the folder was saved by `save_to_disk` of the `datasets` library, in Arrow's format; expected \
+                       Parquet (`to_parquet`) or JSON lines (`to_json`)";
+        return Err(Error::format(folder, message.to_owned()));
+    }
     let mut files = Vec::new();
     for entry in fs_err::read_dir(folder)? {
         let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if ABOUT_DATA.contains(&&*name) {
+            continue;
+        }
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let ending = crate::input::ending(&path);
         if !hidden && path.is_file() && layout::endings().any(|known| known == ending) {

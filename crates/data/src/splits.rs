@@ -10,50 +10,77 @@ enum Purpose {
     Test,
 }
 
-const NAMES: [(&str, Purpose); 9] = [
+const NAMES: [(&str, Purpose); 16] = [
     ("train", Purpose::Train),
     ("training", Purpose::Train),
+    ("trainset", Purpose::Train),
     ("valid", Purpose::Valid),
     ("validation", Purpose::Valid),
     ("val", Purpose::Valid),
+    ("valset", Purpose::Valid),
     ("dev", Purpose::Valid),
+    ("devset", Purpose::Valid),
     ("eval", Purpose::Valid),
+    ("evaluation", Purpose::Valid),
     ("test", Purpose::Test),
     ("testing", Purpose::Test),
+    ("testset", Purpose::Test),
+    ("holdout", Purpose::Test),
+    ("heldout", Purpose::Test),
 ];
 
 /// What the name of a file says it is for: `train.jsonl`, `train-00000-of-00004.parquet`,
-/// `law_test.json`. A word of it counts, not a part of a word; of several the last.
-fn purpose(path: &Path) -> Option<Purpose> {
-    let stem = crate::input::stem(path).to_lowercase();
-    let words: Vec<&str> = stem.split(|c: char| !c.is_alphabetic()).collect();
-    words.iter().rev().find_map(|word| NAMES.iter().find(|(name, _)| name == word)).map(|(_, p)| *p)
+/// `law_test.json`. A word of it counts, not a part of a word; of several the last. `plainly` tells whether it
+/// is the last word of the name: `test-prep.jsonl` may be about tests.
+fn purpose(path: &Path) -> Option<(Purpose, bool)> {
+    let stem = crate::input::stem(path).to_lowercase().replace("held_out", "heldout");
+    let stem = stem.replace("held-out", "heldout").replace("hold_out", "holdout");
+    let words = stem.split(|c: char| !c.is_alphabetic());
+    // Parts of a file are counted, as `00000-of-00004`.
+    let words: Vec<&str> = words.filter(|word| !word.is_empty() && *word != "of").collect();
+    let of = |word: &&str| NAMES.iter().find(|(name, _)| name == word).map(|(_, purpose)| *purpose);
+    let found = words.iter().enumerate().rev().find_map(|(at, word)| Some((at, of(word)?)));
+    found.map(|(at, purpose)| (purpose, at + 1 == words.len()))
 }
 
-/// The files that are meant where a folder is named: all, but where its files' names say that some are
-/// for training and some not, those for training, with the ones that say nothing; or with `held_out` those for
-/// validation, else for tests. Beside them the others.
-pub(crate) fn meant(files: Vec<PathBuf>, held_out: bool) -> (Vec<PathBuf>, Vec<PathBuf>) {
-    let purposes: Vec<Option<Purpose>> = files.iter().map(|path| purpose(path)).collect();
-    let has = |purpose| purposes.contains(&Some(purpose));
+/// The files of a folder that are read, and the others.
+pub(crate) struct Meant {
+    /// Those that are read.
+    pub(crate) files: Vec<PathBuf>,
+    /// Those whose names say that they are of another split.
+    pub(crate) others: Vec<PathBuf>,
+    /// Whether all of them are trained on although their names say that none is for training.
+    pub(crate) held_out_alone: bool,
+}
+
+/// The files that are meant where a folder is named: for training those that are for it by their names, with the
+/// ones that say nothing; with `held_out` those for validation, else for tests. All of them where the names tell
+/// no two kinds apart.
+pub(crate) fn meant(files: Vec<PathBuf>, held_out: bool) -> Meant {
+    let named: Vec<Option<(Purpose, bool)>> = files.iter().map(|path| purpose(path)).collect();
+    let has = |purpose| named.iter().any(|found| found.is_some_and(|(found, _)| found == purpose));
     let several = has(Purpose::Train) && (has(Purpose::Valid) || has(Purpose::Test))
         || has(Purpose::Valid) && has(Purpose::Test);
-    if !several {
-        return (files, Vec::new());
-    }
+    // A lone `test.jsonl` beside `data.jsonl` is one; beside `contest.jsonl` a `test-prep.jsonl` is none.
+    let kept_apart = |found: &Option<(Purpose, bool)>| match found {
+        Some((Purpose::Valid | Purpose::Test, plainly)) => several || *plainly,
+        _ => false,
+    };
+    let apart: Vec<bool> = named.iter().map(kept_apart).collect();
+    let whole = |files, held_out_alone| Meant { files, others: Vec::new(), held_out_alone };
     let wanted = match held_out {
+        true if !several => return whole(files, false),
         true if has(Purpose::Valid) => Some(Purpose::Valid),
         true => Some(Purpose::Test),
-        false if has(Purpose::Train) => Some(Purpose::Train),
-        // Nothing is said to be for training, so all that is there is taken.
-        false => return (files, Vec::new()),
+        false if apart.iter().all(|apart| *apart) => return whole(files, true),
+        false => None,
     };
-    let mut purposes = purposes.into_iter();
-    let own = |_: &PathBuf| match purposes.next().flatten() {
-        None => !held_out,
-        found => found == wanted,
-    };
-    files.into_iter().partition(own)
+    let mut own = named.iter().zip(&apart).map(|(found, apart)| match wanted {
+        Some(wanted) => found.is_some_and(|(found, _)| found == wanted),
+        None => !apart,
+    });
+    let (files, others) = files.into_iter().partition(|_| own.next().unwrap_or(true));
+    Meant { files, others, held_out_alone: false }
 }
 
 #[cfg(test)]
@@ -62,9 +89,9 @@ mod tests {
 
     fn chosen(names: &[&str], held_out: bool) -> Vec<String> {
         let files = names.iter().map(PathBuf::from).collect();
-        let (own, others) = meant(files, held_out);
-        assert_eq!(own.len() + others.len(), names.len());
-        own.iter().map(|path| path.display().to_string()).collect()
+        let meant = meant(files, held_out);
+        assert_eq!(meant.files.len() + meant.others.len(), names.len());
+        meant.files.iter().map(|path| path.display().to_string()).collect()
     }
 
     #[test]
@@ -82,6 +109,25 @@ mod tests {
         assert_eq!(chosen(&hub, true), [hub[1]]);
         let named = ["law_dev.json.gz", "law_train.json.gz"];
         assert_eq!(chosen(&named, false), [named[1]]);
+    }
+
+    #[test]
+    fn held_out_files_are_left_out_beside_any_others() {
+        for held_out in ["test", "law_dev", "holdout", "held-out", "testset", "eval-00000-of-00002"]
+        {
+            let name = format!("{held_out}.jsonl");
+            assert_eq!(chosen(&["data.jsonl", &name], false), ["data.jsonl"], "{name}");
+            let alone = meant(vec![PathBuf::from(&name)], false);
+            assert!(alone.held_out_alone && alone.files.len() == 1, "{name}");
+        }
+        let both = ["examples.jsonl", "valid.jsonl", "test.jsonl"];
+        assert_eq!(chosen(&both, false), [both[0]]);
+        assert!(
+            meant(["dev.jsonl", "test.jsonl"].map(PathBuf::from).to_vec(), false).held_out_alone
+        );
+        assert!(
+            !meant(["dev.jsonl", "test.jsonl"].map(PathBuf::from).to_vec(), true).held_out_alone
+        );
     }
 
     #[test]

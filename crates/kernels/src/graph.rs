@@ -286,6 +286,13 @@ impl Gradients {
         self.0.remove(&leaf.node.as_ref()?.id)
     }
 
+    /// Sets the gradient of `leaf`; nothing for a value that is none.
+    pub fn put(&mut self, leaf: &Var, gradient: Tensor) {
+        if let Some(node) = &leaf.node {
+            self.0.insert(node.id, gradient);
+        }
+    }
+
     /// Adds another pass's gradients, as accumulation over micro-batches does.
     pub fn accumulate(&mut self, other: Gradients) {
         for (id, gradient) in other.0 {

@@ -19,10 +19,10 @@ use hydralora_files::NewFile;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A model that can be had by a short name.
 struct Known {
@@ -326,7 +326,7 @@ impl Hub {
             None => {
                 let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
                 let mut text = String::new();
-                let mut body = limited(self.get(&url)?, MOST_LISTING);
+                let mut body = self.limited(self.get(&url)?, MOST_LISTING);
                 body.read_to_string(&mut text).map_err(|error| format!("{url}: {error}"))?;
                 let info: Value =
                     serde_json::from_str(&text).map_err(|error| format!("{url}: {error}"))?;
@@ -375,7 +375,7 @@ impl Hub {
                 // Some servers list a repository's files by its tree alone.
                 let tree = || self.get(&format!("{of}/tree/{revision}?recursive=true"));
                 let answer = self.get(&url).or_else(|problem| tree().map_err(|_| problem))?;
-                let mut body = limited(answer, MOST_LISTING);
+                let mut body = self.limited(answer, MOST_LISTING);
                 store(&mut body, &kept, None, None, &mut |_| {})
                     .map_err(|problem| format!("{url}: {problem}"))?;
                 fs::read_to_string(&kept).map_err(|error| format!("{}: {error}", kept.display()))?
@@ -461,6 +461,12 @@ impl Hub {
         })
     }
 
+    /// An answer's body, at most so many bytes of it and at no slower pace than is useful.
+    fn limited(&self, response: ureq::http::Response<ureq::Body>, most: u64) -> impl Read + use<> {
+        let body = response.into_body().into_with_config().limit(most).reader();
+        Paced { body, began: Instant::now(), idle: self.idle, bytes: 0 }
+    }
+
     fn download(
         &self,
         url: &str,
@@ -483,7 +489,7 @@ impl Hub {
             ));
         }
         // Without a length there is no end to wait for; larger than any file of a model.
-        let mut body = limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
+        let mut body = self.limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
         store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
     }
 }
@@ -515,9 +521,32 @@ fn in_url(text: &str, folders: bool) -> String {
     text.bytes().map(escape).collect()
 }
 
-/// An answer's body, at most so many bytes of it.
-fn limited(response: ureq::http::Response<ureq::Body>, most: u64) -> impl Read {
-    response.into_body().into_with_config().limit(most).reader()
+/// Bytes in a second that an answer has to bring on average, beside the time in which it may say nothing.
+const SLOWEST: u64 = 1024;
+
+/// A body that must come at some pace: a byte a minute would otherwise hold a command for ever.
+struct Paced<R> {
+    body: R,
+    began: Instant,
+    idle: Duration,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.body.read(buffer)?;
+        self.bytes += read as u64;
+        let allowed = self.idle + Duration::from_millis(self.bytes.saturating_mul(1000) / SLOWEST);
+        if read > 0 && self.began.elapsed() > allowed {
+            let bytes = self.bytes;
+            let message = format!("{bytes} bytes in {} s", self.began.elapsed().as_secs());
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it is too slow: {message}"),
+            ));
+        }
+        Ok(read)
+    }
 }
 
 /// Writes a stream to `target`, whole and of the right length and hash, or not at all.

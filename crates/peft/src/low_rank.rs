@@ -392,6 +392,18 @@ impl TrainHooks for LowRankAdapter {
         }
     }
 
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        let spec = &self.spec;
+        let all = [
+            (spec.dropout > 0.0, "method.dropout"),
+            (spec.align.weight > 0.0, "method.align_weight"),
+            (self.balancer.is_some(), "method.balance_weight"),
+            (self.guide.is_some(), "method.router_guide"),
+            (self.looks_at_scores(), "method.router_z_weight"),
+        ];
+        all.into_iter().filter(|(on, _)| *on).map(|(_, option)| option).collect()
+    }
+
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let spec = &self.spec;
         let align = (spec.align.weight > 0.0).then(|| align::term(spec.align, pass)).flatten();

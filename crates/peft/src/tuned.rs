@@ -186,6 +186,16 @@ pub trait TrainHooks {
         let _ = pass;
         None
     }
+    /// The options in force that make the loss of a micro-batch more than the sum over its sequences, as
+    /// dropout masks do and penalties on the mean over its tokens: by their names in a recipe. Ranks of a
+    /// run share a micro-batch's sequences where there are none.
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    /// What is counted over a step's tokens for [`after_step`](Self::after_step); ranks of a run add them up.
+    fn tallies(&mut self) -> Vec<&mut [u64]> {
+        Vec::new()
+    }
     /// Called after the optimizer's step number `step` (from 1) with the gradients it followed.
     fn after_step(&mut self, step: usize, gradients: &Gradients) {
         let _ = (step, gradients);

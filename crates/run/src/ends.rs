@@ -172,18 +172,30 @@ fn special_looking(text: &str) -> Vec<&str> {
         ["<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<s>", "</s>", "<bos>", "<eos>"];
     let mut found: Vec<&str> = Vec::new();
     let mut rest = text;
-    while let Some(at) = rest.find('<') {
+    while let Some(at) = rest.find(['<', '[']) {
         let here = &rest[at..];
-        let pair = [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>")].iter().find_map(|(open, close)| {
+        let pairs = [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>"), ("[|", "|]")];
+        let pair = pairs.iter().find_map(|(open, close)| {
             let inner = here.strip_prefix(open)?;
             let length = inner.find(close).filter(|length| *length > 0)?;
             let token = &here[..open.len() + length + close.len()];
             let plain = token.len() <= LONGEST && !token.contains(char::is_whitespace);
-            (plain && !token[1..].contains('<')).then_some(token)
+            (plain && !token[1..].contains(['<', '['])).then_some(token)
         });
         let whole =
             || WHOLE.iter().find_map(|token| here.starts_with(token).then(|| &here[..token.len()]));
-        let token = pair.or_else(whole);
+        // `<end_of_utterance>`: words joined by lines, as no markup of a text is.
+        let joined = || {
+            let inner = here.strip_prefix('<')?;
+            let length = inner.find('>').filter(|length| *length + 2 <= LONGEST)?;
+            let word = &inner[..length];
+            let is_name = word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let says = ["end_of", "start_of", "begin_of", "eos", "eot"]
+                .iter()
+                .any(|at| word.starts_with(at));
+            (is_name && says && word.contains('_')).then(|| &here[..length + 2])
+        };
+        let token = pair.or_else(whole).or_else(joined);
         found.extend(token);
         rest = &here[token.map_or(1, str::len)..];
     }
@@ -261,6 +273,9 @@ mod tests {
             special_looking(text),
             ["<|im_end|>", "<\u{ff5c}User\u{ff5c}>", "<end_of_turn>", "</s>", "<turn|>"]
         );
+        let text =
+            "[|assistant|]a[|endofturn|] b<end_of_utterance> [|] <end_> [| no |] <br> <end_ x>";
+        assert_eq!(special_looking(text), ["[|assistant|]", "[|endofturn|]", "<end_of_utterance>"]);
         assert!(special_looking("no < such > thing <").is_empty());
     }
 }

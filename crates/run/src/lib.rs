@@ -14,7 +14,7 @@ mod stops;
 pub use encoder::{ModelEncoder, start_ids};
 pub use engine::Finish;
 pub use generate::{Generation, Generator, Request};
-pub use sample::{Sampling, likeliest};
+pub use sample::{Bias, Sampling, likeliest};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, hydralora_model::Error>;

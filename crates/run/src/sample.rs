@@ -3,7 +3,8 @@
 use hydralora_kernels::{Tensor, dispatch, simd};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,6 +20,14 @@ pub struct Sampling {
     /// Divides the positive logits of tokens that the prompt or the text holds already and multiplies
     /// their negative ones (CTRL, arXiv 1909.05858, as transformers applies it); 1 changes nothing.
     pub repetition_penalty: f64,
+    /// Taken off a token's logit for every time that the text holds it already, as OpenAI has it; the
+    /// prompt does not count.
+    pub frequency_penalty: f64,
+    /// Taken off a token's logit once if the text holds it already, likewise.
+    pub presence_penalty: f64,
+    /// As long as the text has fewer tokens it does not end: not at a token, nor at a text to stop at.
+    /// Where a constraint leaves nothing but the end, it ends all the same.
+    pub min_new_tokens: usize,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -31,12 +40,27 @@ impl Default for Sampling {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            min_new_tokens: 0,
             seed: 0,
         }
     }
 }
 
+/// Tokens with what is added to their logits before all else, as OpenAI's `logit_bias` has it.
+pub type Bias = Arc<[(u32, f64)]>;
+
 impl Sampling {
+    /// Changes the logit of a token that the prompt or the text holds already, the text `count` times.
+    fn penalize(&self, logit: &mut f64, count: u32) {
+        let penalty = self.repetition_penalty;
+        *logit *= if *logit < 0.0 { penalty } else { penalty.recip() };
+        if count > 0 {
+            *logit -= self.frequency_penalty * f64::from(count) + self.presence_penalty;
+        }
+    }
+
     /// Every value that makes no sense, as `(option, what is wrong)`.
     pub fn faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
@@ -54,6 +78,15 @@ impl Sampling {
             let message = format!("is {penalty}; expected more than 0, 1 for none");
             faults.push(("repetition-penalty", message));
         }
+        let penalties = [
+            ("frequency-penalty", self.frequency_penalty),
+            ("presence-penalty", self.presence_penalty),
+        ];
+        for (name, penalty) in penalties {
+            if !(-2.0..=2.0).contains(&penalty) {
+                faults.push((name, format!("is {penalty}; expected -2 to 2, 0 for none")));
+            }
+        }
         faults
     }
 }
@@ -62,21 +95,41 @@ impl Sampling {
 pub(crate) struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// Tokens read or drawn, where a penalty asks for them.
-    seen: HashSet<u32>,
+    bias: Bias,
+    /// Tokens at which the text ends.
+    end_ids: Arc<[u32]>,
+    /// Tokens read or drawn, where a penalty asks for them, and how often each was drawn.
+    seen: HashMap<u32, u32>,
+    drawn: usize,
 }
 
 impl Sampler {
-    pub(crate) fn new(sampling: Sampling) -> Self {
+    /// Makes one that adds `bias` to the logits, for a text that ends at `end_ids`.
+    pub(crate) fn new(sampling: Sampling, bias: &Bias, end_ids: &Arc<[u32]>) -> Self {
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Self { sampling, random, seen: HashSet::new() }
+        let (bias, end_ids) = (Arc::clone(bias), Arc::clone(end_ids));
+        Self { sampling, random, bias, end_ids, seen: HashMap::new(), drawn: 0 }
     }
 
     /// Notes tokens of the prompt.
     pub(crate) fn read(&mut self, tokens: &[u32]) {
         if self.sampling.repetition_penalty != 1.0 {
-            self.seen.extend(tokens);
+            for &token in tokens {
+                self.seen.entry(token).or_default();
+            }
         }
+    }
+
+    /// Whether what was read or drawn changes the logits.
+    fn penalizes(&self) -> bool {
+        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } =
+            self.sampling;
+        repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0
+    }
+
+    /// Whether it is too early for the end.
+    fn goes_on(&self) -> bool {
+        self.drawn < self.sampling.min_new_tokens
     }
 
     /// Draws the next token for `logits: [1, vocab_size]`. Ties go to the lower id.
@@ -86,8 +139,11 @@ impl Sampler {
 
     /// The same among the tokens whose bits are set in `allowed`, one at least.
     pub(crate) fn next_of(&mut self, logits: &Tensor, allowed: Option<&[u64]>) -> u32 {
-        let Sampling { temperature, repetition_penalty, .. } = self.sampling;
-        if temperature == 0.0 && repetition_penalty == 1.0 && allowed.is_none() {
+        let Sampling { temperature, .. } = self.sampling;
+        let (penalizes, goes_on) = (self.penalizes(), self.goes_on());
+        self.drawn += 1;
+        let changed = penalizes || goes_on || !self.bias.is_empty() || allowed.is_some();
+        if temperature == 0.0 && !changed {
             return likeliest(logits);
         }
         let mut logits = logits.to_f64();
@@ -99,15 +155,37 @@ impl Sampler {
                 }
             }
         }
-        for &token in &self.seen {
+        if goes_on {
+            self.bar_ends(&mut logits);
+        }
+        for &(token, bias) in self.bias.iter() {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit *=
-                    if *logit < 0.0 { repetition_penalty } else { repetition_penalty.recip() };
+                *logit += bias;
+            }
+        }
+        for (&token, &count) in &self.seen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                self.sampling.penalize(logit, count);
             }
         }
         let next = if temperature == 0.0 { peak(&logits) as u32 } else { self.draw(&logits) };
-        self.read(&[next]);
+        if penalizes {
+            *self.seen.entry(next).or_default() += 1;
+        }
         next
+    }
+
+    /// Leaves out the tokens at which the text ends, if that leaves any.
+    fn bar_ends(&self, logits: &mut [f64]) {
+        let is_end = |token: usize| self.end_ids.iter().any(|&end| end as usize == token);
+        let mut others = (0..logits.len()).filter(|&token| !is_end(token));
+        if others.any(|token| logits[token] > f64::NEG_INFINITY) {
+            for &end in self.end_ids.iter() {
+                if let Some(logit) = logits.get_mut(end as usize) {
+                    *logit = f64::NEG_INFINITY;
+                }
+            }
+        }
     }
 
     /// Draws from what `top_k`, `top_p` and `min_p` leave of the softmax, applied in that order.
@@ -220,9 +298,14 @@ impl<'a> Order<'a> {
 mod tests {
     use super::*;
 
+    /// One without a bias, for a text that does not end.
+    fn sampler(sampling: Sampling) -> Sampler {
+        Sampler::new(sampling, &Bias::default(), &Arc::default())
+    }
+
     fn draws(sampling: Sampling, logits: &[f64], count: usize) -> Vec<usize> {
         let logits = Tensor::new(logits.to_vec(), [1, logits.len()]);
-        let mut sampler = Sampler::new(sampling);
+        let mut sampler = sampler(sampling);
         let mut counts = vec![0; logits.len()];
         for _ in 0..count {
             counts[sampler.next(&logits) as usize] += 1;
@@ -269,16 +352,107 @@ mod tests {
     #[test]
     fn a_penalty_falls_on_what_was_read_or_drawn() {
         let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
-        let mut sampler = Sampler::new(sampling);
+        let mut sampler = self::sampler(sampling);
         sampler.read(&[3]);
         // 4 / 2 is less than 3, drawn once 3 / 2 is less than 2; -1 * 2 is less than -1.5.
         let logits = Tensor::new(vec![-1.0_f64, 2.0, 3.0, 4.0], [1, 4]);
         let drawn: Vec<u32> = (0..3).map(|_| sampler.next(&logits)).collect();
         assert_eq!(drawn, [2, 1, 3]);
         let negative = Tensor::new(vec![-1.5_f64, -1.0, -1.1], [1, 3]);
-        let mut sampler = Sampler::new(sampling);
+        let mut sampler = self::sampler(sampling);
         let drawn: Vec<u32> = (0..4).map(|_| sampler.next(&negative)).collect();
         assert_eq!(drawn, [1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn penalties_count_what_was_drawn_and_not_what_was_read() {
+        // 4, then 4 - 1.5 against 3, then 2.5 against 3 - 1.5, then 4 - 3 against 1.5, and so on.
+        let logits = Tensor::new(vec![1.2_f64, 3.0, 4.0], [1, 3]);
+        let drawn = |sampling: Sampling| -> Vec<u32> {
+            let mut sampler = sampler(sampling);
+            sampler.read(&[1, 2, 2, 2]);
+            (0..5).map(|_| sampler.next(&logits)).collect()
+        };
+        let frequency = Sampling { frequency_penalty: 1.5, ..Sampling::default() };
+        assert_eq!(drawn(frequency), [2, 1, 2, 1, 0]);
+        // Once only: 4 - 2 = 2 and 3 - 2 = 1 stay as they are.
+        let presence = Sampling { presence_penalty: 2.0, ..Sampling::default() };
+        assert_eq!(drawn(presence), [2, 1, 2, 2, 2]);
+        let rewarded = Sampling { frequency_penalty: -2.0, ..Sampling::default() };
+        assert_eq!(drawn(rewarded), [2; 5]);
+        // All of them: 4 / 2 - 1 = 1 against 3 / 2, then 0.5 against 1.2, then 1 against 1.2 / 2 - 1.
+        let all = Sampling {
+            repetition_penalty: 2.0,
+            frequency_penalty: 0.5,
+            presence_penalty: 0.5,
+            ..frequency
+        };
+        assert_eq!(drawn(all), [2, 1, 0, 2, 1]);
+    }
+
+    #[test]
+    fn a_bias_comes_before_all_else() {
+        let logits = Tensor::new(vec![-1.0_f64, 2.0, 3.0, 4.0], [1, 4]);
+        let drawn = |bias: &[(u32, f64)], sampling| {
+            let mut sampler = Sampler::new(sampling, &Bias::from(bias), &Arc::default());
+            (0..3).map(|_| sampler.next(&logits)).collect::<Vec<_>>()
+        };
+        assert_eq!(drawn(&[(0, 100.0), (9, 100.0)], Sampling::default()), [0, 0, 0]);
+        assert_eq!(drawn(&[(3, -100.0)], Sampling::default()), [2, 2, 2]);
+        // -1 + 6 is 5, then 5 / 2; a bias behind the penalty would leave 4, as likely as the next.
+        let penalty = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        assert_eq!(drawn(&[(0, 6.0)], penalty), [0, 3, 2]);
+        let drawn_at_random = Sampling { temperature: 1.0, ..Sampling::default() };
+        assert_eq!(drawn(&[(1, 100.0)], drawn_at_random), [1, 1, 1]);
+        // It does not bring back what is not allowed.
+        let mut sampler = Sampler::new(penalty, &Bias::from([(0, 100.0)]), &Arc::default());
+        assert_eq!(sampler.next_of(&logits, Some(&[0b0110])), 2);
+    }
+
+    #[test]
+    fn a_text_ends_when_it_is_long_enough_or_can_do_nothing_else() {
+        let logits = Tensor::new(vec![1.0_f64, 2.0, 4.0, 3.0], [1, 4]);
+        let sampling = Sampling { min_new_tokens: 2, ..Sampling::default() };
+        let ends: Arc<[u32]> = Arc::from([2, 3]);
+        let mut sampler = Sampler::new(sampling, &Bias::from([(2, 100.0)]), &ends);
+        assert_eq!((0..4).map(|_| sampler.next(&logits)).collect::<Vec<_>>(), [1, 1, 2, 2]);
+        let mut sampler = Sampler::new(sampling, &Bias::default(), &ends);
+        assert_eq!(sampler.next_of(&logits, Some(&[0b1000])), 3);
+        assert_eq!(sampler.next_of(&logits, Some(&[0b1001])), 0);
+        assert_eq!(sampler.next_of(&logits, Some(&[0b1001])), 3);
+    }
+
+    #[test]
+    fn what_changes_nothing_draws_as_ever() {
+        let logits: Vec<f64> = (0..300).map(|i| f64::from(i * 7919 % 101) / 20.0).collect();
+        let logits = Tensor::new(logits, [1, 300]);
+        let drawn = |sampling: Sampling, bias: &[(u32, f64)]| {
+            let mut sampler = Sampler::new(sampling, &Bias::from(bias), &Arc::from([7]));
+            (0..200).map(|_| sampler.next(&logits)).collect::<Vec<_>>()
+        };
+        let plain = Sampling { temperature: 0.9, top_p: 0.95, seed: 3, ..Sampling::default() };
+        assert_eq!(drawn(plain, &[(5, 0.0)]), drawn(plain, &[]));
+        // So small that no sum of weights feels it, but on the way of what does.
+        let tiny = Sampling { frequency_penalty: 1e-300, ..plain };
+        assert_eq!(drawn(tiny, &[]), drawn(plain, &[]));
+    }
+
+    #[test]
+    fn penalties_have_a_range() {
+        for penalty in [-2.5, 2.1, f64::NAN, f64::INFINITY] {
+            let frequency = Sampling { frequency_penalty: penalty, ..Sampling::default() };
+            let presence = Sampling { presence_penalty: penalty, ..Sampling::default() };
+            for (sampling, name) in
+                [(frequency, "frequency-penalty"), (presence, "presence-penalty")]
+            {
+                let faults = sampling.faults();
+                assert!(faults.len() == 1 && faults[0].0 == name, "{faults:?}");
+                assert!(faults[0].1.contains("expected -2 to 2"), "{faults:?}");
+            }
+        }
+        let most =
+            Sampling { frequency_penalty: 2.0, presence_penalty: -2.0, ..Sampling::default() };
+        assert_eq!(most.faults(), []);
     }
 
     #[test]
@@ -300,8 +474,7 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let of = |seed| {
-            let mut sampler =
-                Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
+            let mut sampler = sampler(Sampling { temperature: 1.0, seed, ..Sampling::default() });
             let logits = Tensor::new(vec![0.0_f64; 100], [1, 100]);
             (0..20).map(|_| sampler.next(&logits)).collect::<Vec<_>>()
         };

@@ -1,153 +1,8 @@
 //! What a model writes, taken apart while it comes: its reasoning, its text, its calls of tools.
 //!
-//! How a model writes calls is its template's business; the forms that are told apart here are those of
-//! templates in use. What looks like a call and is none stays text.
+//! What looks like a call and is none stays text.
 
-use hydralora_data::ChatTemplate;
-use serde_json::{Map, Value, json};
-
-/// How calls are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CallForm {
-    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes, Qwen 2.5 and Qwen 3 do.
-    Tagged,
-    /// `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`, as Qwen 3.5
-    /// does.
-    Elements,
-    /// `[TOOL_CALLS][{"name": …, "arguments": …}]` or `[TOOL_CALLS]name[ARGS]{…}`, as Mistral does.
-    Listed,
-    /// `{"name": …, "parameters": …}` as the whole answer, as Llama 3 does.
-    Bare,
-}
-
-impl CallForm {
-    /// The form that a template writes calls in; none if it writes none, or in a form unknown here.
-    pub(crate) fn of(template: &ChatTemplate) -> Option<Self> {
-        let source = template.source();
-        let has = |text: &str| source.contains(text);
-        match () {
-            () if !template.reads("tools") => None,
-            () if has("<tool_call>") && has("<function=") => Some(Self::Elements),
-            () if has("<tool_call>") => Some(Self::Tagged),
-            () if has("[TOOL_CALLS]") => Some(Self::Listed),
-            () if has("<|python_tag|>") || has("Environment: ipython") => Some(Self::Bare),
-            () => None,
-        }
-    }
-
-    /// What a call begins with, beside what it may begin with as the whole answer.
-    fn open(self) -> &'static str {
-        match self {
-            Self::Tagged | Self::Elements => "<tool_call>",
-            Self::Listed => "[TOOL_CALLS]",
-            Self::Bare => "<|python_tag|>",
-        }
-    }
-
-    /// What it ends with; none where it goes to the answer's end.
-    fn close(self) -> Option<&'static str> {
-        match self {
-            Self::Tagged | Self::Elements => Some("</tool_call>"),
-            Self::Listed | Self::Bare => None,
-        }
-    }
-
-    /// Tokens that are left out of a text as special ones, and tell where a call begins.
-    pub(crate) fn marks(self) -> &'static [&'static str] {
-        match self {
-            Self::Tagged | Self::Elements => &["<tool_call>", "</tool_call>"],
-            Self::Listed => &["[TOOL_CALLS]", "[ARGS]"],
-            Self::Bare => &["<|python_tag|>"],
-        }
-    }
-
-    /// What the calls of a text between its marks are; none if they are no calls.
-    fn read(self, text: &str) -> Option<Vec<Call>> {
-        let text = text.trim();
-        match self {
-            Self::Tagged => json_calls(text),
-            Self::Elements => element_calls(text).or_else(|| json_calls(text)),
-            Self::Listed => named_calls(text).or_else(|| json_calls(text)),
-            Self::Bare => {
-                let parts = text.split(';').map(str::trim).filter(|part| !part.is_empty());
-                let each: Option<Vec<_>> = parts.map(json_calls).collect();
-                each.map(|calls| calls.concat()).or_else(|| json_calls(text))
-            }
-        }
-        .filter(|calls| !calls.is_empty())
-    }
-}
-
-/// A call of a tool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) name: String,
-    /// JSON.
-    pub(crate) arguments: String,
-}
-
-/// A call or a list of them, as JSON.
-fn json_calls(text: &str) -> Option<Vec<Call>> {
-    let call = |value: &Value| {
-        let call = value.get("function").filter(|inner| inner.is_object()).unwrap_or(value);
-        let name = call.get("name")?.as_str().filter(|name| !name.is_empty())?.to_owned();
-        let arguments = call.get("arguments").or_else(|| call.get("parameters"));
-        let arguments = match arguments {
-            None | Some(Value::Null) => "{}".to_owned(),
-            // Some write the JSON of an object as a text.
-            Some(Value::String(text)) => {
-                serde_json::from_str::<Map<String, Value>>(text).ok()?;
-                text.clone()
-            }
-            Some(object @ Value::Object(_)) => object.to_string(),
-            Some(_) => return None,
-        };
-        Some(Call { name, arguments })
-    };
-    match serde_json::from_str(text).ok()? {
-        Value::Array(calls) => calls.iter().map(call).collect(),
-        one => Some(vec![call(&one)?]),
-    }
-}
-
-/// `name[ARGS]{…}`, several behind one another.
-fn named_calls(text: &str) -> Option<Vec<Call>> {
-    let parts = text.split("[TOOL_CALLS]").map(str::trim).filter(|part| !part.is_empty());
-    let call = |part: &str| {
-        let at = part.find("[ARGS]").or_else(|| part.find('{'))?;
-        let (name, rest) = part.split_at(at);
-        let arguments = rest.strip_prefix("[ARGS]").unwrap_or(rest).trim();
-        serde_json::from_str::<Map<String, Value>>(arguments).ok()?;
-        let name = name.trim();
-        let plain = !name.is_empty() && !name.contains(char::is_whitespace);
-        plain.then(|| Call { name: name.to_owned(), arguments: arguments.to_owned() })
-    };
-    parts.map(call).collect()
-}
-
-/// `<function=name><parameter=key>value</parameter></function>`. A value that is JSON is taken as such.
-fn element_calls(text: &str) -> Option<Vec<Call>> {
-    let mut calls = Vec::new();
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        let (name, inside) = rest.strip_prefix("<function=")?.split_once('>')?;
-        let (mut inside, after) = inside.split_once("</function>")?;
-        let mut arguments = Map::new();
-        while let Some((_, parameter)) = inside.split_once("<parameter=") {
-            let (key, value) = parameter.split_once('>')?;
-            let (value, after) = value.split_once("</parameter>")?;
-            let value = value.strip_prefix('\n').unwrap_or(value);
-            let value = value.strip_suffix('\n').unwrap_or(value);
-            let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
-            arguments.insert(key.to_owned(), value);
-            inside = after;
-        }
-        let name = name.trim().to_owned();
-        calls.push(Call { name, arguments: Value::Object(arguments).to_string() });
-        rest = after.trim();
-    }
-    Some(calls)
-}
+use crate::calls::{Bracket, Call, CallForm, json_calls};
 
 /// A part of an answer, as soon as it is certain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,28 +18,57 @@ pub(crate) enum Part {
 /// How an answer is to be taken apart.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shape {
-    /// Whether the model marks its reasoning.
-    pub(crate) reasoning: bool,
+    /// How the model marks its reasoning, if it does.
+    pub(crate) reasoning: Option<&'static Thinking>,
     /// Whether its reasoning has begun in the prompt.
     pub(crate) begun: bool,
     /// How it writes calls, if it may call.
-    pub(crate) calls: Option<CallForm>,
+    pub(crate) calls: Option<&'static CallForm>,
     /// Whether the whole answer is a call, as JSON.
     pub(crate) only_call: bool,
 }
 
-const THINK: &str = "<think>";
-const END_THINK: &str = "</think>";
+/// How reasoning is marked.
+#[derive(Debug)]
+pub(crate) struct Thinking {
+    open: &'static str,
+    close: &'static str,
+    /// The tokens among them, where they are special ones.
+    pub(crate) marks: [&'static str; 2],
+}
+
+static THINKING: [Thinking; 2] = [
+    Thinking { open: "<think>", close: "</think>", marks: ["<think>", "</think>"] },
+    // Gemma 4's channel of thoughts.
+    Thinking {
+        open: "<|channel>thought",
+        close: "<channel|>",
+        marks: ["<|channel>", "<channel|>"],
+    },
+];
+
+impl Thinking {
+    /// How reasoning is marked where the template has this source.
+    pub(crate) fn of(source: &str) -> Option<&'static Self> {
+        THINKING.iter().find(|known| source.contains(known.close))
+    }
+
+    /// Whether a prompt ends where reasoning has begun.
+    pub(crate) fn is_begun(&self, prompt: &str) -> bool {
+        prompt.trim_end().ends_with(self.open)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing was said yet.
     Start,
     Reasoning,
-    /// Reasoning has ended and text has not begun.
+    /// Reasoning or a call has ended, and text has not begun.
     Between,
     Content,
-    Call,
+    /// A call behind this.
+    Call(Bracket),
     /// All of it is a call, or the text of something that looks like one.
     Whole,
 }
@@ -204,7 +88,7 @@ impl Splitter {
     pub(crate) fn new(shape: Shape) -> Self {
         let state = match () {
             () if shape.only_call => State::Whole,
-            () if shape.reasoning && shape.begun => State::Reasoning,
+            () if shape.reasoning.is_some() && shape.begun => State::Reasoning,
             () => State::Start,
         };
         Self { shape, state, text: String::new(), thought: false, called: false }
@@ -234,7 +118,12 @@ impl Splitter {
         let rest = std::mem::take(&mut self.text);
         match self.state {
             State::Reasoning => add_reasoning(&mut parts, &rest),
-            State::Call | State::Whole => self.end_call(&mut parts, &rest, ""),
+            State::Call(Bracket { open, .. }) => {
+                self.end_call(&mut parts, open, &rest, "");
+            }
+            State::Whole => {
+                self.end_call(&mut parts, "", &rest, "");
+            }
             State::Start | State::Between => add_content(&mut parts, rest.trim_start()),
             State::Content => add_content(&mut parts, &rest),
         }
@@ -249,18 +138,17 @@ impl Splitter {
                 if said.is_empty() {
                     return false;
                 }
-                if self.shape.reasoning {
-                    if let Some(rest) = said.strip_prefix(THINK) {
+                if let Some(Thinking { open, .. }) = self.shape.reasoning {
+                    if let Some(rest) = said.strip_prefix(open) {
                         self.text = rest.to_owned();
                         self.state = State::Reasoning;
                         return true;
                     }
-                    if THINK.starts_with(said) {
+                    if open.starts_with(said) {
                         return false;
                     }
                 }
-                let bare = self.shape.calls == Some(CallForm::Bare) && said.starts_with('{');
-                self.state = if bare { State::Whole } else { State::Content };
+                self.state = self.speaks();
                 true
             }
             State::Reasoning if !self.thought => {
@@ -269,31 +157,33 @@ impl Splitter {
                 self.thought = !self.text.is_empty();
                 self.thought
             }
-            State::Reasoning => match self.text.find(END_THINK) {
-                Some(at) => {
-                    let rest = self.text.split_off(at);
-                    let reasoning =
-                        std::mem::replace(&mut self.text, rest[END_THINK.len()..].into());
-                    add_reasoning(parts, reasoning.trim_end());
-                    self.state = State::Between;
-                    true
+            State::Reasoning => {
+                let close = self.shape.reasoning.map_or("", |thinking| thinking.close);
+                match self.text.find(close) {
+                    Some(at) => {
+                        let rest = self.text.split_off(at)[close.len()..].to_owned();
+                        let reasoning = std::mem::replace(&mut self.text, rest);
+                        add_reasoning(parts, reasoning.trim_end());
+                        self.state = State::Between;
+                        true
+                    }
+                    None => {
+                        // The space before the end mark belongs to neither.
+                        let sure = held_from(&self.text, close);
+                        let sure = self.text[..sure].trim_end().len();
+                        let rest = self.text.split_off(sure);
+                        add_reasoning(parts, &std::mem::replace(&mut self.text, rest));
+                        false
+                    }
                 }
-                None => {
-                    // The space before the end mark belongs to neither.
-                    let sure = held_from(&self.text, END_THINK);
-                    let sure = self.text[..sure].trim_end().len();
-                    let rest = self.text.split_off(sure);
-                    add_reasoning(parts, &std::mem::replace(&mut self.text, rest));
-                    false
-                }
-            },
+            }
             State::Between => {
                 let begins = self.text.len() - self.text.trim_start().len();
                 self.text.drain(..begins);
                 if self.text.is_empty() {
                     return false;
                 }
-                self.state = State::Content;
+                self.state = self.speaks();
                 true
             }
             State::Content => {
@@ -301,54 +191,64 @@ impl Splitter {
                     add_content(parts, &std::mem::take(&mut self.text));
                     return false;
                 };
-                let open = form.open();
-                let Some(at) = self.text.find(open) else {
-                    let sure = held_from(&self.text, open);
-                    let sure = self.text[..sure].trim_end().len();
+                let found = form.brackets.iter().filter_map(|bracket| {
+                    let at = self.text.find(bracket.open)?;
+                    Some((at, *bracket))
+                });
+                let Some((at, bracket)) = found.min_by_key(|(at, _)| *at) else {
+                    let opens = form.brackets.iter().map(|bracket| bracket.open);
+                    let sure = opens.map(|open| held_from(&self.text, open)).min();
+                    let sure = self.text[..sure.unwrap_or(self.text.len())].trim_end().len();
                     let rest = self.text.split_off(sure);
-                    let mut said = std::mem::replace(&mut self.text, rest);
-                    if self.called {
-                        said = said.trim_start().to_owned();
-                    }
-                    add_content(parts, &said);
+                    add_content(parts, &std::mem::replace(&mut self.text, rest));
                     return false;
                 };
                 let rest = self.text.split_off(at);
-                let said = std::mem::replace(&mut self.text, rest[open.len()..].to_owned());
+                let rest = rest[bracket.open.len()..].to_owned();
+                let said = std::mem::replace(&mut self.text, rest);
                 add_content(parts, said.trim_end());
-                self.state = State::Call;
+                self.state = State::Call(bracket);
                 true
             }
-            State::Call => {
-                let close = self.shape.calls.and_then(CallForm::close);
+            State::Call(Bracket { open, close }) => {
                 let Some((close, at)) = close.and_then(|c| Some((c, self.text.find(c)?))) else {
                     return false;
                 };
                 let rest = self.text.split_off(at);
                 let inside = std::mem::replace(&mut self.text, rest[close.len()..].to_owned());
-                self.end_call(parts, &inside, close);
-                self.state = State::Content;
+                let called = self.end_call(parts, open, &inside, close);
+                self.state = if called { State::Between } else { State::Content };
                 true
             }
             State::Whole => false,
         }
     }
 
-    /// Takes what stood between the marks of a call.
-    fn end_call(&mut self, parts: &mut Vec<Part>, inside: &str, close: &str) {
-        let form = self.shape.calls.unwrap_or(CallForm::Tagged);
-        let bare = inside.trim();
-        let bare = bare.strip_prefix(form.open()).unwrap_or(bare);
-        let bare = form.close().and_then(|close| bare.strip_suffix(close)).unwrap_or(bare);
-        let read = if self.shape.only_call { json_calls(bare.trim()) } else { form.read(bare) };
+    /// What follows from the first letter of what the model says.
+    fn speaks(&self) -> State {
+        let whole = self.shape.calls.and_then(|form| form.whole).filter(|_| !self.called);
+        match whole {
+            Some(first) if self.text.trim_start().starts_with(first) => State::Whole,
+            _ => State::Content,
+        }
+    }
+
+    /// Takes what stood between `open` and `close` where a call is expected, and says whether it is one.
+    fn end_call(&mut self, parts: &mut Vec<Part>, open: &str, inside: &str, close: &str) -> bool {
+        let read = match (self.shape.calls, self.shape.only_call) {
+            (form, true) => json_calls(form.map_or(inside, |form| form.bare(inside)).trim()),
+            (Some(form), false) => form.calls(inside),
+            (None, false) => None,
+        };
         match read {
             Some(calls) => {
                 self.called = true;
                 parts.extend(calls.into_iter().map(Part::Call));
+                true
             }
             None => {
-                let open = if self.state == State::Call { form.open() } else { "" };
                 add_content(parts, &format!("{open}{inside}{close}"));
+                false
             }
         }
     }
@@ -376,6 +276,7 @@ fn held_from(text: &str, mark: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls;
 
     /// The parts of a text, neighbours of a kind joined, however it is cut.
     fn parts(shape: Shape, text: &str) -> Vec<Part> {
@@ -418,7 +319,7 @@ mod tests {
         Part::Call(Call { name: name.to_owned(), arguments: arguments.to_owned() })
     }
 
-    fn with(form: CallForm) -> Shape {
+    fn with(form: &'static CallForm) -> Shape {
         Shape { calls: Some(form), ..Shape::default() }
     }
 
@@ -431,7 +332,7 @@ mod tests {
 
     #[test]
     fn reasoning_is_set_apart() {
-        let shape = Shape { reasoning: true, ..Shape::default() };
+        let shape = Shape { reasoning: Thinking::of("</think>"), ..Shape::default() };
         let text = "<think>\nSo it is.\n</think>\n\nYes.";
         assert_eq!(parts(shape, text), [reasoning("So it is."), content("Yes.")]);
         let begun = Shape { begun: true, ..shape };
@@ -439,15 +340,22 @@ mod tests {
         assert_eq!(parts(begun, "never ends"), [reasoning("never ends")]);
         assert_eq!(parts(shape, "No <think> here"), [content("No <think> here")]);
         assert_eq!(parts(shape, "<th"), [content("<th")]);
+        let shape = Shape { reasoning: Thinking::of("| split('<channel|>')"), ..shape };
+        let text = "<|channel>thought\nSo it is.\n<channel|>Yes.";
+        assert_eq!(parts(shape, text), [reasoning("So it is."), content("Yes.")]);
+        assert_eq!(parts(shape, "<|channel>thought\n<channel|>Yes."), [content("Yes.")]);
+        assert!(Thinking::of("{{ messages }}").is_none());
     }
 
     #[test]
     fn tagged_calls_are_read() {
-        let shape = with(CallForm::Tagged);
+        let shape = with(&calls::tagged::FORM);
         let text = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n\
             <tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
         let expected = [content("Let me see."), call("f", "{\"a\":1}"), call("g", "{}")];
         assert_eq!(parts(shape, text), expected);
+        let more = format!("{text}\n\nThat is it, as it were.");
+        assert_eq!(parts(shape, &more)[3], content("That is it, as it were."));
         // Cut off before its end mark, but whole.
         let text = "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}";
         assert_eq!(parts(shape, text), [call("f", "{\"a\": 1}")]);
@@ -463,14 +371,14 @@ mod tests {
         let text = "<tool_call>\n<function=find>\n<parameter=city>\nBonn\n</parameter>\n<parameter=days>\n3\n\
             </parameter>\n</function>\n</tool_call>";
         let expected = call("find", "{\"city\":\"Bonn\",\"days\":3}");
-        assert_eq!(parts(with(CallForm::Elements), text), [expected]);
+        assert_eq!(parts(with(&calls::elements::FORM), text), [expected]);
         let json = "<tool_call>{\"name\": \"f\"}</tool_call>";
-        assert_eq!(parts(with(CallForm::Elements), json), [call("f", "{}")]);
+        assert_eq!(parts(with(&calls::elements::FORM), json), [call("f", "{}")]);
     }
 
     #[test]
     fn lists_are_read() {
-        let shape = with(CallForm::Listed);
+        let shape = with(&calls::listed::FORM);
         let text = "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\"}]";
         assert_eq!(parts(shape, text), [call("f", "{}"), call("g", "{}")]);
         let text = "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[ARGS]{}";
@@ -480,17 +388,105 @@ mod tests {
 
     #[test]
     fn bare_calls_are_read() {
-        let shape = with(CallForm::Bare);
+        let shape = with(&calls::bare::FORM);
         let text = "{\"name\": \"f\", \"parameters\": {\"a\": \"x; y\"}}";
         assert_eq!(parts(shape, text), [call("f", "{\"a\":\"x; y\"}")]);
         let text = "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"g\"}";
         assert_eq!(parts(shape, text), [call("f", "{}"), call("g", "{}")]);
         assert_eq!(parts(shape, "{not JSON}"), [content("{not JSON}")]);
+        let text = "<think>So.</think>\n\n{\"name\": \"f\"}";
+        let thinks = Shape { reasoning: Thinking::of("</think>"), ..shape };
+        assert_eq!(parts(thinks, text), [reasoning("So."), call("f", "{}")]);
+    }
+
+    #[test]
+    fn granites_lists_are_read() {
+        let shape = with(&calls::granite::FORM);
+        let list = "[{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\"}]";
+        let expected = [call("f", "{\"a\":1}"), call("g", "{}")];
+        for text in [
+            format!("<|tool_call|>{list}"),
+            format!("<|tool_call|> {list}\n"),
+            format!("<tool_call>{list}"),
+            format!("<tool_call>{list}</tool_call>"),
+        ] {
+            assert_eq!(parts(shape, &text), expected, "{text}");
+        }
+        let text = format!("I look.\n<|tool_call|>{list}");
+        assert_eq!(parts(shape, &text)[0], content("I look."));
+        // The same list under a template that has the word alone.
+        assert_eq!(parts(with(&calls::tagged::FORM), &format!("<tool_call>{list}")), expected);
+        for broken in ["<|tool_call|>[{\"name\": \"f\"", "<|tool_call|>so", "a <|tool"] {
+            assert_eq!(parts(shape, broken), [content(broken)]);
+        }
+    }
+
+    #[test]
+    fn gemmas_calls_are_read() {
+        let shape = with(&calls::gemma::FORM);
+        let text = "Well.<|tool_call>call:find{city:<|\"|>Bonn, \"am\" {Rhein}<|\"|>,days:3,deep:{on:true,\
+            of:[1,-2.5,<|\"|>x<|\"|>,null,{}]},none:[]}<tool_call|>";
+        let arguments = "{\"city\":\"Bonn, \\\"am\\\" {Rhein}\",\"days\":3,\"deep\":{\"on\":true,\
+            \"of\":[1,-2.5,\"x\",null,{}]},\"none\":[]}";
+        assert_eq!(parts(shape, text), [content("Well."), call("find", arguments)]);
+        let text = "<|tool_call>call:f{}<tool_call|><|tool_call>call:g{ a : 1 }<tool_call|>";
+        assert_eq!(parts(shape, text), [call("f", "{}"), call("g", "{\"a\":1}")]);
+        let text = "<start_function_call>call:f{a:<escape>it's; so<escape>,b:2}<end_function_call>";
+        assert_eq!(parts(shape, text), [call("f", "{\"a\":\"it's; so\",\"b\":2}")]);
+        // Without marks, in quotes as JSON has them, and cut off behind the call.
+        let text = "<|tool_call>call:f{a:Bonn am Rhein,\"b\":\"\\u00e4\"}";
+        assert_eq!(parts(shape, text), [call("f", "{\"a\":\"Bonn am Rhein\",\"b\":\"ä\"}")]);
+        for broken in [
+            "<|tool_call>call:f{a:1<tool_call|>",
+            "<|tool_call>call:f{a:<|\"|>x<tool_call|>",
+            "<|tool_call>call:f{a}<tool_call|>",
+            "<|tool_call>call:{}<tool_call|>",
+            "<|tool_call>f{}<tool_call|>",
+            "<|tool_call>call:f{a:1}}<tool_call|>",
+            "a <|tool_ca",
+        ] {
+            assert_eq!(parts(shape, broken), [content(broken)]);
+        }
+        let deep =
+            format!("<|tool_call>call:f{{a:{}{}}}<tool_call|>", "[".repeat(300), "]".repeat(300));
+        let mut splitter = Splitter::new(shape);
+        assert_eq!(splitter.push(&deep), [content(&deep)]);
+    }
+
+    #[test]
+    fn pythons_calls_are_read() {
+        let shape = with(&calls::python::FORM);
+        let text = "[find(city=\"Bonn\", days=3, at=[1, 2.5, -1], on=True, off=None), g()]";
+        let arguments = "{\"city\":\"Bonn\",\"days\":3,\"at\":[1,2.5,-1],\"on\":true,\"off\":null}";
+        assert_eq!(parts(shape, text), [call("find", arguments), call("g", "{}")]);
+        let text =
+            "So:\n```tool_code\nf(a='it\\'s \\u00e4', b={'k': (1, 2), 3: \"\"})\ng()\n```\nDone.";
+        let arguments = "{\"a\":\"it's ä\",\"b\":{\"k\":[1,2],\"3\":\"\"}}";
+        let expected = [content("So:"), call("f", arguments), call("g", "{}"), content("Done.")];
+        assert_eq!(parts(shape, text), expected);
+        let text = "```tool_code\na.f(x=\"\"\"one\n\"two\" \\d\"\"\",)\n```";
+        assert_eq!(parts(shape, text), [call("a.f", "{\"x\":\"one\\n\\\"two\\\" \\\\d\"}")]);
+        for plain in [
+            "[1] In the beginning",
+            "[f(1)]",
+            "[f(a=)]",
+            "[f(a=\"x)]",
+            "[f(a=1)] and so on",
+            "[]",
+            "```tool_code\nf(a=b)\n```",
+            "```tool_code\nf(a='\\x4')\n```",
+            "```tool_code\n\n```",
+            "```tool",
+        ] {
+            assert_eq!(parts(shape, plain), [content(plain)]);
+        }
+        let deep = format!("[f(a={}1{})]", "[".repeat(300), "]".repeat(300));
+        assert_eq!(parts(shape, &deep), [content(&deep)]);
     }
 
     #[test]
     fn a_forced_call_is_all_of_it() {
-        let shape = Shape { only_call: true, ..with(CallForm::Tagged) };
+        let shape = Shape { only_call: true, ..with(&calls::tagged::FORM) };
         let inner = "{\"name\": \"f\", \"arguments\": {}}";
         for text in [inner.to_owned(), format!("<tool_call>\n{inner}\n</tool_call>")] {
             assert_eq!(parts(shape, &text), [call("f", "{}")]);

@@ -6,8 +6,8 @@ use crate::loaded::{Loaded, Target};
 use crate::types::Common;
 use crate::worker::{Asked, Job};
 use futures_util::stream::{Stream, select_all, unfold};
-use hydralora_run::Sampling;
 use hydralora_run::engine::{Constraint, Event, Refused, Request};
+use hydralora_run::{Bias, Sampling};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -31,11 +31,17 @@ impl Ask<'_> {
     /// One request for each answer that is wanted. The draws of each have a seed of their own, the
     /// first that of the request.
     pub(crate) fn requests(&self) -> Vec<Asked> {
-        let Common { sampling, choices, stops, stop_ids, ignore_eos, routing, .. } = self.common;
+        let Common { sampling, bias, choices, stops, stop_ids, ignore_eos, routing, .. } =
+            self.common;
         let end_ids: Arc<[u32]> = match (ignore_eos, stop_ids.is_empty()) {
             (true, _) => stop_ids.clone().into(),
             (false, true) => Arc::clone(&self.target.end_ids),
             (false, false) => self.target.end_ids.iter().chain(stop_ids).copied().collect(),
+        };
+        let barred = self.target.barred.iter().map(|&token| (token, f64::NEG_INFINITY));
+        let bias: Bias = match self.target.barred.is_empty() {
+            true => Arc::clone(bias),
+            false => bias.iter().copied().chain(barred).collect(),
         };
         let adapter = self.target.adapter.as_ref();
         let one = |choice: usize| {
@@ -44,6 +50,7 @@ impl Ask<'_> {
                 prompt: self.prompt.clone(),
                 adapter: adapter.map(|ready| Arc::clone(&ready.served)),
                 sampling: Sampling { seed, ..*sampling },
+                bias: Arc::clone(&bias),
                 max_new_tokens: self.max_new_tokens,
                 stops: stops.clone(),
                 end_ids: Arc::clone(&end_ids),
@@ -59,11 +66,28 @@ impl Ask<'_> {
     }
 }
 
-/// How many tokens an answer may have.
+/// How many tokens an answer may have; `least` is how many it has to.
 ///
 /// # Errors
-/// If the prompt, or what is asked for behind it, does not fit the context.
+/// If the prompt, or what is asked for behind it, does not fit the context, or less may follow than has to.
 pub(crate) fn room(
+    loaded: &Loaded,
+    prompt: usize,
+    asked: Option<usize>,
+    field: &str,
+    usual: usize,
+    least: usize,
+) -> Result<usize, ApiError> {
+    let most = most(loaded, prompt, asked, field, usual)?;
+    if least > most {
+        let message =
+            format!("is {least}; expected at most {most}, as many as may follow ({field})");
+        return Err(ApiError::field("min_tokens", message));
+    }
+    Ok(most)
+}
+
+fn most(
     loaded: &Loaded,
     prompt: usize,
     asked: Option<usize>,

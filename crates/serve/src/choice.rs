@@ -1,6 +1,7 @@
 //! One answer as it comes: its parts, its tokens, its end.
 
-use crate::answer::{Call, Part, Shape, Splitter};
+use crate::answer::{Part, Shape, Splitter};
+use crate::calls::Call;
 use crate::error::ApiError;
 use crate::pieces::Pieces;
 use hydralora_model::Tokenizer;
@@ -15,9 +16,8 @@ pub(crate) type Marks = Arc<HashMap<u32, &'static str>>;
 
 /// Finds those of a shape.
 pub(crate) fn marks(tokenizer: &Tokenizer, shape: Shape) -> Marks {
-    let of_calls = shape.calls.map_or(&[][..], |form| form.marks());
-    let of_reasoning: &[&'static str] =
-        if shape.reasoning { &["<think>", "</think>"] } else { &[] };
+    let of_calls = shape.calls.map_or(&[][..], |form| form.marks);
+    let of_reasoning = shape.reasoning.map_or(&[][..], |thinking| &thinking.marks);
     let all = of_calls.iter().chain(of_reasoning);
     let hidden = |mark: &&&'static str| {
         let id = tokenizer.token_to_id(mark)?;

@@ -1,7 +1,7 @@
 //! Answers that have to have a form: JSON, JSON of a schema, a call of a tool.
 
-use crate::answer::CallForm;
 use crate::ask::MakeConstraint;
+use crate::calls::CallForm;
 use crate::error::ApiError;
 use crate::pieces::Pieces;
 use hydralora_run::engine::Constraint;
@@ -83,7 +83,7 @@ impl Forms {
         &self,
         pieces: &Pieces,
         tools: &[Value],
-        form: Option<CallForm>,
+        form: Option<&CallForm>,
     ) -> Result<MakeConstraint, ApiError> {
         let one = |tool: &Value| {
             let function = &tool["function"];
@@ -99,11 +99,13 @@ impl Forms {
             })
         };
         let schema = plain_spaces(json!({"anyOf": tools.iter().map(one).collect::<Vec<_>>()}));
-        let grammar = match form {
-            Some(CallForm::Tagged) => TopLevelGrammar::from_lark(format!(
-                "start: \"<tool_call>\\n\" call \"\\n</tool_call>\"\ncall: %json {schema}\n"
-            )),
-            _ => TopLevelGrammar::from_json_schema(schema),
+        let grammar = match form.map_or(("", ""), |form| form.around) {
+            ("", "") => TopLevelGrammar::from_json_schema(schema),
+            (before, behind) => {
+                let (before, behind) = (json!(before), json!(behind));
+                let lark = format!("start: {before} call {behind}\ncall: %json {schema}\n");
+                TopLevelGrammar::from_lark(lark)
+            }
         };
         self.grammar(pieces, grammar, "tools")
     }

@@ -12,7 +12,7 @@
 //! | what is asked at each address | `api` |
 //! | a request's prompt, its forms and limits | `ask`, `forms`, `loaded` |
 //! | the engine's thread | `worker` |
-//! | what the model writes, taken apart | `answer`, `choice` |
+//! | what the model writes, taken apart | `answer`, `calls`, `choice` |
 //! | adapters that come and go | `adapters` |
 
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ mod api;
 mod app;
 mod ask;
 mod body;
+mod calls;
 mod choice;
 mod error;
 mod forms;

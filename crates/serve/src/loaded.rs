@@ -25,6 +25,8 @@ pub(crate) struct Loaded {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) end_ids: Arc<[u32]>,
+    /// Tokens of which the base knows nothing.
+    pub(crate) added: Arc<[u32]>,
     pub(crate) adapters: Adapters,
     pub(crate) pieces: Pieces,
     pub(crate) forms: Forms,
@@ -39,6 +41,8 @@ pub(crate) struct Target {
     pub(crate) adapter: Option<Arc<Ready>>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) end_ids: Arc<[u32]>,
+    /// Tokens that it does not write.
+    pub(crate) barred: Arc<[u32]>,
 }
 
 impl Loaded {
@@ -73,6 +77,7 @@ impl Loaded {
                 adapter: None,
                 template: self.template.clone(),
                 end_ids: Arc::clone(&self.end_ids),
+                barred: Arc::clone(&self.added),
             });
         };
         let ready = self.adapters.get(name).ok_or_else(|| ApiError::no_model(name))?;
@@ -80,6 +85,7 @@ impl Loaded {
             name: name.to_owned(),
             template: ready.template.clone(),
             end_ids: Arc::clone(&ready.end_ids),
+            barred: Arc::default(),
             adapter: Some(ready),
         })
     }

@@ -44,6 +44,8 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// The tokens at which its answers end.
     pub end_ids: Vec<u32>,
+    /// Tokens that were added for adapters, of which the base alone knows nothing.
+    pub added: Vec<u32>,
     /// How its adapters are opened.
     pub open_adapter: OpenAdapter,
 }
@@ -98,7 +100,7 @@ impl Server {
         given: &[(String, &Path, Option<&str>)],
     ) -> Result<(), String> {
         let options = &self.app.options;
-        let Model { root, fingerprint, decoder, tokenizer, template, end_ids, open_adapter } =
+        let Model { root, fingerprint, decoder, tokenizer, template, end_ids, added, open_adapter } =
             model;
         let adapters = Adapters::new(open_adapter, options.adapters.clone(), &options.model);
         for (name, folder, domain) in given {
@@ -127,6 +129,7 @@ impl Server {
             tokenizer,
             template,
             end_ids: end_ids.into(),
+            added: added.into(),
             adapters,
             worker,
         };

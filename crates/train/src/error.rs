@@ -41,4 +41,13 @@ pub enum Error {
     Checkpoint { path: PathBuf, message: String },
     #[error("{message}")]
     Nothing { message: String },
+    /// What ended another rank of the run, with the exit status that it deserves.
+    #[error("rank {rank}: {message}")]
+    OfRank { rank: usize, message: String, code: u8 },
+    #[error("rank {rank} is gone, and the run cannot go on without it")]
+    Lost { rank: usize },
+    #[error("rank {rank} has another value of {what} than rank 0: {other}, and there {first}")]
+    Disagree { rank: usize, what: String, first: String, other: String },
+    #[error("{message}")]
+    Ranks { message: String },
 }

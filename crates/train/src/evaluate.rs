@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::heads::HeadSummary;
+use crate::ranks::Team;
 use crate::routing::{Routing, RoutingLog};
 use hydralora_data::{Batch, Example, Examples, Sets, valid_batches};
 use hydralora_kernels::no_grad;
@@ -83,7 +84,8 @@ pub fn evaluate(
     domains: &[String],
 ) -> Result<Evaluation> {
     let never = AtomicBool::new(false);
-    let found = evaluate_until(&never, decoder, adapter, examples, domains, &Sets::default())?;
+    let (team, sets) = (Team::alone(), Sets::default());
+    let found = evaluate_until(&team, &never, decoder, adapter, examples, domains, &sets)?;
     found.ok_or_else(|| Error::Nothing { message: "the evaluation was broken off".to_owned() })
 }
 
@@ -91,11 +93,13 @@ pub fn evaluate(
 type Sums = Vec<(f64, usize, usize)>;
 
 /// The same, and by the evaluation set of each record, until `stop` is set, which is looked at before
-/// every batch; none then.
+/// every batch; none then. Ranks of a team take batches in turn, and all get the same; which gates were seen
+/// rank 0 alone.
 ///
 /// # Errors
-/// As [`evaluate`].
+/// As [`evaluate`], also of another rank.
 pub fn evaluate_until(
+    team: &Team<'_>,
     stop: &AtomicBool,
     decoder: &Decoder,
     adapter: &dyn Adapter,
@@ -107,9 +111,12 @@ pub fn evaluate_until(
     let log = RoutingLog::new(domains.len());
     let mut sums: Sums = vec![(0.0, 0, 0); domains.len()];
     let mut of_sets: Sums = vec![(0.0, 0, 0); sets.names.len()];
-    for indices in valid_batches(examples, 64, Some(TOKENS_PER_BATCH)).iter() {
+    let mut broken_off = false;
+    let batches = valid_batches(examples, 64, Some(TOKENS_PER_BATCH));
+    for indices in batches.iter().skip(team.rank()).step_by(team.size()) {
         if stop.load(Ordering::Relaxed) {
-            return Ok(None);
+            broken_off = true;
+            break;
         }
         let chosen = indices.map(|index| examples.get(index));
         let chosen: Vec<Example> = chosen.collect::<hydralora_data::Result<_>>()?;
@@ -138,6 +145,17 @@ pub fn evaluate_until(
             sums[domain as usize].2 += 1;
         }
     }
+    let mut of_ranks = team.agree("evaluation", Ok((broken_off, sums, of_sets)))?.into_iter();
+    let Some((mut broken_off, mut sums, mut of_sets)) = of_ranks.next() else { return Ok(None) };
+    for (also, more, more_of_sets) in of_ranks {
+        broken_off |= also;
+        add_up(&mut sums, more);
+        add_up(&mut of_sets, more_of_sets);
+    }
+    if broken_off {
+        return Ok(None);
+    }
+    log.add_up(team)?;
     let label_tokens: usize = sums.iter().map(|sum| sum.1).sum();
     let total: f64 = sums.iter().map(|sum| sum.0).sum();
     let per_domain = domains.iter().zip(&sums).filter(|(_, sum)| sum.1 > 0);
@@ -168,6 +186,13 @@ pub fn evaluate_until(
         router_movement: None,
         heads: None,
     }))
+}
+
+/// Adds the sums of another rank.
+fn add_up(sums: &mut Sums, more: Sums) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum = (sum.0 + more.0, sum.1 + more.1, sum.2 + more.2);
+    }
 }
 
 /// The domain of every token of a batch.

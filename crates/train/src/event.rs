@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::evaluate::Evaluation;
+use crate::fit::RankMetrics;
 use crate::heads::RouterMetrics;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -70,6 +71,9 @@ pub struct StepMetrics {
     /// Routers and heads, at every tenth step of methods that have them; of the first micro-batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routers: Option<RouterMetrics>,
+    /// What several ranks spent on each other; none in a run of one process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RankMetrics>,
 }
 
 /// A receiver of events.

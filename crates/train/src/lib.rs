@@ -13,6 +13,7 @@ mod fit;
 mod heads;
 mod movement;
 mod optimizer;
+pub mod ranks;
 pub mod report;
 mod routing;
 mod schedule;
@@ -23,7 +24,9 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, SetLoss, evaluate, evaluate_until};
 pub use event::{Event, Sink, StepMetrics, peak_rss_mb, reset_peak_rss};
-pub use fit::{ClusterOf, Ending, Outcome, Run, finished, fit, planned_steps};
+pub use fit::{
+    ClusterOf, Ending, Outcome, RankMetrics, Run, check_ranks, finished, fit, planned_steps,
+};
 pub use heads::{COPIES, HeadSummary, LOOKED_AT_AFTER, RouterMetrics};
 pub use movement::{ROUTER_START_FILE, router_movement};
 pub use optimizer::{

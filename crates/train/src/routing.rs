@@ -1,5 +1,7 @@
 //! How a router spreads tokens over its experts, by layer and domain.
 
+use crate::error::Result;
+use crate::ranks::Team;
 use hydralora_kernels::Tensor;
 use hydralora_model::adapter::{GateObserver, Site};
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,39 @@ impl RoutingLog {
     pub fn next_training_batch(&self, domains: Vec<u32>, labelled: impl Iterator<Item = usize>) {
         let labelled = labelled.filter_map(|at| domains.get(at).copied()).collect();
         self.rows.replace(Rows { all: domains, labelled });
+    }
+
+    /// Adds what other ranks saw. Of these, one that saw nothing is left with nothing.
+    ///
+    /// # Errors
+    /// If another rank cannot go on.
+    pub(crate) fn add_up(&self, team: &Team<'_>) -> Result<()> {
+        if team.size() == 1 {
+            return Ok(());
+        }
+        let mut sums = self.sums.borrow_mut();
+        let mut all: Vec<f64> = Vec::new();
+        for site in sums.values() {
+            for (gates, entropy, count) in &site.domains {
+                all.extend(gates);
+                all.extend([entropy, count]);
+            }
+            all.extend(&site.products);
+        }
+        let most = team.agree("gates", Ok(all.len()))?.into_iter().max();
+        all.resize(most.unwrap_or(0), 0.0);
+        team.sum(&mut all)?;
+        let mut all = all.into_iter();
+        let mut next = |into: &mut f64| *into = all.next().unwrap_or(0.0);
+        for site in sums.values_mut() {
+            for (gates, entropy, count) in &mut site.domains {
+                gates.iter_mut().for_each(&mut next);
+                next(entropy);
+                next(count);
+            }
+            site.products.iter_mut().for_each(&mut next);
+        }
+        Ok(())
     }
 
     /// The means so far; none if no router reported.

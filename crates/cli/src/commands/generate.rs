@@ -228,20 +228,22 @@ pub(crate) fn sampling(arguments: &SamplingArguments) -> anyhow::Result<Sampling
         top_p: arguments.top_p,
         min_p: arguments.min_p,
         repetition_penalty: arguments.repetition_penalty,
+        frequency_penalty: arguments.frequency_penalty,
+        presence_penalty: arguments.presence_penalty,
+        min_new_tokens: arguments.min_new_tokens,
         seed: arguments.seed,
     };
-    let faults: Vec<String> = sampling
-        .faults()
-        .into_iter()
-        .map(|(option, message)| format!("--{option}: {message}"))
-        .chain(
-            arguments
-                .stops
-                .iter()
-                .any(String::is_empty)
-                .then(|| "--stop: is empty; expected a text".to_owned()),
-        )
-        .collect();
+    let faults = sampling.faults().into_iter();
+    let mut faults: Vec<String> =
+        faults.map(|(option, message)| format!("--{option}: {message}")).collect();
+    if arguments.stops.iter().any(String::is_empty) {
+        faults.push("--stop: is empty; expected a text".to_owned());
+    }
+    let (least, most) = (arguments.min_new_tokens, arguments.max_new_tokens);
+    if least > most {
+        let message = format!("is {least}; expected at most --max-new-tokens, {most}");
+        faults.push(format!("--min-new-tokens: {message}"));
+    }
     if faults.is_empty() { Ok(sampling) } else { Err(bad_input(faults.join("\n"))) }
 }
 

@@ -8,7 +8,7 @@ use crate::failure::bad_input;
 use crate::grown::add_of_adapter;
 use crate::in_force::idle_note;
 use crate::plan::{Parameters, load_on, open_source};
-use crate::ui::{result, thousands};
+use crate::ui::{megabytes, result, thousands};
 use hydralora_kernels::{DType, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, Held, ModelSource, Packed};
@@ -115,8 +115,8 @@ fn model(source: &ModelSource, decoder: &Decoder) -> (Value, String) {
         ),
         ("vocabulary", thousands(config.vocab_size)),
         ("context", thousands(config.max_position_embeddings)),
-        ("on disk", format!("{} MB", thousands(source.weights.stored_bytes() >> 20))),
-        ("in memory (f32)", format!("{} MB", thousands((4 * decoder.num_parameters()) >> 20))),
+        ("on disk", megabytes(source.weights.stored_bytes())),
+        ("in memory (f32)", megabytes(4 * decoder.num_parameters())),
         ("fingerprint", source.identity.fingerprint.clone()),
     ];
     let shown: Vec<String> =

@@ -17,6 +17,7 @@ use hydralora_model::adapter::{Adapter, NoAdapter};
 use hydralora_peft::methods;
 use hydralora_run::ends::{self, AnswerEnd};
 use hydralora_run::{Generator, Request, Sampling};
+use hydralora_train::ranks::Team;
 use hydralora_train::report::{self, Answers};
 use hydralora_train::{Ending, Evaluation, METRICS_FILE, read_metrics};
 use serde_json::{Value, json};
@@ -301,7 +302,8 @@ fn train_one(
     }
     let stop = stop::flag("stopping; nothing will be kept");
     let energy = &EnergyArguments::default();
-    let start = Start { folder: &folder.join(name), resume: false, baseline, stop, energy };
+    let (folder, team) = (folder.join(name), Team::alone());
+    let start = Start { folder: &folder, resume: false, baseline, stop, energy, team: &team };
     let trained = train(global, plan, start)?;
     match trained.outcome.ending {
         Ending::Interrupted => Err(Interrupted.into()),

@@ -4,6 +4,7 @@ use crate::adapter::{self, base_of};
 use crate::args::Global;
 use crate::domain;
 use crate::failure::bad_input;
+use crate::grown::check_added;
 use crate::in_force::{InForce, idle_note};
 use crate::plan::{Base, load_on, open_base_of};
 use crate::recipe::ModelDtype;
@@ -279,6 +280,7 @@ fn model(global: &Global, base: Base) -> anyhow::Result<Model> {
     let (decoder, tokenizer): (Arc<Decoder>, Arc<Tokenizer>) =
         (Arc::new(decoder), Arc::new(source.tokenizer.clone()));
     let (dtype, quiet) = (decoder.dtype(), global.quiet);
+    let added = source.added.iter().map(|token| token.id).collect();
     let open = move |folder: &Path, domain: Option<&str>| {
         open_adapter(&source, folder, domain, dtype, quiet).map_err(|error| format!("{error:#}"))
     };
@@ -289,6 +291,7 @@ fn model(global: &Global, base: Base) -> anyhow::Result<Model> {
         tokenizer,
         template: in_force.template,
         end_ids: in_force.end_ids,
+        added,
         open_adapter: Box::new(open),
     })
 }
@@ -300,15 +303,7 @@ fn open_adapter(
     dtype: hydralora_kernels::DType,
     quiet: bool,
 ) -> anyhow::Result<OpenedAdapter> {
-    let metadata = hydralora_peft::io::read_metadata(folder)?;
-    // These were added to the tokenizer when the server began, or cannot be any more.
-    let added = metadata.iter().flat_map(|metadata| &metadata.added_tokens);
-    if let Some(token) = added.into_iter().find(|token| !source.added.contains(token)) {
-        return Err(bad_input(format!(
-            "the adapter adds the token {:?}; such adapters are given to `serve` by --adapter",
-            token.content
-        )));
-    }
+    check_added(source, folder)?;
     let mut loaded = load_on(source, folder, dtype)?;
     domain::choose(loaded.tuned.as_mut(), domain).context("the adapter's domain")?;
     let in_force = InForce::of(source, loaded.metadata.as_ref(), false)?;

@@ -6,6 +6,7 @@ use crate::estimate::Estimate;
 use crate::failure::bad_input;
 use crate::plan::Plan;
 use crate::progress::Progress;
+use crate::ranks::with_team;
 use crate::recipe::Recipe;
 use crate::resume;
 use crate::stop;
@@ -14,13 +15,15 @@ use anyhow::Context;
 use hydralora_files::{Lock, check_replaceable, write_file};
 use hydralora_model::adapter::NoAdapter;
 use hydralora_peft::io::TRAINED;
+use hydralora_train::ranks::Team;
 use hydralora_train::report::{ReportInput, render};
 use hydralora_train::{
     ClusterOf, Columns, Ending, Evaluation, Event, METRICS_FILE, METRICS_TABLE, MetricsFile,
-    Outcome, Run, Sink, TensorBoard, checkpoint, evaluate_until, finished, fit, planned_steps,
-    read_metrics,
+    Outcome, Run, Sink, TensorBoard, check_ranks, checkpoint, evaluate_until, finished, fit,
+    planned_steps, read_metrics,
 };
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,25 +40,42 @@ const FILES: [&str; 7] =
     [RECIPE_FILE, DATA_FILE, BASELINE_FILE, METRICS_FILE, METRICS_TABLE, ROUTING_FILE, REPORT_FILE];
 
 pub(crate) fn run(global: &Global, arguments: &TrainArguments) -> anyhow::Result<ExitCode> {
+    with_team(global, |global, team| run_as(global, arguments, team))
+}
+
+/// Trains as one of the ranks of `team`.
+fn run_as(
+    global: &Global,
+    arguments: &TrainArguments,
+    team: &Team<'_>,
+) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe.recipe, &arguments.recipe.set)?;
     if !arguments.resume {
         spare_the_recipe(&recipe, &arguments.recipe.recipe)?;
     }
-    let plan = open(recipe, arguments.resume)?;
+    let plan = open_in_turn(recipe, arguments.resume, team)?;
     if let Some(fault) = &plan.refused {
         return Err(bad_input(fault));
     }
+    compare(&plan, team)?;
     let folder = plan.recipe.output.clone();
-    let stop = stop::flag("stopping after this step; the run will be saved");
+    let stop = match team.writes() {
+        true => stop::flag("stopping after this step; the run will be saved"),
+        false => stop::quiet_flag(),
+    };
     let start = Start {
         folder: &folder,
         resume: arguments.resume,
         baseline: None,
         stop,
         energy: &arguments.energy,
+        team,
     };
     let trained = train(global, plan, start)?;
-    let shown = result(global, &trained.to_json(), &trained.summary());
+    let shown = match team.writes() {
+        true => result(global, &trained.to_json(), &trained.summary()),
+        false => Ok(()),
+    };
     if trained.outcome.ending == Ending::Interrupted {
         // The terminal may be gone, and what counts is saved.
         return Ok(ExitCode::from(130));
@@ -77,6 +97,38 @@ fn spare_the_recipe(recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
             record.display()
         )));
     }
+    Ok(())
+}
+
+/// Opens a run on every rank. What is fetched or encoded on the way the first does before the others, which
+/// find it then.
+fn open_in_turn(recipe: Recipe, resume: bool, team: &Team<'_>) -> anyhow::Result<Plan> {
+    let fetched = !Path::new(&recipe.model.path).exists() || recipe.data.streaming == Some(true);
+    if team.size() == 1 || !fetched {
+        return open(recipe, resume);
+    }
+    if team.writes() {
+        let plan = open(recipe, resume)?;
+        team.agree("the first that opens the run", Ok(()))?;
+        return Ok(plan);
+    }
+    team.agree("the first that opens the run", Ok(()))?;
+    open(recipe, resume)
+}
+
+/// Refuses ranks that would train something else: with another program, model, data or recipe.
+fn compare(plan: &Plan, team: &Team<'_>) -> anyhow::Result<()> {
+    if team.size() == 1 {
+        return Ok(());
+    }
+    let program = std::env::current_exe().and_then(|path| hydralora_files::bytes_of(&path));
+    let program = program.context("the program cannot read its own file")?;
+    let hash: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
+    team.same("the hash of the program", hash)?;
+    team.same("the hash of the base model", plan.metadata.base_fingerprint.clone())?;
+    team.same("the hash of the data", plan.dataset.fingerprint().to_owned())?;
+    team.same("the hash of the recipe", plan.fingerprint())?;
+    check_ranks(team, plan.tuned.as_ref(), &plan.recipe.train)?;
     Ok(())
 }
 
@@ -254,6 +306,8 @@ pub(crate) struct Start<'a> {
     pub(crate) stop: &'a AtomicBool,
     /// How its energy is measured.
     pub(crate) energy: &'a EnergyArguments,
+    /// The ranks that train it together.
+    pub(crate) team: &'a Team<'a>,
 }
 
 /// What is written when a run starts or goes on, and not before: one that is refused leaves its
@@ -293,26 +347,33 @@ impl Sink for Board {
 
 /// Trains a plan and writes its folder.
 pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow::Result<Trained> {
-    let Start { folder, resume, baseline, stop, energy } = start;
-    let _lock = Lock::folder(folder).context("output")?;
+    let Start { folder, resume, baseline, stop, energy, team } = start;
+    let _lock = match team.writes() {
+        true => Some(Lock::folder(folder).context("output")?),
+        false => None,
+    };
     // Somebody may have been here while the data were read.
-    check_output(folder, resume)?;
+    if team.writes() {
+        check_output(folder, resume)?;
+    }
     let (fingerprint, settings) = (plan.fingerprint(), resume::settings(&plan));
     let weights = plan.dataset.report.weights();
     let of_run = (fingerprint.as_str(), &settings);
-    let steps = planned_steps(&run_of(&plan, of_run, None, &weights, folder, stop))?;
+    let run_with = |continues| {
+        let (plan, weights) = (&plan, &weights);
+        Run { continues, ..run_of(plan, of_run, weights, folder, stop, team) }
+    };
+    let steps = planned_steps(&run_with(None))?;
     let continued = resume.then(|| resume::check_plan(&plan, folder, steps)).transpose()?;
     let continues = continued.as_ref().and_then(|of| of.fingerprint.as_deref());
-    if resume
-        && let Some(outcome) = finished(&run_of(&plan, of_run, continues, &weights, folder, stop))?
-    {
+    if resume && let Some(outcome) = finished(&run_with(continues))? {
         let whole = [folder.join("adapter"), folder.join(REPORT_FILE)].iter().all(|p| p.exists());
         if whole {
             return already_finished(global, plan, folder, outcome, energy);
         }
     }
     // Nobody reads it of a quiet run, which is timed by whoever started it.
-    let estimate = (!global.quiet).then(|| Estimate::of(&mut plan)).transpose()?;
+    let estimate = (!global.quiet).then(|| Estimate::of(&mut plan, team.size())).transpose()?;
     if let Some(heads) = &plan.heads {
         say(global, format!("experts  {}: {}", heads.num_experts, heads.reasons.join("; ")));
     }
@@ -341,7 +402,7 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
     let kept = kept_baseline(folder).filter(|_| resume);
     let baseline = match baseline.or(kept) {
         Some(known) => Some(known),
-        None => measure_baseline(global, &plan, stop)?,
+        None => measure_baseline(global, &plan, stop, team)?,
     };
     if let Some(found) = &baseline {
         files.push((BASELINE_FILE, serde_json::to_vec_pretty(found)?));
@@ -351,6 +412,8 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         base.decoder.release(|name| model.takes_over(name));
     }
     let meter = Meter::start(global, energy);
+    // The meters of a machine say nothing of another.
+    let one_machine = on_one_machine(team)?;
     let base_at_start = baseline.clone().filter(|_| !resume);
     let files = files.into_iter().map(|(name, bytes)| (folder.join(name), bytes)).collect();
     let (domains, sets) = (plan.dataset.domains.clone(), plan.dataset.report.sets().names);
@@ -364,6 +427,9 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         }),
         Box::new(Progress::new(global.quiet)),
     ];
+    if !team.writes() {
+        sinks.clear();
+    }
     let Plan { recipe: of_run, base, dataset, tuned, metadata, clusters, .. } = &mut plan;
     let cluster_of =
         clusters.as_ref().map(|clusters| |source: u32, row: u32| clusters.of(source, row));
@@ -378,19 +444,21 @@ pub(crate) fn train(global: &Global, mut plan: Plan, start: Start<'_>) -> anyhow
         continues,
         settings: &settings,
         folder: Some(folder),
-        meter: Some(meter.inner()),
+        meter: Some(meter.inner()).filter(|_| one_machine),
         clusters: cluster_of.as_ref().map(|of| of as &ClusterOf<'_>),
         stop,
+        team,
     };
     let outcome = fit(&run, tuned.as_mut(), resume, &mut sinks)?;
     drop(sinks);
     let metrics = match outcome.steps {
+        _ if !team.writes() => Vec::new(),
         0 => Vec::new(),
         _ => read_metrics(&folder.join(METRICS_FILE))?,
     };
     let energy = meter.energy(outcome.energy.clone(), Work::tokens(tokens(&metrics)));
     let trained = Trained { outcome, baseline, plan, energy, already: false };
-    if trained.outcome.steps > 0 {
+    if trained.outcome.steps > 0 && team.writes() {
         write_report(&trained, metrics, &recipe, folder)?;
     }
     Ok(trained)
@@ -401,14 +469,21 @@ fn tokens(metrics: &[Value]) -> usize {
     metrics.iter().filter_map(|row| row["tokens"].as_u64()).sum::<u64>() as usize
 }
 
+/// Whether all ranks are on one machine.
+fn on_one_machine(team: &Team<'_>) -> anyhow::Result<bool> {
+    let host = hydralora_files::bytes_of("/proc/sys/kernel/hostname".as_ref()).unwrap_or_default();
+    let hosts = team.agree("the machines", Ok(host))?;
+    Ok(hosts.iter().all(|host| *host == hosts[0]))
+}
+
 /// The run of a plan with this fingerprint and these settings.
 fn run_of<'a>(
     plan: &'a Plan,
     (fingerprint, settings): (&'a str, &'a Value),
-    continues: Option<&'a str>,
     weights: &'a [f64],
     folder: &'a Path,
     stop: &'a AtomicBool,
+    team: &'a Team<'a>,
 ) -> Run<'a> {
     Run {
         decoder: &plan.base.decoder,
@@ -418,12 +493,13 @@ fn run_of<'a>(
         config: &plan.recipe.train,
         metadata: &plan.metadata,
         fingerprint,
-        continues,
+        continues: None,
         settings,
         folder: Some(folder),
         meter: None,
         clusters: None,
         stop,
+        team,
     }
 }
 
@@ -460,14 +536,16 @@ fn measure_baseline(
     global: &Global,
     plan: &Plan,
     stop: &AtomicBool,
+    team: &Team<'_>,
 ) -> anyhow::Result<Option<Evaluation>> {
-    if plan.dataset.valid.is_empty() || stop.load(Ordering::Relaxed) {
+    if plan.dataset.valid.is_empty() || team.any("baseline", stop.load(Ordering::Relaxed))? {
         return Ok(None);
     }
     say(global, "measuring the base model's held-out loss");
     let (examples, domains) = (&plan.dataset.valid, &plan.dataset.domains);
     let sets = plan.dataset.report.sets();
-    let found = evaluate_until(stop, &plan.base.decoder, &NoAdapter, examples, domains, &sets)?;
+    let decoder = &plan.base.decoder;
+    let found = evaluate_until(team, stop, decoder, &NoAdapter, examples, domains, &sets)?;
     if let Some(found) = &found {
         let domains = found.domains.iter().map(|of| format!("{} {:.4}", of.domain, of.loss));
         let sets = found.sets.iter().map(|of| format!("[{}] {:.4}", of.set, of.loss));

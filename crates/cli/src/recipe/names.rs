@@ -340,10 +340,18 @@ fn known(section: &str, key: &str) -> Option<Answer> {
         | "neat_packing"
         | "padding_free" => Say("batches hold no padding here in any case; leave it out"),
         "train_on_inputs" | "train_on_prompt" => Is(&["data.train_on_prompt"]),
-        "mask_prompt" | "completion_only_loss" | "assistant_only_loss" | "mask_history" => {
+        "mask_prompt" | "completion_only_loss" | "assistant_only_loss" | "roles_to_train" => {
             Say("only answers are trained unless `data.train_on_prompt: true`; leave it out")
         }
-        "chat_template" | "template" | "default_system" => Is(&["data.template"]),
+        "mask_history" => {
+            Say("to train the last answer of a conversation alone it is `data.turns: last`")
+        }
+        "train_on_eos" => Say("the token that ends an answer is trained with it; leave it out"),
+        "message_field_training" | "message_field_training_detail" => Say(
+            "a turn says it itself, by `train`, `training` or `weight` of 0 or false (docs/data.md); leave it out",
+        ),
+        "chat_template" | "template" => Is(&["data.template"]),
+        "default_system" => Say("it is `system` of an entry of `data.train`"),
         "datasets" | "dataset" | "dataset_name" | "dataset_path" | "train_file" | "train_data"
         | "train_files" | "train_dataset" | "data_path" | "data_files" | "data"
         | "dataset_mixer" => Say("here it is `data.train`, a list such as [{path: FILE}]"),

@@ -11,7 +11,7 @@ fn json(text: &str) -> Value {
 }
 
 /// Data whose answers use two new tokens, of which the recipe says which they are.
-fn place() -> Place {
+pub(crate) fn place() -> Place {
     let place = Place::new();
     let lines = (0..24)
         .map(|i| format!("{{\"instruction\": \"Sky {i}?\", \"output\": \"<act>blue<end>\"}}\n"));

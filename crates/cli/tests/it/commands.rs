@@ -264,6 +264,10 @@ fn a_file_of_prompts_is_answered_line_by_line() {
     let shown = place.succeed(&[&base[..], &["--prompt", "Sky 3?"]].concat());
     assert!(shown.stderr.contains("tokens/s]"), "{}", shown.stderr);
     assert_ne!(alone("Sky 3?", &["--repetition-penalty", "3"])["text"], sky["text"]);
+    assert_ne!(alone("Sky 3?", &["--frequency-penalty", "2"])["text"], sky["text"]);
+    assert_eq!(alone("Sky 3?", &["--presence-penalty", "-0.0"])["text"], sky["text"]);
+    let longest = alone("Sky 3?", &["--stop", &stop, "--min-new-tokens", "8"]);
+    assert!(longest["new_tokens"].as_u64().unwrap() >= 8, "{longest}");
 }
 
 #[test]
@@ -301,6 +305,8 @@ fn wrong_prompts_are_named() {
         (&["a", "--stop", ""][..], "--stop: is empty"),
         (&["a", "--min-p", "2"], "--min-p: is 2; expected 0 to 1"),
         (&["a", "--repetition-penalty", "0"], "--repetition-penalty: is 0"),
+        (&["a", "--frequency-penalty", "-3"], "--frequency-penalty: is -3; expected -2 to 2"),
+        (&["a", "--min-new-tokens", "300"], "--min-new-tokens: is 300; expected at most"),
         (&["a", "--system", "b"], "--system: is for the chat template"),
         (&[""], "--prompt: is empty"),
     ] {

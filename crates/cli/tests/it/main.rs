@@ -23,6 +23,7 @@ mod meaning;
 mod messages;
 mod own_files;
 mod quickstart;
+mod ranks;
 mod recipes;
 mod resume;
 mod routers;

@@ -301,7 +301,7 @@ fn a_folder_of_splits_trains_on_its_training_files() {
     place.write("check.yaml", &recipe(&model(), "data", "", "epochs: 1"));
     let ran = place.succeed(&["check", "check.yaml"]);
     assert!(shown(&ran).contains("train q"), "{}", ran.stdout);
-    assert!(ran.stdout.contains("train: 1 examples"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("train: 1 example,"), "{}", ran.stdout);
     assert!(ran.stdout.contains("test.jsonl, valid.jsonl left out"), "{}", ran.stdout);
     let both = recipe(&model(), "data", ", valid: [{path: data}]", "epochs: 1");
     place.write("check.yaml", &both);

@@ -4,6 +4,7 @@ use crate::support::{Place, model, ran};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::process::Child;
 
 /// Asks, and gives the status and the body.
 fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -18,6 +19,70 @@ fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Starts a server on a free port; its address.
+fn start(place: &Place, more: &[&str]) -> (Child, String) {
+    let base = model().display().to_string();
+    let mut child = place.start(&[&["serve", "--model", &base, "--port", "0"][..], more].concat());
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    let address = line.trim().rsplit_once("http://").unwrap_or_else(|| panic!("{line:?}")).1;
+    (child, address.to_owned())
+}
+
+/// What tokens there are is settled when the server begins.
+#[test]
+fn adapters_with_other_tokens_are_refused_by_name() {
+    let place = crate::added_tokens::place();
+    let method = "method={name: lora, rank: 2, targets: qv}";
+    let train = ["train", "recipe.yaml", "--quiet", "--set", method, "--set", "train.max_steps=2"];
+    place.succeed(&train);
+    let none = ["--set", "data.add_tokens=[]", "--set", "output=none"];
+    place.succeed(&[&train[..], &none].concat());
+    // As another program leaves it.
+    let foreign = place.path("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    for entry in place.path("run/adapter").read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.starts_with("adapter_") || name == "tokenizer.json" {
+            std::fs::copy(&path, foreign.join(name)).unwrap();
+        }
+    }
+    let load = |address: &str, folder: &str| {
+        let body = json!({"lora_name": "x", "lora_path": folder, "load_inplace": true});
+        ask(address, "POST", "/v1/load_lora_adapter", &body.to_string())
+    };
+    let refused = |answer: (u16, String), says: &str| {
+        let (status, body) = answer;
+        let error = serde_json::from_str::<Value>(&body).unwrap()["error"].take();
+        assert_eq!((status, error["param"].as_str()), (400, Some("lora_path")), "{body}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.contains("--adapter"), "{message}");
+    };
+    let (mut child, address) = start(&place, &["--adapter-root", "."]);
+    refused(load(&address, "run/adapter"), "adds the token \"<act>\"");
+    refused(load(&address, "foreign"), "adds the token \"<act>\"");
+    assert_eq!(load(&address, "none/adapter").0, 200);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (mut child, address) = start(&place, &["--adapter-root", ".", "--adapter", "mine=run"]);
+    assert_eq!(load(&address, "run/adapter").0, 200);
+    assert_eq!(load(&address, "foreign").0, 200);
+    // The base does not write what it knows nothing of.
+    let text = |model: &str| {
+        let body = json!({"model": model, "prompt": "Sky", "max_tokens": 3, "temperature": 0,
+            "logit_bias": {"512": 100}});
+        let answer = ask(&address, "POST", "/v1/completions", &body.to_string());
+        serde_json::from_str::<Value>(&answer.1).unwrap()["choices"][0]["text"].to_string()
+    };
+    assert_eq!(text("mine").matches("<act>").count(), 3);
+    assert!(!text("stories260K").contains("<act>"));
+    refused(load(&address, "none/adapter"), "without the token \"<act>\"");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[cfg(unix)]

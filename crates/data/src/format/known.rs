@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{FieldFault, Fields, Format, describe};
-use crate::record::{CONTROLS, Message, REASONING};
+use crate::record::{CONTROLS, MASKED, Message, REASONING};
 
 /// Fields that say where a record comes from, and nothing to the model.
 const HARMLESS: [&str; 62] = [
@@ -75,6 +75,10 @@ const HARMLESS: [&str; 62] = [
 /// Fields of pictures and sound, of which a text model can learn nothing.
 const MEDIA: [&str; 6] = ["image", "images", "video", "videos", "audio", "audios"];
 
+/// Where a turn keeps its calls of tools, and where the older form of chat APIs kept the one.
+const TOOL_CALLS: &str = "tool_calls";
+const FUNCTION_CALL: &str = "function_call";
+
 /// Answers of which one is better than another.
 pub(super) const PREFERENCE: [&str; 2] = ["chosen", "rejected"];
 
@@ -102,7 +106,7 @@ pub(crate) fn unread(fields: &Fields<'_>, format: &dyn Format) -> Result<Vec<Str
     };
     let read: Vec<&str> = own.chain(shared.iter().copied()).chain([super::DOMAIN]).collect();
     let read: Vec<&str> = read.into_iter().map(|name| fields.name(name)).collect();
-    let mut unread = Vec::new();
+    let mut unread: Vec<String> = format.unused(fields).into_iter().map(str::to_owned).collect();
     for (name, value) in fields.object.iter().filter(|(_, value)| says(value)) {
         if read.contains(&name.as_str()) {
             continue;
@@ -164,7 +168,13 @@ pub(super) fn check_controls(turn: &Fields<'_>) -> Result<(), FieldFault> {
             return Err(FieldFault::new(&turn.full_name(name), expected, describe(value)));
         }
     }
-    Ok(())
+    match turn.get(MASKED) {
+        Some(value) if !value.is_boolean() => {
+            let expected = "true for a turn that is not trained, false for one that is";
+            Err(FieldFault::new(&turn.full_name(MASKED), expected, describe(value)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A call of a tool, `{name, arguments}` or what chat APIs put around it, as these write it.
@@ -190,10 +200,89 @@ pub(super) fn calls(text: &str) -> Option<Vec<Value>> {
     }
 }
 
+/// Brings a turn's `tool_calls` and `function_call` into the form of chat APIs, where they are written as
+/// JSON text, as files without nested types have it; empty ones are taken out.
+pub(super) fn read_calls(
+    turn: &Fields<'_>,
+    others: &mut Map<String, Value>,
+) -> Result<(), FieldFault> {
+    let fault = |name: &'static str, expected: &str, value: &Value| {
+        Err(FieldFault::new(&turn.full_name_of(name), expected, describe(value)))
+    };
+    if let Some(value) = others.get(TOOL_CALLS).cloned() {
+        let list = match &value {
+            Value::String(text) if text.trim().is_empty() => Some(Vec::new()),
+            Value::String(text) if text.trim() == "[]" => Some(Vec::new()),
+            Value::String(text) => calls(text),
+            Value::Array(list) => list.iter().all(Value::is_object).then(|| list.clone()),
+            other => call(other).map(|call| vec![call]),
+        };
+        match list {
+            Some(list) if list.is_empty() => drop(others.shift_remove(TOOL_CALLS)),
+            Some(list) => drop(others.insert(TOOL_CALLS.to_owned(), Value::Array(list))),
+            None => {
+                return fault(TOOL_CALLS, "a list of calls of tools, or JSON text of one", &value);
+            }
+        }
+    }
+    if let Some(value) = others.get(FUNCTION_CALL).cloned() {
+        let function = match &value {
+            Value::String(text) if text.trim().is_empty() => {
+                others.shift_remove(FUNCTION_CALL);
+                return Ok(());
+            }
+            Value::String(text) => serde_json::from_str::<Map<String, Value>>(text).ok(),
+            other => other.as_object().cloned(),
+        };
+        match function {
+            Some(function) => {
+                drop(others.insert(FUNCTION_CALL.to_owned(), Value::Object(function)));
+            }
+            None => {
+                let expected = "a call {name, arguments}, or JSON text of one";
+                return fault(FUNCTION_CALL, expected, &value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a turn with these fields calls a tool.
+pub(super) fn has_calls(fields: &Map<String, Value>) -> bool {
+    [TOOL_CALLS, FUNCTION_CALL].iter().any(|name| fields.contains_key(*name))
+}
+
+/// The text of a turn that is written in parts, and the reasoning among them.
+pub(super) fn parts(name: &str, parts: &[Value]) -> Result<(String, String), FieldFault> {
+    let (mut text, mut reasoning) = (String::new(), String::new());
+    for (index, part) in parts.iter().enumerate() {
+        let kind = part.get("type").and_then(Value::as_str);
+        let into = match kind {
+            None | Some("text" | "input_text" | "output_text") => &mut text,
+            Some("reasoning" | "thinking" | "reasoning_text") => &mut reasoning,
+            Some(_) => return Err(no_text(name, index, part)),
+        };
+        let named = ["text", kind.unwrap_or("text")].into_iter();
+        match named.filter_map(|name| part.get(name)).find_map(Value::as_str) {
+            Some(said) => into.push_str(said),
+            None => return Err(no_text(name, index, part)),
+        }
+    }
+    Ok((text, reasoning))
+}
+
+fn no_text(name: &str, index: usize, part: &Value) -> FieldFault {
+    FieldFault::new(
+        &format!("{name}[{index}]"),
+        "a text part {type: \"text\", text: …}",
+        part.get("type").map_or_else(|| describe(part), |kind| format!("type {kind}")),
+    )
+}
+
 /// A turn that calls tools and says nothing.
 pub(super) fn calling(calls: Vec<Value>) -> Message {
     let mut message = Message::assistant("");
-    message.fields.insert("tool_calls".to_owned(), Value::Array(calls));
+    message.fields.insert(TOOL_CALLS.to_owned(), Value::Array(calls));
     message.fields.insert("content".to_owned(), Value::Null);
     message
 }

@@ -1,14 +1,14 @@
 //! `messages`: `{messages: [{role, content}, …]}`, as chat APIs write conversations.
 //!
-//! `content` is a string, or a list of `{type: "text", text}` parts that are joined; an assistant
-//! that only calls tools may have none. Everything else in a message (`tool_calls`,
+//! `content` is a string, or a list of `{type: "text", text}` parts that are joined, those of a type
+//! `reasoning` or `thinking` as the turn's reasoning; an assistant that only calls tools may have none. Everything else in a message (`tool_calls`,
 //! `reasoning_content`, `name`) is kept for the chat template; `weight`, `train` and their like of 0 or
 //! false say that a turn is not trained.
 
 use serde_json::{Map, Value};
 
-use super::{FieldFault, Fields, Format, describe, known};
-use crate::record::{Body, Message};
+use super::{FieldFault, Fields, Format, known};
+use crate::record::{Body, Message, REASONING};
 
 pub(super) struct Messages;
 
@@ -25,6 +25,17 @@ impl Format for Messages {
 
     fn optional(&self) -> &'static [&'static str] {
         &["role", "content", "system"]
+    }
+
+    /// Systems among the turns go before that of the record.
+    fn unused(&self, fields: &Fields<'_>) -> Vec<&'static str> {
+        let Ok(Some(own)) = fields.optional_text("system") else { return Vec::new() };
+        let Ok(turns) = fields.objects("messages") else { return Vec::new() };
+        let mut systems = turns.iter().filter(|turn| turn.text("role") == Ok("system")).peekable();
+        let differs = systems.peek().is_some()
+            && !systems
+                .any(|turn| turn.text("content").is_ok_and(|text| text.trim() == own.trim()));
+        if differs && !own.trim().is_empty() { vec!["system"] } else { Vec::new() }
     }
 
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault> {
@@ -51,32 +62,23 @@ fn message(turn: &Fields<'_>) -> Result<Message, FieldFault> {
             format!("\"{role}\""),
         ));
     }
+    let mut fields: Map<String, Value> = turn.others(&["role", "content"]);
+    known::read_calls(turn, &mut fields)?;
     let content = match turn.get("content") {
         Some(Value::Array(parts)) => {
-            let name = turn.full_name("content");
-            let text = |(index, part): (usize, &Value)| match part.get("text") {
-                Some(Value::String(text)) => Ok(text.clone()),
-                _ => Err(FieldFault::new(
-                    &format!("{name}[{index}]"),
-                    "a text part {type: \"text\", text: …}",
-                    part.get("type").map_or_else(|| describe(part), |kind| format!("type {kind}")),
-                )),
-            };
-            parts.iter().enumerate().map(text).collect::<Result<String, _>>()?
+            let (text, reasoning) = known::parts(&turn.full_name("content"), parts)?;
+            if !reasoning.is_empty() && !REASONING.iter().any(|name| fields.contains_key(*name)) {
+                fields.insert(REASONING[0].to_owned(), Value::from(reasoning));
+            }
+            text
         }
-        None if calls(turn) => String::new(),
+        None if known::has_calls(&fields) => String::new(),
         _ => turn.text("content")?.to_owned(),
     };
-    let mut fields: Map<String, Value> = turn.others(&["role", "content"]);
     if turn.get("content").is_none() {
         fields.insert("content".to_owned(), Value::Null);
     }
     Ok(Message { fields, ..Message::new(role, content) })
-}
-
-/// Whether a turn does something without saying anything.
-fn calls(turn: &Fields<'_>) -> bool {
-    ["tool_calls", "function_call"].iter().any(|name| turn.get(name).is_some())
 }
 
 #[cfg(test)]

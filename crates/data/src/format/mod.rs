@@ -76,6 +76,11 @@ pub(crate) trait Format: Sync {
     ) -> Result<Vec<Map<String, Value>>, FieldFault> {
         Ok(vec![document])
     }
+    /// Names of fields of this record that the format reads and that give way to others which say
+    /// something else.
+    fn unused(&self, _fields: &Fields<'_>) -> Vec<&'static str> {
+        Vec::new()
+    }
     /// Takes a record apart.
     fn parse(&self, fields: &Fields<'_>) -> Result<Body, FieldFault>;
 }
@@ -277,27 +282,38 @@ impl<'a> Fields<'a> {
                 return Err(FieldFault::new(&name, options, describe(&other)));
             }
         }
-        // The older name of tools, with less around each.
-        if let Some(Value::Array(functions)) = parsed(FUNCTIONS, "a list of objects")? {
-            let tool = |function| serde_json::json!({"type": "function", "function": function});
-            let tools: Vec<Value> = functions.into_iter().map(tool).collect();
-            if !tools.is_empty() {
-                variables.insert(TEMPLATE_LISTS[0].to_owned(), Value::Array(tools));
+        let list = |name: &'static str| -> Result<Vec<Value>, FieldFault> {
+            let expected = "a list of objects, or JSON text of one";
+            match parsed(name, expected)? {
+                None | Some(Value::Null) => Ok(Vec::new()),
+                Some(Value::Array(items)) if items.iter().all(Value::is_object) => Ok(items),
+                Some(other) => {
+                    Err(FieldFault::new(&self.full_name(name), expected, describe(&other)))
+                }
+            }
+        };
+        for name in TEMPLATE_LISTS {
+            // As in `transformers`, no tools are the same as an empty list of them.
+            let items = list(name)?;
+            if !items.is_empty() {
+                variables.insert(name.to_owned(), Value::Array(items));
             }
         }
-        for name in TEMPLATE_LISTS {
-            let list = "a list of objects, or JSON text of one";
-            match parsed(name, list)? {
-                None | Some(Value::Null) => {}
-                Some(Value::Array(items)) if items.iter().all(Value::is_object) => {
-                    // As in `transformers`, no tools are the same as an empty list of them.
-                    if !items.is_empty() {
-                        variables.insert(name.to_owned(), Value::Array(items));
-                    }
-                }
-                Some(other) => {
-                    return Err(FieldFault::new(&self.full_name(name), list, describe(&other)));
-                }
+        // The older name of tools, with less around each.
+        let tool = |function| serde_json::json!({"type": "function", "function": function});
+        let older: Vec<Value> = list(FUNCTIONS)?.into_iter().map(tool).collect();
+        let names = |tools: &[Value]| -> Vec<Value> {
+            tools.iter().map(|t| t.get("function").unwrap_or(t)["name"].clone()).collect()
+        };
+        match variables.get(TEMPLATE_LISTS[0]).and_then(Value::as_array) {
+            _ if older.is_empty() => {}
+            None => drop(variables.insert(TEMPLATE_LISTS[0].to_owned(), Value::Array(older))),
+            Some(tools) if names(tools) == names(&older) => {}
+            Some(_) => {
+                let expected =
+                    "the tools of `tools`, or that field left out: they are not the same";
+                let found = describe(&self.get(FUNCTIONS).cloned().unwrap_or_default());
+                return Err(FieldFault::new(&self.full_name(FUNCTIONS), expected, found));
             }
         }
         Ok(variables)

@@ -78,15 +78,19 @@ impl Format for ShareGpt {
                 messages.push(message);
                 continue;
             }
-            let calls = turn.get("tool_calls").is_some();
             let mut fields = turn.others(&named);
+            known::read_calls(&turn, &mut fields)?;
             let text = match turn.get(value_name) {
-                None if calls => {
+                None if known::has_calls(&fields) => {
                     fields.insert("content".to_owned(), Value::Null);
                     ""
                 }
                 _ => turn.text(value_name)?,
             };
+            // The record may say it beside its turns and once more as the first of them.
+            if *role == "system" && messages == [Message::system(text)] {
+                messages.clear();
+            }
             messages.push(Message { fields, ..Message::new(*role, text) });
         }
         Ok(Body::Chat(messages))

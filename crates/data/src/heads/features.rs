@@ -1,11 +1,10 @@
 //! What a text is to the clustering: a row of unit length in few dimensions.
 
 use super::corpus::Corpus;
-use super::matrix::{Matrix, normalize};
-use super::project::{project, truncated_svd};
-use super::random::Random;
-use super::terms::{SparseRows, Vocabulary};
 use crate::error::{Error, Result};
+use hydralora_cluster::{
+    Matrix, Random, SparseRows, Vocabulary, normalize, project, truncated_svd,
+};
 use rayon::prelude::*;
 
 /// Rows that the dimensions are found on; all others are only projected.

@@ -17,35 +17,22 @@
 //! with the rows, both linearly. Every random number follows from the seed, and sums are taken over
 //! pieces of fixed size: the number of threads changes nothing.
 
-mod agreement;
 mod corpus;
-mod density;
 mod features;
-mod kmeans;
-mod map;
-mod matrix;
 mod picture;
-mod project;
-mod random;
 mod report;
-mod rules;
-mod terms;
 mod whole;
 
-pub use agreement::Agreement;
 pub use corpus::{Corpus, Room};
-pub use density::DensityClusters;
 pub use features::Features;
-pub use map::places;
+pub use hydralora_cluster::{Agreement, DensityClusters, Measured, Rule, places};
 pub use picture::{elbow_svg, map_svg, page};
 pub use report::{
     Assignment, Cluster, DomainCount, FeatureReport, HeadsReport, KSummary, MapPoint, RuleChoice,
 };
-pub use rules::{Measured, Rule};
 
 use crate::error::{Error, Result};
-use matrix::Matrix;
-use random::Random;
+use hydralora_cluster::{Matrix, Random, cluster, kmeans, map, measure, squared_distance};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -53,11 +40,8 @@ use serde::Serialize;
 const SAMPLE_ROWS: usize = 5_000;
 /// The share of all rows it works on where there are fewer.
 const SAMPLE_SHARE: f64 = 0.8;
-/// Rows the final clustering starts from.
-const START_ROWS: usize = 20_000;
-/// Starts of each k-means run of a repetition, and of the final one.
+/// Starts of each k-means run of a repetition.
 const RESTARTS: usize = 5;
-const FINAL_RESTARTS: usize = 10;
 
 /// How to look for heads.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,7 +135,7 @@ pub fn find_heads(
     // Rows that are all alike have no neighbours to keep, and the map would take longest of all.
     let map = match choice.curve.is_empty() {
         true => Vec::new(),
-        false => map::map(&features.rows, &clustering, options.seed),
+        false => map(&features.rows, &clustering, options.seed),
     };
     let totals = match (&corpus.origin, &features.terms) {
         (Some(origin), Some(terms)) => {
@@ -187,17 +171,14 @@ pub fn centroids(values: Vec<f32>, width: usize, k: usize, seed: u64) -> Result<
     if rows.rows() < k.max(1) {
         return Err(Error::TooFewRows { rows: rows.rows(), needed: k.max(1) });
     }
-    let found = kmeans::kmeans(&rows, k, CENTROID_RESTARTS, &mut Random::new(seed, 8));
-    let sizes = found.sizes();
-    let mut order: Vec<usize> = (0..k).collect();
-    order.sort_by(|&a, &b| sizes[b].cmp(&sizes[a]).then(a.cmp(&b)));
-    let centres = order.into_iter().flat_map(|centre| found.centres.row(centre));
+    let found = kmeans(&rows, k, CENTROID_RESTARTS, &mut Random::new(seed, 8));
+    let centres = found.largest_first().into_iter().flat_map(|centre| found.centres.row(centre));
     Ok(centres.map(|&value| f64::from(value)).collect())
 }
 
 /// Whether all rows are the same: then there is nothing to divide.
 fn alike(rows: &Matrix) -> bool {
-    (1..rows.rows()).all(|row| matrix::squared_distance(rows.row(0), rows.row(row)) < 1e-9)
+    (1..rows.rows()).all(|row| squared_distance(rows.row(0), rows.row(row)) < 1e-9)
 }
 
 fn repeat(rows: &Matrix, ks: &[usize], options: &HeadsOptions) -> Vec<Vec<Measured>> {
@@ -207,25 +188,7 @@ fn repeat(rows: &Matrix, ks: &[usize], options: &HeadsOptions) -> Vec<Vec<Measur
         .map(|repetition| {
             let seed = options.seed.wrapping_add(repetition);
             let sample = Random::new(seed, 6).sample(rows.rows(), size);
-            rules::measure(&rows.select(&sample), ks, RESTARTS, seed)
+            measure(&rows.select(&sample), ks, RESTARTS, seed)
         })
         .collect()
-}
-
-/// All rows in `k` clusters, the largest first.
-fn cluster(rows: &Matrix, k: usize, seed: u64) -> kmeans::Clustering {
-    let mut random = Random::new(seed, 7);
-    let sample = rows.select(&random.sample(rows.rows(), START_ROWS));
-    let start = kmeans::kmeans(&sample, k, FINAL_RESTARTS, &mut random);
-    let mut found = kmeans::refine(rows, start.centres, seed);
-    let sizes = found.sizes();
-    let mut order: Vec<usize> = (0..k).collect();
-    order.sort_by(|&a, &b| sizes[b].cmp(&sizes[a]).then(a.cmp(&b)));
-    let mut place = vec![0_u32; k];
-    for (at, &centre) in order.iter().enumerate() {
-        place[centre] = at as u32;
-    }
-    found.centres = found.centres.select(&order);
-    found.assignment.iter_mut().for_each(|centre| *centre = place[*centre as usize]);
-    found
 }

@@ -1,11 +1,11 @@
 //! What was found, as pictures: plain SVG with its own colours, and a page that needs no other file.
 
 use super::report::HeadsReport;
-use super::rules::Rule;
 use crate::picture::{
     COLORS, INK, LINE, SOFT, code, color, mark, open, page_start, shortened, text,
 };
 use crate::shown::escape_markup as escape;
+use hydralora_cluster::Rule;
 use std::fmt::Write;
 
 /// One curve over k with its spread: k, value, deviation.

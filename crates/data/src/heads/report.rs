@@ -1,14 +1,12 @@
 //! What was found, and why that number.
 
-use super::agreement::Agreement;
 use super::corpus::Corpus;
-use super::density::{DensityClusters, second_opinion};
 use super::features::{Features, Terms};
-use super::kmeans::Clustering;
-use super::map::Place;
-use super::rules::{Measured, Rule};
 use super::whole::Totals;
 use super::{Choice, HeadsOptions};
+use hydralora_cluster::{
+    Agreement, Clustering, DensityClusters, Measured, Place, Rule, second_opinion,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 

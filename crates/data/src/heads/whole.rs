@@ -3,10 +3,9 @@
 
 use super::corpus::{Corpus, cut, read_texts};
 use super::features::Terms;
-use super::kmeans::Centres;
-use super::matrix::{Matrix, normalize};
 use crate::config::SourceConfig;
 use crate::error::Result;
+use hydralora_cluster::{Centres, Matrix, normalize};
 use rayon::prelude::*;
 use std::path::PathBuf;
 

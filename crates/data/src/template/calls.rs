@@ -1,7 +1,7 @@
 //! Calls of tools as a template expects them.
 //!
 //! Chat APIs write a call's arguments as JSON text, most templates take an object and write its JSON
-//! themselves; some join the text with others. Both forms are in data, and so is the older
+//! themselves or ask for parts of it; some join the text with others. Both forms are in data, and so is the older
 //! `function_call`. A conversation keeps what the record says, but where the template refuses that or would
 //! put quotes around JSON text, it gets the other form: what is asked and what is trained alike.
 
@@ -36,7 +36,7 @@ impl ChatTemplate {
             |messages: &[Message]| self.render_with(messages, variables, false, bos, eos).ok();
         let written = render(&own);
         if let Some(other) = otherwise(&own, written.as_deref())
-            && (written.is_some() || render(&other).is_some())
+            && render(&other).is_some()
         {
             return Cow::Owned(other);
         }
@@ -82,7 +82,10 @@ fn otherwise(messages: &[Message], written: Option<&str>) -> Option<Vec<Message>
             Value::String(text) => {
                 let Ok(object) = serde_json::from_str::<Map<String, Value>>(text) else { continue };
                 let quoted = Value::String(text.clone()).to_string();
-                if !object.is_empty() && written.is_none_or(|written| written.contains(&quoted)) {
+                // Without quotes it is what the template joins; where it is nowhere, its parts are asked for.
+                let is_wrong =
+                    |written: &str| written.contains(&quoted) || !written.contains(text.as_str());
+                if !object.is_empty() && written.is_none_or(is_wrong) {
                     *arguments = Value::Object(object);
                     changed = true;
                 }
@@ -118,6 +121,8 @@ mod tests {
             {{ c.function.name + ' ' + c.function.arguments }}{% endfor %}{% endfor %}";
         const PAIRS: &str = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}\
             {% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}";
+        const PART: &str = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }} \
+            {{ c.function.arguments.a }}{% endfor %}{% endfor %}";
         let object = json!({"tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]});
         let text = json!({"tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]});
         let older = json!({"function_call": {"name": "f", "arguments": "{\"a\": 1}"}});
@@ -125,6 +130,7 @@ mod tests {
             assert_eq!(written(JSON, call), "f {\"a\": 1}", "{call}");
             assert_eq!(written(TEXT, call).replace(' ', ""), "f{\"a\":1}", "{call}");
             assert_eq!(written(PAIRS, call), "f a=1", "{call}");
+            assert_eq!(written(PART, call), "f 1", "{call}");
         }
         // A template that joins texts gets one.
         let joined = "{% for m in messages %}{{ m.content + '!' }}{% endfor %}";

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests tell people")]
 
 mod bad_input;
+mod dialects;
 mod documentation;
 mod heads;
 mod hostile_templates;

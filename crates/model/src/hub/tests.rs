@@ -301,3 +301,25 @@ fn a_listing_without_end_is_not_held() {
     let error = hub.dataset_files("org/m", "main").unwrap_err();
     assert!(error.contains("limit"), "{error}");
 }
+
+/// A byte now and then holds nobody for ever, however short the silences are.
+#[test]
+fn a_hub_that_drips_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let head = "HTTP/1.1 200 X\r\ncontent-length: 100000\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes());
+            while stream.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let started = Instant::now();
+    let error = hub(Some(endpoint), cache.path()).resolve("org/tiny", &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("too slow"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+}

@@ -5,6 +5,8 @@
 //! models bring turn a space into `▁` and back.
 
 use crate::error::{Error, Result};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use serde_json::Value;
 use std::path::Path;
 
@@ -45,9 +47,26 @@ fn factor(part: &Value) -> f64 {
             let between = pattern["String"].as_str() == Some("") || !pattern["Regex"].is_null();
             (put / taken + if between { 1.0 } else { 0.0 }).max(1.0)
         }
+        // Put before every text, the shortest of which has one byte.
+        Value::Object(object) if object.get("type") == Some(&"Prepend".into()) => {
+            1.0 + object.get("prepend").and_then(Value::as_str).map_or(0, str::len) as f64
+        }
+        Value::Object(object) if object.get("type") == Some(&"Precompiled".into()) => {
+            let map = object.get("precompiled_charsmap").and_then(Value::as_str);
+            map.map_or(1.0, |map| longest_replacement(map).max(1) as f64)
+        }
         Value::Object(object) => object.values().map(factor).product(),
         _ => 1.0,
     }
+}
+
+/// Bytes of the longest text that SentencePiece's map of characters puts in for one. The map, in base 64, is the
+/// length of a trie in bytes as four bytes, the trie, and texts that end in a byte of zero.
+fn longest_replacement(map: &str) -> usize {
+    let bytes = BASE64.decode(map).unwrap_or_default();
+    let trie = bytes.first_chunk::<4>().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+    let texts = bytes.get(4_usize.saturating_add(trie)..).unwrap_or_default();
+    texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -68,5 +87,9 @@ mod tests {
         assert_eq!(factor(&json!({"type": "Sequence", "normalizers": many})), 2_f64.powi(40));
         assert_eq!(factor(&replace(json!({"Regex": "a*"}), &"b".repeat(1000))), 1001.0);
         assert_eq!(factor(&replace(json!({"String": ""}), "b")), 2.0);
+        assert_eq!(factor(&json!({"type": "Prepend", "prepend": "▁"})), 4.0);
+        let map = [&4_u32.to_le_bytes()[..], &[1, 2, 3, 4], b"ab\0abcdefg\0c\0"].concat();
+        let map = json!({"type": "Precompiled", "precompiled_charsmap": BASE64.encode(map)});
+        assert_eq!(factor(&map), 7.0);
     }
 }

@@ -531,6 +531,10 @@ impl Persist for AdaLoraAdapter {
 }
 
 impl TrainHooks for AdaLoraAdapter {
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        if self.options.dropout > 0.0 { vec!["method.dropout"] } else { Vec::new() }
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         let total = *self.options.total_step.get_or_insert(plan.total_steps);
         match self.options.schedule_fault(total) {

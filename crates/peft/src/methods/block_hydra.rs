@@ -418,6 +418,15 @@ impl Persist for BlockHydra {
 }
 
 impl TrainHooks for BlockHydra {
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        let options = &self.options;
+        let all = [
+            (options.dropout > 0.0, "method.dropout"),
+            (options.balance_weight > 0.0, "method.balance_weight"),
+        ];
+        all.into_iter().filter(|(on, _)| *on).map(|(_, option)| option).collect()
+    }
+
     fn aux_loss(&self, pass: &Pass<'_>) -> Option<Var> {
         let options = &self.options;
         let balance = || {

@@ -233,6 +233,10 @@ impl Persist for DomainHeads {
 }
 
 impl TrainHooks for DomainHeads {
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        if self.options.dropout > 0.0 { vec!["method.dropout"] } else { Vec::new() }
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         self.domains.begin(plan)
     }

@@ -341,12 +341,24 @@ impl Persist for FlyLora {
 }
 
 impl TrainHooks for FlyLora {
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        if self.options.dropout > 0.0 { vec!["method.dropout"] } else { Vec::new() }
+    }
+
     fn begin(&mut self, _plan: &TrainingPlan<'_>) -> Result<()> {
         // What was computed before the run counts for nothing.
         for layer in self.layers.values_mut() {
             layer.used.get_mut().unwrap_or_else(PoisonError::into_inner).fill(0);
         }
         Ok(())
+    }
+
+    fn tallies(&mut self) -> Vec<&mut [u64]> {
+        let layers = self.layers.values_mut();
+        let used = layers.map(|layer| {
+            layer.used.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut_slice()
+        });
+        used.collect()
     }
 
     fn after_step(&mut self, _step: usize, _gradients: &Gradients) {

@@ -293,6 +293,10 @@ impl Persist for MtlLora {
 }
 
 impl TrainHooks for MtlLora {
+    fn needs_whole_batches(&self) -> Vec<&'static str> {
+        if self.options.dropout > 0.0 { vec!["method.dropout"] } else { Vec::new() }
+    }
+
     fn begin(&mut self, plan: &TrainingPlan<'_>) -> Result<()> {
         self.domains.begin(plan)
     }

@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
-use crate::sample::Sampling;
+use crate::sample::{Bias, Sampling};
 use hydralora_kernels::Tensor;
 use hydralora_model::adapter::{Adapter, Site};
 use std::fmt;
@@ -111,6 +111,8 @@ pub struct Request<'a> {
     pub adapter: Option<Arc<ServedAdapter<'a>>>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What is added to the logits of tokens.
+    pub bias: Bias,
     /// Most tokens to write; with 0 the prompt is read, and no more.
     pub max_new_tokens: usize,
     /// Texts at which it ends; they are not part of it. Empty ones stop nothing.
@@ -139,6 +141,7 @@ impl Request<'_> {
             prompt,
             adapter: None,
             sampling: Sampling::default(),
+            bias: Bias::default(),
             max_new_tokens,
             stops: Vec::new(),
             end_ids: Arc::new([]),

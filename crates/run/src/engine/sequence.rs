@@ -52,7 +52,7 @@ impl<'a> Sequence<'a> {
         cache: Cache,
         lead: usize,
     ) -> Self {
-        let mut sampler = Sampler::new(request.sampling);
+        let mut sampler = Sampler::new(request.sampling, &request.bias, &request.end_ids);
         sampler.read(&request.prompt);
         Self {
             id,
@@ -197,7 +197,11 @@ impl<'a> Sequence<'a> {
         }
         self.tokens.push(next);
         let piece = self.text.push(tokenizer, next).map_err(|error| error.to_string())?;
-        let (text, stopped) = self.held.push(&piece);
+        // Texts to stop at are not looked for before one may end the text.
+        let (text, stopped) = match self.written() < self.request.sampling.min_new_tokens {
+            true => (piece, false),
+            false => self.held.push(&piece),
+        };
         events.push(Event::Token { id: self.id, token: next, text, logprobs, gates });
         let complete = self.request.constraint.as_ref().is_some_and(|c| c.is_done());
         if stopped || complete {

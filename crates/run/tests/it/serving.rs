@@ -5,11 +5,11 @@ use hydralora_kernels::ops::frozen_linear::FrozenLinear;
 use hydralora_kernels::{Tensor, Var, no_grad};
 use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{CacheDType, Packed};
-use hydralora_run::Sampling;
 use hydralora_run::engine::{
     Constraint, Engine, EngineOptions, Event, Finish, Refused, Request, RequestId, ServedAdapter,
     TokenLogprobs,
 };
+use hydralora_run::{Bias, Sampling};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,9 +147,20 @@ fn request<'a>(
     served: &[Option<Arc<ServedAdapter<'a>>>],
 ) -> Request<'a> {
     let prompt = [&beginning[..asked.shares], &asked.tail].concat();
-    let sampling = Sampling { temperature: asked.temperature, seed, ..Sampling::default() };
+    // Every third one's draws depend on what it has written, and end late.
+    let changed = seed % 3 == 2;
+    let sampling = Sampling {
+        temperature: asked.temperature,
+        seed,
+        frequency_penalty: if changed { 0.7 } else { 0.0 },
+        repetition_penalty: if changed { 1.2 } else { 1.0 },
+        min_new_tokens: if changed { 8 } else { 0 },
+        ..Sampling::default()
+    };
+    let bias = if changed { Bias::from([(300, 4.0), (301, 4.0)]) } else { Bias::default() };
+    let end_ids = Arc::from([300, 400]);
     let adapter = served[asked.adapter].clone();
-    Request { adapter, sampling, ..Request::new(prompt, asked.new) }
+    Request { adapter, sampling, bias, end_ids, ..Request::new(prompt, asked.new) }
 }
 
 #[test]

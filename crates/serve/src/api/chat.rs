@@ -12,7 +12,7 @@ use crate::error::ApiError;
 use crate::error::Json;
 use crate::loaded::{Loaded, Target};
 use crate::stream::{Broken, Pieces, respond};
-use crate::types::{ChatRequest, Common, ScoreLimits, ToolChoice};
+use crate::types::{ChatRequest, Common, ScoreLimits};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -28,7 +28,7 @@ pub(crate) async fn chat(
     let loaded = app.loaded()?;
     let in_flight = app.begin()?;
     let mut request: ChatRequest = body::json(&app, request).await?;
-    let common = request.raw().checked()?;
+    let common = request.raw().checked(loaded.vocabulary)?;
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let logprobs = request.logprobs.unwrap_or(false);
     let conversation = conversation(request)?;
@@ -49,17 +49,6 @@ fn conversation(request: ChatRequest) -> Result<Conversation, ApiError> {
     let messages = request.messages.iter().enumerate();
     let messages: Result<Vec<_>, _> =
         messages.map(|(number, message)| message.to_message(number)).collect();
-    let calling = match request.tool_choice {
-        None => Calling::Auto,
-        Some(ToolChoice::Mode(mode)) => Calling::of(&mode)?,
-        Some(ToolChoice::Function { kind, function }) if kind == "function" => {
-            Calling::Named(function.name)
-        }
-        Some(ToolChoice::Function { kind, .. }) => {
-            let message = format!("is {kind:?}; expected \"function\"");
-            return Err(ApiError::field("tool_choice.type", message));
-        }
-    };
     let format = match request.response_format {
         None => Format::Text,
         Some(format) => {
@@ -93,7 +82,7 @@ fn conversation(request: ChatRequest) -> Result<Conversation, ApiError> {
     Ok(Conversation {
         messages: messages?,
         tools: request.tools.unwrap_or_default(),
-        calling,
+        calling: Calling::of(request.tool_choice.as_ref())?,
         format,
         one_call: request.parallel_tool_calls == Some(false),
         arguments: request.chat_template_kwargs,

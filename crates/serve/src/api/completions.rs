@@ -32,7 +32,7 @@ pub(crate) async fn completions(
     let loaded = app.loaded()?;
     let in_flight = app.begin()?;
     let mut request: CompletionRequest = body::json(&app, request).await?;
-    let common = request.raw().checked()?;
+    let common = request.raw().checked(loaded.vocabulary)?;
     let target = loaded.target(request.model.as_deref(), request.adapter.as_deref())?;
     let how = How::of(&request, &common)?;
     let (own, whom, shared) = (Arc::clone(&loaded), target.clone(), common.clone());
@@ -41,7 +41,8 @@ pub(crate) async fn completions(
         let mut requests = Vec::new();
         for (ids, _) in &prompts {
             let asked = request.max_tokens;
-            let max_new_tokens = room(&own, ids.len(), asked, "max_tokens", USUAL_TOKENS)?;
+            let least = shared.sampling.min_new_tokens;
+            let max_new_tokens = room(&own, ids.len(), asked, "max_tokens", USUAL_TOKENS, least)?;
             let ask = Ask {
                 prompt: ids.clone(),
                 target: &whom,

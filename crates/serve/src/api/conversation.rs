@@ -1,12 +1,13 @@
 //! Conversations that are to be answered, however they were sent.
 
-use crate::answer::{CallForm, Shape};
+use crate::answer::{Shape, Thinking};
 use crate::app::App;
 use crate::ask::{Ask, MakeConstraint, aside, room, submit};
+use crate::calls::CallForm;
 use crate::choice::{Choice, Marks, marks};
 use crate::error::ApiError;
 use crate::loaded::{Loaded, Target, Variables, render};
-use crate::types::{Common, Tool};
+use crate::types::{Common, Tool, ToolChoice};
 use crate::worker::Job;
 use hydralora_data::Message;
 use serde_json::{Map, Value, json};
@@ -53,8 +54,20 @@ pub(crate) enum Calling {
 }
 
 impl Calling {
-    /// What a word says.
-    pub(crate) fn of(mode: &str) -> Result<Self, ApiError> {
+    /// What a request says.
+    pub(crate) fn of(choice: Option<&ToolChoice>) -> Result<Self, ApiError> {
+        let mode = match choice {
+            None => "auto",
+            Some(ToolChoice::Mode(mode)) => mode.as_str(),
+            Some(ToolChoice::Tool(tool)) if tool.kind == "function" => {
+                let missing = || ApiError::field("tool_choice.name", "is missing");
+                return Ok(Self::Named(tool.name().ok_or_else(missing)?.to_owned()));
+            }
+            Some(ToolChoice::Tool(tool)) => {
+                let message = format!("is {:?}; expected \"function\"", tool.kind);
+                return Err(ApiError::field("tool_choice.type", message));
+            }
+        };
         match mode {
             "auto" => Ok(Self::Auto),
             "none" => Ok(Self::Never),
@@ -116,7 +129,8 @@ impl Conversation {
         let prepared = aside(app, move || {
             let prompt = self.prompt(&own, &whom)?;
             let length = prompt.ids.len();
-            let max_new_tokens = room(&own, length, max_tokens, max_field, usize::MAX)?;
+            let least = shared.sampling.min_new_tokens;
+            let max_new_tokens = room(&own, length, max_tokens, max_field, usize::MAX, least)?;
             let ask = Ask {
                 prompt: prompt.ids,
                 target: &whom,
@@ -180,10 +194,10 @@ impl Conversation {
             (Format::Text, false) => None,
         };
         // An answer that is held to a form has no room for reasoning.
-        let reasoning = constraint.is_none() && template.source().contains("</think>");
+        let reasoning = Thinking::of(template.source()).filter(|_| constraint.is_none());
         let shape = Shape {
             reasoning,
-            begun: reasoning && text.trim_end().ends_with("<think>"),
+            begun: reasoning.is_some_and(|thinking| thinking.is_begun(&text)),
             calls: form.filter(|_| offered && self.format == Format::Text),
             only_call: is_forced,
         };

@@ -11,8 +11,7 @@ use crate::error::Json;
 use crate::loaded::{Loaded, Target};
 use crate::stream::{Broken, Pieces, respond};
 use crate::types::{
-    ChatMessage, Common, Content, FunctionCall, Input, Item, ResponseRequest, ResponseToolChoice,
-    ToolCall,
+    ChatMessage, Common, Content, FunctionCall, Input, Item, ResponseRequest, ToolCall, ToolChoice,
 };
 use axum::body::Body;
 use axum::extract::State;
@@ -31,7 +30,7 @@ pub(crate) async fn responses(
     let loaded = app.loaded()?;
     let in_flight = app.begin()?;
     let mut request: ResponseRequest = body::json(&app, request).await?;
-    let common = request.raw().checked()?;
+    let common = request.raw().checked(loaded.vocabulary)?;
     if common.choices != 1 {
         return Err(ApiError::field("n", "expected 1; a response is one answer"));
     }
@@ -99,17 +98,6 @@ fn conversation(request: ResponseRequest) -> Result<Conversation, ApiError> {
             }
         }
     }
-    let calling = match request.tool_choice {
-        None => Calling::Auto,
-        Some(ResponseToolChoice::Mode(mode)) => Calling::of(&mode)?,
-        Some(ResponseToolChoice::Function { kind, name }) if kind == "function" => {
-            Calling::Named(name)
-        }
-        Some(ResponseToolChoice::Function { kind, .. }) => {
-            let message = format!("is {kind:?}; expected \"function\"");
-            return Err(ApiError::field("tool_choice.type", message));
-        }
-    };
     let format = match request.text.and_then(|text| text.format) {
         None => Format::Text,
         Some(format) => Format::of(&format.kind, format.schema, "text.format")?,
@@ -118,7 +106,7 @@ fn conversation(request: ResponseRequest) -> Result<Conversation, ApiError> {
     Ok(Conversation {
         messages,
         tools: tools.iter().map(|tool| tool.to_tool()).collect(),
-        calling,
+        calling: Calling::of(request.tool_choice.as_ref())?,
         format,
         one_call: request.parallel_tool_calls == Some(false),
         arguments: request.chat_template_kwargs,
@@ -202,10 +190,8 @@ impl Frame {
         put("text", json!({"format": {"type": kind}}));
         let choice = match &request.tool_choice {
             None => json!("auto"),
-            Some(ResponseToolChoice::Mode(mode)) => json!(mode),
-            Some(ResponseToolChoice::Function { kind, name }) => {
-                json!({"type": kind, "name": name})
-            }
+            Some(ToolChoice::Mode(mode)) => json!(mode),
+            Some(ToolChoice::Tool(tool)) => json!({"type": tool.kind, "name": tool.name()}),
         };
         put("tool_choice", choice);
         let tools = request.tools.iter().flatten().map(|tool| {

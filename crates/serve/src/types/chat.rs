@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use super::generation_request;
+use super::{declare_request, generation_request};
 use crate::error::ApiError;
 use hydralora_data::Message;
 use serde::Deserialize;
@@ -11,31 +11,19 @@ generation_request! {
     /// A conversation to be answered.
     ChatRequest {
         messages: Vec<ChatMessage>,
-        #[serde(default)]
         max_tokens: Option<usize>,
-        #[serde(default)]
         max_completion_tokens: Option<usize>,
-        #[serde(default)]
         logprobs: Option<bool>,
-        #[serde(default)]
         top_logprobs: Option<usize>,
-        #[serde(default)]
         tools: Option<Vec<Tool>>,
-        #[serde(default)]
         tool_choice: Option<ToolChoice>,
-        #[serde(default)]
         parallel_tool_calls: Option<bool>,
-        #[serde(default)]
         response_format: Option<ResponseFormat>,
         /// Arguments of the chat template, such as `enable_thinking`.
-        #[serde(default)]
         chat_template_kwargs: Option<Map<String, Value>>,
         /// Texts that templates of models for retrieval write.
-        #[serde(default)]
         documents: Option<Vec<Value>>,
-        #[serde(default)]
         reasoning_effort: Option<String>,
-        #[serde(default)]
         modalities: Option<Vec<String>>,
         #[serde(default, rename = "metadata")]
         _metadata: IgnoredAny,
@@ -51,15 +39,11 @@ generation_request! {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatMessage {
     pub(crate) role: String,
-    #[serde(default)]
     pub(crate) content: Option<Content>,
-    #[serde(default)]
     pub(crate) name: Option<String>,
-    #[serde(default)]
     pub(crate) tool_calls: Option<Vec<ToolCall>>,
-    #[serde(default)]
     pub(crate) tool_call_id: Option<String>,
-    #[serde(default, alias = "reasoning")]
+    #[serde(alias = "reasoning")]
     pub(crate) reasoning_content: Option<String>,
     // What comes back with an answer that is sent again.
     #[serde(default, rename = "refusal")]
@@ -68,7 +52,6 @@ pub(crate) struct ChatMessage {
     pub(crate) _annotations: IgnoredAny,
     #[serde(default, rename = "audio")]
     pub(crate) _audio: Option<NoAudio>,
-    #[serde(default, rename = "function_call")]
     pub(crate) function_call: Option<FunctionCall>,
 }
 
@@ -91,9 +74,7 @@ pub(crate) enum Content {
 pub(crate) struct Part {
     #[serde(rename = "type")]
     pub(crate) kind: String,
-    #[serde(default)]
     pub(crate) text: Option<String>,
-    #[serde(default)]
     pub(crate) refusal: Option<String>,
 }
 
@@ -125,7 +106,6 @@ impl Content {
 /// A call of a tool in an earlier answer.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ToolCall {
-    #[serde(default)]
     pub(crate) id: Option<String>,
     pub(crate) function: FunctionCall,
 }
@@ -154,13 +134,27 @@ pub(crate) enum ToolChoice {
     /// `auto`, `none` or `required`.
     Mode(String),
     /// One tool.
-    Function {
-        /// Always `function`.
-        #[serde(rename = "type")]
-        kind: String,
-        /// Which.
-        function: NamedFunction,
-    },
+    Tool(NamedTool),
+}
+
+/// A tool by its name, which chats have within `function` and responses beside the type.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct NamedTool {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) name: Option<String>,
+    pub(crate) function: Option<NamedFunction>,
+}
+
+impl NamedTool {
+    /// The name.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.function
+            .as_ref()
+            .map(|function| &function.name)
+            .or(self.name.as_ref())
+            .map(String::as_str)
+    }
 }
 
 /// A tool by its name.
@@ -174,14 +168,12 @@ pub(crate) struct NamedFunction {
 pub(crate) struct ResponseFormat {
     #[serde(rename = "type")]
     pub(crate) kind: String,
-    #[serde(default)]
     pub(crate) json_schema: Option<JsonSchema>,
 }
 
 /// A schema with its name.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct JsonSchema {
-    #[serde(default)]
     pub(crate) schema: Option<Value>,
 }
 

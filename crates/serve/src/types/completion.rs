@@ -1,6 +1,6 @@
 //! `/v1/completions`.
 
-use super::generation_request;
+use super::{declare_request, generation_request};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -8,20 +8,13 @@ generation_request! {
     /// Texts to be continued.
     CompletionRequest {
         prompt: Prompts,
-        #[serde(default)]
         max_tokens: Option<usize>,
-        #[serde(default)]
         echo: Option<bool>,
-        #[serde(default)]
         logprobs: Option<usize>,
-        #[serde(default)]
         best_of: Option<usize>,
-        #[serde(default)]
         suffix: Option<String>,
         /// Whether a text begins with the model's first token, where it has one.
-        #[serde(default)]
         add_special_tokens: Option<bool>,
-        #[serde(default)]
         return_tokens_as_token_ids: Option<bool>,
         #[serde(default, rename = "metadata")]
         _metadata: IgnoredAny,

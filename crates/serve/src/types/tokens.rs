@@ -16,21 +16,13 @@ impl ScoreLimits {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenizeRequest {
-    #[serde(default)]
     pub(crate) model: Option<String>,
-    #[serde(default)]
     pub(crate) prompt: Option<String>,
-    #[serde(default)]
     pub(crate) messages: Option<Vec<ChatMessage>>,
-    #[serde(default)]
     pub(crate) add_special_tokens: Option<bool>,
-    #[serde(default)]
     pub(crate) return_token_strs: Option<bool>,
-    #[serde(default)]
     pub(crate) add_generation_prompt: Option<bool>,
-    #[serde(default)]
     pub(crate) tools: Option<Vec<Tool>>,
-    #[serde(default)]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 }
 
@@ -38,7 +30,6 @@ pub(crate) struct TokenizeRequest {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DetokenizeRequest {
-    #[serde(default)]
     pub(crate) model: Option<String>,
     pub(crate) tokens: Vec<i64>,
 }
@@ -51,15 +42,11 @@ pub(crate) struct LoadRequest {
     /// Its folder, from the adapters' root on.
     pub(crate) lora_path: String,
     /// Whether one of the same name is replaced.
-    #[serde(default)]
     pub(crate) load_inplace: Option<bool>,
     /// The generation that the replaced one must have.
-    #[serde(default)]
     pub(crate) expected_generation: Option<u64>,
     /// The domain to answer for, for an adapter that has an update for each.
-    #[serde(default)]
     pub(crate) domain: Option<String>,
-    #[serde(default)]
     pub(crate) base_model_name: Option<String>,
 }
 
@@ -69,7 +56,6 @@ pub(crate) struct LoadRequest {
 pub(crate) struct UnloadRequest {
     pub(crate) lora_name: String,
     /// The generation that it must have.
-    #[serde(default)]
     pub(crate) expected_generation: Option<u64>,
     #[serde(default, rename = "lora_int_id")]
     _lora_int_id: serde::de::IgnoredAny,

@@ -193,6 +193,104 @@ fn a_seed_decides_and_several_answers_differ() {
     assert_ne!(texts(&other)[0], first[0]);
 }
 
+/// Tokens of a text and their log-probabilities.
+fn told(choice: &Value) -> Vec<(String, f64)> {
+    let logprobs = &choice["logprobs"];
+    let tokens = logprobs["tokens"].as_array().unwrap().iter();
+    let numbers = logprobs["token_logprobs"].as_array().unwrap().iter();
+    tokens
+        .map(|t| t.as_str().unwrap().to_owned())
+        .zip(numbers.map(|n| n.as_f64().unwrap()))
+        .collect()
+}
+
+#[test]
+fn what_changes_the_draws_leaves_log_probabilities_as_they_are() {
+    let server = Running::new(options());
+    let ask = |more: Value| {
+        let mut body = json!({
+            "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "logprobs": 1,
+            "return_tokens_as_token_ids": true,
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        told(&server.post("/v1/completions", &body).json()["choices"][0])
+    };
+    let id = |token: &str| token.strip_prefix("token_id:").unwrap().to_owned();
+    let plain = ask(json!({}));
+    let off = json!({
+        "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "min_tokens": 0,
+        "repetition_penalty": 1,
+    });
+    assert_eq!(ask(off), plain);
+    // The first token, forbidden, gives way to another, and is told as likely as ever.
+    let barred = ask(json!({"logit_bias": {id(&plain[0].0): -100}}));
+    assert_ne!(barred[0].0, plain[0].0);
+    assert!(barred[0].1 < plain[0].1);
+    // Forced, every token is the same, however unlikely.
+    let forced = ask(json!({"logit_bias": {"300": 100}}));
+    assert!(forced.iter().all(|(token, logprob)| token == "token_id:300" && *logprob < -0.5));
+    // What was written counts, more and more; what was read does not.
+    let repeats = |told: &[(String, f64)]| {
+        let mut tokens: Vec<&str> = told.iter().map(|(token, _)| token.as_str()).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        told.len() - tokens.len()
+    };
+    let biased = json!({"300": 12});
+    let frequency = ask(json!({"logit_bias": biased, "frequency_penalty": 2}));
+    let presence = ask(json!({"logit_bias": biased, "presence_penalty": 2}));
+    let rewarded = ask(json!({"logit_bias": biased, "frequency_penalty": -2}));
+    assert!(repeats(&frequency) < repeats(&presence), "{frequency:?} {presence:?}");
+    assert!(repeats(&presence) <= repeats(&rewarded), "{presence:?} {rewarded:?}");
+    assert_eq!(frequency[0], presence[0]);
+    // Chats and responses take them too.
+    for (path, field) in [("/v1/chat/completions", "messages"), ("/v1/responses", "input")] {
+        let mut body = json!({
+            "temperature": 0, "logit_bias": {"300": 100}, "frequency_penalty": 0.5, "min_tokens": 2,
+            "presence_penalty": 0.5,
+        });
+        let most = if field == "input" { "max_output_tokens" } else { "max_tokens" };
+        body[most] = json!(4);
+        body[field] = json!([{"role": "user", "content": "a"}]);
+        let answer = server.post(path, &body).json();
+        let text = match field {
+            "input" => &answer["output"][0]["content"][0]["text"],
+            _ => &answer["choices"][0]["message"]["content"],
+        };
+        let piece = server.post("/detokenize", &json!({"tokens": [300, 300, 300, 300]})).json();
+        assert_eq!(
+            text.as_str().unwrap().trim(),
+            piece["prompt"].as_str().unwrap().trim(),
+            "{answer}"
+        );
+        body["min_tokens"] = json!(5);
+        server.post(path, &body).fault(400, Some("min_tokens"));
+    }
+}
+
+#[test]
+fn a_text_has_as_many_tokens_as_it_has_to() {
+    let server = Running::new(options());
+    let whole = continued(PROMPT, 40);
+    let stop = whole.split(' ').nth(3).unwrap();
+    let ask = |min: usize, more: Value| {
+        let mut body =
+            json!({"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "min_tokens": min});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/completions", &body).json()
+    };
+    let tokens = |answer: &Value| answer["usage"]["completion_tokens"].as_u64().unwrap();
+    let first = server.post("/tokenize", &json!({"prompt": whole, "add_special_tokens": false}));
+    let ends = json!({"stop_token_ids": [first.json()["tokens"][1]]});
+    assert!(tokens(&ask(0, ends.clone())) < 3);
+    let longer = ask(12, ends);
+    assert!(tokens(&longer) >= 12, "{longer}");
+    let ends = json!({"stop": stop});
+    let (short, long) = (ask(0, ends.clone()), ask(20, ends));
+    assert!(tokens(&short) < 20 && tokens(&long) >= 20, "{short} {long}");
+    assert!(long["choices"][0]["text"].as_str().unwrap().contains(stop));
+}
+
 #[test]
 fn stops_end_a_text_and_are_no_part_of_it() {
     let server = Running::new(options());
@@ -368,8 +466,14 @@ fn what_makes_no_sense_is_refused_by_name() {
         ("stop", json!(3)),
         ("suffix", json!("x")),
         ("best_of", json!(4)),
-        ("presence_penalty", json!(1)),
-        ("logit_bias", json!({"5": 100})),
+        ("presence_penalty", json!(2.5)),
+        ("frequency_penalty", json!(-2.01)),
+        ("logit_bias", json!({"512": 1})),
+        ("logit_bias", json!({"+5": 1})),
+        ("logit_bias", json!({"-1": 1})),
+        ("logit_bias", json!([5])),
+        ("min_tokens", json!(3)),
+        ("min_tokens", json!(-1)),
         ("colour", json!("red")),
     ] {
         let answer = completion(field, value.clone());
@@ -377,6 +481,15 @@ fn what_makes_no_sense_is_refused_by_name() {
         let error = answer.json()["error"].clone();
         assert_eq!(error["param"], field, "{value}: {error}");
     }
+    let range = "expected -2 to 2";
+    assert!(completion("presence_penalty", json!(-3)).body.contains(range));
+    let range = "is 100.5; expected -100 to 100";
+    assert!(
+        completion("logit_bias", json!({"5": 100.5}))
+            .fault(400, Some("logit_bias.5"))
+            .contains(range)
+    );
+    completion("logit_bias", json!({"5": "x"})).fault(400, Some("logit_bias.5"));
     completion("prompt", json!([1, 2, 512])).fault(400, Some("prompt[2]"));
     completion("prompt", json!([[1], [-4]])).fault(400, Some("prompt[1][0]"));
     completion("model", json!("nobody")).fault(404, Some("model"));

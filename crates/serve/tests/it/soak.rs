@@ -4,7 +4,7 @@
 //! `HYDRALORA_SOAK_SECONDS` says for how long (4); from 60 on with a thousand idle connections and two
 //! hundred slow readers.
 
-use crate::support::{Answer, Running, adapter, connect, options, receive, send};
+use crate::support::{Answer, Drawn, Running, adapter, connect, options, receive, send};
 use hydralora_run::engine::EngineOptions;
 use hydralora_serve::{AdapterLimits, Options};
 use serde_json::{Value, json};
@@ -18,17 +18,6 @@ use std::time::{Duration, Instant};
 const CALLERS: u64 = 12;
 const PROMPTS: [&str; 4] = ["Once upon a time", "The dog", "Lily and Tom went", "One day"];
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
-
-/// Numbers that look drawn, the same on every run.
-struct Drawn(u64);
-
-impl Drawn {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
-}
 
 /// What came of the requests, by kind.
 #[derive(Default, Debug)]

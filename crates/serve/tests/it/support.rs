@@ -1,4 +1,6 @@
-//! A server with a small model, and a client that says exactly what it is told.
+//! A server with a small model.
+
+pub(crate) use crate::client::{Answer, ask, connect, receive, send};
 
 use hydralora_data::ChatTemplate;
 use hydralora_kernels::DType;
@@ -8,8 +10,7 @@ use hydralora_run::ends;
 use hydralora_run::engine::EngineOptions;
 use hydralora_serve::{Model, OpenedAdapter, Options, Server};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,7 @@ fn model() -> Model {
         tokenizer,
         template: Some(template),
         end_ids,
+        added: Vec::new(),
         open_adapter: Box::new(move |folder, _| {
             let loaded = io::load(folder, &source.config, DType::F32);
             let loaded = loaded.map_err(|error| error.to_string())?;
@@ -124,107 +126,13 @@ pub(crate) fn adapter(folder: &Path, method: &str, seed: u64) {
     io::save(folder, tuned.as_ref(), &metadata, &decoder.sites()).unwrap();
 }
 
-/// An answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: String,
-}
+/// Numbers that look drawn, the same on every run.
+pub(crate) struct Drawn(pub(crate) u64);
 
-impl Answer {
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+impl Drawn {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
     }
-
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    /// The pieces of a stream, without the last mark, which has to be there.
-    pub(crate) fn pieces(&self) -> Vec<Value> {
-        let mut all: Vec<&str> =
-            self.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-        assert_eq!(all.pop(), Some("[DONE]"), "{self:?}");
-        all.into_iter().map(|piece| serde_json::from_str(piece).unwrap()).collect()
-    }
-
-    /// The fault it tells, of this status and field.
-    pub(crate) fn fault(&self, status: u16, param: Option<&str>) -> String {
-        assert_eq!(self.status, status, "{self:?}");
-        let error = &self.json()["error"];
-        assert_eq!(error["param"].as_str(), param, "{self:?}");
-        assert!(error["type"].is_string(), "{self:?}");
-        error["message"].as_str().unwrap().to_owned()
-    }
-}
-
-/// A connection without a time limit: a busy machine may take long.
-pub(crate) fn connect(address: SocketAddr) -> TcpStream {
-    TcpStream::connect(address).unwrap()
-}
-
-/// Sends a request, without its answer.
-pub(crate) fn send(
-    stream: &mut TcpStream,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) {
-    let headers: String =
-        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
-    );
-    // The answer may come before all of a large body is read.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
-}
-
-/// Reads an answer to its end.
-pub(crate) fn receive(stream: TcpStream) -> Answer {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
-    let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        headers.push((name.to_lowercase(), value.to_owned()));
-    }
-    let mut bytes = Vec::new();
-    let _ = reader.read_to_end(&mut bytes);
-    let chunked = headers.iter().any(|(name, _)| name == "transfer-encoding");
-    let body = if chunked { unchunked(&bytes) } else { bytes };
-    Answer { status, headers, body: String::from_utf8(body).unwrap() }
-}
-
-fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
-    let mut whole = Vec::new();
-    while let Some(at) = bytes.windows(2).position(|two| two == b"\r\n") {
-        let length = std::str::from_utf8(&bytes[..at]).unwrap();
-        let length = usize::from_str_radix(length, 16).unwrap();
-        if length == 0 {
-            break;
-        }
-        whole.extend(&bytes[at + 2..at + 2 + length]);
-        bytes = &bytes[at + 4 + length..];
-    }
-    whole
-}
-
-pub(crate) fn ask(
-    address: SocketAddr,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &str,
-) -> Answer {
-    let mut stream = connect(address);
-    send(&mut stream, method, path, headers, body);
-    receive(stream)
 }

@@ -5,6 +5,7 @@
 //! goes on from a checkpoint gets what it would have got. What goes wrong on the thread comes out of
 //! [`Loader::next`] in the place of the step that it went wrong for.
 
+use super::deal::Share;
 use super::plan::Order;
 use crate::error::{Error, Result};
 use hydralora_data::{Batch, Example, Examples};
@@ -22,35 +23,49 @@ pub(super) struct StepData {
     pub(super) epoch: usize,
     /// The number in it of the first micro-batch.
     pub(super) first_batch: usize,
-    /// The micro-batches whose gradients are added up.
+    /// The micro-batches of this rank whose gradients are added up.
     pub(super) micro_batches: Vec<MicroBatch>,
 }
 
 /// What goes forward and back in one piece.
 pub(super) struct MicroBatch {
+    /// The step's micro-batch that its first record is of.
+    pub(super) at: usize,
+    /// Whether what routers do in it is looked at.
+    pub(super) seen: bool,
     pub(super) examples: Vec<Example>,
     pub(super) batch: Batch,
 }
 
+/// Records that go forward and back in one piece, before they are read.
+pub(super) struct Part {
+    /// As [`MicroBatch`] has it.
+    pub(super) at: usize,
+    pub(super) seen: bool,
+    /// Their indices.
+    pub(super) examples: Vec<usize>,
+}
+
 impl StepData {
-    fn read(examples: &Examples, order: &mut Order, step: usize) -> Result<Self> {
+    fn read(examples: &Examples, order: &mut Order, share: Share, step: usize) -> Result<Self> {
         let place = order.step(step);
-        let read = |indices: &Vec<usize>| -> Result<MicroBatch> {
-            let found = indices.iter().map(|&index| examples.get(index));
+        let read = |part: Part| -> Result<MicroBatch> {
+            let found = part.examples.iter().map(|&index| examples.get(index));
             let examples: Vec<Example> = found.collect::<hydralora_data::Result<_>>()?;
             let batch = Batch::pack(&examples.iter().collect::<Vec<_>>());
-            Ok(MicroBatch { examples, batch })
+            Ok(MicroBatch { at: part.at, seen: part.seen, examples, batch })
         };
-        let micro_batches = place.batches.iter().map(read).collect::<Result<_>>()?;
+        let parts = share.deal(place.batches, examples.lengths());
+        let micro_batches = parts.into_iter().map(read).collect::<Result<_>>()?;
         Ok(Self { epoch: place.epoch, first_batch: place.first_batch, micro_batches })
     }
 
-    /// Tokens of the step.
+    /// Tokens of the step that this rank has.
     pub(super) fn tokens(&self) -> usize {
         self.micro_batches.iter().map(|micro| micro.batch.tokens.len()).sum()
     }
 
-    /// Label tokens of the step.
+    /// Label tokens among them.
     pub(super) fn label_tokens(&self) -> usize {
         self.micro_batches.iter().map(|micro| micro.batch.label_tokens).sum()
     }
@@ -64,7 +79,7 @@ pub(super) struct Loader<'scope> {
 }
 
 impl<'scope> Loader<'scope> {
-    /// Begins to read the steps `steps`, numbered from 0.
+    /// Begins to read this rank's share of the steps `steps`, numbered from 0.
     ///
     /// # Errors
     /// If the system gives no thread.
@@ -72,12 +87,13 @@ impl<'scope> Loader<'scope> {
         scope: &'scope Scope<'scope, 'env>,
         examples: &'env Examples,
         mut order: Order,
+        share: Share,
         steps: Range<usize>,
     ) -> Result<Self> {
         let (sender, receiver) = sync_channel(AHEAD);
         let read_on = move || {
             for step in steps {
-                let found = StepData::read(examples, &mut order, step);
+                let found = StepData::read(examples, &mut order, share, step);
                 let last = found.is_err();
                 // Nobody listens any more once training has ended.
                 if sender.send(found).is_err() || last {

@@ -1,9 +1,10 @@
 //! The training loop in its parts: load the data of a step, go backward through its
-//! micro-batches, reduce what processes found to one gradient, clip it, let the
+//! micro-batches, reduce what ranks found to one gradient, clip it, let the
 //! optimizer take its step, and tell whoever watches. `trainer` has them in this order.
 
 mod backward;
 mod clip;
+mod deal;
 mod files;
 mod load;
 mod plan;
@@ -15,6 +16,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::event::Sink;
+use crate::ranks::Team;
 use hydralora_data::Dataset;
 use hydralora_energy::{ESTIMATE, Meter, Reading};
 use hydralora_model::Decoder;
@@ -22,6 +24,7 @@ use hydralora_peft::Tuned;
 use hydralora_peft::io::Metadata;
 use load::Loader;
 use plan::Plan;
+pub use reduce::RankMetrics;
 use serde_json::Value;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -56,6 +59,8 @@ pub struct Run<'a> {
     pub clusters: Option<&'a ClusterOf<'a>>,
     /// Set from outside to stop after the step in flight.
     pub stop: &'a AtomicBool,
+    /// The ranks that train it together; each has a run that says the same.
+    pub team: &'a Team<'a>,
 }
 
 /// The cluster of a training record by its source and row; none where it is of none.
@@ -98,6 +103,14 @@ pub fn planned_steps(run: &Run<'_>) -> Result<usize> {
     run.config.warmup(total).map(|_| total)
 }
 
+/// Makes sure that a run of `tuned` can be dealt to the ranks of `team`, before anything is done for it.
+///
+/// # Errors
+/// If ranks have to take whole micro-batches, and these cannot be dealt evenly.
+pub fn check_ranks(team: &Team<'_>, tuned: &dyn Tuned, config: &TrainConfig) -> Result<()> {
+    deal::Share::of(team, tuned, config).map(|_| ())
+}
+
 /// Makes sure that there is something to decide by which adapter is the best.
 fn check_best_set(run: &Run<'_>) -> Result<()> {
     let Some(set) = &run.config.best_set else { return Ok(()) };
@@ -114,19 +127,23 @@ fn check_best_set(run: &Run<'_>) -> Result<()> {
 ///
 /// # Errors
 /// If the loss or a gradient stops being finite (the last checkpoint is kept), a record cannot be read, a
-/// file cannot be written, or a checkpoint does not belong to this run.
+/// file cannot be written, or a checkpoint does not belong to this run; also if that is so on another rank
+/// of the team, or one is gone. All ranks then know.
 pub fn fit(
     run: &Run<'_>,
     tuned: &mut dyn Tuned,
     resume: bool,
     sink: &mut dyn Sink,
 ) -> Result<Outcome> {
-    let (trainer, order) = Trainer::open(run, tuned, resume, sink)?;
-    std::thread::scope(|scope| {
-        let mut loader = Loader::start(scope, &run.dataset.train, order, trainer.steps_left())?;
-        let outcome = trainer.train(&mut loader);
-        loader.end();
-        outcome
+    run.team.together(|| {
+        let (trainer, order, share) = Trainer::open(run, tuned, resume, sink)?;
+        std::thread::scope(|scope| {
+            let (examples, steps) = (&run.dataset.train, trainer.steps_left());
+            let mut loader = Loader::start(scope, examples, order, share, steps)?;
+            let outcome = trainer.train(&mut loader);
+            loader.end();
+            outcome
+        })
     })
 }
 

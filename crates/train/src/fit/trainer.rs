@@ -2,10 +2,11 @@
 
 use super::backward::{Backward, Summed};
 use super::clip::clip;
+use super::deal::Share;
 use super::files::{Notes, of_step, save_adapter};
-use super::load::{Loader, StepData};
+use super::load::Loader;
 use super::plan::{Order, Plan};
-use super::reduce::{OneProcess, Reduce};
+use super::reduce::{self, RankMetrics, Totals};
 use super::{Ending, Outcome, Run, check_best_set, outcome, over};
 use crate::checkpoint::{self, Progress};
 use crate::energy::Used;
@@ -49,13 +50,14 @@ pub(super) struct Trainer<'a, 'r> {
 
 impl<'a, 'r> Trainer<'a, 'r> {
     /// Makes a run ready for its next step, from the newest checkpoint if `resume`; gives the order of its
-    /// examples too. Nothing is written but by the sink and, of a fresh run, where its routers start.
+    /// examples and the share of this rank too. Nothing is written but by the sink and, of a fresh run, where
+    /// its routers start.
     pub(super) fn open(
         run: &'a Run<'r>,
         tuned: &'a mut dyn Tuned,
         resume: bool,
         sink: &'a mut dyn Sink,
-    ) -> Result<(Self, Order)> {
+    ) -> Result<(Self, Order, Share)> {
         let config = run.config;
         let (plan, order) = Plan::new(run)?;
         let warmup = config.warmup(plan.total)?;
@@ -65,6 +67,7 @@ impl<'a, 'r> Trainer<'a, 'r> {
                 "the routers are guided by clusters of the training data, which the run lacks";
             return Err(Error::Config { faults: vec![message.to_owned()] });
         }
+        let share = Share::of(run.team, &*tuned, config)?;
         let mut optimizer = Stepper::new(&config.optimizer, config.rates(), tuned);
         let mut progress =
             Progress { optimizer: optimizer.name().to_owned(), ..Progress::start(run.fingerprint) };
@@ -76,17 +79,22 @@ impl<'a, 'r> Trainer<'a, 'r> {
         release_kept();
         let (before, started) = (progress.elapsed_s, Instant::now());
         let used = Used::from(run.meter, &progress);
+        // Before anything is written: ranks that begin from other values would never come together again.
+        if run.team.size() > 1 {
+            let stand = format!("step {} with {}", progress.step, reduce::digest(&*tuned));
+            run.team.same("the adapter to begin from", stand)?;
+        }
         // Known before anything is written: then nothing is left to do but what a crash kept from being
         // done.
         if over(&progress, plan.total, config).is_none() {
             sink.record(&Event::Started { step: progress.step, total_steps: plan.total })?;
-            if let Some(folder) = run.folder {
+            if let Some(folder) = run.folder.filter(|_| run.team.writes()) {
                 sweep_within(&folder.join("checkpoints"));
             }
         }
         let router_start = match run.folder {
             Some(folder) if progress.step > 0 => RouterStart::recall(folder, run.decoder.dtype())?,
-            folder => RouterStart::note(&*tuned, folder)?,
+            folder => RouterStart::note(&*tuned, folder.filter(|_| run.team.writes()))?,
         };
         let notes = Notes::default();
         let (evaluation, unsaved) = (None, false);
@@ -107,7 +115,7 @@ impl<'a, 'r> Trainer<'a, 'r> {
             evaluation,
             unsaved,
         };
-        Ok((trainer, order))
+        Ok((trainer, order, share))
     }
 
     /// The steps that are left, numbered from 0.
@@ -124,9 +132,10 @@ impl<'a, 'r> Trainer<'a, 'r> {
             if self.progress.evaluation_due {
                 self.evaluate()?;
             }
-            let stopped = || self.run.stop.load(Ordering::Relaxed).then_some(Ending::Interrupted);
+            // One rank that is told to stop stops all, at the same step.
+            let stopped = self.run.team.any("stop", self.run.stop.load(Ordering::Relaxed))?;
             let over = over(&self.progress, self.plan.total, self.run.config);
-            let ending = over.or_else(stopped);
+            let ending = over.or(stopped.then_some(Ending::Interrupted));
             self.save_if_due(ending.is_some())?;
             if let Some(ending) = ending {
                 break ending;
@@ -139,21 +148,26 @@ impl<'a, 'r> Trainer<'a, 'r> {
     /// Takes one step: load, backward, reduce, clip, step, events.
     fn step(&mut self, loader: &mut Loader<'_>) -> Result<()> {
         let started = Instant::now();
+        let team = self.run.team;
+        let traffic = team.traffic();
         let data = loader.next()?;
         self.tuned.before_step(self.progress.step);
         let step = self.progress.step;
         let log = looks_at(step + 1, self.plan.total)
             .then(|| RoutingLog::new(self.run.dataset.domains.len()));
-        let reduce = OneProcess;
-        let label_tokens = reduce.label_tokens(data.label_tokens())?;
+        let totals = reduce::totals(team, &data)?;
         let (run, tuned) = (self.run, &*self.tuned);
-        let backward = Backward { run, tuned, step, label_tokens, log: log.as_ref() };
-        let mut summed = reduce.sums(backward.all(&data)?)?;
-        let most = run.config.max_grad_norm;
+        let found = Backward { run, tuned, step, totals, log: log.as_ref() }.all(&data)?;
+        let mut summed = reduce::sums(team, &mut *self.tuned, found)?;
+        if let Some(log) = &log {
+            log.add_up(team)?;
+        }
+        let ranks = RankMetrics::since(traffic, team);
+        let (most, tuned) = (run.config.max_grad_norm, &*self.tuned);
         let grad_norm = clip(&mut summed.gradients, most, tuned, step + 1, run.folder)?;
         let learning_rate = self.follow(&summed.gradients);
-        let told = Told { data: &data, label_tokens, summed: &summed, grad_norm, learning_rate };
-        self.tell(&told, started, log.as_ref())?;
+        let told = Told { totals, summed: &summed, grad_norm, learning_rate, ranks };
+        self.tell(told, started, log.as_ref())?;
         self.unsaved = true;
         let (step, every) = (self.progress.step, self.run.config.eval_every);
         let due = step == self.plan.total || every > 0 && step.is_multiple_of(every);
@@ -176,7 +190,7 @@ impl<'a, 'r> Trainer<'a, 'r> {
     }
 
     /// Tells whoever watches of the step that was taken.
-    fn tell(&mut self, told: &Told<'_>, started: Instant, log: Option<&RoutingLog>) -> Result<()> {
+    fn tell(&mut self, told: Told<'_>, started: Instant, log: Option<&RoutingLog>) -> Result<()> {
         let step = self.progress.step;
         let seen = log.and_then(|log| log.summary(&self.run.dataset.domains));
         let start = self.router_start.as_ref();
@@ -185,7 +199,7 @@ impl<'a, 'r> Trainer<'a, 'r> {
         if let Some(warning) = warning {
             self.notes.add(warning, self.sink)?;
         }
-        let tokens = told.data.tokens();
+        let Totals { tokens, label_tokens, .. } = told.totals;
         self.sink.record(&Event::Step(StepMetrics {
             step,
             epoch: self.plan.epochs_done(step),
@@ -194,13 +208,14 @@ impl<'a, 'r> Trainer<'a, 'r> {
             learning_rate: told.learning_rate,
             grad_norm: told.grad_norm,
             tokens,
-            label_tokens: told.label_tokens,
+            label_tokens,
             tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64(),
             peak_rss_mb: peak_rss_mb(),
             energy_j: self.progress.energy_j,
             energy_source: self.progress.energy_source.clone(),
             elapsed_s: self.progress.elapsed_s,
             routers,
+            ranks: told.ranks,
         }))
     }
 
@@ -209,7 +224,7 @@ impl<'a, 'r> Trainer<'a, 'r> {
         let (run, tuned) = (self.run, &*self.tuned);
         let (valid, domains) = (&run.dataset.valid, &run.dataset.domains);
         let (adapter, sets) = (tuned.as_adapter(), &self.sets);
-        let found = evaluate_until(run.stop, run.decoder, adapter, valid, domains, sets)?;
+        let found = evaluate_until(run.team, run.stop, run.decoder, adapter, valid, domains, sets)?;
         let router_movement = self.router_start.as_ref().and_then(|start| start.distance(tuned));
         Ok(found.map(|found| {
             let heads = HeadSummary::of_live(tuned, found.routing.as_ref());
@@ -239,7 +254,9 @@ impl<'a, 'r> Trainer<'a, 'r> {
     }
 
     fn save_adapter(&mut self, name: &str) -> Result<()> {
-        let Some(folder) = self.run.folder else { return Ok(()) };
+        let Some(folder) = self.run.folder.filter(|_| self.run.team.writes()) else {
+            return Ok(());
+        };
         save_adapter(&folder.join(name), &*self.tuned, self.run, &mut self.notes, self.sink)
             .map_err(|error| of_step(error, self.progress.step, self.run))
     }
@@ -249,6 +266,13 @@ impl<'a, 'r> Trainer<'a, 'r> {
         let (step, every) = (self.progress.step, self.run.config.save_every);
         let due = over || every > 0 && step.is_multiple_of(every);
         let Some(folder) = self.run.folder.filter(|_| due && self.unsaved) else { return Ok(()) };
+        let team = self.run.team;
+        if team.size() > 1 {
+            team.same("the adapter to save", reduce::digest(&*self.tuned))?;
+        }
+        if !team.writes() {
+            return Ok(());
+        }
         let path = checkpoint::folder_of(folder, step);
         self.used.note(&mut self.progress);
         let (tuned, run) = (&*self.tuned, self.run);
@@ -280,11 +304,11 @@ impl<'a, 'r> Trainer<'a, 'r> {
 
 /// What a step is told of.
 struct Told<'a> {
-    data: &'a StepData,
-    label_tokens: usize,
+    totals: Totals,
     summed: &'a Summed,
     grad_norm: f64,
     learning_rate: f64,
+    ranks: Option<RankMetrics>,
 }
 
 /// Takes over the newest checkpoint of a run of `total` steps; none if there is none.

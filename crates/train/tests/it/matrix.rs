@@ -6,6 +6,7 @@ mod ends;
 pub(crate) mod merge;
 mod optimizers;
 mod options;
+mod ranks;
 mod refusals;
 mod routers;
 mod sequences;
@@ -17,6 +18,7 @@ use hydralora_model::adapter::{Adapter, NoAdapter, Pass};
 use hydralora_model::{Decoder, IGNORE_LABEL, ModelSource, Packed, Trained};
 use hydralora_peft::io::{self, Metadata};
 use hydralora_peft::{Base, MethodOptions, TrainingPlan, Tuned, methods};
+use hydralora_train::ranks::Team;
 use hydralora_train::{Ending, Event, Result, Run, Sink, Stepper, TrainConfig, fit};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -311,6 +313,7 @@ fn train_with(
         meter: None,
         clusters: None,
         stop: &stop,
+        team: &Team::alone(),
     };
     let mut watch = Watch { losses: Vec::new(), stop_after, stop: &stop };
     let outcome = fit(&run, tuned, resume, &mut watch)?;
@@ -547,7 +550,7 @@ fn a_cache_gives_what_the_whole_sequence_gives() {
 fn full_fine_tuning_keeps_one_copy_of_the_weights() {
     let mut model = model(DType::F32);
     let base = model.logits(&NoAdapter);
-    let options = methods::find("full").unwrap().read_recipe(&Map::new()).unwrap();
+    let options = methods::find("full").unwrap().read_recipe(&serde_json::Map::new()).unwrap();
     let mut tuned = model.build(options.as_ref());
     let whole_model = tuned.as_whole_model().unwrap();
     model.decoder.release(|name| whole_model.takes_over(name));

@@ -32,13 +32,14 @@ fn steps_are_the_same_from_wherever_they_are_read_on() {
     let examples: Examples = examples(23).into();
     let (mut direct, total) = order(&examples);
     let expected: Vec<Vec<String>> = (0..total)
-        .map(|step| words(&StepData::read(&examples, &mut direct, step).unwrap()))
+        .map(|step| words(&StepData::read(&examples, &mut direct, Share::ALL, step).unwrap()))
         .collect();
     assert!(expected[0] != expected[total / 2] && total == 8);
     for first in [0, 1, 3, total - 1, total] {
         thread::scope(|scope| {
             let order = order(&examples).0;
-            let mut loader = Loader::start(scope, &examples, order, first..total).unwrap();
+            let mut loader =
+                Loader::start(scope, &examples, order, Share::ALL, first..total).unwrap();
             for expected in &expected[first..] {
                 assert_eq!(words(&loader.next().unwrap()), *expected, "from step {first}");
             }
@@ -56,7 +57,7 @@ fn the_thread_ends_when_nobody_listens_any_more() {
     for taken in 0..3 {
         thread::scope(|scope| {
             let (order, total) = order(&examples);
-            let mut loader = Loader::start(scope, &examples, order, 0..total).unwrap();
+            let mut loader = Loader::start(scope, &examples, order, Share::ALL, 0..total).unwrap();
             for _ in 0..taken {
                 loader.next().unwrap();
             }
@@ -70,7 +71,7 @@ fn a_panic_of_the_thread_is_an_error_of_the_step() {
     let (all, few): (Examples, Examples) = (examples(30).into(), examples(4).into());
     thread::scope(|scope| {
         let (order, total) = order(&all);
-        let mut loader = Loader::start(scope, &few, order, 0..total).unwrap();
+        let mut loader = Loader::start(scope, &few, order, Share::ALL, 0..total).unwrap();
         let error = (0..total).find_map(|_| loader.next().err()).unwrap();
         assert!(matches!(error, Error::Loader { .. }), "{error}");
         assert!(error.to_string().contains("there is no example"), "{error}");
@@ -100,7 +101,7 @@ fn what_cannot_be_read_is_an_error_of_the_step() {
     }
     let (order, total) = order(&data.train);
     thread::scope(|scope| {
-        let mut loader = Loader::start(scope, &data.train, order, 0..total).unwrap();
+        let mut loader = Loader::start(scope, &data.train, order, Share::ALL, 0..total).unwrap();
         let error = loader.next().err().unwrap();
         assert!(matches!(error, Error::Data(_)), "{error}");
         loader.end();

@@ -3,6 +3,7 @@
 use super::{Case, Model, model};
 use hydralora_kernels::DType;
 use hydralora_peft::io::Metadata;
+use hydralora_train::ranks::Team;
 use hydralora_train::{Ending, Event, Outcome, Result, Run, Sink, TrainConfig, finished, fit};
 use serde_json::Value;
 use std::fs;
@@ -62,6 +63,7 @@ fn go(
         meter: None,
         clusters: None,
         stop: &stop,
+        team: &Team::alone(),
     };
     let mut watch = Watch { seen: Vec::new(), stop_at, stop: &stop };
     let outcome = fit(&run, tuned.as_mut(), resume, &mut watch).unwrap();

@@ -11,8 +11,8 @@ pub struct Agreement {
     pub normalized_mutual_information: f64,
 }
 
-/// Counts of every pair of groups: `[a][b]`.
-pub(super) fn table(a: &[u32], b: &[u32]) -> Vec<Vec<usize>> {
+/// Counts every pair of groups: `[a][b]`.
+fn table(a: &[u32], b: &[u32]) -> Vec<Vec<usize>> {
     let groups = |labels: &[u32]| labels.iter().max().map_or(0, |&most| most as usize + 1);
     let mut table = vec![vec![0; groups(b)]; groups(a)];
     for (&a, &b) in a.iter().zip(b) {
@@ -22,13 +22,13 @@ pub(super) fn table(a: &[u32], b: &[u32]) -> Vec<Vec<usize>> {
 }
 
 impl Agreement {
-    /// Between two groupings of the same things, of equal length.
+    /// Compares two groupings of the same things, of equal length.
     pub fn of(a: &[u32], b: &[u32]) -> Self {
         Self::in_table(&table(a, b))
     }
 
-    /// Between the groupings whose pairs of groups `table` counts.
-    pub(super) fn in_table(table: &[Vec<usize>]) -> Self {
+    /// Compares the groupings whose pairs of groups `table` counts.
+    pub fn in_table(table: &[Vec<usize>]) -> Self {
         let rows: Vec<usize> = table.iter().map(|row| row.iter().sum()).collect();
         let columns: Vec<usize> = (0..table.first().map_or(0, Vec::len))
             .map(|column| table.iter().map(|row| row[column]).sum())

@@ -1,9 +1,9 @@
 //! What says how many clusters there are: the elbow, the silhouette, the gap, and whether clusters
 //! found on one half of the data exist in the other.
 
-use super::kmeans::{assign, kmeans};
-use super::matrix::{Matrix, squared_distance};
-use super::random::Random;
+use crate::kmeans::{assign, kmeans};
+use crate::matrix::{Matrix, squared_distance};
+use crate::random::Random;
 use serde::Serialize;
 
 /// A rule that picks a number of clusters.
@@ -35,7 +35,7 @@ impl Rule {
     /// All rules.
     pub const ALL: [Rule; 4] = [Rule::Elbow, Rule::Silhouette, Rule::Gap, Rule::Stability];
 
-    /// The name on the command line and in files.
+    /// Names it as the command line and files do.
     pub fn name(self) -> &'static str {
         match self {
             Rule::Elbow => "elbow",
@@ -45,8 +45,8 @@ impl Rule {
         }
     }
 
-    /// The number of clusters the rule picks from what was measured at increasing `k`; none where
-    /// it sees no reason to prefer one.
+    /// Picks the number of clusters from what was measured at increasing `k`; none where
+    /// the rule sees no reason to prefer one.
     pub fn choose(self, measured: &[Measured]) -> Option<usize> {
         match self {
             Rule::Elbow => kneedle(measured),
@@ -108,7 +108,7 @@ fn kneedle(measured: &[Measured]) -> Option<usize> {
 }
 
 /// Measures every `k` of `ks` on `rows`.
-pub(super) fn measure(rows: &Matrix, ks: &[usize], restarts: usize, seed: u64) -> Vec<Measured> {
+pub fn measure(rows: &Matrix, ks: &[usize], restarts: usize, seed: u64) -> Vec<Measured> {
     let mut random = Random::new(seed, 2);
     let pairs = Pairs::new(rows, &random.sample(rows.rows(), SILHOUETTE_ROWS));
     let references = References::new(rows, &mut random);

@@ -4,34 +4,34 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// A stream of random numbers.
-pub(super) struct Random(ChaCha8Rng);
+pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// The stream of `purpose` under `seed`.
-    pub(super) fn new(seed: u64, purpose: u64) -> Self {
+    /// Begins the stream of `purpose` under `seed`.
+    pub fn new(seed: u64, purpose: u64) -> Self {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         generator.set_stream(purpose);
         Self(generator)
     }
 
-    /// Uniform in [0, 1).
-    pub(super) fn unit(&mut self) -> f64 {
+    /// Draws from [0, 1) uniformly.
+    pub fn unit(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Uniform among `0..count`, for a positive `count`.
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    /// Draws from `0..count` uniformly, for a positive `count`.
+    pub fn below(&mut self, count: usize) -> usize {
         ((self.unit() * count as f64) as usize).min(count.saturating_sub(1))
     }
 
-    /// Standard normal (Box and Muller's transform).
-    pub(super) fn normal(&mut self) -> f64 {
+    /// Draws from the standard normal distribution (Box and Muller's transform).
+    pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// `count` of `0..total`, in increasing order (Knuth's algorithm S); all of them if fewer.
-    pub(super) fn sample(&mut self, total: usize, count: usize) -> Vec<usize> {
+    /// Draws `count` of `0..total`, in increasing order (Knuth's algorithm S); all of them if fewer.
+    pub fn sample(&mut self, total: usize, count: usize) -> Vec<usize> {
         if count >= total {
             return (0..total).collect();
         }
@@ -46,7 +46,7 @@ impl Random {
     }
 
     /// Puts `items` into random order.
-    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));
         }

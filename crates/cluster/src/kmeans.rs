@@ -6,42 +6,51 @@
 //! many rows, by mini-batches (Sculley 2010), whose centres move by the mean of all rows they were
 //! ever given.
 
-use super::matrix::{CHUNK, Matrix, add_to, dot, squared_distance};
-use super::random::Random;
+use crate::matrix::{CHUNK, Matrix, add_to, dot, squared_distance};
+use crate::random::Random;
 use rayon::prelude::*;
 
 const MOST_STEPS: usize = 60;
 const LEAST_GAIN: f64 = 1e-3;
 /// Rows above which [`refine`] works in mini-batches.
-pub(super) const MINI_BATCH_ABOVE: usize = 100_000;
+const MINI_BATCH_ABOVE: usize = 100_000;
 const MINI_BATCH: usize = 8_192;
 
 /// Centres and what belongs to them.
 #[derive(Debug, Clone)]
-pub(super) struct Clustering {
-    pub(super) centres: Matrix,
+pub struct Clustering {
+    /// One a row, `[k, width]`.
+    pub centres: Matrix,
     /// The centre of each row.
-    pub(super) assignment: Vec<u32>,
+    pub assignment: Vec<u32>,
     /// Squared distance of each row to its centre.
-    pub(super) distances: Vec<f32>,
+    pub distances: Vec<f32>,
     /// Sum of `distances`.
-    pub(super) error: f64,
+    pub error: f64,
 }
 
 impl Clustering {
-    /// Rows of each centre.
-    pub(super) fn sizes(&self) -> Vec<usize> {
+    /// Counts the rows of each centre.
+    pub fn sizes(&self) -> Vec<usize> {
         let mut sizes = vec![0; self.centres.rows()];
         for &centre in &self.assignment {
             sizes[centre as usize] += 1;
         }
         sizes
     }
+
+    /// Sorts the centres by their rows, the largest first.
+    pub fn largest_first(&self) -> Vec<usize> {
+        let sizes = self.sizes();
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by(|&a, &b| sizes[b].cmp(&sizes[a]).then(a.cmp(&b)));
+        order
+    }
 }
 
-/// The best of `restarts` runs on all `rows`; `k` is at least 1 and there is at least one row.
+/// Finds `k` centres of `rows`: the best of `restarts` runs. `k` is at least 1 and there is at least one row.
 /// Runs on one thread: the caller has many of these to run.
-pub(super) fn kmeans(rows: &Matrix, k: usize, restarts: usize, random: &mut Random) -> Clustering {
+pub fn kmeans(rows: &Matrix, k: usize, restarts: usize, random: &mut Random) -> Clustering {
     let mut best: Option<Clustering> = None;
     for _ in 0..restarts.max(1) {
         let found = lloyd(rows, plus_plus(rows, k, random));
@@ -93,18 +102,19 @@ fn plus_plus(rows: &Matrix, k: usize, random: &mut Random) -> Matrix {
 }
 
 /// Centres that rows are put to one by one.
-pub(super) struct Centres<'a> {
+pub struct Centres<'a> {
     centres: &'a Matrix,
     half: Vec<f32>,
 }
 
 impl<'a> Centres<'a> {
-    pub(super) fn new(centres: &'a Matrix) -> Self {
+    /// Prepares `centres: [k, width]`.
+    pub fn new(centres: &'a Matrix) -> Self {
         Self { centres, half: half_lengths(centres) }
     }
 
-    /// The nearest centre of a row and the squared distance to it.
-    pub(super) fn nearest(&self, row: &[f32]) -> (u32, f32) {
+    /// Finds the nearest centre of a row, and the squared distance to it.
+    pub fn nearest(&self, row: &[f32]) -> (u32, f32) {
         nearest(row, self.centres, &self.half)
     }
 }
@@ -126,8 +136,8 @@ fn half_lengths(centres: &Matrix) -> Vec<f32> {
     (0..centres.rows()).map(|c| 0.5 * dot(centres.row(c), centres.row(c))).collect()
 }
 
-/// The nearest centre of every row, on this thread.
-pub(super) fn assign(rows: &Matrix, centres: &Matrix) -> Vec<u32> {
+/// Finds the nearest centre of every row, on this thread.
+pub(crate) fn assign(rows: &Matrix, centres: &Matrix) -> Vec<u32> {
     let centres = Centres::new(centres);
     (0..rows.rows()).map(|row| centres.nearest(rows.row(row)).0).collect()
 }
@@ -230,7 +240,7 @@ fn lloyd(rows: &Matrix, centres: Matrix) -> Clustering {
 
 /// Takes centres found on a sample to all rows, on all threads; the result does not depend on how
 /// many there are.
-pub(super) fn refine(rows: &Matrix, centres: Matrix, seed: u64) -> Clustering {
+pub fn refine(rows: &Matrix, centres: Matrix, seed: u64) -> Clustering {
     let on_all = |centres: &Matrix, half: &[f32]| {
         let size = (CHUNK * rows.width).max(1);
         let parts = rows.data.par_chunks(size).map(|chunk| part(chunk, centres, half)).collect();

@@ -6,40 +6,46 @@
 use rayon::prelude::*;
 
 /// Rows a thread works on at a time. Fixed, so that sums over rows do not depend on the threads.
-pub(super) const CHUNK: usize = 2048;
+pub(crate) const CHUNK: usize = 2048;
 
 /// Rows one after the other: `[rows, width]`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Matrix {
-    pub(super) data: Vec<f32>,
-    pub(super) width: usize,
+pub struct Matrix {
+    /// All numbers, row by row.
+    pub data: Vec<f32>,
+    /// Numbers of a row.
+    pub width: usize,
 }
 
 impl Matrix {
-    pub(super) fn zeros(rows: usize, width: usize) -> Self {
+    /// Makes `rows` rows of zeros.
+    pub fn zeros(rows: usize, width: usize) -> Self {
         Self { data: vec![0.0; rows * width], width }
     }
 
-    pub(super) fn rows(&self) -> usize {
+    /// Counts the rows; none where they have no width.
+    pub fn rows(&self) -> usize {
         self.data.len().checked_div(self.width).unwrap_or(0)
     }
 
-    pub(super) fn row(&self, index: usize) -> &[f32] {
+    /// Returns a row.
+    pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.width..(index + 1) * self.width]
     }
 
-    pub(super) fn row_mut(&mut self, index: usize) -> &mut [f32] {
+    /// Returns a row to be written.
+    pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
         &mut self.data[index * self.width..(index + 1) * self.width]
     }
 
-    /// Some rows, in the order given.
-    pub(super) fn select(&self, rows: &[usize]) -> Self {
+    /// Copies some rows, in the order given.
+    pub fn select(&self, rows: &[usize]) -> Self {
         let data = rows.iter().flat_map(|&row| self.row(row).iter().copied()).collect();
         Self { data, width: self.width }
     }
 
-    /// Mean over all rows.
-    pub(super) fn mean(&self) -> Vec<f32> {
+    /// Takes the mean over all rows, in double precision.
+    pub fn mean(&self) -> Vec<f32> {
         let sums: Vec<Vec<f64>> = self
             .data
             .par_chunks((CHUNK * self.width).max(1))
@@ -63,14 +69,14 @@ impl Matrix {
 }
 
 /// Adds single-precision numbers to double-precision sums.
-pub(super) fn add_to(sum: &mut [f64], row: &[f32]) {
+pub(crate) fn add_to(sum: &mut [f64], row: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(row) {
         *sum += f64::from(*value);
     }
 }
 
-/// Inner product.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+/// Computes the inner product.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 8];
     let (a_whole, a_rest) = a.as_chunks::<8>();
     let (b_whole, b_rest) = b.as_chunks::<8>();
@@ -83,8 +89,8 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// Squared Euclidean distance.
-pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+/// Computes the squared Euclidean distance.
+pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 8];
     let (a_whole, a_rest) = a.as_chunks::<8>();
     let (b_whole, b_rest) = b.as_chunks::<8>();
@@ -99,7 +105,7 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Scales a row to length 1; gives `false` and leaves it for a row of (nearly) no length.
-pub(super) fn normalize(row: &mut [f32]) -> bool {
+pub fn normalize(row: &mut [f32]) -> bool {
     let length = dot(row, row).sqrt();
     // Not a plain comparison with zero: a row that is not finite has no direction either.
     if !(length.is_finite() && length > 1e-9) {

@@ -5,8 +5,8 @@
 //! length 1. Words are runs of letters, lower-cased, without English stop words, stemmed by the
 //! Snowball English stemmer; every ideograph is a word of its own and every number the same word.
 
-use super::matrix::Matrix;
-use super::project::Rows as _;
+use crate::matrix::Matrix;
+use crate::project::Rows as _;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -19,39 +19,42 @@ const MOST_COUNTED: usize = 1_000_000;
 /// Letters of a word that count; what is longer is data, not language.
 const LONGEST_WORD: usize = 32;
 /// The word that stands for every number.
-pub(super) const NUMBER: &str = "‹number›";
+const NUMBER: &str = "‹number›";
 
 static STOP_WORDS: LazyLock<HashSet<&'static str>> =
     LazyLock::new(|| stop_words::lookup("en").unwrap_or_default().iter().copied().collect());
 
 /// The terms that count, the most frequent first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Vocabulary {
+pub struct Vocabulary {
     /// Each stem with the commonest word it stands for.
-    pub(super) terms: Vec<String>,
+    pub terms: Vec<String>,
     inverse_frequency: Vec<f32>,
     index: HashMap<String, u32>,
 }
 
 /// Sparse rows: term and weight, by increasing term.
 #[derive(Debug, Clone, Default)]
-pub(super) struct SparseRows {
+pub struct SparseRows {
     starts: Vec<usize>,
     entries: Vec<(u32, f32)>,
     /// Number of terms.
-    pub(super) width: usize,
+    pub width: usize,
 }
 
 impl SparseRows {
-    pub(super) fn rows(&self) -> usize {
+    /// Counts the rows.
+    pub fn rows(&self) -> usize {
         self.starts.len().saturating_sub(1)
     }
 
-    pub(super) fn row(&self, index: usize) -> &[(u32, f32)] {
+    /// Returns a row: terms and weights.
+    pub fn row(&self, index: usize) -> &[(u32, f32)] {
         &self.entries[self.starts[index]..self.starts[index + 1]]
     }
 
-    pub(super) fn push(&mut self, row: &[(u32, f32)]) {
+    /// Appends a row.
+    pub fn push(&mut self, row: &[(u32, f32)]) {
         if self.starts.is_empty() {
             self.starts.push(0);
         }
@@ -167,9 +170,9 @@ fn count_chunk(texts: &[String]) -> Vec<(String, Count)> {
 }
 
 impl Vocabulary {
-    /// The `most` terms that occur in most texts, of those in at least two texts (in a corpus of
+    /// Chooses the `most` terms that occur in most texts, of those in at least two texts (in a corpus of
     /// fifty or more). Ties go by the alphabet.
-    pub(super) fn build(texts: &[String], most: usize) -> Self {
+    pub fn build(texts: &[String], most: usize) -> Self {
         let mut table: HashMap<String, Count> = HashMap::new();
         // Sixteen chunks at a time, so that their tables do not all lie in memory at once.
         for group in texts.chunks(16 * CHUNK) {
@@ -201,8 +204,8 @@ impl Vocabulary {
         }
     }
 
-    /// The rows of `texts`; a text without a known term gives an empty row.
-    pub(super) fn rows(&self, texts: &[&str]) -> SparseRows {
+    /// Writes `texts` as rows; a text without a known term gives an empty row.
+    pub fn rows(&self, texts: &[&str]) -> SparseRows {
         let chunks: Vec<SparseRows> =
             texts.par_chunks(CHUNK).map(|chunk| self.chunk_rows(chunk)).collect();
         let mut all = SparseRows { starts: vec![0], width: self.terms.len(), ..Default::default() };
@@ -215,9 +218,9 @@ impl Vocabulary {
         all
     }
 
-    /// The rows of `texts` in the dimensions of `basis: [terms, dimensions]`, without holding the
+    /// Writes `texts` as rows in the dimensions of `basis: [terms, dimensions]`, without holding the
     /// terms of all of them; zero for a text without a known term.
-    pub(super) fn project<T: AsRef<str> + Sync>(&self, texts: &[T], basis: &Matrix) -> Matrix {
+    pub fn project<T: AsRef<str> + Sync>(&self, texts: &[T], basis: &Matrix) -> Matrix {
         let mut out = Matrix::zeros(texts.len(), basis.width);
         if basis.width == 0 {
             return out;

@@ -1,9 +1,9 @@
 //! A map of the rows: two dimensions in which neighbours stay neighbours, by t-SNE (van der Maaten,
 //! Hinton 2008) from the two leading dimensions.
 
-use super::kmeans::Clustering;
-use super::matrix::{Matrix, dot, squared_distance};
-use super::random::Random;
+use crate::kmeans::Clustering;
+use crate::matrix::{Matrix, dot, squared_distance};
+use crate::random::Random;
 
 /// Rows on the map.
 const MOST_ROWS: usize = 800;
@@ -14,15 +14,19 @@ const PERPLEXITY: f32 = 30.0;
 
 /// A row's place.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Place {
-    pub(super) row: usize,
-    pub(super) cluster: u32,
-    pub(super) x: f32,
-    pub(super) y: f32,
+pub struct Place {
+    /// Its number.
+    pub row: usize,
+    /// Its cluster.
+    pub cluster: u32,
+    /// Its place from left to right.
+    pub x: f32,
+    /// Its place from bottom to top.
+    pub y: f32,
 }
 
-/// Places of a sample of rows.
-pub(super) fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Place> {
+/// Places a sample of rows on a map.
+pub fn map(rows: &Matrix, clustering: &Clustering, seed: u64) -> Vec<Place> {
     let sample = Random::new(seed, 8).sample(rows.rows(), MOST_ROWS);
     let points: Vec<&[f32]> = sample.iter().map(|&row| rows.row(row)).collect();
     // The first dimension of uncentred rows is what all have in common, so the map starts from the
@@ -77,8 +81,8 @@ fn embedded(points: &[&[f32]], start: Vec<f32>, perplexity: f32, epochs: usize) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::cluster;
     use super::*;
+    use crate::cluster;
 
     fn groups() -> Matrix {
         let mut random = Random::new(6, 0);

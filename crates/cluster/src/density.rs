@@ -1,8 +1,8 @@
 //! A second opinion from methods that are told no number of clusters: DBSCAN (Ester et al. 1996)
 //! and HDBSCAN (Campello et al. 2013), on a sample and on the leading dimensions.
 
-use super::matrix::{Matrix, normalize, squared_distance};
-use super::random::Random;
+use crate::matrix::{Matrix, normalize, squared_distance};
+use crate::random::Random;
 use ndarray::Array2;
 use petal_clustering::{Dbscan, Fit, HDbscan};
 use petal_neighbors::distance::Euclidean;
@@ -28,11 +28,8 @@ pub struct DensityClusters {
     pub radius: Option<f64>,
 }
 
-/// DBSCAN's and HDBSCAN's answers; none where there are too few rows to speak of density.
-pub(super) fn second_opinion(
-    rows: &Matrix,
-    seed: u64,
-) -> Option<(DensityClusters, DensityClusters)> {
+/// Asks DBSCAN and HDBSCAN; none where there are too few rows to speak of density.
+pub fn second_opinion(rows: &Matrix, seed: u64) -> Option<(DensityClusters, DensityClusters)> {
     let sample = Random::new(seed, 3).sample(rows.rows(), MOST_ROWS);
     let width = rows.width.min(DIMENSIONS);
     if sample.len() < 4 * MIN_SAMPLES || width == 0 {

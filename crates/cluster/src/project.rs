@@ -5,9 +5,9 @@
 //! (Halko, Martinsson, Tropp 2011). On TF-IDF rows this is latent semantic analysis; on centred
 //! dense rows it is principal component analysis.
 
-use super::matrix::{CHUNK, Matrix, dot};
-use super::random::Random;
-use super::terms::SparseRows;
+use crate::matrix::{CHUNK, Matrix, dot};
+use crate::random::Random;
+use crate::terms::SparseRows;
 use rayon::prelude::*;
 
 /// Random directions beyond those asked for.
@@ -17,12 +17,14 @@ const ITERATIONS: usize = 4;
 const PIECES: usize = 8;
 
 /// Rows that can be multiplied with a basis.
-pub(super) trait Rows: Sync {
+pub trait Rows: Sync {
+    /// Counts the rows.
     fn rows(&self) -> usize;
+    /// Counts the columns.
     fn width(&self) -> usize;
-    /// `out = row · basis` with `basis: [width, d]`.
+    /// Computes `out = row · basis` with `basis: [width, d]`.
     fn product(&self, row: usize, basis: &Matrix, out: &mut [f32]);
-    /// `sum += rowᵀ · y` with `sum: [width, d]`.
+    /// Adds `sum += rowᵀ · y` with `sum: [width, d]`.
     fn add_outer(&self, row: usize, y: &[f32], sum: &mut Matrix);
 }
 
@@ -78,9 +80,9 @@ impl Rows for Matrix {
     }
 }
 
-/// The leading right singular vectors, `[w, d]`, largest singular value first; `d` is at most
+/// Finds the leading right singular vectors, `[w, d]`, largest singular value first; `d` is at most
 /// `dimensions` and no more than rows or columns.
-pub(super) fn truncated_svd(rows: &dyn Rows, dimensions: usize, seed: u64) -> Matrix {
+pub fn truncated_svd(rows: &dyn Rows, dimensions: usize, seed: u64) -> Matrix {
     let wanted = dimensions.min(rows.rows()).min(rows.width());
     let count = (wanted + SURPLUS).min(rows.rows()).min(rows.width());
     if count == 0 {
@@ -109,8 +111,8 @@ pub(super) fn truncated_svd(rows: &dyn Rows, dimensions: usize, seed: u64) -> Ma
     turned
 }
 
-/// `rows · basis`.
-pub(super) fn project(rows: &dyn Rows, basis: &Matrix) -> Matrix {
+/// Multiplies: `rows · basis`, `[n, d]`.
+pub fn project(rows: &dyn Rows, basis: &Matrix) -> Matrix {
     let mut out = Matrix::zeros(rows.rows(), basis.width);
     if basis.width > 0 {
         out.data.par_chunks_mut(CHUNK * basis.width).enumerate().for_each(|(chunk, part)| {
