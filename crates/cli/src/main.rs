@@ -19,6 +19,7 @@ mod grown;
 mod in_force;
 mod memory;
 mod output;
+mod panics;
 mod plan;
 mod progress;
 mod ranks;
@@ -49,6 +50,10 @@ fn main() -> ExitCode {
             error.exit()
         }
     };
+    // A server goes on after a panic, so that nothing of it may wait for the end.
+    if !matches!(arguments.command, Command::Serve(_)) {
+        panics::hold_foreign();
+    }
     let run = std::panic::catch_unwind(|| start(&arguments));
     match run {
         Ok(Ok(code)) => code,
@@ -61,7 +66,8 @@ fn main() -> ExitCode {
                 ui::tell(format!("error: {message}"));
                 return ExitCode::from(1);
             }
-            // The panic's own message is on stderr already.
+            // The message of a panic of our own is on stderr already.
+            panics::tell_held();
             ui::tell("error: this is a fault of hydralora, please report it with the lines above");
             ExitCode::from(1)
         }

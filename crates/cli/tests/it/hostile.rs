@@ -132,6 +132,28 @@ fn layers_that_a_model_only_claims_are_not_listed() {
     }
 }
 
+/// A library that panics over a file is told as the error that it is, and as nothing else.
+#[test]
+fn a_library_that_panics_is_told_in_a_line() {
+    let place = Place::new();
+    let folder = place.path("odd");
+    fs::create_dir(&folder).unwrap();
+    for entry in fs::read_dir(model()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    // Longer than the tokens it is taken off when merges are read.
+    json["model"]["continuing_subword_prefix"] = "a long prefix".into();
+    fs::write(&path, json.to_string()).unwrap();
+    let refused = place.run(&["inspect", "--model", "odd"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    is_harmless(&refused, "a tokenizer whose parts contradict each other");
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+}
+
 #[test]
 #[cfg(unix)]
 fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {

@@ -99,7 +99,6 @@ const HARMLESS_BEGINNINGS: &[&str] = &[
     "flash_attention",
     "flash_attn",
     "initializer_",
-    "lora_",
     "neftune_",
     "summary_",
     "use_flash_attention",
