@@ -18,6 +18,10 @@ fn config(model_type: &str, changes: &Json) -> ModelConfig {
         "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "max_position_embeddings": 8192, "sliding_window": null,
     });
+    if ["gemma2", "gemma3_text"].contains(&model_type) {
+        // What a file implies.
+        json["query_pre_attn_scalar"] = json!(8);
+    }
     for (key, value) in changes.as_object().unwrap() {
         json[key] = value.clone();
     }

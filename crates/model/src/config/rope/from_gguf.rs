@@ -74,8 +74,9 @@ pub(crate) fn from_gguf(
         }
         _ => Ok(()),
     };
+    let all = keys.f64(ATTENTION_FACTOR)?.unwrap_or(1.0);
+    // The model's source takes it with the divisors that are tensors.
     if !long {
-        let all = keys.f64(ATTENTION_FACTOR)?.unwrap_or(1.0);
         fits(ATTENTION_FACTOR, &[0.0, 1.0, if yarn { all } else { 1.0 }])?;
     }
     fits("rope.scaling.yarn_attn_factor", &[0.0, 1.0, rope.factor()])?;
