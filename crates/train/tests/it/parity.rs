@@ -369,7 +369,9 @@ fn check_base(reference: &Reference, decoder: &Decoder) {
     let expected: Vec<f64> =
         stored.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
     let error = relative_error(&logits.to_f64(), &expected);
-    let allowed = if dtype == DType::F64 { 1e-9 } else { 1e-5 };
+    // transformers computes the frequencies of a stretched length in single precision.
+    let exact = if name.contains("dynamic") { 1e-8 } else { 1e-9 };
+    let allowed = if dtype == DType::F64 { exact } else { 1e-5 };
     assert!(error < allowed, "{name}: logits are off by {error}");
     let labels = reference.labels.iter().filter(|&&label| label != IGNORE_LABEL).count();
     let loss = decoder.loss(&hidden, &reference.labels, 1.0 / labels as f64).loss.value().item();

@@ -97,6 +97,9 @@ fn written(
             let place = folder.join("written");
             let _ = std::fs::remove_dir_all(&place);
             saving.folder(&place)?;
+            // A folder carries what it was read from, which `as_files_imply` changed.
+            let config = source.config.to_json("float32").to_string();
+            std::fs::write(place.join("config.json"), config).unwrap();
             open_weights(&place)?
         }
     };
