@@ -51,8 +51,10 @@ const KNOWN: &[Known] = &[Known {
 
 /// Bytes of an answer that lists files.
 const MOST_LISTING: u64 = 32 << 20;
-/// Bytes of a file whose length the hub does not say.
+/// Bytes of a file of weights or data whose length the hub does not say.
 const MOST_FILE: u64 = 64 << 30;
+/// Bytes of a file that describes a model or its tokenizer.
+const MOST_TEXT: u64 = 256 << 20;
 /// How long a hub may say nothing in the middle of an answer.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -488,8 +490,12 @@ impl Hub {
                 target.display()
             ));
         }
-        // Without a length there is no end to wait for; larger than any file of a model.
-        let mut body = self.limited(response, length.unwrap_or(MOST_FILE).saturating_add(1));
+        // Larger than any file of a model: without a length there is no end to wait for.
+        let most = match target.extension().is_some_and(|of| of == "json" || of == "jinja") {
+            true => MOST_TEXT,
+            false => length.unwrap_or(MOST_FILE),
+        };
+        let mut body = self.limited(response, most.saturating_add(1));
         store(&mut body, target, sha256, length, say).map_err(|problem| format!("{url}: {problem}"))
     }
 }

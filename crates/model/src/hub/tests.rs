@@ -295,11 +295,16 @@ fn a_listing_without_end_is_not_held() {
         while stream.write_all(line.as_bytes()).is_ok() {}
     });
     let cache = tempfile::tempdir().unwrap();
-    let hub = hub(Some(endpoint), cache.path());
+    let hub = hub(Some(endpoint.clone()), cache.path());
     let error = hub.resolve("org/m", &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("limit") && error.contains("/api/models"), "{error}");
     let error = hub.dataset_files("org/m", "main").unwrap_err();
     assert!(error.contains("limit"), "{error}");
+    // What describes a model is no larger than a text, whatever the hub sends of it.
+    let to = cache.path().join("config.json");
+    let error =
+        hub.download(&format!("{endpoint}/config.json"), &to, None, &mut |_| {}).unwrap_err();
+    assert!(error.contains("limit") && !to.exists(), "{error}");
 }
 
 /// A byte now and then holds nobody for ever, however short the silences are.
